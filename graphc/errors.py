@@ -1,0 +1,95 @@
+"""Every error class of graphc.
+
+Each error carries a message template and, when known, the user's own source location, so that the user can act on it
+without reading graphc. Classes are small and many: tests assert the class and the line.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class HasPosition(Protocol):
+    """Anything that names a place in the user's source, such as `graphc.ir.types.Location`."""
+
+    file: str
+    line: int
+
+
+class GraphcError(Exception):
+    """Base of all errors raised by graphc.
+
+    Args:
+        message: what happened, where, and what to do about it.
+        location: the user's source line that caused it, when known.
+    """
+
+    def __init__(self, message: str, location: HasPosition | None = None) -> None:
+        self.message = message
+        self.location = location
+        where = f"\n  at {location.file}:{location.line}" if location is not None and location.line else ""
+        super().__init__(message + where)
+
+
+class UnsupportedError(GraphcError):
+    """The program uses something that graphc does not compile; the message says what to do instead."""
+
+
+class DataDependentError(UnsupportedError):
+    """Python control flow or a shape depends on the data of a tensor."""
+
+
+class CaptureError(GraphcError):
+    """The user's function could not be captured (a leaked traced tensor, a generator, a tensor subclass, ...)."""
+
+
+class InvalidGraphError(GraphcError):
+    """A graph or kernel breaks an invariant of its IR; raised by the verifiers with a window of lines."""
+
+
+class ParseError(GraphcError):
+    """Malformed IR text.
+
+    Args:
+        reason: what was expected.
+        line: 1-based line in the text.
+        column: 1-based column in the text.
+        source_line: the offending line, shown with a caret.
+    """
+
+    def __init__(self, reason: str, line: int, column: int, source_line: str = "") -> None:
+        self.reason, self.line, self.column = reason, line, column
+        caret = f"\n  {source_line}\n  {' ' * (column - 1)}^" if source_line else ""
+        super().__init__(f"line {line}, column {column}: {reason}{caret}")
+
+
+class LoweringError(GraphcError):
+    """An operator could not be lowered to loop IR or to a program step; a bug in graphc or a missing rule."""
+
+
+class CodegenError(GraphcError):
+    """A kernel could not be written in the target language."""
+
+
+class CompilerError(GraphcError):
+    """The C compiler or the Triton compiler failed or is missing; carries its output."""
+
+
+class CacheError(GraphcError):
+    """The disk cache could not be read or written; callers degrade to building in a temporary folder with a warning."""
+
+
+class BackendUnavailableError(GraphcError):
+    """The requested backend cannot run on this machine (no GPU and no TRITON_INTERPRET=1, no C compiler, ...)."""
+
+
+class SettingsError(GraphcError):
+    """A setting or environment variable has a value that cannot be understood."""
+
+
+class GraphcWarning(UserWarning):
+    """Base of all warnings raised by graphc."""
+
+
+class FallbackWarning(GraphcWarning):
+    """Something ran slower than asked for (no compiler, autograd needed, read-only cache); says why and what to do."""

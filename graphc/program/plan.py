@@ -1,0 +1,157 @@
+"""The scheduled program: what the runtime will do, step by step, as plain records.
+
+`graphc.passes` makes a `Plan`; `graphc.codegen` turns its kernels into text and its steps into a native program; the
+runtime executes it. Free of torch and, at run time, of the compiler.
+
+    buffers: inputs ───┐
+             outputs ──┼── steps: KernelStep, GemmStep, AtenStep, CopyStep in order
+             arena ────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+from graphc.ir.types import DType, Location
+
+if TYPE_CHECKING:
+    from graphc.loopir.kernel import Kernel
+
+INPUT, OUTPUT, ARENA, EXTERNAL = "input", "output", "arena", "external"
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """One storage of the program.
+
+    Args:
+        index: position in `Plan.buffers`, by which all records name it.
+        kind: INPUT (the user's tensor; `source` = graph input number), OUTPUT (fresh memory per call, handed to the
+            user), ARENA (at byte `arena_offset` of the program's arena), EXTERNAL (memory that an ATen call returned,
+            alive until `last_use`).
+        dtype: element type.
+        shape, strides: how its defining value lies in it, in elements.
+        nbytes: bytes from the first to the last element.
+        host: it is a Python scalar (a scalar input or an `.item()` result), kept as an 8-byte cell (f64 or i64).
+    """
+
+    index: int
+    kind: str
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    nbytes: int
+    device: str = "cpu"
+    source: int = -1
+    arena_offset: int = -1
+    host: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """A strided look into a buffer, in elements of `dtype`, as an operand of a library call."""
+
+    buffer: int
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class KernelStep:
+    """Run a generated kernel. `buffers[i]` (with element offset `offsets[i]`) is its argument i."""
+
+    kernel: str
+    buffers: tuple[int, ...]
+    offsets: tuple[int, ...]
+    location: Location = Location()
+
+
+@dataclass(frozen=True)
+class GemmStep:
+    """`out = a @ b (+ out when accumulate)`, batched over all leading dims, which are equal (stride 0 = broadcast)."""
+
+    a: View
+    b: View
+    out: View
+    accumulate: bool = False
+    location: Location = Location()
+
+
+@dataclass(frozen=True)
+class AtenStep:
+    """Call an ATen overload (`aten.convolution.default`) with torch's own semantics.
+
+    Args:
+        op: overload name, `namespace.name.overload`.
+        args, kwargs: positional and keyword arguments: plain values, tuples, `graphc.ir.graph.Named`, DType, and `View`
+            for tensors. A `View` of a host buffer means the Python number.
+        outs: per returned tensor the EXTERNAL or ARENA/OUTPUT buffer that receives it (copied for the latter two), or
+            -1 when it is not used.
+        mutates: positions in the flat list of tensor arguments which the call writes to; the plan has made private
+            copies of what must survive.
+    """
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    outs: tuple[int, ...]
+    mutates: tuple[int, ...] = ()
+    location: Location = Location()
+
+    def views(self) -> Iterator[View]:
+        """All tensor arguments, in order."""
+        stack: list[Any] = [*self.args, *(value for _, value in self.kwargs)]
+        while stack:
+            item = stack.pop(0)
+            if isinstance(item, View):
+                yield item
+            elif isinstance(item, (tuple, list)):
+                stack[:0] = item
+
+
+Step: TypeAlias = Union[KernelStep, GemmStep, AtenStep]
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """How output i is handed to the user.
+
+    Args:
+        buffer: the storage; for an INPUT buffer the user's own tensor.
+        shape, strides, offset: the view onto it; `whole` = the tensor object as it is.
+    """
+
+    buffer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    whole: bool = True
+
+
+@dataclass
+class Plan:
+    """A scheduled program.
+
+    Attributes:
+        name: of the user's function.
+        buffers: every storage, by index.
+        kernels: distinct kernels by name.
+        steps: in order; contents of `Write`s are stored by them too.
+        outputs: one per graph output.
+        written: graph inputs whose contents the program changes (their version counters are bumped after the run).
+        arena_bytes: size of the arena.
+        stats: counters for `.explain()`: graph ops, fused ops, extern calls with reasons, bytes moved.
+    """
+
+    name: str
+    buffers: list[BufferSpec] = field(default_factory=list)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    outputs: list[OutputSpec] = field(default_factory=list)
+    written: tuple[int, ...] = ()
+    arena_bytes: int = 0
+    stats: dict[str, Any] = field(default_factory=dict)
