@@ -12,8 +12,11 @@ from typing import Protocol
 class HasPosition(Protocol):
     """Anything that names a place in the user's source, such as `graphc.ir.types.Location`."""
 
-    file: str
-    line: int
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def line(self) -> int: ...
 
 
 class GraphcError(Exception):

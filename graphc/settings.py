@@ -49,7 +49,9 @@ class Settings:
 
     eager: bool = _setting("GRAPHC_EAGER", _parse_bool, "run every decorated function as plain PyTorch", default=False)
     debug: int = _setting("GRAPHC_DEBUG", int, "0 silent .. 4 everything, on stderr", default=0)
-    dump: Path | None = _setting("GRAPHC_DUMP", Path, "folder for the IR of every stage and generated code", default=None)
+    dump: Path | None = _setting(
+        "GRAPHC_DUMP", Path, "folder for the IR of every stage and generated code", default=None
+    )
     print_after: tuple[str, ...] = _setting(
         "GRAPHC_PRINT_AFTER", _parse_names, "comma-separated pass names after which the graph is printed", default=()
     )
@@ -57,15 +59,16 @@ class Settings:
         "GRAPHC_VERIFY_PASSES", _parse_bool, "run the IR verifier after every pass", default=False
     )
     cache: bool = _setting("GRAPHC_CACHE", _parse_bool, "keep compiled programs on disk", default=True)
-    cache_dir: Path = _setting(
-        "GRAPHC_CACHE_DIR", Path, "folder of the disk cache", default_factory=_default_cache_dir
-    )
+    cache_dir: Path = _setting("GRAPHC_CACHE_DIR", Path, "folder of the disk cache", default_factory=_default_cache_dir)
     cache_max_bytes: int = _setting(
         "GRAPHC_CACHE_MAX_BYTES", int, "disk cache size above which the oldest entries go, bytes", default=2 << 30
     )
     cc: str = _setting("GRAPHC_CC", str, "C compiler command", default="gcc")
     max_recompiles: int = _setting(
-        "GRAPHC_MAX_RECOMPILES", int, "captures of one function after which a warning names what keeps changing", default=16
+        "GRAPHC_MAX_RECOMPILES",
+        int,
+        "captures of one function after which a warning names what keeps changing",
+        default=16,
     )
 
     def compiler(self) -> str | None:

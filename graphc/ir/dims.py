@@ -36,7 +36,7 @@ class FloorDiv:
     denominator: Dim
 
     def __str__(self) -> str:
-        return f"({self.numerator} // {_atom_text(self.denominator)})"
+        return f"({_numerator_text(self.numerator)} // {_atom_text(self.denominator)})"
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,16 @@ class Mod:
     denominator: Dim
 
     def __str__(self) -> str:
-        return f"({self.numerator} % {_atom_text(self.denominator)})"
+        return f"({_numerator_text(self.numerator)} % {_atom_text(self.denominator)})"
 
 
 Atom: TypeAlias = Sym | FloorDiv | Mod
 Monomial: TypeAlias = tuple[Atom, ...]
+
+
+def _numerator_text(value: Expr) -> str:
+    """In parentheses where `//` and `%`, which bind like `*`, would take only a part of it."""
+    return f"({value})" if len(value.terms) > 1 or value.terms[0][1] < 0 else str(value)
 
 
 def _atom_text(value: Dim) -> str:
@@ -77,7 +82,7 @@ class Expr:
         raise AttributeError("Expr is immutable")
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[no-any-return, attr-defined]
+        return self._hash  # type: ignore[attr-defined]
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Expr) and self.terms == other.terms)

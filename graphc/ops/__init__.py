@@ -1,0 +1,54 @@
+"""The operators of the graph IR. Importing this package registers all of them, one file per family."""
+
+from graphc.ops import (
+    activation,
+    attention,
+    contraction,
+    convolution,
+    creation,
+    extern,
+    indexing,
+    layout,
+    loss,
+    normalization,
+    pointwise,
+    pooling,
+    reductions,
+    resampling,
+    scan,
+    views,
+)
+from graphc.ops.registry import ElementContext, Kind, LoopValue, OpDef, all_ops, exists, get, infer, register
+
+FAMILIES = (
+    activation,
+    attention,
+    contraction,
+    convolution,
+    creation,
+    extern,
+    indexing,
+    layout,
+    loss,
+    normalization,
+    pointwise,
+    pooling,
+    reductions,
+    resampling,
+    scan,
+    views,
+)
+"""The modules that define ops."""
+
+__all__ = [
+    "FAMILIES",
+    "ElementContext",
+    "Kind",
+    "LoopValue",
+    "OpDef",
+    "all_ops",
+    "exists",
+    "get",
+    "infer",
+    "register",
+]

@@ -74,6 +74,9 @@ class ElementContext(Protocol):
 TypeRule: TypeAlias = Callable[[Sequence[Operand], Mapping[str, Attr]], Sequence[TensorType]]
 LowerRule: TypeAlias = Callable[[ElementContext, Op, tuple[Dim, ...]], LoopValue]
 ExpandRule: TypeAlias = Callable[[Builder, Op], Sequence[Value]]
+AtenCall: TypeAlias = tuple[str, tuple[Attr, ...], Mapping[str, Attr]]
+"""An ATen overload and its args and kwargs, as the attributes of an `extern` op: `Ref(i)` stands for operand i."""
+CallRule: TypeAlias = Callable[[Op], AtenCall]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class OpDef:
             or a tuple. It is the oracle, so it is written for plainness.
         lower: writes element `index` of result 0 into a kernel; None when the op is a call or expands.
         expand: appends simpler ops to a builder and returns one value per result; None for core ops.
+        call: the ATen call that computes the op and returns its results in order; for contractions other than matmul
+            (convolution, attention), and for composites where the library may be called instead of expanding.
         flops: floating-point operations of the op; None = 1 per result element for pointwise ops, else 0.
         commutative: the two operands may be swapped.
         effect: "" pure; "random" draws from torch's generator; "opaque" keeps its place among all effects.
@@ -101,6 +106,7 @@ class OpDef:
     reference: Callable[..., Any]
     lower: LowerRule | None = None
     expand: ExpandRule | None = None
+    call: CallRule | None = None
     flops: Callable[[Op], Dim] | None = None
     commutative: bool = False
     effect: str = ""

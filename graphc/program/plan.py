@@ -155,3 +155,8 @@ class Plan:
     written: tuple[int, ...] = ()
     arena_bytes: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from graphc.program.printer import print_plan
+
+        return print_plan(self)

@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv: nothing but Python >= 3.11 and gcc has to be there before.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format lint types layers bench suites clean
+
+demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, compile it, compare, dump every stage to out/demo
+	$(BIN)/python examples/demo.py --out out/demo
+
+test: $(STAMP)  ## the tests
+	$(BIN)/python -m pytest -q -m "not gpu and not suite"
+
+check: $(STAMP) format lint types layers test  ## what .ci/run runs
+
+format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## the tables of benchmarks/README.md
+	$(BIN)/graphc bench benchmarks/kernels.py --against eager,inductor
+
+suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's own databases
+	$(BIN)/python -m pytest -q -m suite
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info

@@ -1,0 +1,215 @@
+"""One loop nest: each value is computed in the outermost loop in which it can be, stores come last.
+
+    for (i ...) {                      level 1: values that depend on i only
+      #pragma omp simd reduction(+:v4_acc)
+      for (j ...) {                    level 2: values that depend on j, updates of accumulators, stores
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from graphc.codegen.c.accumulators import Accumulator
+from graphc.codegen.c.writer import Writer
+from graphc.loopir.analysis import breakpoints, closure, known_truths
+from graphc.loopir.kernel import Define, Scan, Statement, Store, operands
+from graphc.loopir.transform import substitute_known
+
+MAX_SEGMENTS = 8
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One `for`.
+
+    Args:
+        axis: the axis it runs over; None for a loop over blocks or chunks of one.
+        low, high: bounds as C text.
+        variable: C variable.
+        step: what the variable advances by.
+        pragma: OpenMP directive before it, without `#pragma omp`.
+    """
+
+    axis: str | None
+    low: str
+    high: str
+    variable: str
+    step: int = 1
+    pragma: str = ""
+
+    def head(self, low: str | None = None, high: str | None = None) -> str:
+        v = self.variable
+        advance = f"{v}++" if self.step == 1 else f"{v} += {self.step}"
+        return f"for (int64_t {v} = {low or self.low}; {v} < {high or self.high}; {advance})"
+
+
+@dataclass
+class Nest:
+    """What a loop nest does.
+
+    Args:
+        loops: outermost first; the last one runs over the vector axis when there is one.
+        stores: done in the loop that their domain asks for.
+        updates: accumulators with the value each takes in.
+        scans: running accumulators that give values.
+        keep: values to write to a buffer as well, with the C place to write to.
+        collapse: how many outer loops must stay perfectly nested.
+        simd: OpenMP `simd` directive text for the last loop, or empty.
+        update_lines, scan_lines: write one accumulation.
+        before, after: lines around the innermost loop.
+        rows: row axes among the loops; accumulations happen inside the innermost of them.
+        cut: cut the innermost loop where masks change their truth.
+    """
+
+    loops: Sequence[Loop]
+    stores: Sequence[Store] = ()
+    updates: Sequence[tuple[Accumulator, str]] = ()
+    scans: Mapping[str, Accumulator] = field(default_factory=dict)
+    keep: Mapping[str, str] = field(default_factory=dict)
+    update_lines: Callable[[Accumulator, str], Sequence[str]] | None = None
+    scan_lines: Callable[[str, Accumulator, str], Sequence[str]] | None = None
+    collapse: int = 0
+    simd: str = ""
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    rows: frozenset[str] = frozenset()
+    cut: bool = True
+
+
+def write_nest(writer: Writer, nest: Nest) -> None:
+    """Write a loop nest and everything it computes."""
+    _NestWriter(writer, nest).write()
+
+
+@dataclass(frozen=True)
+class _Segment:
+    low: int | None
+    high: int | None
+    body: Mapping[str, Define]
+    stores: Sequence[Store]
+    needed: frozenset[str]
+
+
+class _NestWriter:
+    def __init__(self, writer: Writer, nest: Nest) -> None:
+        self.writer, self.nest, self.facts = writer, nest, writer.facts
+        self.level_of_axis = {loop.axis: k + 1 for k, loop in enumerate(nest.loops) if loop.axis is not None}
+        row_levels = [level for axis, level in self.level_of_axis.items() if axis in nest.rows]
+        self.row_level = max(row_levels, default=0)
+        self.stop = writer.available
+        self.has_masks = any(dtype.kind == "bool" for dtype in self.facts.dtypes.values())
+
+    def level(self, domain: Iterable[str]) -> int:
+        """Number of loops around a statement of this domain."""
+        found = max((self.level_of_axis.get(axis, 0) for axis in domain), default=0)
+        return max(found, self.nest.collapse) if found else 0
+
+    def write(self) -> None:
+        nest, depth = self.nest, len(self.nest.loops)
+        segments = self.segments()
+        needed = frozenset().union(*(segment.needed for segment in segments))
+        outer = replace(self.segment(None, None, self.writer.ranges, []), needed=needed)
+        for level in range(depth):
+            self.statements(outer, level)
+            if level < depth - 1:
+                self.open(nest.loops[level])
+        if depth == 0:
+            self.statements(segments[0], 0)
+            return
+        self.writer.line(*nest.before)
+        for segment in segments:
+            self.innermost(segment)
+        self.writer.line(*nest.after)
+        for _ in range(depth - 1):
+            self.writer.close()
+
+    def open(self, loop: Loop) -> None:
+        if loop.pragma:
+            self.writer.pragma(loop.pragma)
+        self.writer.open(loop.head())
+
+    def innermost(self, segment: _Segment) -> None:
+        loop, writer = self.nest.loops[-1], self.writer
+        low, high = loop.low, loop.high
+        saved = writer.ranges
+        if segment.low is not None and segment.high is not None and loop.axis is not None:
+            low = _tighter(writer, "max", low, segment.low)
+            high = _tighter(writer, "min", high, segment.high)
+            writer.ranges = {**saved, loop.axis: (segment.low, segment.high - 1)}
+        pragma = " ".join(part for part in (loop.pragma, self.nest.simd) if part)
+        if pragma:
+            writer.pragma(pragma)
+        writer.open(loop.head(low, high))
+        self.statements(segment, len(self.nest.loops))
+        writer.close()
+        writer.ranges = saved
+
+    def segments(self) -> list[_Segment]:
+        """The innermost loop cut where masks change, each piece with its own statements."""
+        targets = [value for _, value in self.nest.updates]
+        whole = self.segment(None, None, self.writer.ranges, targets)
+        loop = self.nest.loops[-1] if self.nest.loops else None
+        if not self.nest.cut or loop is None or loop.axis is None:
+            return [whole]
+        masks = [name for name in whole.needed if self.facts.dtypes[name].kind == "bool"]
+        cuts = breakpoints(self.facts, loop.axis, masks)
+        extent = self.facts.axes[loop.axis].extent
+        if not isinstance(extent, int) or len(cuts) >= MAX_SEGMENTS:
+            return [whole]
+        low, high = self.writer.ranges[loop.axis]
+        assert high is not None
+        edges = [low, *(cut for cut in cuts if low < cut <= high), high + 1]
+        if len(edges) == 2:
+            return [whole]
+        pieces = zip(edges, edges[1:], strict=False)
+        return [self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets) for a, b in pieces]
+
+    def segment(
+        self, low: int | None, high: int | None, ranges: Mapping[str, tuple[int, int | None]], targets: list[str]
+    ) -> _Segment:
+        body: Sequence[Statement] = (*self.facts.kernel.defines,)
+        stores: Sequence[Store] = self.nest.stores
+        if self.has_masks:
+            known = known_truths(self.facts, ranges)
+            body = substitute_known(body, ranges, known)
+            stores = [s for s in substitute_known(stores, ranges, known) if isinstance(s, Store)]
+        by_id = {s.id: s for s in body if not isinstance(s, Store)}
+        wanted = [*targets, *(name for s in stores for name in operands(s))]
+        return _Segment(low, high, by_id, stores, frozenset(closure(wanted, by_id, self.stop)))
+
+    def statements(self, segment: _Segment, level: int) -> None:
+        """Everything that happens at one level, in order."""
+        writer, nest = self.writer, self.nest
+        for name, s in segment.body.items():
+            if name not in segment.needed or self.value_level(name) != level:
+                continue
+            if isinstance(s, Scan):
+                self.scan(s)
+            else:
+                writer.define(s)
+            if name in nest.keep:
+                writer.line(f"{nest.keep[name]} = {writer.read(name)};")
+        for accumulator, value in nest.updates:
+            if max(self.value_level(value), self.row_level) == level:
+                assert nest.update_lines is not None
+                writer.line(*nest.update_lines(accumulator, writer.read(value)))
+        for store in segment.stores:
+            if self.level(self.facts.domain(store)) == level:
+                writer.store(store)
+
+    def value_level(self, name: str) -> int:
+        return self.level(self.facts.domains[name])
+
+    def scan(self, s: Scan) -> None:
+        accumulator = self.nest.scans[s.id]
+        assert self.nest.scan_lines is not None
+        self.writer.line(*self.nest.scan_lines(s.id, accumulator, self.writer.read(s.arg)))
+        self.writer.declare(s.id)
+
+
+def _tighter(writer: Writer, kind: str, bound: str, limit: int) -> str:
+    """The tighter of a loop bound and a constant."""
+    if bound.isdigit():
+        return str(max(int(bound), limit) if kind == "max" else min(int(bound), limit))
+    return f"{writer.use(f'gc_{kind}_index')}({bound}, {limit})"

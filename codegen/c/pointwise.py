@@ -1,0 +1,118 @@
+"""C loops of kernels without row axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from graphc.codegen.c.nest import Loop, Nest, write_nest
+from graphc.codegen.c.writer import Writer
+from graphc.loopir.analysis import KernelFacts, breakpoints
+from graphc.loopir.kernel import Store
+
+if TYPE_CHECKING:
+    from graphc.codegen.c.emit import COptions
+
+TILE = 32
+"""Side of a tile when buffers disagree on the contiguous axis; a tile of f32 is 4 KiB per buffer."""
+
+BLOCK = 4096
+"""Elements of the contiguous axis per parallel step when the outer axes alone are too few."""
+
+MIN_BLOCK = 64
+MIN_PARALLEL_STEPS = 16
+MAX_BOXES = 8
+
+
+def write_pointwise(writer: Writer, options: COptions) -> None:
+    """Write the loops, once per box where masks of outer axes cut the iteration space."""
+    facts = writer.facts
+    vector = facts.vector_axis(facts.axes)
+    whole = writer.ranges
+    for box in _boxes(facts, vector):
+        writer.ranges = {**whole, **box}
+        _write_box(writer, options, vector)
+    writer.ranges = whole
+
+
+def _boxes(facts: KernelFacts, vector: str | None) -> list[dict[str, tuple[int, int | None]]]:
+    """Ranges of outer axes in which no mask changes because of them; one empty box when nothing needs cutting."""
+    found: list[dict[str, tuple[int, int | None]]] = [{}]
+    masks = [name for name, dtype in facts.dtypes.items() if dtype.kind == "bool"]
+    if not masks:
+        return found
+    for axis in facts.axes.values():
+        cuts = breakpoints(facts, axis.name, masks) if axis.name != vector else []
+        if not cuts or (len(cuts) + 1) * len(found) > MAX_BOXES or not isinstance(axis.extent, int):
+            continue
+        edges = [0, *cuts, axis.extent]
+        pieces = list(zip(edges, edges[1:], strict=False))
+        found = [{**box, axis.name: (a, b - 1)} for box in found for a, b in pieces]
+    return found
+
+
+def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
+    facts = writer.facts
+    stores = [s for s in facts.kernel.body if isinstance(s, Store)]
+    safe = [name for name in facts.axes if facts.is_disjoint(name)]
+    simd = "simd" if vector in safe else ""
+    if vector is None:
+        write_nest(writer, Nest((), stores))
+        return
+    tiled = _tile_axis(facts, vector, safe)
+    outer = [name for name in safe if name not in (vector, tiled)]
+    inner = [name for name in facts.axes if name not in safe and name != vector]
+    loops = [_loop(writer, name) for name in outer]
+    steps = facts.points(outer)
+    blocked: dict[str, int] = {}
+    if tiled is not None:
+        blocked = {tiled: TILE, vector: TILE}
+    elif vector in safe and options.parallel and (outer or inner) and steps < MIN_PARALLEL_STEPS:
+        blocked = {vector: min(BLOCK, max(MIN_BLOCK, facts.extent(vector) // MIN_PARALLEL_STEPS // 16 * 16))}
+    loops += [_block_loop(writer, name, size) for name, size in blocked.items()]
+    collapse = len(loops)
+    loops += [_loop(writer, name) for name in inner]
+    loops += [_loop(writer, name, blocked) for name in (tiled, vector) if name is not None]
+    directive = ""
+    if options.parallel and (collapse or (vector in safe and len(loops) == 1)):
+        directive = "parallel for" + (f" collapse({collapse})" if collapse > 1 else "")
+        if len(loops) == 1:
+            directive, simd = "parallel for simd", ""
+        directive += " schedule(static)"
+        loops[0] = replace(loops[0], pragma=directive)
+    cut = not blocked
+    write_nest(writer, Nest(loops, stores, collapse=collapse if directive else 0, simd=simd, cut=cut))
+
+
+def _loop(writer: Writer, axis: str, blocked: Mapping[str, int] | None = None) -> Loop:
+    low, high = _bounds(writer, axis)
+    if blocked and axis in blocked:
+        end = f"{writer.use('gc_min_index')}({axis}_block + {blocked[axis]}, {high})"
+        return Loop(axis, f"{axis}_block", end, axis)
+    return Loop(axis, low, high, axis)
+
+
+def _block_loop(writer: Writer, axis: str, size: int) -> Loop:
+    low, high = _bounds(writer, axis)
+    return Loop(None, low, high, f"{axis}_block", size)
+
+
+def _bounds(writer: Writer, axis: str) -> tuple[str, str]:
+    low, high = writer.ranges[axis]
+    extent = writer.facts.axes[axis].extent
+    return str(low), str(high + 1) if high is not None else writer.index(extent)
+
+
+def _tile_axis(facts: KernelFacts, vector: str, safe: list[str]) -> str | None:
+    """The axis that is contiguous in a buffer in which the vector axis is not, or None."""
+    if vector not in safe or facts.extent(vector) < TILE:
+        return None
+    found: dict[str, int] = {}
+    for s in facts.accesses():
+        if abs(facts.step(s.index, vector) or 0) <= 1:
+            continue
+        for name in safe:
+            if name != vector and facts.step(s.index, name) == 1 and facts.extent(name) >= TILE // 4:
+                found[name] = found.get(name, 0) + facts.points(facts.domain(s))
+    return max(found, key=lambda name: found[name]) if found else None

@@ -1,0 +1,262 @@
+"""The native program: one C translation unit that runs a whole plan.
+
+    plan steps:   kernel  gemm  aten(C shim)  kernel │ aten(Python only) │ kernel  gemm
+    segments:     graphc_run_0 ─────────────────────   Python              graphc_run_1
+
+Consecutive steps that C can do become one function, so a plan without Python-only steps is a single foreign call. The
+text is meant to be read: kernels first, each once, then one call per step in order with the user's source line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from graphc.codegen import native_text as text
+from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported, shim_call
+from graphc.codegen.c.flags import CFLAGS, LIBRARIES
+from graphc.codegen.c.prelude import prelude
+from graphc.codegen.gemm import GEMM_SYMBOLS, REAL_NAMES, aten_line, blas_call, blas_line, is_empty, product_of
+from graphc.errors import CodegenError
+from graphc.ir.types import Location, f32, f64
+from graphc.program.lifetimes import last_external_uses
+from graphc.program.plan import INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step
+from graphc.program.record import NATIVE, PYTHON, Program, Segment
+
+if TYPE_CHECKING:
+    from graphc.loopir.kernel import Kernel
+
+SOURCE = "program.c"
+
+
+class EmittedKernel(Protocol):
+    """What the C generator gives back for one kernel: a function, and the helpers of the prelude it calls."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def helpers(self) -> Iterable[str]: ...
+
+
+def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> Program:
+    """The plan as C.
+
+    Args:
+        plan: the scheduled program, all of it on the CPU.
+        emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`.
+
+    Returns:
+        A program of one source file; steps that C cannot do form PYTHON segments, and `stats["python_steps"]` says
+        which and why.
+
+    Raises:
+        CodegenError: a kernel could not be written, or a step names a kernel that is not there.
+    """
+    return _NativeWriter(plan, emit_kernel).write()
+
+
+class _NativeWriter:
+    def __init__(self, plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> None:
+        self.plan, self.emit_kernel = plan, emit_kernel
+        self.symbols: dict[str, str] = {}
+        if exported("aoti_torch_get_data_ptr"):
+            self.symbols.update(text.INPUT_SYMBOLS)
+        self.calls: dict[str, str] = {}  # body of an ATen call -> name of its C function
+        self.kernels: dict[str, EmittedKernel] = {}
+        self.gemm_one: set[str] = set()
+        self.gemm_batch: set[str] = set()
+        self.uses_tensors = self.uses_matmul_aten = False
+        self.reasons: dict[str, str] = {}
+        self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
+
+    def write(self) -> Program:
+        plan = self.plan
+        lines = [self._step(number, step) for number, step in enumerate(plan.steps)]
+        segments = _segments(lines)
+        runs = [
+            self._run_function(segment, lines[segment.first : segment.stop])
+            for segment in segments
+            if segment.kind == NATIVE
+        ]
+        sources = {SOURCE: self._source(runs)} if runs else {}
+        return Program(
+            name=plan.name,
+            backend="c",
+            buffers=list(plan.buffers),
+            steps=list(plan.steps),
+            outputs=list(plan.outputs),
+            written=plan.written,
+            arena_bytes=plan.arena_bytes,
+            segments=segments,
+            sources=sources,
+            symbols=tuple(self.symbols),
+            flags=CFLAGS,
+            libraries=LIBRARIES,
+            stats={**plan.stats, "python_steps": dict(self.reasons)},
+        )
+
+    def _step(self, number: int, step: Step) -> str | None:
+        """The C lines of a step, or None when Python must do it."""
+        try:
+            if isinstance(step, KernelStep):
+                line = self._kernel_line(step)
+            elif isinstance(step, GemmStep):
+                line = self._gemm_line(number, step)
+            else:
+                line = self._aten_line(number, step)
+        except NotNative as reason:
+            self.reasons[str(number)] = str(reason)
+            return None
+        for index in self.releases.get(number, ()):
+            self._need_tensors()
+            line += f"\n  release(h, {index});"
+        return line
+
+    def _kernel_line(self, step: KernelStep) -> str:
+        emitted = self.kernels.get(step.kernel)
+        if emitted is None:
+            kernel = self.plan.kernels.get(step.kernel)
+            if kernel is None:
+                raise CodegenError(f"the plan has no kernel named {step.kernel}", step.location)
+            emitted = self.kernels[step.kernel] = self.emit_kernel(kernel)
+        arguments = []
+        for index, offset in zip(step.buffers, step.offsets, strict=True):
+            bytes_in = offset * self.plan.buffers[index].dtype.itemsize
+            arguments.append(f"p[{index}]" if not bytes_in else f"AT({index}, {bytes_in})")
+        return f"{emitted.name}({', '.join(arguments)});{_comment(step.location)}"
+
+    def _gemm_line(self, number: int, step: GemmStep) -> str:
+        if is_empty(step):
+            return f"/* empty matrix product */{_comment(step.location)}"
+        product = product_of(step)
+        dtype = step.out.dtype
+        call = blas_call(product) if dtype in GEMM_SYMBOLS else None
+        if call is not None:
+            batched = bool(call.product.batch)
+            symbol = GEMM_SYMBOLS[dtype][batched]
+            if exported(symbol):
+                self.symbols[symbol] = text.BLAS[symbol]
+                (self.gemm_batch if batched else self.gemm_one).add(REAL_NAMES[dtype])
+                return blas_line(step, call) + _comment(step.location)
+        if not all(exported(symbol) for symbol in text.MATMUL_SHIM):
+            raise NotNative(f"libtorch exports no matrix product for {dtype.name}")
+        self._need_tensors()
+        self.uses_matmul_aten = True
+        self.symbols.update(text.MATMUL_SHIM)
+        return _guarded(number, aten_line(step, product, dtype_code(dtype)), step.location)
+
+    def _aten_line(self, number: int, step: AtenStep) -> str:
+        call: ShimCall = shim_call(step, self.plan.buffers)
+        self._need_tensors()
+        self.symbols.update(call.symbols)
+        name = self.calls.get(call.body)
+        if name is None:
+            name = self.calls[call.body] = f"{step.op.split('.')[1].strip('_')}_{len(self.calls)}"
+        arguments = ", ".join(map(str, call.buffers)) or "0"
+        return _guarded(number, f"{name}(p, h, (const int[]){{{arguments}}})", step.location)
+
+    def _need_tensors(self) -> None:
+        if self.uses_tensors:
+            return
+        missing = [symbol for symbol in text.SHIM if not exported(symbol)]
+        if missing:
+            raise NotNative(f"libtorch does not export {missing[0]}")
+        self.uses_tensors = True
+        self.symbols.update(text.SHIM)
+
+    def _inputs_function(self) -> str:
+        inputs = [spec for spec in self.plan.buffers if spec.kind == INPUT and not spec.host]
+        if not inputs or text.INPUT_SYMBOLS.keys() - self.symbols.keys():
+            return ""
+        numbers = {
+            "COUNT": str(len(inputs)),
+            "SOURCES": ", ".join(str(spec.source) for spec in inputs),
+            "BUFFERS": ", ".join(str(spec.index) for spec in inputs),
+        }
+        found = text.INPUTS
+        for word, value in numbers.items():
+            found = found.replace(word, value)
+        return found
+
+    def _run_function(self, segment: Segment, lines: list[str | None]) -> str:
+        body = "\n".join(f"  {line}" for line in lines)
+        return (
+            f"/* steps {segment.first} to {segment.stop - 1}; gives 0, or 1 + the step that failed */\n"
+            f"STRAIGHT int {segment.entry}(void **p, AtenTensorHandle *h) {{\n{body}\n  return 0;\n}}\n"
+        )
+
+    def _source(self, runs: list[str]) -> str:
+        plan = self.plan
+        parts = [f"/* {_safe(plan.name)}: {len(plan.steps)} steps, {len(self.kernels)} kernels. Made by graphc. */\n"]
+        helpers = {helper for kernel in self.kernels.values() for helper in kernel.helpers}
+        parts += [prelude(helpers), text.TYPES, _buffer_table(plan)]
+        parts.append("".join(f"static {proto.replace('NAME', f'(*{s})')};\n" for s, proto in self.symbols.items()))
+        parts += [kernel.text for kernel in self.kernels.values()]
+        for dtype in (f32, f64):
+            real = REAL_NAMES[dtype]
+            one, batch = GEMM_SYMBOLS[dtype]
+            if real in self.gemm_one:
+                parts.append(text.GEMM_ONE.replace("REAL", real).replace("GEMM", one))
+            if real in self.gemm_batch:
+                parts.append(text.GEMM_BATCH.replace("REAL", real).replace("GEMM", batch))
+        if self.uses_tensors:
+            parts.append(f"enum {{ CPU = {constant('device_type_cpu')}, STRIDED = {constant('layout_strided')} }};\n")
+            parts.append(text.TENSORS)
+        if self.uses_matmul_aten:
+            parts.append(text.MATMUL_ATEN)
+        for body, name in self.calls.items():
+            parts.append(f"STRAIGHT static int {name}(void **p, AtenTensorHandle *h, const int *b) {{\n{body}\n}}\n")
+        parts += [*runs, self._inputs_function()]
+        parts.append(_bind_function(self.symbols))
+        return "\n".join(part for part in parts if part)
+
+
+def _bind_function(symbols: Iterable[str]) -> str:
+    body = "".join(f"  {symbol} = functions[{i}];\n" for i, symbol in enumerate(symbols))
+    return f"/* where the functions of libtorch are */\nvoid graphc_bind(void *const *functions) {{\n{body}}}\n"
+
+
+def _segments(lines: list[str | None]) -> list[Segment]:
+    """Runs of steps that C does, and of steps that it does not."""
+    found: list[Segment] = []
+    natives = 0
+    for number, line in enumerate(lines):
+        kind = PYTHON if line is None else NATIVE
+        if found and found[-1].kind == kind:
+            found[-1] = replace(found[-1], stop=number + 1)
+            continue
+        found.append(Segment(kind, number, number + 1, f"graphc_run_{natives}" if kind == NATIVE else ""))
+        natives += kind == NATIVE
+    return found
+
+
+def _buffer_table(plan: Plan) -> str:
+    lines = [f" * p[{spec.index}] {_describe(spec)}" for spec in plan.buffers]
+    return "/* buffers\n" + "\n".join(lines) + "\n */\n"
+
+
+def _describe(spec: BufferSpec) -> str:
+    shape = f"{spec.dtype.name}[{', '.join(map(str, spec.shape))}]"
+    where = {"input": f" {spec.source}", "arena": f" at {spec.arena_offset}"}.get(spec.kind, "")
+    return f"{shape} {spec.kind}{where}"
+
+
+def _guarded(number: int, condition: str, location: Location) -> str:
+    return f"if ({condition}) return {number + 1};{_comment(location)}"
+
+
+def _comment(location: Location) -> str:
+    if not location:
+        return ""
+    name = location.file.rsplit("/", 1)[-1]
+    return f" /* {_safe(f'{name}:{location.line} {location.module}'.rstrip())} */"
+
+
+def _safe(words: str) -> str:
+    """Text that cannot end a C comment nor continue a line."""
+    return words.replace("*/", "* /").replace("\\", "/").replace("\n", " ")

@@ -1,0 +1,311 @@
+"""The statements of one generated Triton function.
+
+A value is a tensor over the blocked tile dimensions it depends on (size 1 along the others), or a scalar when it
+depends on none. `Body` keeps that shape per value, gives literals their types, and adds the masks of dimensions whose
+last block is not full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from graphc.codegen.triton.indexing import index_text
+from graphc.codegen.triton.ops import Context, Operand, cast, literal, render, tl_dtype
+from graphc.codegen.triton.tiling import TileDim, Tiling
+from graphc.errors import CodegenError
+from graphc.ir.dims import Dim, symbols
+from graphc.ir.types import DType, bool_, i32, i64
+from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Reduce, Scan, Store, operands
+
+Shape = frozenset[str]
+"""Names of the blocked tile dimensions along which a tensor has its full block; along the others it has size 1."""
+
+_SCALAR: Shape = frozenset()
+_INT_MIN = {"i8": -(2**7), "i16": -(2**15), "i32": -(2**31), "i64": -(2**63)}
+_INT_MAX = {name: -low - 1 for name, low in _INT_MIN.items()} | {
+    "u8": 2**8 - 1, "u16": 2**16 - 1, "u32": 2**32 - 1, "u64": 2**64 - 1,
+}  # fmt: skip
+
+
+def neutral(op: str, dtype: DType) -> bool | int | float:
+    """The value that changes no reduction or scan by `op`."""
+    if op in ("sum", "any"):
+        return False if dtype == bool_ else 0.0 if dtype.is_float else 0
+    if op in ("prod", "all"):
+        return True if dtype == bool_ else 1.0 if dtype.is_float else 1
+    if dtype == bool_:
+        return op not in ("max", "argmax")
+    if dtype.is_float:
+        return float("-inf") if op in ("max", "argmax") else float("inf")
+    return _INT_MIN.get(dtype.name, 0) if op in ("max", "argmax") else _INT_MAX[dtype.name]
+
+
+@dataclass
+class Body:
+    """Lines of a function under construction.
+
+    Args:
+        tiling: of the kernel.
+        context: collects helpers for the whole module.
+        pointers: parameter name per buffer.
+    """
+
+    tiling: Tiling
+    context: Context
+    pointers: dict[str, str]
+    lines: list[str] = field(default_factory=list)
+    depth: int = 1
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    values: dict[str, Operand] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kernel = self.tiling.kernel
+        self.buffers = {buffer.name: buffer for buffer in kernel.buffers}
+        self.ranges: dict[str, tuple[int, int | None]] = {
+            axis.name: (0, max(0, axis.extent - 1)) if isinstance(axis.extent, int) else (0, None)
+            for axis in kernel.axes
+        }
+        blocked = {dim.name: dim for dim in self.tiling.blocked}
+        self.blocked = blocked
+        self.dim_of = {axis.name: dim.name for dim in blocked.values() for axis in dim.axes}
+        self.row = self.tiling.row
+
+    # -------------------------------------------------------------------------------------------------- plain lines
+
+    def line(self, text: str, comment: str = "") -> None:
+        indent = "    " * self.depth
+        self.lines.append(f"{indent}{text}  # {comment}" if comment else f"{indent}{text}")
+
+    def index_type(self, text: str) -> str:
+        return f"{text}.to(tl.int64)" if self.tiling.wide else text
+
+    def axis_variables(self, dim: TileDim) -> None:
+        """Define the variables of the axes that `dim` flattens, once the variable `dim.name` is defined."""
+        if len(dim.axes) < 2:
+            return
+        below = dim.extent
+        for position, axis in enumerate(dim.axes):
+            below //= max(1, int(str(axis.extent)))
+            text = dim.name if below == 1 else f"{dim.name} // {below}"
+            if position:
+                text = f"{dim.name} % {axis.extent}" if below == 1 else f"({text}) % {axis.extent}"
+            self.line(f"{axis.name} = {text}")
+
+    def lanes(self, dim: TileDim) -> str:
+        """`tl.arange` of a dimension, placed among the tile's dimensions."""
+        text = self.index_type(f"tl.arange(0, {dim.constexpr})")
+        position = list(self.blocked).index(dim.name)
+        if len(self.blocked) == 1:
+            return text
+        places = ["None"] * len(self.blocked)
+        places[position] = ":"
+        return f"{text}[{', '.join(places)}]"
+
+    def mask_variable(self, dim: TileDim) -> None:
+        """Define `in_x`, true on lanes inside the extent, when some lane is not."""
+        if not dim.is_exact:
+            self.line(f"in_{dim.name} = {dim.name} < {dim.extent}")
+
+    # ------------------------------------------------------------------------------------------------------- shapes
+
+    def shape_text(self, shape: Shape) -> str:
+        return "[" + ", ".join(d.constexpr if n in shape else "1" for n, d in self.blocked.items()) + "]"
+
+    def index_shape(self, index: Dim) -> Shape:
+        found: set[str] = set()
+        for name in symbols(index):
+            if name in self.dim_of:
+                found.add(self.dim_of[name])
+            else:
+                found |= self.shapes.get(name, _SCALAR)
+        return frozenset(found)
+
+    def operand(self, name: str) -> Operand:
+        return self.values[name]
+
+    def expanded(self, name: str, shape: Shape) -> str:
+        """The value `name` as a tensor of exactly `shape`."""
+        operand = self.operand(name)
+        if self.shapes[name] == shape and not operand.is_literal:
+            return operand.text
+        return f"tl.broadcast_to({operand.typed}, {self.shape_text(shape)})"
+
+    def edge_masks(self, shape: Shape) -> list[str]:
+        return [f"in_{name}" for name, dim in self.blocked.items() if name in shape and not dim.is_exact]
+
+    # --------------------------------------------------------------------------------------------------- statements
+
+    def define(self, s: Define) -> None:
+        """Write one pure statement. Reductions and scans have their own methods."""
+        if isinstance(s, Const):
+            self.values[s.id] = Operand(literal(s.value, s.dtype), s.dtype, is_literal=True)
+            self.shapes[s.id] = _SCALAR
+            return
+        if isinstance(s, Load):
+            text, shape = self._load(s)
+        elif isinstance(s, Index):
+            shape = self.index_shape(s.expr)
+            text = self._index_value(s.expr)
+        elif isinstance(s, Compute):
+            shape = frozenset().union(*(self.shapes[name] for name in s.args))
+            text = render(self.context, s.op, s.dtype, [self.operand(name) for name in s.args])
+        else:
+            raise CodegenError(f"{type(s).__name__} is no plain statement")
+        self.bind(s, text, shape)
+
+    def bind(self, s: Define, text: str, shape: Shape) -> None:
+        self.line(f"{s.id} = {text}", s.dtype.name)
+        self.values[s.id] = Operand(s.id, s.dtype)
+        self.shapes[s.id] = shape
+
+    def _index_value(self, index: Dim) -> str:
+        if isinstance(index, int):
+            return f"tl.full([], {index}, tl.int64)"
+        return f"({index_text(self.context, index, self.ranges)}).to(tl.int64)"
+
+    def _address(self, buffer: str, index: Dim, shape: Shape) -> str:
+        pointer = self.pointers[buffer]
+        text = pointer if index == 0 else f"{pointer} + ({index_text(self.context, index, self.ranges)})"
+        if self.index_shape(index) != shape:
+            text = f"tl.broadcast_to({text}, {self.shape_text(shape)})"
+        return text
+
+    def _load(self, s: Load) -> tuple[str, Shape]:
+        buffer = self.buffers[s.buffer]
+        shape = self.index_shape(s.index)
+        masks = self.edge_masks(shape)
+        if s.mask is not None:
+            shape |= self.shapes[s.mask]
+            masks = [self.operand(s.mask).typed, *self.edge_masks(shape)]
+        text = f"tl.load({self._address(s.buffer, s.index, shape)}"
+        if masks:
+            other = s.other if s.mask is not None else neutral("sum", buffer.dtype)
+            text += f", mask={' & '.join(masks)}, other={literal(other, buffer.dtype)}"
+        return cast(text + ")", buffer.dtype, s.dtype), shape
+
+    def store(self, s: Store) -> None:
+        """Write a store; `add` is an atomic addition by every point of the iteration space."""
+        buffer = self.buffers[s.buffer]
+        shape = self.index_shape(s.index) | self.shapes[s.value]
+        if s.mask is not None:
+            shape |= self.shapes[s.mask]
+        if s.mode == "add":
+            shape |= {dim.name for dim in self.tiling.parallel if dim.is_blocked}
+        value = self.operand(s.value)
+        masks = [*([self.operand(s.mask).typed] if s.mask is not None else []), *self.edge_masks(shape)]
+        converted = cast(value.typed, value.dtype, buffer.dtype)
+        function = "tl.store" if s.mode == "set" else "tl.atomic_add"
+        if s.mode == "add" and (buffer.dtype.itemsize < 4 and buffer.dtype.name != "f16"):
+            raise CodegenError(f"no atomic addition on {buffer.dtype.name} in Triton; accumulate in f32 or i32")
+        mask = f", mask={' & '.join(masks)}" if masks else ""
+        relaxed = ', sem="relaxed"' if s.mode == "add" else ""
+        self.line(f"{function}({self._address(s.buffer, s.index, shape)}, {converted}{mask}{relaxed})")
+
+    # ------------------------------------------------------------------------------------------ reductions and scans
+
+    @property
+    def row_axis(self) -> int:
+        """Position of the row dimension in tensors."""
+        return len(self.blocked) - 1
+
+    @property
+    def full(self) -> Shape:
+        return frozenset(self.blocked)
+
+    @property
+    def reduced(self) -> Shape:
+        return frozenset(name for name, dim in self.blocked.items() if not dim.is_row)
+
+    def inside(self, name: str, op: str) -> str:
+        """The value `name` over the full tile, with the neutral element of `op` outside the row."""
+        assert self.row is not None
+        if self.row.is_exact:
+            return self.expanded(name, self.full)
+        operand = self.operand(name)
+        fill = Operand(literal(neutral(op, operand.dtype), operand.dtype), operand.dtype, is_literal=True)
+        text = f"tl.where(in_{self.row.name}, {operand.argument}, {fill.argument})"
+        covers = self.shapes[name] | {self.row.name} == self.full
+        return text if covers else f"tl.broadcast_to({text}, {self.shape_text(self.full)})"
+
+    def reduced_text(self, op: str, text: str, dtype: DType) -> str:
+        """`text`, a tensor over the full tile, reduced along the row; not for argmax and argmin."""
+        axis = f"{self.row_axis}, keep_dims=True" if len(self.blocked) > 1 else f"{self.row_axis}"
+        if op in ("any", "all") or (dtype == bool_ and op in ("max", "min")):
+            function = "tl.max" if op in ("any", "max") else "tl.min"
+            return f"{function}({text}.to(tl.int32), {axis}) != 0"
+        narrow = f".to({tl_dtype(dtype)})" if dtype.is_integral and dtype.itemsize < 4 else ""
+        if op == "sum":
+            return f"tl.sum({text}, {axis}){narrow}"
+        if op == "prod" or dtype.is_float:
+            combine = {"prod": "_product", "max": "_maximum", "min": "_minimum"}[op]
+            self.context.helpers.add(combine)
+            return f"tl.reduce({text}, {axis.split(',')[0]}, {combine}{axis[1:]})"
+        return f"tl.{op}({text}, {axis}){narrow}"
+
+    def index_dtype(self) -> DType:
+        return i64 if self.tiling.wide else i32
+
+    def row_index(self) -> str:
+        """The row index over the full tile, outside the row too large to win a tie."""
+        assert self.row is not None
+        if self.full == {self.row.name}:
+            return self.row.name
+        return f"tl.broadcast_to({self.row.name}, {self.shape_text(self.full)})"
+
+    def reduce_tile(self, s: Reduce) -> None:
+        """Reduce a value whose whole row is in the tile."""
+        if s.op in ("argmax", "argmin"):
+            self.arg_reduction(s, self.inside(s.arg, s.op), self.row_index())
+        else:
+            self.bind(s, self.reduced_text(s.op, self.inside(s.arg, s.op), s.dtype), self.reduced)
+
+    def arg_reduction(self, s: Reduce, values: str, indices: str) -> None:
+        self.context.helpers.add(f"_{s.op}")
+        keep = ", keep_dims=True" if len(self.blocked) > 1 else ""
+        self.line(f"_, {s.id}_index = tl.reduce(({values}, {indices}), {self.row_axis}, _{s.op}{keep})")
+        self.bind(s, f"{s.id}_index.to(tl.int64)", self.reduced)
+
+    def scan_tile(self, s: Scan, carry: str = "") -> None:
+        """Scan along the row of the tile; with `carry`, the name of what earlier steps of the loop left."""
+        text = self.inside(s.arg, s.op)
+        narrow = f".to({tl_dtype(s.dtype)})" if s.dtype.is_integral and s.dtype.itemsize < 4 else ""
+        if carry:
+            self.line(f"{s.id}_step = {text}")
+            text = f"{s.id}_step"
+        if s.op == "sum":
+            scanned = f"tl.cumsum({text}, {self.row_axis}){narrow}"
+        else:
+            scanned = f"tl.associative_scan({text}, {self.row_axis}, {self.combine_helper(s.op)})"
+        if not carry:
+            self.bind(s, scanned, self.full)
+            return
+        self.bind(s, self.combined(s.op, scanned, carry, s.dtype), self.full)
+        self.line(f"{carry} = {self.combined(s.op, carry, self.reduced_text(s.op, text, s.dtype), s.dtype)}")
+
+    def combine_helper(self, op: str) -> str:
+        name = {"prod": "_product", "max": "_maximum", "min": "_minimum"}[op]
+        self.context.helpers.add(name)
+        return name
+
+    def combined(self, op: str, left: str, right: str, dtype: DType) -> str:
+        """Two partial results of reduction `op` made one, element by element."""
+        if op == "sum":
+            return f"{left} + {right}"
+        if op == "prod":
+            return f"{left} * {right}"
+        if dtype == bool_:
+            return f"{left} {'|' if op in ('any', 'max') else '&'} {right}"
+        arguments: list[Operand] = [Operand(left, dtype), Operand(right, dtype)]
+        return render(self.context, {"max": "maximum", "min": "minimum"}[op], dtype, arguments)
+
+
+def needed(statements: Iterable[Define], wanted: set[str]) -> list[Define]:
+    """The statements out of `statements` that the values `wanted` come from, in order."""
+    kept: list[Define] = []
+    wanted = set(wanted)
+    for s in reversed(list(statements)):
+        if s.id in wanted:
+            kept.append(s)
+            wanted.update(operands(s))
+    return kept[::-1]

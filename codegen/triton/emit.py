@@ -1,0 +1,421 @@
+"""Loop IR to Triton text.
+
+    kernel softmax ... axes(i: 4096 parallel, j: 1024 row)
+      ->
+    @triton.jit
+    def softmax(x_ptr, y_ptr, RBLOCK: tl.constexpr):
+        # src[model.py:12]
+        i = tl.program_id(0)
+        j = tl.arange(0, RBLOCK)
+        v0 = tl.load(x_ptr + (i * 1024 + j))  # f32
+        v1 = tl.reduce(v0, 0, _maximum)  # f32
+        v2 = v0 - v1  # f32
+        ...
+
+Three forms. *Tile*: the whole iteration space of a program is one tile, statements follow each other as in the kernel
+(pointwise, persistent rows). *Looped*: the row is walked once per pass; a pass ends in the reductions that the next one
+needs, values are computed again in each pass. *Split*: as looped, but each pass is a launch of its own in which several
+programs share a row; partial reductions go through scratch memory and are combined, in a fixed order, by the next
+launch.
+"""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass
+
+from graphc.codegen.triton.body import Body, needed, neutral
+from graphc.codegen.triton.helpers import text_of
+from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
+from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, power_of_two
+from graphc.errors import CodegenError
+from graphc.ir.dims import symbols
+from graphc.ir.types import DType
+from graphc.loopir.kernel import Define, Kernel, Reduce, Scan, Store, operands
+from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
+
+_RESERVED = frozenset(keyword.kwlist) | {
+    "tl", "triton", "libdevice", "range", "float", "part", "parts", "part_start", "part_stop", "row_start"
+}  # fmt: skip
+
+
+def emit_kernel(kernel: Kernel, *, tiling: Tiling | None = None) -> TritonKernel:
+    """The Triton module for a kernel.
+
+    Args:
+        kernel: any verified kernel with known extents.
+        tiling: how to cut it, by default `choose_tiling(kernel)`.
+
+    Returns:
+        text, launches and scratch memory; equal kernels give equal text but for names and notes.
+
+    Raises:
+        CodegenError: a symbolic extent, an element type or operator that Triton lacks.
+    """
+    writer = _Writer(kernel, tiling or choose_tiling(kernel))
+    return writer.module()
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """Scratch memory of one reduction in split form: `split` partial results per row."""
+
+    pointer: str
+    dtype: DType
+
+
+class _Writer:
+    def __init__(self, kernel: Kernel, tiling: Tiling) -> None:
+        self.source, self.tiling, self.kernel = kernel, tiling, tiling.kernel
+        self.context = Context()
+        self.pointers = _parameter_names(kernel)
+        self.functions: list[str] = []
+        self.launches: list[Launch] = []
+        self.partials: dict[str, tuple[_Partial, ...]] = {}
+        self.scratch: list[Scratch] = []
+        row_axes = {axis.name for axis in self.kernel.row_axes}
+        self.in_row = {name for name, domain in self.kernel.domains.items() if domain & row_axes}
+        self.row_axes = row_axes
+        self.name = kernel.name if kernel.name.isidentifier() and kernel.name not in _RESERVED else "kernel"
+        clash = sorted(_RESERVED & {axis.name for axis in self.kernel.axes})
+        if clash:
+            raise CodegenError(f"kernel {kernel.name}: an axis cannot be called {', '.join(clash)} in Triton code")
+
+    def module(self) -> TritonKernel:
+        if not self.tiling.looped:
+            self._tile()
+        elif self.tiling.split == 1:
+            self._looped()
+        else:
+            self._split()
+        signature = [(self.pointers[b.name], _pointer_type(b.dtype)) for b in self.kernel.buffers]
+        signature += [
+            (p.pointer, s.dtype) for p, s in zip((p for ps in self.partials.values() for p in ps), self.scratch)
+        ]
+        imports = "import triton\nimport triton.language as tl\n"
+        if self.context.libdevice:
+            imports += "from triton.language.extra import libdevice\n"
+        text = imports + "\n\n" + text_of(self.context.helpers) + "\n\n".join(self.functions)
+        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), tuple(self.scratch))
+
+    # --------------------------------------------------------------------------------------------------------- forms
+
+    def _tile(self) -> None:
+        body = self._body()
+        self._parallel_prologue(body)
+        if body.row is not None:
+            body.line(f"{body.row.name} = {body.lanes(body.row)}")
+            body.mask_variable(body.row)
+            body.axis_variables(body.row)
+        for s in self.kernel.body:
+            if isinstance(s, Store):
+                body.store(s)
+            elif isinstance(s, Reduce):
+                body.reduce_tile(s)
+            elif isinstance(s, Scan):
+                body.scan_tile(s)
+            else:
+                body.define(s)
+        self._finish(body, self.name)
+
+    def _looped(self) -> None:
+        passes = _Passes(self.kernel, self.in_row)
+        body = self._body()
+        self._parallel_prologue(body)
+        for number in range(passes.count):
+            self._row_values(body, passes, number)
+            reductions = passes.reductions(number)
+            stores = passes.element_stores if number == passes.count - 1 else []
+            body.line(f"# pass {number + 1} of {passes.count}")
+            self._loop(body, passes, reductions, stores)
+            for s in reductions:
+                self._close(body, s)
+        self._row_values(body, passes, passes.count)
+        for store in passes.row_stores:
+            body.store(store)
+        self._finish(body, self.name)
+
+    def _split(self) -> None:
+        passes = _Passes(self.kernel, self.in_row)
+        for number in range(passes.count):
+            for s in passes.reductions(number):
+                self._allocate(s)
+        for number in range(passes.count):
+            reductions = passes.reductions(number)
+            last = number == passes.count - 1
+            body = self._body()
+            self._parallel_prologue(body)
+            self._earlier(body, passes, number)
+            body.line(f"part = {body.index_type('tl.program_id(1)')}")
+            self._loop(body, passes, reductions, passes.element_stores if last else [])
+            for s in reductions:
+                self._store_partial(body, s)
+            if last and not reductions:
+                self._row_stores_by_first(body, passes)
+            self._finish(body, f"{self.name}_pass{number + 1}", self.tiling.split)
+        if passes.reductions(passes.count - 1):
+            body = self._body()
+            self._parallel_prologue(body)
+            self._earlier(body, passes, passes.count)
+            for store in passes.row_stores:
+                body.store(store)
+            self._finish(body, f"{self.name}_finish")
+
+    # --------------------------------------------------------------------------------------------------------- parts
+
+    def _body(self) -> Body:
+        return Body(self.tiling, self.context, self.pointers)
+
+    def _parallel_prologue(self, body: Body) -> None:
+        """Index variables of the parallel dimensions, from the program number."""
+        below = self.tiling.programs
+        for position, dim in enumerate(self.tiling.parallel):
+            below //= max(1, dim.programs)
+            program = "tl.program_id(0)"
+            if below != 1:
+                program = f"{program} // {below}"
+            if position:
+                program = f"({program}) % {dim.programs}" if below != 1 else f"{program} % {dim.programs}"
+            if " " in program and (dim.is_blocked or self.tiling.wide):
+                program = f"({program})"
+            program = body.index_type(program)
+            if dim.is_blocked:
+                program = f"{program} * {dim.constexpr} + {body.lanes(dim)}"
+            body.line(f"{dim.name} = {program}", _describe(dim))
+            if dim.is_blocked:
+                body.mask_variable(dim)
+            body.axis_variables(dim)
+
+    def _row_values(self, body: Body, passes: _Passes, number: int) -> None:
+        """Values without a row index that wait for exactly `number` passes."""
+        for s in passes.row_values(number):
+            body.define(s)
+
+    def _loop(self, body: Body, passes: _Passes, reductions: list[Reduce], stores: list[Store]) -> None:
+        row = body.row
+        assert row is not None
+        for reduction in reductions:
+            self._open(body, reduction)
+        statements = passes.elements(reductions, stores)
+        for s in statements:
+            if isinstance(s, Scan):
+                fill = literal(neutral(s.op, s.dtype), s.dtype)
+                body.line(f"{s.id}_carry = {_full(body, body.reduced, fill, s.dtype)}")
+        outer = dict(body.values), dict(body.shapes)
+        start, stop = "0", str(row.extent)
+        if self.tiling.split > 1:
+            chunk = self._chunk(row)
+            body.line(f"part_start = part * {chunk}")
+            body.line(f"part_stop = tl.minimum(part_start + {chunk}, {row.extent})")
+            start, stop = "part_start", "part_stop"
+        body.line(f"for row_start in range({start}, {stop}, {row.constexpr}):")
+        body.depth += 1
+        body.line(f"{row.name} = row_start + {body.lanes(row)}", _describe(row))
+        body.mask_variable(row)
+        body.axis_variables(row)
+        for s in statements:
+            if isinstance(s, Scan):
+                body.scan_tile(s, f"{s.id}_carry")
+            else:
+                body.define(s)
+        for reduction in reductions:
+            self._accumulate(body, reduction)
+        for store in stores:
+            body.store(store)
+        body.depth -= 1
+        body.values, body.shapes = outer
+
+    def _chunk(self, row: TileDim) -> int:
+        """Row indices per program in split form: whole blocks, so that no block spans two parts."""
+        steps = -(-row.extent // row.block)
+        return -(-steps // self.tiling.split) * row.block
+
+    def _open(self, body: Body, s: Reduce) -> None:
+        """Accumulators before the loop, one per lane."""
+        dtype = self._arg_dtype(s)
+        body.line(f"{s.id}_acc = {_full(body, body.full, literal(neutral(s.op, dtype), dtype), dtype)}")
+        if s.op in ("argmax", "argmin"):
+            index = body.index_dtype()
+            body.line(f"{s.id}_at = {_full(body, body.full, str(2 ** (index.itemsize * 8 - 1) - 1), index)}")
+
+    def _accumulate(self, body: Body, s: Reduce) -> None:
+        value = body.inside(s.arg, s.op)
+        if s.op in ("argmax", "argmin"):
+            self.context.helpers.add(f"_{s.op}")
+            body.line(f"{s.id}_acc, {s.id}_at = _{s.op}({s.id}_acc, {s.id}_at, {value}, {body.row_index()})")
+        else:
+            text = body.combined(s.op, f"{s.id}_acc", value, self._arg_dtype(s))
+            body.line(f"{s.id}_acc = {text}")
+
+    def _close(self, body: Body, s: Reduce) -> None:
+        if s.op in ("argmax", "argmin"):
+            body.arg_reduction(s, f"{s.id}_acc", f"{s.id}_at")
+        else:
+            body.bind(s, body.reduced_text(s.op, f"{s.id}_acc", s.dtype), body.reduced)
+
+    def _arg_dtype(self, s: Reduce) -> DType:
+        return next(d.dtype for d in self.kernel.defines if d.id == s.arg)
+
+    # --------------------------------------------------------------------------------------------------- split form
+
+    def _allocate(self, s: Reduce) -> None:
+        size = self.tiling.split * max(1, _rows(self.tiling))
+        body = self._body()
+        kinds = [self._arg_dtype(s)] + ([body.index_dtype()] if s.op in ("argmax", "argmin") else [])
+        names = [f"{s.id}_part_ptr", f"{s.id}_part_at_ptr"][: len(kinds)]
+        self.partials[s.id] = tuple(_Partial(name, kind) for name, kind in zip(names, kinds))
+        self.scratch += [Scratch(_pointer_type(kind), size) for kind in kinds]
+
+    def _row_offset(self) -> str:
+        """Position of a program's rows in scratch memory."""
+        parallel = self.tiling.parallel
+        return parallel[0].name if parallel else "0"
+
+    def _store_partial(self, body: Body, s: Reduce) -> None:
+        parts = self.partials[s.id]
+        if len(parts) == 2:
+            keep = ", keep_dims=True" if len(body.blocked) > 1 else ""
+            self.context.helpers.add(f"_{s.op}")
+            names = f"{s.id}_part, {s.id}_part_at"
+            body.line(f"{names} = tl.reduce(({s.id}_acc, {s.id}_at), {body.row_axis}, _{s.op}{keep})")
+        else:
+            body.line(f"{s.id}_part = {body.reduced_text(s.op, f'{s.id}_acc', parts[0].dtype)}")
+        masks = body.edge_masks(body.reduced)
+        mask = f", mask={' & '.join(masks)}" if masks else ""
+        for partial, value in zip(parts, (f"{s.id}_part", f"{s.id}_part_at")):
+            address = f"{partial.pointer} + (part * {_rows(self.tiling)} + {self._row_offset()})"
+            body.line(f"tl.store({address}, {value}{mask})")
+
+    def _earlier(self, body: Body, passes: _Passes, number: int) -> None:
+        """Reductions that launches before this one left in scratch memory, and the row values made of them."""
+        wanted = passes.wanted_rows(number)
+        for earlier in range(number + 1):
+            for s in passes.row_values(earlier):
+                if s.id in wanted:
+                    body.define(s)
+            if earlier == number:
+                break
+            for s in passes.reductions(earlier):
+                if s.id in wanted:
+                    self._load_partial(body, s)
+
+    def _load_partial(self, body: Body, s: Reduce) -> None:
+        split = self.tiling.split
+        lanes = power_of_two(split)
+        places = f"tl.arange(0, {lanes})"
+        if len(body.blocked) > 1:
+            places += "[None, :]"
+        body.line(f"parts = {places}")
+        values: list[str] = []
+        for partial in self.partials[s.id]:
+            fill = neutral(s.op, partial.dtype) if not values else 0
+            address = f"{partial.pointer} + (parts * {_rows(self.tiling)} + {self._row_offset()})"
+            masks = [f"(parts < {split})", *body.edge_masks(body.reduced)]
+            values.append(f"tl.load({address}, mask={' & '.join(masks)}, other={literal(fill, partial.dtype)})")
+        if len(values) == 2:
+            body.arg_reduction(s, values[0], values[1])
+        else:
+            body.bind(s, body.reduced_text(s.op, values[0], s.dtype), body.reduced)
+
+    def _row_stores_by_first(self, body: Body, passes: _Passes) -> None:
+        if not passes.row_stores:
+            return
+        body.line("if part == 0:")
+        body.depth += 1
+        for store in passes.row_stores:
+            body.store(store)
+        body.depth -= 1
+
+    # -------------------------------------------------------------------------------------------------------- finish
+
+    def _finish(self, body: Body, name: str, parts: int = 1) -> None:
+        used = "\n".join(body.lines)
+        constexprs = tuple((dim.constexpr, dim.block) for dim in self.tiling.blocked)
+        parameters = [*self.pointers.values(), *(p.pointer for ps in self.partials.values() for p in ps)]
+        parameters += [f"{constexpr}: tl.constexpr" for constexpr, _ in constexprs]
+        header = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n"
+        notes = "".join(f"    # src[{note}]\n" for note in self.source.notes)
+        self.functions.append(header + notes + (used or "    pass") + "\n")
+        self.launches.append(Launch(name, (self.tiling.programs, parts, 1), constexprs, self.tiling.num_warps))
+
+
+class _Passes:
+    """Which pass over the row each statement of a looped kernel belongs to.
+
+    Pass 0 comes first; a reduction over values of pass k is known after pass k. A scan runs inside a pass. Stores of
+    elements all stand in the last pass, so that no pass reads what an earlier one overwrote in place.
+    """
+
+    def __init__(self, kernel: Kernel, in_row: set[str]) -> None:
+        self.kernel, self.in_row = kernel, in_row
+        self.of: dict[str, int] = {}
+        self.operands = {s.id: operands(s) for s in kernel.defines}
+        for s in kernel.defines:
+            number = max((self.of[name] for name in self.operands[s.id]), default=0)
+            self.of[s.id] = number + 1 if isinstance(s, Reduce) else number
+        self.element_stores = [s for s in kernel.stores if self._touches_row(s)]
+        self.row_stores = [s for s in kernel.stores if not self._touches_row(s)]
+        last = [self.of[s.arg] for s in kernel.defines if isinstance(s, Reduce)]
+        last += [self.of[name] for s in self.element_stores for name in operands(s)] or [0]
+        self.count = max(last) + 1
+
+    def _touches_row(self, s: Store) -> bool:
+        rows = {axis.name for axis in self.kernel.row_axes}
+        return bool(symbols(s.index) & rows) or any(name in self.in_row for name in operands(s))
+
+    def reductions(self, number: int) -> list[Reduce]:
+        return [s for s in self.kernel.defines if isinstance(s, Reduce) and self.of[s.arg] == number]
+
+    def row_values(self, number: int) -> list[Define]:
+        """Plain statements without a row index that can be computed after exactly `number` passes."""
+        return [
+            s
+            for s in self.kernel.defines
+            if s.id not in self.in_row and not isinstance(s, Reduce) and self.of[s.id] == number
+        ]
+
+    def elements(self, reductions: list[Reduce], stores: list[Store]) -> list[Define]:
+        """Statements with a row index that the loop of a pass needs, in order."""
+        wanted = {s.arg for s in reductions} | {name for s in stores for name in operands(s)}
+        per_element = [s for s in self.kernel.defines if s.id in self.in_row]
+        return needed(per_element, wanted)
+
+    def wanted_rows(self, number: int) -> set[str]:
+        """Ids of all values that launch `number` of the split form needs."""
+        last = number >= self.count - 1
+        roots: set[str] = {s.arg for s in self.reductions(number)} if number < self.count else set()
+        stores = [*(self.element_stores if number == self.count - 1 else []), *(self.row_stores if last else [])]
+        roots |= {name for s in stores for name in operands(s)}
+        return {s.id for s in needed(self.kernel.defines, roots)}
+
+
+def _rows(tiling: Tiling) -> int:
+    return tiling.parallel[0].extent if tiling.parallel else 1
+
+
+def _full(body: Body, shape: frozenset[str], text: str, dtype: DType) -> str:
+    # a scalar carry of a one-dimensional tile
+    if not shape and len(body.blocked) == 1:
+        return f"tl.full([], {text}, {tl_dtype(dtype)})"
+    return f"tl.full({body.shape_text(shape)}, {text}, {tl_dtype(dtype)})"
+
+
+def _describe(dim: TileDim) -> str:
+    if len(dim.axes) < 2:
+        return f"{dim.extent}"
+    return f"({', '.join(axis.name for axis in dim.axes)}): {dim.extent}"
+
+
+def _pointer_type(dtype: DType) -> str:
+    tl_dtype(dtype)
+    return POINTERS[dtype.name]
+
+
+def _parameter_names(kernel: Kernel) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for position, buffer in enumerate(kernel.buffers):
+        name = f"{buffer.name}_ptr"
+        if not name.isidentifier() or name in names.values() or buffer.name in _RESERVED:
+            name = f"p{position}_ptr"
+        names[buffer.name] = name
+    return names

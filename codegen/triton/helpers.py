@@ -1,0 +1,216 @@
+"""Device functions that generated Triton modules carry with them, as text.
+
+A module gets only the ones it uses. Each runs compiled and under Triton's interpreter. The names of the combine
+functions of reductions and scans (`_maximum`, `_minimum`, `_product`, `_argmax`, `_argmin`) are known to
+`graphc.runtime.triton_interpreter`, which reduces with numpy instead of element by element.
+"""
+
+from __future__ import annotations
+
+_TEXT: dict[str, tuple[tuple[str, ...], str]] = {
+    # combine functions
+    "_maximum": (
+        (),
+        """\
+def _maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+""",
+    ),
+    "_minimum": (
+        (),
+        """\
+def _minimum(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+""",
+    ),
+    "_product": (
+        (),
+        """\
+def _product(a, b):
+    return a * b
+""",
+    ),
+    "_argmax": (
+        (),
+        """\
+def _argmax(a, i, b, j):
+    # NaN is above every number; the first of equals wins
+    same = (a == b) | ((a != a) & (b != b))
+    left = (a > b) | ((a != a) & (b == b)) | (same & (i < j))
+    return tl.where(left, a, b), tl.where(left, i, j)
+""",
+    ),
+    "_argmin": (
+        (),
+        """\
+def _argmin(a, i, b, j):
+    # NaN is below every number; the first of equals wins
+    same = (a == b) | ((a != a) & (b != b))
+    left = (a < b) | ((a != a) & (b == b)) | (same & (i < j))
+    return tl.where(left, a, b), tl.where(left, i, j)
+""",
+    ),
+    # integer division: 0 where the divisor is 0
+    "_int_truncdiv": (
+        (),
+        """\
+def _int_truncdiv(a, b):
+    quotient = a // tl.where(b == 0, b + 1, b)
+    return tl.where(b == 0, b, quotient)
+""",
+    ),
+    "_int_fmod": (
+        (),
+        """\
+def _int_fmod(a, b):
+    rest = a % tl.where(b == 0, b + 1, b)
+    return tl.where(b == 0, b, rest)
+""",
+    ),
+    "_int_floordiv": (
+        ("_int_truncdiv", "_int_fmod"),
+        """\
+def _int_floordiv(a, b):
+    rest = _int_fmod(a, b)
+    quotient = _int_truncdiv(a, b)
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), quotient - 1, quotient)
+""",
+    ),
+    "_int_remainder": (
+        ("_int_fmod",),
+        """\
+def _int_remainder(a, b):
+    rest = _int_fmod(a, b)
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+""",
+    ),
+    "_int_pow": (
+        (),
+        """\
+def _int_pow(a, b, BITS: tl.constexpr):
+    # square and multiply, wrapping; negative exponents leave only the powers of 1 and -1
+    result = a * 0 + 1
+    base = a
+    for bit in tl.static_range(BITS):
+        result = tl.where(((b >> bit) & 1) != 0, result * base, result)
+        base = base * base
+    odd = (b & 1) != 0
+    of_minus_one = tl.where(odd, a, -a)
+    fraction = tl.where(a == 1, a, tl.where(a == -1, of_minus_one, a * 0))
+    return tl.where(b < 0, fraction, result)
+""",
+    ),
+    "_uint_pow": (
+        (),
+        """\
+def _uint_pow(a, b, BITS: tl.constexpr):
+    result = a * 0 + 1
+    base = a
+    for bit in tl.static_range(BITS):
+        result = tl.where(((b >> bit) & 1) != 0, result * base, result)
+        base = base * base
+    return result
+""",
+    ),
+    # float division by torch's rules
+    "_divide": (
+        (),
+        """\
+def _divide(a, b):
+    # correctly rounded; plain / on float32 is not
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+""",
+    ),
+    "_float_floordiv": (
+        ("_divide",),
+        """\
+def _float_floordiv(a, b):
+    rest = libdevice.fmod(a, b)
+    quotient = _divide(a - rest, b)
+    quotient = tl.where((rest != 0) & ((b < 0) != (rest < 0)), quotient - 1, quotient)
+    floor = tl.floor(quotient)
+    floor = tl.where(quotient - floor > 0.5, floor + 1, floor)
+    ratio = _divide(a, b)
+    floor = tl.where(quotient != 0, floor, libdevice.copysign(ratio * 0, ratio))
+    return tl.where(b == 0, ratio, floor)
+""",
+    ),
+    "_float_remainder": (
+        (),
+        """\
+def _float_remainder(a, b):
+    rest = libdevice.fmod(a, b)
+    return tl.where((rest != 0) & ((b < 0) != (rest < 0)), rest + b, rest)
+""",
+    ),
+    "_digamma": (
+        ("_divide",),
+        """\
+def _digamma(x):
+    # reflection below 0, recurrence up to 10, then the asymptotic series (Cephes psi)
+    reflected = x < 0
+    z = tl.where(reflected, 1 - x, x)
+    total = z * 0
+    for _ in tl.static_range(10):
+        small = z < 10
+        total = total - tl.where(small, _divide(z * 0 + 1, z), z * 0)
+        z = tl.where(small, z + 1, z)
+    inverse = _divide(z * 0 + 1, z * z)
+    series = inverse * 8.33333333333333333333e-2 - 2.10927960927960927961e-2
+    series = series * inverse + 7.57575757575757575758e-3
+    series = series * inverse - 4.16666666666666666667e-3
+    series = series * inverse + 3.96825396825396825397e-3
+    series = series * inverse - 8.33333333333333333333e-3
+    series = series * inverse + 8.33333333333333333333e-2
+    series = series * inverse
+    value = libdevice.log(z) - _divide(z * 0 + 0.5, z) - series + total
+    fraction = x - libdevice.trunc(x)
+    mirror = _divide(z * 0 + 3.14159265358979324, libdevice.tan(fraction * 3.14159265358979324))
+    value = tl.where(reflected, value - mirror, value)
+    infinity = tl.where(x != x, x, float("inf"))
+    value = tl.where(reflected & (fraction == 0), infinity - infinity, value)
+    value = tl.where(x == float("inf"), infinity, value)
+    return tl.where(x == 0, libdevice.copysign(infinity, x * -1), value)
+""",
+    ),
+    # index arithmetic on values that may be negative, by a positive number
+    "_index_floordiv": (
+        (),
+        """\
+def _index_floordiv(a, b):
+    return a // b - ((a % b) < 0).to(tl.int32)
+""",
+    ),
+    "_index_mod": (
+        (),
+        """\
+def _index_mod(a, b):
+    return (a % b + b) % b
+""",
+    ),
+}
+
+
+def needed(names: set[str]) -> list[str]:
+    """`names` and what they call, each after what it calls."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        for callee in _TEXT[name][0]:
+            visit(callee)
+        order.append(name)
+
+    for name in _TEXT:
+        if name in names:
+            visit(name)
+    return order
+
+
+def text_of(names: set[str]) -> str:
+    """The definitions of helpers `names` and of what they call, ready to stand in a module."""
+    return "".join(f"@triton.jit\n{_TEXT[name][1]}\n\n" for name in needed(names))

@@ -1,0 +1,363 @@
+"""How a kernel's iteration space is cut into programs: axes joined, tile dimensions, block sizes, warps.
+
+    axes(i: 64 parallel, j: 128 parallel, k: 1024 row)
+      -> join neighbours that every index expression walks as one:   x = (i, j): 8192    r = k: 1024
+      -> tile dimensions:  x in blocks of 1, r in one block of 1024 (persistent), 8192 programs of 4 warps
+
+The numbers below are for GPUs with 64 K registers a processor and 16-byte vector accesses; they depend on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from graphc.errors import CodegenError
+from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, bounds, simplify, substitute, symbol, symbols
+from graphc.loopir.kernel import PARALLEL, ROW, Axis, Index, Kernel, Load, Reduce, Scan, Statement, Store, is_value
+
+INT32_LIMIT = 2**31 - 2**16  # room for the lanes of the last block
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes by which tiles are chosen. Tests shrink them to reach every form with small kernels.
+
+    Args:
+        pointwise: elements per program of a pointwise kernel.
+        persistent: longest row that a program holds whole.
+        row: elements that a program of a row kernel should have at least.
+        loop: elements per step of a looped row kernel.
+        per_warp: elements per warp: eight per thread.
+        fill: programs that fill a large GPU (two per processor of an H200).
+        split: most programs that share a row.
+        strided: columns per program where rows are not contiguous.
+        transpose: side of the square tile of a pointwise kernel that transposes.
+    """
+
+    pointwise: int = 1024
+    persistent: int = 16384
+    row: int = 1024
+    loop: int = 2048
+    per_warp: int = 256
+    fill: int = 264
+    split: int = 256
+    strided: int = 64
+    transpose: int = 32
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class TileDim:
+    """One dimension of a program's tile.
+
+    Args:
+        name: the index variable in the generated code.
+        axes: the axes it runs over, flattened outermost first.
+        extent: product of their extents.
+        block: indices per program (per loop step for a looped row dimension).
+        constexpr: name of the block size in the generated code, empty when the dimension is one index per program.
+        is_row: reductions and scans run along it.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    extent: int
+    block: int
+    constexpr: str
+    is_row: bool = False
+
+    @property
+    def is_blocked(self) -> bool:
+        return bool(self.constexpr)
+
+    @property
+    def is_exact(self) -> bool:
+        """No lane lies outside the extent."""
+        return self.extent % self.block == 0 and self.extent > 0
+
+    @property
+    def programs(self) -> int:
+        return -(-self.extent // self.block)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A kernel with joined axes, and its tile.
+
+    Args:
+        kernel: the kernel whose index expressions use the joined axes.
+        dims: outermost first; the row dimension, if any, last.
+        looped: the row dimension is walked in steps of its block instead of held whole.
+        split: programs that share one row, each on a part of it; partial results go through scratch memory.
+        num_warps: warps per program.
+        wide: index arithmetic in 64 bits.
+    """
+
+    kernel: Kernel
+    dims: tuple[TileDim, ...]
+    num_warps: int
+    looped: bool = False
+    split: int = 1
+    wide: bool = False
+
+    @property
+    def row(self) -> TileDim | None:
+        return self.dims[-1] if self.dims and self.dims[-1].is_row else None
+
+    @property
+    def parallel(self) -> tuple[TileDim, ...]:
+        return tuple(dim for dim in self.dims if not dim.is_row)
+
+    @property
+    def blocked(self) -> tuple[TileDim, ...]:
+        """The dimensions that tensors in the generated code have."""
+        return tuple(dim for dim in self.dims if dim.is_blocked)
+
+    @property
+    def programs(self) -> int:
+        return prod(dim.programs for dim in self.parallel)
+
+
+def power_of_two(value: int) -> int:
+    """The least power of two that is at least `value` and at least 1."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+# ------------------------------------------------------------------------------------------------------ joining axes
+
+
+def _rewrite(statement: Statement, change: Callable[[Dim], Dim]) -> Statement:
+    if isinstance(statement, (Load, Store)):
+        return replace(statement, index=change(statement.index))
+    return replace(statement, expr=change(statement.expr)) if isinstance(statement, Index) else statement
+
+
+def _index_of(statement: Statement) -> Dim | None:
+    if isinstance(statement, (Load, Store)):
+        return statement.index
+    return statement.expr if isinstance(statement, Index) else None
+
+
+def _divisions(value: Dim) -> int:
+    """How many floor divisions and modulos an index expression takes."""
+    if isinstance(value, int):
+        return 0
+    atoms = [atom for monomial, _ in value.terms for atom in monomial if not isinstance(atom, Sym)]
+    return sum(1 + _divisions(atom.numerator) for atom in atoms if isinstance(atom, (FloorDiv, Mod)))
+
+
+def _joined(expressions: Sequence[Dim], outer: Axis, inner: Axis, whole: Axis) -> dict[Dim, Dim] | None:
+    """Every expression with `whole` = outer * extent(inner) + inner, or None when one would take more divisions."""
+    mapping: dict[str, Dim] = {
+        outer.name: symbol(whole.name) // inner.extent,
+        inner.name: symbol(whole.name) % inner.extent,
+    }
+    ranges = {whole.name: (0, int_extent(whole) - 1)}
+    result: dict[Dim, Dim] = {}
+    for expression in expressions:
+        new = simplify(substitute(expression, mapping), ranges)
+        if _divisions(new) > _divisions(expression):
+            return None
+        result[expression] = new
+    return result
+
+
+def int_extent(axis: Axis) -> int:
+    """The extent of an axis as an int.
+
+    Raises:
+        CodegenError: it is symbolic.
+    """
+    if isinstance(axis.extent, int):
+        return axis.extent
+    raise CodegenError(f"axis {axis.name} has the symbolic extent {axis.extent}; Triton kernels need known sizes")
+
+
+def _replace_indices(body: tuple[Statement, ...], table: dict[Dim, Dim]) -> tuple[Statement, ...]:
+    return tuple(_rewrite(s, lambda index: table.get(index, index)) for s in body)
+
+
+def join_axes(kernel: Kernel) -> Kernel:
+    """The kernel with axes of extent 1 dropped and neighbouring axes joined where no index expression gets harder."""
+    ones: dict[str, Dim] = {axis.name: 0 for axis in kernel.axes if int_extent(axis) == 1}
+    body = kernel.body
+    if ones:
+        body = tuple(_rewrite(s, lambda index: substitute(index, ones)) for s in body)
+    groups = {kind: [a for a in kernel.axes if a.kind == kind and a.name not in ones] for kind in (PARALLEL, ROW)}
+    for kind, axes in groups.items():
+        position = len(axes) - 2
+        while position >= 0:
+            outer, inner = axes[position], axes[position + 1]
+            whole = Axis(f"{outer.name}_{inner.name}", int_extent(outer) * int_extent(inner), kind)
+            found = [index for s in body if (index := _index_of(s)) is not None and isinstance(index, Expr)]
+            changed = _joined(found, outer, inner, whole) if whole.extent else None
+            if changed is not None:
+                body = _replace_indices(body, changed)
+                axes[position : position + 2] = [whole]
+            position = min(position - 1, len(axes) - 2)
+    return replace(kernel, axes=(*groups[PARALLEL], *groups[ROW]), body=body)
+
+
+# ---------------------------------------------------------------------------------------------------------- analysis
+
+
+def stride(index: Dim, axis: str) -> int | None:
+    """How far one step along `axis` moves in memory, in elements, or None when that is no constant."""
+    if isinstance(index, int):
+        return 0
+    found = 0
+    for monomial, coefficient in index.terms:
+        if monomial == (Sym(axis),):
+            found = coefficient
+        elif axis in symbols(Expr(((monomial, 1),))):
+            return None
+    return found
+
+
+def _accesses(kernel: Kernel) -> list[tuple[Load | Store, int]]:
+    """Every load and store with the bytes of its element."""
+    size = {buffer.name: buffer.dtype.itemsize for buffer in kernel.buffers}
+    return [(s, size[s.buffer]) for s in kernel.body if isinstance(s, (Load, Store))]
+
+
+def _needs_wide_index(kernel: Kernel, blocks: int) -> bool:
+    ranges = {axis.name: (0, max(0, int_extent(axis) - 1)) for axis in kernel.axes}
+    if prod(int_extent(axis) for axis in kernel.parallel_axes) + blocks >= INT32_LIMIT:
+        return True
+    if prod(int_extent(axis) for axis in kernel.row_axes) + blocks >= INT32_LIMIT:
+        return True
+    for s in kernel.body:
+        index = _index_of(s)
+        if index is None or isinstance(index, int):
+            continue
+        # a loaded index is an int64 already, so only the rest counts
+        affine = substitute(index, {name: 0 for name in symbols(index) if is_value(name)})
+        low, high = bounds(affine, ranges)
+        if low is None or high is None or low < -INT32_LIMIT or high >= INT32_LIMIT:
+            return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------------ choices
+
+
+def choose_tiling(kernel: Kernel, limits: Limits = DEFAULT_LIMITS) -> Tiling:
+    """The tile for a kernel.
+
+    Raises:
+        CodegenError: an extent is symbolic.
+    """
+    kernel = join_axes(kernel)
+    if kernel.row_axes or any(isinstance(s, (Reduce, Scan)) for s in kernel.body):
+        tiling = _row_tiling(kernel, limits)
+    else:
+        tiling = _pointwise_tiling(kernel, limits)
+    blocks = max((dim.block for dim in tiling.dims), default=1)
+    return replace(tiling, wide=_needs_wide_index(kernel, blocks))
+
+
+def _flat(name: str, axes: tuple[Axis, ...], block: int, constexpr: str, is_row: bool = False) -> TileDim:
+    extent = prod(int_extent(axis) for axis in axes)
+    return TileDim(axes[0].name if len(axes) == 1 else name, axes, extent, block, constexpr, is_row)
+
+
+def _warps(elements: int, limits: Limits) -> int:
+    return min(16, max(1, power_of_two(elements // limits.per_warp)))
+
+
+def _pointwise_tiling(kernel: Kernel, limits: Limits) -> Tiling:
+    axes = kernel.parallel_axes
+    transposed = _transposed_axis(kernel, limits)
+    if transposed is not None:
+        inner = axes[-1]
+        rest = tuple(axis for axis in axes if axis not in (transposed, inner))
+        block = limits.transpose
+        dims = (
+            *((_flat("z", rest, 1, ""),) if rest else ()),
+            _flat("y", (transposed,), block, "YBLOCK"),
+            _flat("x", (inner,), block, "XBLOCK"),
+        )
+        return Tiling(kernel, dims, _warps(block * block, limits))
+    total = prod(int_extent(axis) for axis in axes)
+    if total == 1:
+        return Tiling(kernel, (), 1)
+    block = min(limits.pointwise, power_of_two(total))
+    for smaller in (limits.pointwise, limits.pointwise // 2, limits.pointwise // 4):
+        if total % smaller == 0 and total > 0:
+            block = smaller
+            break
+    return Tiling(kernel, (_flat("x", axes, block, "XBLOCK"),), _warps(block, limits))
+
+
+def _transposed_axis(kernel: Kernel, limits: Limits) -> Axis | None:
+    """The axis along which most other accesses are contiguous while they jump along the last one, if there is any."""
+    axes = kernel.parallel_axes
+    if len(axes) < 2 or int_extent(axes[-1]) < limits.transpose // 2:
+        return None
+    bytes_along = {axis.name: 0 for axis in axes}
+    for access, size in _accesses(kernel):
+        if stride(access.index, axes[-1].name) in (0, 1, None):
+            continue
+        for axis in axes[:-1]:
+            if stride(access.index, axis.name) == 1 and int_extent(axis) >= limits.transpose // 2:
+                bytes_along[axis.name] += size
+    best = max(axes, key=lambda axis: bytes_along[axis.name])
+    return best if bytes_along[best.name] else None
+
+
+def _rows_are_contiguous(kernel: Kernel, limits: Limits) -> bool:
+    """True when neighbours along the row, rather than neighbouring rows, lie next to each other in memory."""
+    if not kernel.parallel_axes or not kernel.row_axes:
+        return True
+    row, outer = kernel.row_axes[-1], kernel.parallel_axes[-1]
+    along_row = along_outer = 0
+    for access, size in _accesses(kernel):
+        row_stride, outer_stride = stride(access.index, row.name), stride(access.index, outer.name)
+        if row_stride == 1:
+            along_row += size
+        elif row_stride != 0 and outer_stride == 1:
+            along_outer += size
+    return along_row >= along_outer or int_extent(outer) < limits.strided // 4
+
+
+def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
+    rows = prod(int_extent(axis) for axis in kernel.parallel_axes)
+    length = prod(int_extent(axis) for axis in kernel.row_axes)
+    padded = power_of_two(length)
+    arrays = sum(1 for s in kernel.body if isinstance(s, Load))
+    whole = limits.persistent // (1 if arrays <= 4 else 2 if arrays <= 10 else 4)
+    if _rows_are_contiguous(kernel, limits):
+        block = max(1, limits.row // padded)
+        while block > 1 and rows < block * limits.fill:
+            block //= 2
+        inner = padded if padded <= whole else limits.loop
+    else:
+        block = min(limits.strided, power_of_two(rows))
+        inner = padded if block * padded <= whole // 4 else max(1, limits.loop // block)
+    block = block if rows != 1 else 1
+    dims: tuple[TileDim, ...] = (_row_dim(kernel, length, inner),)
+    if rows != 1:
+        dims = (_flat("x", kernel.parallel_axes, block, "XBLOCK" if block > 1 else ""), *dims)
+    tiling = Tiling(kernel, dims, _warps(block * inner, limits), looped=inner < padded)
+    return replace(tiling, split=_split(tiling, limits))
+
+
+def _split(tiling: Tiling, limits: Limits) -> int:
+    """How many programs share a row: enough to fill the device, each with a few steps of the loop."""
+    row = tiling.row
+    if row is None or not tiling.looped or any(isinstance(s, Scan) for s in tiling.kernel.body):
+        return 1
+    steps = -(-row.extent // row.block)
+    wanted = 2 * limits.fill // max(1, tiling.programs)
+    return max(1, min(limits.split, -(-steps // 4), wanted))
+
+
+def _row_dim(kernel: Kernel, length: int, block: int) -> TileDim:
+    axes = kernel.row_axes
+    if not axes:
+        return TileDim("r", (), length, block, "RBLOCK", is_row=True)
+    return _flat("r", axes, block, "RBLOCK", is_row=True)

@@ -1,0 +1,66 @@
+"""Import rules of convolution. The bias stays inside: the library adds it for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from graphc.frontend.aten.activation import floats
+from graphc.frontend.aten.importer import Importer
+from graphc.frontend.aten.memory_format import suggested, with_format
+from graphc.frontend.aten.registry import Decline, rule
+from graphc.ir.graph import Value
+from graphc.ir.types import DType, bf16, f16, f32
+
+
+@cache
+def _library_takes(dtype: DType) -> bool:
+    """Whether oneDNN convolves this dtype on this processor; only then are 3-d convolutions channels_last."""
+    if dtype == bf16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == f16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == f32
+
+
+def per_dim(values: Sequence[int], rank: int) -> tuple[int, ...]:
+    """One number per spatial dim from a list of them, or of one for all."""
+    return tuple(values) * rank if len(values) == 1 else tuple(values)
+
+
+@rule("aten.convolution.default")
+def convolution(
+    imp: Importer,
+    input: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Value:
+    given = [input, weight] if bias is None else [input, weight, bias]
+    floats(*given)
+    if any(value.dtype != input.dtype for value in given) or any(0 in value.shape for value in given):
+        raise Decline("eager raises, or an empty batch")
+    rank = input.type.rank - 2
+    out = imp.b.multi(
+        "convolution",
+        given,
+        {
+            "stride": per_dim(stride, rank),
+            "padding": per_dim(padding, rank),
+            "dilation": per_dim(dilation, rank),
+            "transposed": transposed,
+            "output_padding": per_dim(output_padding, rank),
+            "groups": groups,
+            "bias": bias is not None,
+        },
+    ).result
+    if input.device != "cpu":
+        return with_format(imp, out, suggested(imp, input, weight))
+    return with_format(imp, out, suggested(imp, input, weight) and (rank == 2 or _library_takes(input.dtype)))

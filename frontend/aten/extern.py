@@ -1,0 +1,307 @@
+"""ATen calls without an import rule: kept as they are, as `extern` ops, with result types learnt by a trial run.
+
+Small calls are tried on zeros, which costs what the call costs; large ones and operators of other libraries are tried
+under FakeTensorMode, which is imported only then (it takes seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from graphc.errors import DataDependentError, UnsupportedError
+from graphc.frontend.aten import layout, promotion
+from graphc.ir.graph import Attr, Named, Ref, Value
+from graphc.ir.types import HOST, DType, TensorType, bool_, f64, i64
+
+if TYPE_CHECKING:
+    from graphc.frontend.aten.importer import Importer
+
+_TRIAL_BYTES = 64 << 20
+_HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
+
+MakeTensor: TypeAlias = Callable[[Value], Any]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An extern call in the graph.
+
+    Args:
+        returned: what the call returns, with Values for tensors and numbers, in the structure of its schema; None in the
+            places of arguments that it writes to and returns.
+        mutated: new contents of each argument written to, by its position in `written_arguments` order.
+    """
+
+    returned: Any
+    mutated: list[Value]
+
+
+def overload_of(name: str) -> Any:
+    """The torch overload called `namespace.name.overload`."""
+    namespace, packet, variant = name.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), variant)
+
+
+def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Imported:
+    """Append an `extern` op for a call whose tensor arguments are Values.
+
+    Raises:
+        DataDependentError: the shape of a result depends on data.
+        UnsupportedError: an argument cannot be kept in a graph (a generator, an object of another library).
+        Exception: whatever eager raises for such arguments.
+    """
+    func = overload_of(overload) if isinstance(overload, str) else overload
+    args, kwargs = as_eager_lays_out(imp, args), as_eager_lays_out(imp, kwargs)
+    encoder = _Encoder()
+    call_args = tuple(encoder.encode(arg) for arg in args)
+    call_kwargs = {key: encoder.encode(value) for key, value in kwargs.items()}
+    written = [value for value in written_arguments(func, args, kwargs)]
+    mutates = tuple(encoder.index(value) for value in written)
+    trial = _try(imp, func, args, kwargs)
+    own: list[tuple[TensorType, tuple[int, ...] | None]] = []
+    structure = _structure(func, trial, own)
+    attrs: dict[str, Attr] = {"op": str(func), "args": call_args, "kwargs": call_kwargs}
+    if mutates:
+        attrs["mutates"] = mutates
+    effect = _effect(func, bool(own or written))
+    if effect:
+        attrs["effect"] = effect
+    types = [t for t, _ in own] + [value.type for value in written]
+    op = imp.b.multi("extern", encoder.operands, attrs, types)
+    for result, (_, strides) in zip(op.results, own, strict=False):
+        if strides is not None:
+            imp.with_strides(result, strides)
+            if not layout.is_contiguous(result.shape, strides):  # type: ignore[arg-type]
+                result.strides = strides
+    for result, value in zip(op.results[len(own) :], written, strict=True):
+        result.strides = value.strides
+    return Imported(_fill(structure, iter(op.results)), op.results[len(own) :])
+
+
+def as_eager_lays_out(imp: Importer, item: Any) -> Any:
+    """Arguments with a copy for each tensor that lies otherwise in eager: some calls depend on strides (generators fill
+    in memory order, oneDNN's RNN takes contiguous input for granted), and a `clone` leaves no trace in a graph."""
+    if isinstance(item, Value):
+        shape: tuple[int, ...] = item.shape  # type: ignore[assignment]  # static by construction
+        stated, eager = item.strides or layout.contiguous(shape), imp.strides(item)
+        if item.type.is_host or 0 in shape or all(n == 1 or s == e for n, s, e in zip(shape, stated, eager, strict=True)):
+            return item
+        if any(n > 1 and s == 0 for n, s in zip(shape, eager, strict=True)):
+            return item
+        copy = imp.b.op("copy", item, strides=eager)
+        if not layout.is_contiguous(shape, eager):
+            copy.strides = eager
+        return copy
+    if isinstance(item, dict):
+        return {key: as_eager_lays_out(imp, part) for key, part in item.items()}
+    return type(item)(as_eager_lays_out(imp, part) for part in item) if isinstance(item, (list, tuple)) else item
+
+
+class _Encoder:
+    """Turns arguments into an attribute template and the list of operands."""
+
+    def __init__(self) -> None:
+        self.operands: list[Value] = []
+
+    def index(self, value: Value) -> int:
+        for i, operand in enumerate(self.operands):
+            if operand is value:
+                return i
+        self.operands.append(value)
+        return len(self.operands) - 1
+
+    def encode(self, item: Any) -> Attr:
+        if item is None or isinstance(item, (bool, int, float, complex, str)):
+            return item
+        if isinstance(item, Value):
+            return Ref(self.index(item))
+        if isinstance(item, (list, tuple)):
+            return tuple(self.encode(part) for part in item)
+        if isinstance(item, (torch.dtype, DType)):
+            return item if isinstance(item, DType) else promotion.from_torch(item)
+        for kind in (torch.device, torch.layout, torch.memory_format):
+            if isinstance(item, kind):
+                return Named(kind.__name__, str(item).removeprefix("torch."))
+        what = (
+            "a torch.Generator" if isinstance(item, torch.Generator) else f"an argument of type {type(item).__name__}"
+        )
+        raise UnsupportedError(
+            f"{what} cannot be kept in a compiled program; leave it out, or run this with graphc.eager()"
+        )
+
+
+def written_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """The arguments of this call that its schema says it writes to, in schema order, lists flattened."""
+    for position, declared in enumerate(func._schema.arguments):
+        if declared.alias_info is None or not declared.alias_info.is_write:
+            continue
+        given = args[position] if position < len(args) else kwargs.get(declared.name)
+        yield from given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+
+
+def _effect(func: Any, has_results: bool) -> str:
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return "random"
+    return "" if has_results and func.namespace in ("aten", "prims") else "opaque"
+
+
+def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ...] | None]]) -> Any:
+    """The answer of a trial with `...` for each result of its own, whose types go to `own`."""
+    returns = func._schema.returns
+    answers = (answer,) if len(returns) == 1 else (() if answer is None else tuple(answer))
+
+    def note(item: Any) -> Any:
+        if item is None:
+            return None
+        if isinstance(item, (list, tuple)):
+            return [note(part) for part in item]
+        own.append(_result_type(item))
+        return ...
+
+    noted = [
+        None if declared.alias_info is not None and declared.alias_info.is_write else note(item)
+        for declared, item in zip(returns, answers, strict=True)
+    ]
+    return noted[0] if len(returns) == 1 else tuple(noted)
+
+
+def _result_type(item: Any) -> tuple[TensorType, tuple[int, ...] | None]:
+    if not isinstance(item, torch.Tensor):
+        return _HOST_TYPES[type(item)], None
+    if item.layout != torch.strided or item.is_quantized:
+        raise UnsupportedError(f"a result with layout {item.layout} (sparse, quantized) is not supported")
+    from graphc.frontend.aten.importer import tensor_type
+
+    return tensor_type(item), tuple(item.stride())
+
+
+def _fill(structure: Any, results: Iterator[Value]) -> Any:
+    if structure is ...:
+        return next(results)
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(_fill(part, results) for part in structure)
+    return None
+
+
+# trial runs
+
+
+def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What the call returns for tensors like its operands, as far as metadata goes."""
+    values = list(_values([args, kwargs]))
+    if torch.Tag.dynamic_output_shape in func.tags and not _static_result(func, args):
+        raise DataDependentError(
+            f"{func} gives a result whose shape depends on the data of its operands; compute it outside the compiled "
+            "function, or use a masked form of fixed shape (torch.where, a mask multiplied in)"
+        )
+    if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
+        return _try_fake(imp, func, args, kwargs)
+    try:
+        answer = call_on_zeros(imp, func, args, kwargs)
+    except Exception as error:  # values may matter (a matrix of zeros has no inverse): metadata decides then
+        try:
+            return _try_fake(imp, func, args, kwargs)
+        except Exception:
+            raise error from None
+    if any(value.dtype.is_integral and not value.type.is_host for value in values):
+        _check_shapes_fixed(imp, func, args, kwargs, answer)
+    return answer
+
+
+def _static_result(func: Any, args: Sequence[Any]) -> bool:
+    if str(func) not in ("aten.index.Tensor", "aten._unsafe_index.Tensor"):
+        return False
+    return not any(index is not None and index.dtype.name in ("bool", "u8") for index in args[1])
+
+
+def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any) -> None:
+    """Run again on ones: results of another shape depend on data, whatever the operator's tags say."""
+    try:
+        ones = _call_on(func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral)))
+    except (RuntimeError, IndexError, ValueError):  # one is no valid index or class here; zeros have told all there is
+        return
+    if [t.shape for t in _tensors(ones)] != [t.shape for t in _tensors(zeros)]:
+        raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands")
+
+
+def call_on_zeros(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Make a call with Values replaced by zeros of the same metadata."""
+    return _call_on(func, args, kwargs, lambda value: _filled(imp, value, 0))
+
+
+def operand_bytes(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """Bytes of all tensors among arguments given as Values."""
+    return sum(value.dtype.itemsize * _numel(value) for value in _values([args, kwargs]))
+
+
+def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeTensor) -> Any:
+    made: dict[Value, Any] = {}
+
+    def replace(item: Any) -> Any:
+        if isinstance(item, Value):
+            if item not in made:
+                made[item] = make(item)
+            return made[item]
+        if isinstance(item, DType):
+            return promotion.to_torch(item)
+        return [replace(part) for part in item] if isinstance(item, (list, tuple)) else item
+
+    state = torch.get_rng_state() if torch.Tag.nondeterministic_seeded in func.tags else None
+    try:
+        with torch.no_grad():
+            return func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
+    finally:
+        if state is not None:
+            torch.set_rng_state(state)
+
+
+def _filled(imp: Importer, value: Value, number: int) -> Any:
+    if value.type.is_host:
+        return {"f64": 1.0, "i64": 1, "bool": True}[value.dtype.name]
+    dtype = promotion.to_torch(value.dtype)
+    return torch.empty_strided(value.shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
+
+
+def _try_fake(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+    def make(value: Value) -> Any:
+        if value.type.is_host:
+            return _filled(imp, value, 0)
+        dtype = promotion.to_torch(value.dtype)
+        return torch.empty_strided(value.shape, imp.strides(value), dtype=dtype, device=value.device)
+
+    try:
+        with FakeTensorMode():
+            return _call_on(func, args, kwargs, make)
+    except DynamicOutputShapeException:
+        raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands") from None
+
+
+def _values(item: Any) -> Iterator[Value]:
+    if isinstance(item, Value):
+        yield item
+    elif isinstance(item, dict):
+        yield from _values(list(item.values()))
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from _values(part)
+
+
+def _tensors(item: Any) -> Iterator[torch.Tensor]:
+    if isinstance(item, torch.Tensor):
+        yield item
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from _tensors(part)
+
+
+def _numel(value: Value) -> int:
+    total = 1
+    for size in value.shape:
+        total *= int(size)  # type: ignore[arg-type]  # static by construction
+    return total

@@ -1,0 +1,121 @@
+"""Import rules of losses. `cross_entropy` arrives as log_softmax and nll_loss, `kl_div` and `l1_loss` pointwise."""
+
+from __future__ import annotations
+
+from graphc.frontend.aten.activation import floats, number
+from graphc.frontend.aten.importer import Importer
+from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
+from graphc.ir.graph import Attr, Operand, Value
+from graphc.ir.types import i64, u8
+
+REDUCTIONS = ("none", "mean", "sum")
+"""By ATen's number."""
+
+MEAN, SUM = 1, 2
+
+
+def _elementwise(imp: Importer, name: str, self: Value, target: Value, reduction: int, **attrs: Attr) -> Value:
+    (x, y), dtype = imp.promote(self, target)
+    if not dtype.is_float:
+        raise Decline("eager raises")
+    return imp.b.op(name, x, y, reduction=REDUCTIONS[reduction], **attrs)
+
+
+@rule("aten.mse_loss.default", layout=POINTWISE)
+def mse_loss(imp: Importer, self: Value, target: Value, reduction: int = MEAN) -> Value:
+    return _elementwise(imp, "mse_loss", self, target, reduction)
+
+
+@rule("aten.smooth_l1_loss.default", layout=POINTWISE)
+def smooth_l1_loss(imp: Importer, self: Value, target: Value, reduction: int = MEAN, beta: Operand = 1.0) -> Value:
+    if number(beta) < 0:
+        raise Decline("eager raises")
+    return _elementwise(imp, "smooth_l1_loss", self, target, reduction, beta=beta)
+
+
+@rule("aten.huber_loss.default", layout=POINTWISE)
+def huber_loss(imp: Importer, self: Value, target: Value, reduction: int = MEAN, delta: Operand = 1.0) -> Value:
+    if number(delta) <= 0:
+        raise Decline("eager raises")
+    return _elementwise(imp, "huber_loss", self, target, reduction, delta=delta)
+
+
+@rule("aten.soft_margin_loss.default", layout=POINTWISE)
+def soft_margin_loss(imp: Importer, self: Value, target: Value, reduction: int = MEAN) -> Value:
+    return _elementwise(imp, "soft_margin_loss", self, target, reduction)
+
+
+def _same(*values: Value | None) -> list[Value]:
+    """The tensors that are there, all of one float dtype.
+
+    Raises:
+        Decline: they are not.
+    """
+    given = [value for value in values if value is not None]
+    floats(*given)
+    if any(value.dtype != given[0].dtype for value in given):
+        raise Decline("dtypes differ")
+    return given
+
+
+@rule("aten.binary_cross_entropy.default", layout=POINTWISE)
+def binary_cross_entropy(
+    imp: Importer, self: Value, target: Value, weight: Value | None = None, reduction: int = MEAN
+) -> Value:
+    if self.shape != target.shape:
+        raise Decline("eager raises")
+    attrs = {"reduction": REDUCTIONS[reduction], "weight": weight is not None}
+    return imp.b.op("binary_cross_entropy", *_same(self, target, weight), **attrs)
+
+
+@rule("aten.binary_cross_entropy_with_logits.default", layout=CONTIGUOUS)
+def binary_cross_entropy_with_logits(
+    imp: Importer,
+    self: Value,
+    target: Value,
+    weight: Value | None = None,
+    pos_weight: Value | None = None,
+    reduction: int = MEAN,
+) -> Value:
+    if self.shape != target.shape:
+        raise Decline("eager raises, or broadcasts step by step")
+    attrs = {"weight": weight is not None, "pos_weight": pos_weight is not None}
+    operands = _same(self, target, weight, pos_weight)
+    loss = imp.b.op("binary_cross_entropy_with_logits", *operands, reduction=REDUCTIONS[reduction], **attrs)
+    # eager computes in place on 1 - target
+    return imp.with_strides(loss, imp.preserved_strides(target)) if loss.shape == target.shape else loss
+
+
+def _nll_loss(
+    imp: Importer, self: Value, target: Value, weight: Value | None, reduction: int, ignore_index: int
+) -> tuple[Value, Value]:
+    _same(self, weight)
+    if target.dtype not in (i64, u8):
+        raise Decline("eager raises")
+    if target.shape != (self.shape[0], *self.shape[2:]) or (weight is not None and weight.shape != (self.shape[1],)):
+        raise Decline("eager raises")
+    operands = [self, target] if weight is None else [self, target, weight]
+    attrs = {"weight": weight is not None, "reduction": REDUCTIONS[reduction], "ignore_index": ignore_index}
+    loss, total_weight = imp.b.multi("nll_loss", operands, attrs).results
+    return loss, total_weight
+
+
+@rule("aten.nll_loss_forward.default", layout=CONTIGUOUS)
+def nll_loss_forward(
+    imp: Importer, self: Value, target: Value, weight: Value | None, reduction: int, ignore_index: int
+) -> tuple[Value, Value]:
+    if self.type.rank == 2 and target.type.rank == 1:
+        return _nll_loss(imp, self, target, weight, reduction, ignore_index)
+    if self.type.rank != 1 or target.type.numel != 1:
+        raise Decline("eager raises")
+    batch, single = imp.reshape(self, (1, *self.shape)), imp.reshape(target, (1,))  # type: ignore[arg-type]  # static
+    return _nll_loss(imp, batch, single, weight, reduction or SUM, ignore_index)
+
+
+@rule("aten.nll_loss2d_forward.default", layout=CONTIGUOUS)
+def nll_loss2d_forward(
+    imp: Importer, self: Value, target: Value, weight: Value | None, reduction: int, ignore_index: int
+) -> tuple[Value, Value]:
+    if self.type.rank != 4:
+        raise Decline("eager raises")
+    return _nll_loss(imp, self, target, weight, reduction, ignore_index)

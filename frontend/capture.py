@@ -1,0 +1,320 @@
+"""From a PyTorch function to a graph: run it once on tensors without data, and record what it does.
+
+    captured = capture(model, (x,), {})
+    inputs = captured.match((x,), {})          # None when a guard fails
+    result = captured.rebuild(run(captured.graph, inputs), inputs)
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import threading
+import time
+import types
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from graphc.errors import CaptureError, UnsupportedError
+from graphc.frontend import finish, tree
+from graphc.frontend.captured import Captured
+from graphc.frontend.dispatch import CaptureMode
+from graphc.frontend.facts import Facts
+from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
+from graphc.frontend.intercept import FunctionMode, watching
+from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.reads import Reads
+from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
+from graphc.frontend.traced import TracedTensor
+from graphc.ir.graph import Role
+
+_LOCK = threading.RLock()
+_STATE = threading.local()
+_MAX_RESTARTS = 64
+
+
+def capture(
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    dynamic_scalars: Collection[int] = (),
+) -> Captured:
+    """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
+
+    Args:
+        fn: a function, method, nn.Module, partial, or any callable object.
+        args, kwargs: of the call; any nesting of containers. Tensors are not read, and never changed.
+        name: of the graph; the function's own by default.
+        dynamic_scalars: argument leaves (numbered in the order of `tree.flatten((args, kwargs))`) holding Python numbers
+            that shall be inputs of the program instead of constants. One whose value Python looks at stays a constant.
+
+    Returns:
+        The graph, its guards, and how its outputs become the function's return value.
+
+    Raises:
+        DataDependentError: a Python branch, number or shape depends on tensor data.
+        CaptureError: tensor subclasses, generators, tensors kept from another capture or left behind in attributes.
+        UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, other things without a graph form.
+        Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class with
+            the user's line in the message. Modules, gradients and torch's state are then as before.
+    """
+    started = time.perf_counter()
+    with _LOCK:
+        _STATE.capturing = True
+        try:
+            captured = _Session(fn, tuple(args), dict(kwargs or {}), name).run(frozenset(dynamic_scalars))
+        finally:
+            _STATE.capturing = False
+    captured.seconds = time.perf_counter() - started
+    return captured
+
+
+def is_capturing() -> bool:
+    """True on a thread that is inside `capture`."""
+    return getattr(_STATE, "capturing", False)
+
+
+class _Session:
+    """One request to capture; it may take several runs of the function."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> None:
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.leaves, self.node = tree.flatten((args, kwargs))
+        self.names = _argument_names(fn, self.node)
+        self.name = name or _function_name(fn)
+
+    def run(self, dynamic: frozenset[int]) -> Captured:
+        merged: frozenset[int] = frozenset()
+        for _ in range(_MAX_RESTARTS):
+            try:
+                return self._attempt(merged, dynamic)
+            except RestartCapture as restart:
+                merged |= {restart.storage}
+            except Specialize as specialize:
+                dynamic -= specialize.leaves
+        raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")
+
+    def _attempt(self, merged: frozenset[int], dynamic: frozenset[int]) -> Captured:
+        reads = Reads()
+        roots = self._read(reads)
+        sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
+        modules = ModuleFacts(sources)
+        recorder = Recorder(self.name, sources, merged)
+        facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
+        undo = _Undo(modules, self.leaves)
+        try:
+            given = self._arguments(recorder, dynamic)
+            result = self._call(recorder, given)
+            modules.update()
+            with CaptureMode(recorder):
+                modules.settle(recorder)
+            self._check_arguments(given)
+            leaves, out_node = tree.flatten(result)
+            _check_results(leaves, out_node)
+            out_leaves = finish.finish(recorder, leaves)
+        except BaseException:
+            undo.all()
+            raise
+        undo.settled()
+        del given, result, leaves
+        self._given = []
+        _check_leaks(recorder.made)
+        guards = facts.guards(recorder.graph, recorder.bindings)
+        return Captured(
+            recorder.graph,
+            [binding.without_argument() for binding in recorder.bindings],
+            guards,
+            out_node,
+            out_leaves,
+            self.node,
+            {index: leaf for index, leaf in enumerate(self.leaves) if type(leaf) is float},
+            _first_needing_grad(recorder),
+            recorder.warnings,
+        )
+
+    # before
+
+    def _read(self, reads: Reads) -> list[tuple[str, torch.nn.Module]]:
+        """What the function reads, and the modules to know before it runs."""
+        roots: list[tuple[str, torch.nn.Module]] = []
+        fn = self.fn
+        while isinstance(fn, functools.partial):
+            fn = fn.func
+        if isinstance(fn, torch.nn.Module):
+            roots.append(("", fn))
+        elif isinstance(fn, types.MethodType):
+            if isinstance(fn.__self__, torch.nn.Module):
+                roots.append(("", fn.__self__))
+            reads.function(fn.__func__, ("", Access(fn, ".__self__")))
+        elif isinstance(fn, types.FunctionType):
+            reads.function(fn)
+        else:
+            call = getattr(type(fn), "__call__", None)
+            reads.function(call, ("", Access([fn], "[0]")))
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if isinstance(leaf, torch.nn.Module):
+                roots.append((name, leaf))
+        roots += reads.modules
+        for path, root in list(roots):
+            for child_path, module in root.named_modules(prefix=path):
+                forward = type(module).forward
+                if not type(module).__module__.startswith("torch.nn."):
+                    reads.function(forward, (child_path, Access([module], "[0]")))
+        return roots + [pair for pair in reads.modules if pair not in roots]
+
+    def _argument_objects(self) -> list[tuple[str, Access]]:
+        """Argument leaves that are objects and may hold tensors."""
+        objects: list[tuple[str, Access]] = []
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if hasattr(leaf, "__dict__") and not isinstance(leaf, (torch.Tensor, torch.nn.Module, type)):
+                objects.append((name, Access(leaf, "")))
+        if not isinstance(self.fn, (torch.nn.Module, types.FunctionType, types.MethodType)):
+            objects.append(("", Access(self.fn, "")))
+        return objects
+
+    def _arguments(self, recorder: Recorder, dynamic: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with stand-ins for tensors and dynamic numbers."""
+        stand_ins: dict[int, Any] = {}
+        given: list[Any] = []
+        for index, (name, leaf) in enumerate(zip(self.names, self.leaves, strict=True)):
+            if isinstance(leaf, torch.Tensor):
+                if id(leaf) not in stand_ins:
+                    binding = Binding(BindingKind.ARG, tensor=leaf, leaf=index)
+                    state = recorder.add_input(leaf, Role.ARG, name, binding)
+                    stand_ins[id(leaf)] = recorder.stand_in(leaf, state)
+                given.append(stand_ins[id(leaf)])
+            elif index in dynamic and isinstance(leaf, (bool, int, float)):
+                given.append(recorder.scalar_input(leaf, name, index))
+            elif isinstance(leaf, (types.GeneratorType, Iterator)):
+                raise CaptureError(f"argument {name} is a {type(leaf).__name__}, which runs out when read; pass a list")
+            else:
+                given.append(leaf)
+        rebuilt: tuple[tuple[Any, ...], dict[str, Any]] = tree.rebuild(self.node, iter(given))
+        self._given = given
+        return rebuilt
+
+    # the run
+
+    def _call(self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
+            result = self.fn(*given[0], **given[1])
+        return result
+
+    # after
+
+    def _check_arguments(self, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        """The function may not change containers it was given: that would happen only while it is captured."""
+        leaves, node = tree.flatten(given)
+        same = node == self.node and all(a is b for a, b in zip(leaves, self._given, strict=True))
+        if not same:
+            raise CaptureError(
+                f"{self.name} changes a list, dict or object among its arguments, which a compiled program cannot; return "
+                "the new values instead (writing into tensors is fine)"
+            )
+
+
+def _first_needing_grad(recorder: Recorder) -> str:
+    """Path of the first input whose gradient this call would have to provide, or an empty string."""
+    if not torch.is_grad_enabled():
+        return ""
+    pairs = zip(recorder.graph.inputs, recorder.bindings, strict=True)
+    return next((i.path for i, b in pairs if b.tensor is not None and b.tensor.requires_grad), "")
+
+
+class _Undo:
+    """What the function may have changed outside of graphs, and how to put it back."""
+
+    def __init__(self, modules: ModuleFacts, leaves: list[Any]) -> None:
+        self._modules = modules
+        self._random = torch.get_rng_state()
+        params = [p for module in modules.modules() for p in module._parameters.values() if p is not None]
+        params += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf]
+        self._tensors = [(tensor, tensor.grad, tensor.requires_grad) for tensor in params]
+        buffers = [b for module in modules.modules() for b in module._buffers.values() if b is not None]
+        self._versions = [
+            (t, t._version) for t in (*params, *buffers) if not t.is_inference() and type(t) is not TracedTensor
+        ]
+
+    def settled(self) -> None:
+        """After a good run: random state and version counters (nothing has been written yet)."""
+        torch.set_rng_state(self._random)
+        changed = [(t, version) for t, version in self._versions if t._version != version]
+        if changed:
+            tensors, versions = zip(*changed, strict=True)
+            torch._C._autograd._unsafe_set_version_counter(tensors, versions)
+
+    def all(self) -> None:
+        """After a failed run: attributes of modules and gradients too."""
+        self._modules.restore()
+        for tensor, grad, requires_grad in self._tensors:
+            if tensor.grad is not grad:
+                tensor.grad = grad
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
+        self.settled()
+
+
+def _check_results(leaves: list[Any], node: tree.Node) -> None:
+    for leaf in leaves:
+        if isinstance(leaf, (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)) or (
+            isinstance(leaf, Iterator) and not isinstance(leaf, torch.Tensor)
+        ):
+            raise CaptureError(
+                f"the function returns a {type(leaf).__name__}, whose body would run later; return a list or tuple, or "
+                "compile what is inside the loop"
+            )
+
+
+def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
+    """No stand-in may outlive the capture: whoever holds it would find no data in it."""
+    alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
+    if not alive:
+        return
+    del alive
+    gc.collect()
+    alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
+    if alive:
+        op = alive[0].state.storage.base.op
+        raise CaptureError(
+            f"the function keeps a tensor it made ({alive[0]!r}) in a global, a closure, a list or an attribute, which a "
+            "compiled program cannot; return it instead",
+            op.location if op is not None else None,
+        )
+
+
+def _function_name(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name: str = getattr(fn, "__name__", None) or type(fn).__name__
+    return name if name.isidentifier() else "program"
+
+
+def _argument_names(fn: Any, node: tree.Node) -> list[str]:
+    """A readable path per leaf of (args, kwargs), by the parameter names of the function."""
+    target = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    positional: list[str] = []
+    rest = "args"
+    try:
+        for parameter in inspect.signature(target).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                rest = parameter.name
+                break
+            positional.append(parameter.name)
+    except (TypeError, ValueError):
+        pass
+    args, kwargs = node.children
+    names: list[str] = []
+    for index, child in enumerate(args.children):
+        name = positional[index] if index < len(positional) else f"{rest}[{index - len(positional)}]"
+        names.extend(tree.paths(child, name))
+    for key, child in zip(kwargs.keys, kwargs.children, strict=True):
+        names.extend(tree.paths(child, str(key)))
+    return names
+
+

@@ -1,0 +1,97 @@
+"""What a capture gives: the graph, how its inputs are fed, when it holds, and how its outputs become the user's value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graphc.frontend import tree
+from graphc.frontend.guards import GuardSet
+from graphc.frontend.inputs import Binding
+from graphc.ir.graph import Graph
+
+
+@dataclass(frozen=True)
+class OutputLeaf:
+    """One leaf of the returned structure.
+
+    Args:
+        number: which output of the graph it is, or -1.
+        constant: the leaf itself when it is no output.
+        host: Python type of a traced number, or None for a tensor.
+    """
+
+    number: int = -1
+    constant: Any = None
+    host: type | None = None
+
+
+@dataclass
+class Captured:
+    """A captured function.
+
+    Attributes:
+        graph: the program.
+        bindings: how each graph input is fed, in the order of `graph.inputs`.
+        guards: the facts the capture assumed.
+        out_node: structure of the returned value.
+        out_leaves: its leaves.
+        arg_node: structure of (args, kwargs).
+        floats: argument leaves that were Python floats, with their values.
+        needs_grad: path of an input whose gradient is wanted, which a program does not give; empty when there is none.
+        warnings: what the user should know: calls kept as they are against expectation, tensors bound by identity, ...
+        seconds: wall time of the capture.
+    """
+
+    graph: Graph
+    bindings: list[Binding]
+    guards: GuardSet
+    out_node: tree.Node
+    out_leaves: list[OutputLeaf]
+    arg_node: tree.Node
+    floats: dict[int, float] = field(default_factory=dict)
+    needs_grad: str = ""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
+        return self.guards.match(args, kwargs)
+
+    def explain_miss(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        """The first fact that changed, such as `argument x: shape (3, 4), compiled for (2, 4)`; empty when none did."""
+        return self.guards.explain(args, kwargs)
+
+    def changed_floats(self, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int]:
+        """Argument leaves whose Python float is another one than when captured."""
+        leaves, node = tree.flatten((tuple(args), kwargs))
+        if node != self.arg_node:
+            return set()
+        return {i for i, then in self.floats.items() if type(leaves[i]) is float and leaves[i] != then}
+
+    def rebuild(self, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> Any:
+        """The value the user's function returns.
+
+        Args:
+            outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
+            inputs: the program's inputs of this call.
+        """
+        node = self.out_node
+        if node.kind == "leaf":
+            return _leaf(self.out_leaves[0], outputs)
+        leaves = [_leaf(leaf, outputs) for leaf in self.out_leaves]
+        if node.kind in ("tuple", "list") and len(node.children) == len(leaves) and node.flat:
+            return tuple(leaves) if node.kind == "tuple" else leaves
+        return tree.rebuild(node, iter(leaves))
+
+
+def _leaf(leaf: OutputLeaf, outputs: Sequence[Any]) -> Any:
+    if leaf.number < 0:
+        return leaf.constant
+    value = outputs[leaf.number]
+    if leaf.host is None:
+        return value
+    return leaf.host(value.item() if isinstance(value, torch.Tensor) else value)

@@ -1,0 +1,318 @@
+"""The facts of one capture as guards: arguments, modules, closures and globals, torch's global state, aliasing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from graphc.frontend import tree
+from graphc.frontend.aten import layout
+from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, is_plain
+from graphc.frontend.inputs import Binding, BindingKind
+from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.reads import Reads
+from graphc.ir.graph import Graph
+
+_INSTALLED: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+
+
+class StateGuard:
+    """torch's global state: grad, autocast, default dtype, determinism, threads, precision flags."""
+
+    def __init__(self) -> None:
+        self._own = _INSTALLED.GlobalStateGuard() if hasattr(_INSTALLED, "GlobalStateGuard") else None
+        self._then = global_state()
+        self.check = self._own.check if self._own is not None else lambda: global_state() == self._then
+
+    def describe(self, scope: dict[str, Any]) -> str:
+        """Names the setting that changed."""
+        now = global_state()
+        for name, value in self._then.items():
+            if now[name] != value:
+                return f"{name}: {now[name]}, compiled for {value}"
+        return f"torch's global state ({self._own.reason() if self._own is not None else 'unknown'})"
+
+
+def global_state() -> dict[str, Any]:
+    """The settings of torch that change what a program computes."""
+    return {
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast on cpu": torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        "autocast on cuda": torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "number of threads": torch.get_num_threads(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "torch function modes": torch._C._len_torch_function_stack(),
+    }
+
+
+class Facts:
+    """What was true when the capture began; turned into guards when it has ended.
+
+    Args:
+        node: structure of (args, kwargs).
+        leaves: their leaves.
+        names: a readable path per leaf.
+        reads: what the function reads beside its arguments.
+        modules: snapshots of the modules.
+        dynamic: leaves that are scalar inputs.
+    """
+
+    def __init__(
+        self, node: tree.Node, leaves: list[Any], names: list[str], reads: Reads, modules: ModuleFacts,
+        dynamic: frozenset[int],
+    ) -> None:  # fmt: skip
+        self._node, self._leaves, self._names, self._reads, self._modules = node, leaves, names, reads, modules
+        self._dynamic = dynamic
+        self._state = StateGuard()
+        self._inference = torch.is_inference_mode_enabled()
+        self._function_modes = torch._C._len_torch_function_stack()
+        self._locals: list[str] = []
+
+    def guards(self, graph: Graph, bindings: Sequence[Binding]) -> GuardSet:
+        """The guard function for a captured graph."""
+        g = GuardBuilder()
+        self._arguments(g)
+        self._global_state(g)
+        self._storages(g, bindings)
+        for value, binding in zip(graph.inputs, bindings, strict=True):
+            for access in binding.accesses:
+                g.is_object(f"{g.hold(access.root)}{access.suffix}", binding.tensor, f"tensor {value.path}")
+        self._modules.guards(g)
+        for path, access, value in self._reads.values:
+            g.equals(f"{g.hold(access.root)}{access.suffix}", value, path)
+        for path, access, item in self._reads.identities:
+            g.is_object(f"{g.hold(access.root)}{access.suffix}", item, path)
+        self._tensors(g, graph, bindings)
+        self._apart(g, graph, bindings)
+        return g.build(self._inputs(g, bindings))
+
+    # arguments
+
+    def _arguments(self, g: GuardBuilder) -> None:
+        args, kwargs = self._node.children
+        g.check(f"len(args) == {len(args.children)}", _argument_count(len(args.children)))
+        keys = tuple(kwargs.keys)
+        if keys:
+            g.check(f"tuple(kwargs) == {keys!r}", f"keyword arguments, compiled for {', '.join(keys)}")
+        else:
+            g.check("not kwargs", "keyword arguments, compiled for none")
+        names = iter(self._names)
+        counter = iter(range(10**9))
+        self._parts(g, args, "args", names, counter)
+        self._parts(g, kwargs, "kwargs", names, counter)
+
+    def _parts(self, g: GuardBuilder, node: tree.Node, expression: str, names: Any, counter: Any) -> None:
+        for index, child in enumerate(node.children):
+            local = f"v{next(counter)}"
+            g.let(f"{local} = {_part(g, node, expression, index)}")
+            self._value(g, child, local, names, counter)
+
+    def _value(self, g: GuardBuilder, node: tree.Node, local: str, names: Any, counter: Any) -> None:
+        if node.kind == "leaf":
+            self._leaf(g, local, next(names))
+            return
+        what = f"structure of argument {self._names[len(self._locals)] if self._locals else local}"
+        what = f"structure of argument ({node.cls.__name__} expected)"
+        g.check(f"type({local}) is {g.hold(node.cls)}", what)
+        inner = local
+        if node.kind == "registered":
+            inner = f"{local}_parts"
+            context = f"{local}_context"
+            g.let(f"{inner}, {context} = {g.hold(_flatten_function(node.cls))}({local})")
+            g.check(f"{context} == {g.hold(node.keys[0])}", what)
+            g.check(f"len({inner}) == {len(node.children)}", what)
+        elif node.kind in ("list", "tuple"):
+            g.check(f"len({local}) == {len(node.children)}", f"length of a {node.kind}, compiled for {len(node.children)}")
+        elif node.kind in ("dict", "userdict"):
+            inner = local if node.kind == "dict" else f"{local}.data"
+            g.check(f"tuple({inner}) == {g.hold(node.keys)}", f"keys of a dict, compiled for {', '.join(map(str, node.keys))}")
+        self._parts(g, node, inner, names, counter)
+
+    def _leaf(self, g: GuardBuilder, local: str, name: str) -> None:
+        index = len(self._locals)
+        self._locals.append(local)
+        leaf = self._leaves[index]
+        if isinstance(leaf, torch.Tensor):
+            for other in range(index):
+                if self._leaves[other] is leaf:
+                    g.check(f"{local} is {self._locals[other]}", f"argument {name} is no longer {self._names[other]}")
+                    break
+            return
+        if index in self._dynamic:
+            g.check(f"type({local}) is {g.hold(type(leaf))}", f"type of argument {name}, compiled for {type(leaf).__name__}")
+        elif is_plain(leaf):
+            g.equals(local, leaf, f"argument {name}")
+        else:
+            g.is_object(local, leaf, f"argument {name}")
+
+    # torch's state
+
+    def _global_state(self, g: GuardBuilder) -> None:
+        g.check(f"{g.hold(self._state.check)}()", self._state.describe)
+        inference = g.hold(torch.is_inference_mode_enabled)
+        g.check(f"{inference}() is {self._inference}", self._state.describe)
+        stack = g.hold(torch._C._len_torch_function_stack)
+        g.check(f"{stack}() == {self._function_modes}", self._state.describe)
+        if self._function_modes:
+            device = torch.get_default_device()
+            g.check(f"{g.hold(torch.get_default_device)}() == {g.hold(device)}", f"default device, compiled for {device}")
+
+    # tensors
+
+    def _tensors(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
+        """Metadata of every tensor, in one call."""
+        names, tensors, expressions = [], [], []
+        for index, leaf in enumerate(self._leaves):
+            if isinstance(leaf, torch.Tensor) and not any(leaf is t for t in tensors):
+                names.append(f"argument {self._names[index]}")
+                tensors.append(leaf)
+                expressions.append(self._locals[index])
+        fixed = [(v.path, b.tensor) for v, b in zip(graph.inputs, bindings, strict=True) if b.accesses]
+        names += [f"tensor {path}" for path, _ in fixed]
+        tensors += [tensor for _, tensor in fixed]
+        if not tensors:
+            return
+        listed = list(expressions)
+        if fixed:
+            listed.append(f"*{g.hold(tuple(tensor for _, tensor in fixed))}")
+        check = _metadata_check(tensors)
+        g.check(f"{g.hold(check)}({', '.join(listed)})", _describe_metadata(names, tensors, expressions))
+
+    def _storages(self, g: GuardBuilder, bindings: Sequence[Binding]) -> None:
+        """Tensors that share a storage which is one input: still the same storage, at the same offsets."""
+        for binding in bindings:
+            if binding.kind is not BindingKind.STORAGE:
+                continue
+            key = binding.tensor.untyped_storage()._cdata  # type: ignore[union-attr]
+            home = self._locals[binding.leaf] if binding.leaf >= 0 else g.hold(binding.tensor)
+            g.check(f"{home}.untyped_storage().nbytes() == {binding.tensor.untyped_storage().nbytes()}", "size of a storage")  # type: ignore[union-attr]
+            for index, leaf in enumerate(self._leaves):
+                if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata == key:
+                    local = self._locals[index]
+                    same = f"{local}.untyped_storage()._cdata == {home}.untyped_storage()._cdata"
+                    place = f"{local}.storage_offset() == {leaf.storage_offset()}"
+                    g.check(f"{same} and {place}", f"argument {self._names[index]} shares its memory in another way")
+
+    def _apart(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
+        """Written tensors overlap no other one, unless they did when compiled."""
+        written = {id(write.target) for write in graph.writes}
+        merged = {b.leaf for b in bindings if b.kind is BindingKind.STORAGE}
+        keys = {self._leaves[leaf].untyped_storage()._cdata for leaf in merged if leaf >= 0}
+        expressions, spans = [], []
+        for index, leaf in enumerate(self._leaves):
+            first = isinstance(leaf, torch.Tensor) and not any(leaf is self._leaves[i] for i in range(index))
+            if first and leaf.untyped_storage()._cdata not in keys:
+                expressions.append(self._locals[index])
+                spans.append(_span_bytes(leaf))
+        if not written or not expressions:
+            return
+        for value, binding in zip(graph.inputs, bindings, strict=True):
+            if binding.kind is BindingKind.FIXED and id(value) in written:
+                expressions.append(g.hold(binding.tensor))
+                spans.append(_span_bytes(binding.tensor))
+        if len(expressions) > 1:
+            test = f"{g.hold(apart)}(({', '.join(expressions)}), {g.hold(tuple(spans))})"
+            g.check(test, "arguments overlap in memory, compiled for arguments that do not")
+
+    def _inputs(self, g: GuardBuilder, bindings: Sequence[Binding]) -> str:
+        """The expression for the program's inputs."""
+        parts: list[str] = []
+        run: list[Any] = []
+        for binding in [*bindings, None]:
+            if binding is not None and binding.kind is BindingKind.FIXED:
+                run.append(binding.tensor)
+                continue
+            if run:
+                parts.append(f"*{g.hold(tuple(run))}")
+                run = []
+            if binding is None:
+                break
+            if binding.kind is BindingKind.STORAGE:
+                home = self._locals[binding.leaf] if binding.leaf >= 0 else g.hold(binding.tensor)
+                parts.append(f"{g.hold(whole_storage)}({home}, {binding.count})")
+            else:
+                parts.append(self._locals[binding.leaf])
+        return f"[{', '.join(parts)}]"
+
+
+def whole_storage(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """All of a tensor's storage as one 1-D tensor."""
+    return tensor.detach().as_strided((count,), (1,), 0)
+
+
+def apart(tensors: tuple[torch.Tensor, ...], spans: tuple[int, ...]) -> bool:
+    """No two tensors overlap in memory; `spans` are their extents in bytes."""
+    ranges = sorted((t.data_ptr(), t.data_ptr() + span) for t, span in zip(tensors, spans, strict=True) if span)
+    return all(stop <= start for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False))
+
+
+def _span_bytes(tensor: torch.Tensor) -> int:
+    return layout.span(tuple(tensor.shape), tuple(tensor.stride())) * tensor.element_size()
+
+
+def _part(g: GuardBuilder, node: tree.Node, expression: str, index: int) -> str:
+    if node.kind == "dataclass":
+        return f"{expression}.{node.keys[index]}"
+    if node.kind in ("dict", "userdict"):
+        key = node.keys[index]
+        return f"{expression}[{repr(key) if isinstance(key, (str, int)) else g.hold(key)}]"
+    return f"{expression}[{index}]"
+
+
+def _flatten_function(cls: type) -> Any:
+    from torch.utils import _pytree
+
+    flatten = _pytree.SUPPORTED_NODES[cls].flatten_fn
+    return lambda value: (lambda parts: (list(parts[0]), parts[1]))(flatten(value))
+
+
+def _argument_count(count: int) -> Describe:
+    return lambda scope: f"{len(scope['args'])} positional arguments, compiled for {count}"
+
+
+def _metadata_check(tensors: list[Any]) -> Any:
+    if hasattr(_INSTALLED, "TensorGuards"):
+        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+        try:
+            return _INSTALLED.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+        except (TypeError, RuntimeError, SystemError):  # another torch, with another signature
+            pass
+    expected = [metadata(tensor) for tensor in tensors]
+    return lambda *now: all(
+        isinstance(t, torch.Tensor) and metadata(t) == then for t, then in zip(now, expected, strict=True)
+    )
+
+
+def metadata(tensor: torch.Tensor) -> dict[str, Any]:
+    """What guards compare of a tensor."""
+    grad = torch.is_grad_enabled() and tensor.requires_grad
+    return {
+        "type": type(tensor).__name__, "dtype": tensor.dtype, "device": tensor.device, "shape": tuple(tensor.shape),
+        "strides": tuple(tensor.stride()), "requires_grad": grad, "dispatch keys": torch._C._dispatch_keys(tensor),
+    }  # fmt: skip
+
+
+def _describe_metadata(names: list[str], tensors: list[Any], expressions: list[str]) -> Describe:
+    expected = [metadata(tensor) for tensor in tensors]
+    held = tensors[len(expressions) :]
+
+    def describe(scope: dict[str, Any]) -> str:
+        now = [scope.get(expression) for expression in expressions] + held
+        for number, (name, item, then) in enumerate(zip(names, now, expected, strict=True)):
+            if not isinstance(item, torch.Tensor):
+                return f"{name}: a {type(item).__name__}, compiled for a tensor"
+            for key, value in metadata(item).items():
+                if value != then[key]:
+                    return f"{name}: {key} {value}, compiled for {then[key]}"
+            if any(item is now[i] for i in range(number)):
+                return f"{name} is one tensor with another argument, compiled for two"
+        return "metadata of a tensor"
+
+    return describe
+
+

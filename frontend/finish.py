@@ -1,0 +1,117 @@
+"""The end of a capture: what was written to the user's tensors, and how each result lives in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from graphc.frontend import functionalize, host
+from graphc.frontend.aten import layout
+from graphc.frontend.captured import OutputLeaf
+from graphc.frontend.functionalize import Storage, TensorState
+from graphc.frontend.recorder import Recorder
+from graphc.ir.graph import Input, Output, StridedView, Value, Write
+
+
+def finish(recorder: Recorder, leaves: list[Any]) -> list[OutputLeaf]:
+    """Complete the graph with its writes and outputs.
+
+    Args:
+        leaves: of the value the function returned.
+
+    Returns:
+        What each leaf is.
+    """
+    return _Finisher(recorder, leaves).run()
+
+
+class _Finisher:
+    def __init__(self, recorder: Recorder, leaves: list[Any]) -> None:
+        self.recorder, self.leaves = recorder, leaves
+        self.states: dict[int, TensorState] = {
+            id(leaf): recorder.state_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)
+        }
+        self.homes: dict[Storage, Value] = {}  # the value whose memory each fresh storage is
+        self.taken: set[Value] = set()
+
+    def run(self) -> list[OutputLeaf]:
+        recorder, graph = self.recorder, self.recorder.graph
+        numbers: dict[int, int] = {}
+        result: list[OutputLeaf] = []
+        for leaf in self.leaves:
+            node = host.node_of(leaf)
+            if node is None and id(leaf) not in self.states:
+                result.append(OutputLeaf(constant=leaf))
+                continue
+            if id(leaf) not in numbers:
+                numbers[id(leaf)] = len(graph.outputs)
+                graph.outputs.append(Output(node.value) if node is not None else self._output(self.states[id(leaf)]))
+            result.append(OutputLeaf(numbers[id(leaf)], host=None if node is None else node.kind))
+        for storage in recorder.storages:
+            if storage.visible and storage.base is not storage.source:
+                assert storage.source is not None
+                graph.writes.append(Write(storage.source, storage.base))
+        return result
+
+    def _output(self, state: TensorState) -> Output:
+        storage = state.storage
+        whole = self.recorder.very_tensors.get(id(state))
+        if whole is not None:
+            return Output(whole)
+        if state.dtype != storage.root.dtype:
+            return Output(self._reinterpreted(state))
+        if not storage.visible:
+            alone = self._alone(state)
+            if alone is not None:
+                return Output(alone)
+        home = storage.source if storage.visible else self._home(storage)
+        assert home is not None
+        if state.parent is None:
+            return Output(home)
+        return Output(home, StridedView(state.shape, state.strides, state.offset - storage.root.offset))
+
+    def _alone(self, state: TensorState) -> Value | None:
+        """A part of a storage that nothing else returned shares gets memory of its own, when eager's strides fit."""
+        if state.parent is None:
+            return None
+        sharers = {id(other) for other in self.states.values() if other.storage is state.storage}
+        root = state.storage.root
+        smaller = _numel(state.shape) < _numel(root.shape)
+        if len(sharers) > 1 or not smaller or not layout.is_dense(state.shape, state.strides):
+            return None
+        value = functionalize.read(self.recorder.builder, state)
+        return self._fresh(value, state.strides)
+
+    def _reinterpreted(self, state: TensorState) -> Value:
+        """A result that sees memory of another tensor as another dtype: a copy, since graphs cannot say so."""
+        if state.storage.visible or any(other.storage is state.storage for other in self.states.values() if other is not state):
+            self.recorder.warnings.append(
+                "a result reads memory of another tensor as another dtype; the compiled program returns a copy of it"
+            )
+        dense = layout.is_dense(state.shape, state.strides)
+        value = functionalize.read(self.recorder.builder, state)
+        return self._fresh(value, state.strides if dense else layout.contiguous(state.shape))
+
+    def _home(self, storage: Storage) -> Value:
+        """The value whose memory a storage made by the function is."""
+        if storage not in self.homes:
+            self.homes[storage] = self._fresh(storage.base, storage.root.strides)
+        return self.homes[storage]
+
+    def _fresh(self, value: Value, strides: tuple[int, ...]) -> Value:
+        """A value no other output is, laid out as eager lays it out; a copy when need be."""
+        shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+        wanted = None if layout.is_contiguous(shape, strides) else strides
+        if isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
+            value = self.recorder.builder.op("cast", value, dtype=value.dtype)
+        value.strides = wanted
+        self.taken.add(value)
+        return value
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

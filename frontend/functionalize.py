@@ -1,0 +1,256 @@
+"""Alias tracking: how views and in-place code become pure values.
+
+A `Storage` is one allocation of eager; it has a current `base` value. A `TensorState` is one tensor onto a storage: the
+storage's root, or a view, which is a `Link` away from its parent. Reading a stale view applies the links again; writing
+through a view goes back along them, so that the storage gets a new base value:
+
+    y = x.t()          y ──permute──▶ x (root, base %0)
+    y.add_(1)          %1 = permute(%0); %2 = add(%1, 1); %3 = permute(%2); base of x is now %3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from graphc.ir.graph import Builder, Input, Value
+from graphc.ir.types import UNKNOWN, DType
+
+Shape: TypeAlias = tuple[int, ...]
+ParentValue: TypeAlias = Callable[[], Value]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One invertible step from a parent tensor to a view of it."""
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        """The view's value from the parent's."""
+        raise NotImplementedError
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        """The parent's value after the view was given the value `new`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Same(Link):
+    """`detach`, `alias`: the same elements in the same shape."""
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return parent
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return new
+
+
+@dataclass(frozen=True)
+class Reshape(Link):
+    """The same elements in row-major order."""
+
+    parent_shape: Shape
+    shape: Shape
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("reshape", parent, shape=self.shape)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return b.op("reshape", new, shape=self.parent_shape)
+
+
+@dataclass(frozen=True)
+class Permute(Link):
+    """Dimensions in another order."""
+
+    dims: Shape
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("permute", parent, dims=self.dims)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        inverse = sorted(range(len(self.dims)), key=self.dims.__getitem__)
+        return b.op("permute", new, dims=tuple(inverse))
+
+
+@dataclass(frozen=True)
+class Slice(Link):
+    """`start:stop:step` along one dim."""
+
+    dim: int
+    start: int
+    stop: int
+    step: int
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("slice", parent, dim=self.dim, start=self.start, stop=self.stop, step=self.step)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        base = parent()
+        starts = tuple(self.start if dim == self.dim else 0 for dim in range(base.type.rank))
+        steps = tuple(self.step if dim == self.dim else 1 for dim in range(base.type.rank))
+        return b.op("update_slice", base, new, starts=starts, steps=steps)
+
+
+@dataclass(frozen=True)
+class Expand(Link):
+    """Broadcast. It can be written only where it repeats nothing, which the caller has made sure of."""
+
+    parent_shape: Shape
+    shape: Shape
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("expand", parent, shape=self.shape)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return b.op("reshape", new, shape=self.parent_shape)
+
+
+@dataclass(frozen=True)
+class Strided(Link):
+    """`as_strided`, relative to the contiguous flattening of the parent."""
+
+    shape: Shape
+    strides: Shape
+    offset: int
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("as_strided", parent, shape=self.shape, strides=self.strides, offset=self.offset)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return b.op("update_strided", parent(), new, shape=self.shape, strides=self.strides, offset=self.offset)
+
+
+@dataclass(frozen=True)
+class Bitcast(Link):
+    """The same bytes read as another dtype of the same size."""
+
+    parent_dtype: DType
+    dtype: DType
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("bitcast", parent, dtype=self.dtype)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return b.op("bitcast", new, dtype=self.parent_dtype)
+
+
+SAME = Same()
+
+
+class Storage:
+    """One allocation of eager.
+
+    Attributes:
+        base: current contents, in the root's shape.
+        version: counts writes.
+        root: the tensor onto the whole of it.
+        source: the graph input it came in as, or None when the function made it.
+        constant: the source is a constant of the function: writes to it are not seen by the user.
+    """
+
+    __slots__ = ("base", "constant", "root", "source", "version")
+
+    def __init__(self, base: Value, source: Input | None = None, constant: bool = False) -> None:
+        self.base, self.source, self.constant, self.version = base, source, constant, 0
+        self.root: TensorState
+
+    @property
+    def visible(self) -> bool:
+        """The user holds this storage before the call."""
+        return self.source is not None and not self.constant
+
+
+class TensorState:
+    """One tensor onto a storage, with the geometry eager gives it (elements; offset from the start of the allocation).
+
+    Attributes:
+        cached: its value at `version` of the storage.
+        location: where the view was made; ops that read it bear it.
+    """
+
+    __slots__ = ("cached", "dtype", "link", "location", "offset", "parent", "shape", "storage", "strides", "version")
+
+    def __init__(
+        self, storage: Storage, parent: TensorState | None, link: Link, shape: Shape, strides: Shape, offset: int,
+        dtype: DType,
+    ) -> None:  # fmt: skip
+        self.storage, self.parent, self.link, self.dtype, self.location = storage, parent, link, dtype, UNKNOWN
+        self.shape, self.strides, self.offset = shape, strides, offset
+        self.cached: Value | None = None
+        self.version = -1
+
+    @property
+    def device(self) -> str:
+        return self.storage.base.device
+
+    def view(
+        self, link: Link, shape: Shape, strides: Shape, offset: int | None = None, dtype: DType | None = None
+    ) -> TensorState:
+        """A view of this tensor; it starts where this one does unless `offset` says otherwise."""
+        start = self.offset if offset is None else offset
+        return TensorState(self.storage, self, link, shape, strides, start, dtype or self.dtype)
+
+    def is_current(self) -> bool:
+        return self.parent is None or self.version == self.storage.version
+
+
+def root_state(
+    value: Value, strides: Shape, offset: int = 0, source: Input | None = None, constant: bool = False
+) -> TensorState:
+    """A tensor onto the whole of a new storage that holds `value`."""
+    storage = Storage(value, source, constant)
+    state = TensorState(storage, None, SAME, value.shape, strides, offset, value.dtype)  # type: ignore[arg-type]
+    storage.root = state
+    return state
+
+
+def read(b: Builder, state: TensorState) -> Value:
+    """The present value of a tensor; appends the view ops that are missing."""
+    stale: list[TensorState] = []
+    current: TensorState | None = state
+    while current is not None and not current.is_current():
+        stale.append(current)
+        current = current.parent
+    assert current is not None
+    value = state.storage.base if current.parent is None else current.cached
+    assert value is not None
+    here = b.location
+    for view in reversed(stale):
+        b.location = view.location or here
+        value = view.link.forward(b, value)
+        view.cached, view.version = value, view.storage.version
+    b.location = here
+    return value
+
+
+def write(b: Builder, state: TensorState, new: Value) -> None:
+    """Give a tensor new contents: of its shape, dtype and device.
+
+    Raises:
+        RuntimeError: several of its elements are one place in memory, as in eager.
+    """
+    if any(stride == 0 and size > 1 for size, stride in zip(state.shape, state.strides, strict=True)):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+            "Please clone() the tensor before performing the operation."
+        )
+    value, view = new, state
+    while view.parent is not None:
+        parent = view.parent
+        value = view.link.backward(b, lambda parent=parent: read(b, parent), value)  # type: ignore[misc]
+        view = parent
+    state.storage.base = value
+    state.storage.version += 1
+    if state.parent is not None and not _overlaps(state):
+        state.cached, state.version = new, state.storage.version
+
+
+def _overlaps(state: TensorState) -> bool:
+    """Two elements may be one place in memory, so that the value read back is not the value written."""
+    reach = 0
+    for stride, size in sorted((st, sz) for st, sz in zip(state.strides, state.shape, strict=True) if sz > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False

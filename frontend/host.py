@@ -1,0 +1,319 @@
+"""Traced Python numbers: what `.item()` gives inside a captured function.
+
+They are torch's own symbolic numbers (so that ATen takes them wherever it takes a number) around a node of ours, which
+records arithmetic as graph ops on the host. Python itself may not look at the value: a branch on it raises, unless it is
+an argument of the function, whose value of this call is then taken as a constant and guarded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, Union
+
+import torch
+
+from graphc.errors import DataDependentError
+from graphc.ir.graph import Value
+from graphc.ir.types import DType, Location, bool_, f64, i64
+
+Number: TypeAlias = Union[bool, int, float]
+
+_DTYPES: dict[type, DType] = {bool: bool_, int: i64, float: f64}
+
+
+class HostScope(Protocol):
+    """What host scalars need from the capture."""
+
+    def host_op(self, name: str, *operands: Value | Number) -> Value:
+        """Append an op on host values."""
+
+    def specialize(self, node: HostNode) -> Number:
+        """The value of a number that is an argument, now a guarded constant.
+
+        Raises:
+            DataDependentError: it comes from tensor data.
+        """
+
+    def user_location(self) -> Location:
+        """The user's line that runs now."""
+
+
+class HostNode:
+    """A traced number: the `node` of a `torch.SymInt`, `SymFloat` or `SymBool`.
+
+    Args:
+        scope: the capture it belongs to.
+        value: its graph value, on the host device.
+        kind: bool, int or float.
+        hint: its value in this call, when it is computed from arguments only.
+        leaves: positions of the arguments it is computed from.
+    """
+
+    __slots__ = ("hint", "kind", "leaves", "scope", "value")
+
+    def __init__(
+        self,
+        scope: HostScope,
+        value: Value,
+        kind: type,
+        hint: Number | None = None,
+        leaves: frozenset[int] = frozenset(),
+    ) -> None:
+        self.scope, self.value, self.kind, self.hint, self.leaves = scope, value, kind, hint, leaves
+
+    # asked by ATen
+
+    def is_int(self) -> bool:
+        return self.kind is int
+
+    def is_float(self) -> bool:
+        return self.kind is float
+
+    def is_bool(self) -> bool:
+        return self.kind is bool
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    def is_constant(self) -> bool:
+        return False
+
+    def is_nested_int(self) -> bool:
+        return False
+
+    def has_hint(self) -> bool:
+        return self.hint is not None
+
+    def maybe_as_int(self) -> int | None:
+        return None
+
+    def maybe_as_float(self) -> float | None:
+        return None
+
+    def maybe_as_bool(self) -> bool | None:
+        return None
+
+    def guard_int(self, file: str, line: int) -> int:
+        return int(self.scope.specialize(self))
+
+    def guard_float(self, file: str, line: int) -> float:
+        return float(self.scope.specialize(self))
+
+    def guard_bool(self, file: str, line: int) -> bool:
+        return bool(self.scope.specialize(self))
+
+    expect_true = guard_size_oblivious = guard_or_false = guard_or_true = statically_known_true = guard_bool
+
+    def expect_size(self, file: str, line: int) -> bool:
+        return int(self.scope.specialize(self)) >= 0
+
+    def int_(self) -> int:
+        return self.guard_int("", 0)
+
+    def bool_(self) -> bool:
+        return self.guard_bool("", 0)
+
+    def clone(self) -> HostNode:
+        return self
+
+    def str(self) -> str:
+        return self._graph_repr()
+
+    def _graph_repr(self) -> str:
+        return f"<traced {self.kind.__name__} %{self.value.name}>"
+
+    __repr__ = _graph_repr
+
+    def wrap_int(self, number: int) -> Number:
+        return number
+
+    wrap_float = wrap_bool = wrap_int
+
+    def sym_float(self) -> HostNode:
+        return self.convert(float)
+
+    # arithmetic
+
+    def convert(self, kind: type) -> HostNode:
+        """`float(x)`, `int(x)` (towards zero) or `bool(x)` without looking at the value."""
+        if kind is self.kind:
+            return self
+        value = self.scope.host_op("cast:" + _DTYPES[kind].name, self.value)
+        return HostNode(self.scope, value, kind, None if self.hint is None else kind(self.hint), self.leaves)
+
+    def unary(self, name: str) -> HostNode:
+        """A scalar op of one operand."""
+        operand = self if self.kind is not bool else self.convert(int)
+        hint = None if operand.hint is None else _UNARY[name](operand.hint)
+        return HostNode(self.scope, self.scope.host_op(name, operand.value), operand.kind, hint, self.leaves)
+
+    def binary(self, name: str, other: HostNode | Number, swap: bool = False) -> HostNode:
+        """A scalar op of two operands with Python's promotion; `swap` puts `other` first."""
+        kind = float if name == "div" else max(self.kind, _kind_of(other), key=_RANK.__getitem__)
+        if kind is bool and name not in _LOGICAL:
+            kind = int
+        pair: list[HostNode | Number] = [_as(self, kind), _as(other, kind)]
+        if swap:
+            pair.reverse()
+        value = self.scope.host_op(name, *(p.value if isinstance(p, HostNode) else p for p in pair))
+        hints = [p.hint if isinstance(p, HostNode) else p for p in pair]
+        hint = None if None in hints else _BINARY[name](*hints)
+        leaves = self.leaves | (other.leaves if isinstance(other, HostNode) else frozenset())
+        return HostNode(self.scope, value, bool if name in _COMPARISONS else kind, hint, leaves)
+
+
+_RANK = {bool: 0, int: 1, float: 2}
+_LOGICAL = ("bitwise_and", "bitwise_or", "bitwise_xor", "eq", "ne")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_UNARY: dict[str, Callable[[Any], Any]] = {
+    "neg": lambda a: -a, "abs": abs, "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc, "round": round,
+    "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "bitwise_not": lambda a: ~a,
+}  # fmt: skip
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
+    "floordiv": lambda a, b: a // b, "remainder": lambda a, b: a % b, "pow": lambda a, b: a**b,
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b, "bitwise_and": lambda a, b: a & b,
+    "bitwise_or": lambda a, b: a | b, "bitwise_xor": lambda a, b: a ^ b, "maximum": max, "minimum": min,
+}  # fmt: skip
+
+
+def _kind_of(value: HostNode | Number) -> type:
+    return value.kind if isinstance(value, HostNode) else type(value)
+
+
+def _as(value: HostNode | Number, kind: type) -> HostNode | Number:
+    return value.convert(kind) if isinstance(value, HostNode) else kind(value)
+
+
+class _HostNumber:
+    """Python's arithmetic, shared by the three classes."""
+
+    node: HostNode
+
+    def __bool__(self) -> bool:
+        return self.node.bool_()
+
+    def __int__(self) -> int:
+        return int(self.node.scope.specialize(self.node))
+
+    __index__ = __int__
+
+    def __float__(self) -> float:
+        return float(self.node.scope.specialize(self.node))
+
+    def __hash__(self) -> int:
+        return hash(self.node.scope.specialize(self.node))
+
+    def __repr__(self) -> str:
+        return repr(self.node)
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self.node)  # the number is not known while the function is captured
+
+    def __trunc__(self) -> Any:
+        return wrap(self.node.unary("trunc").convert(int))
+
+    def __floor__(self) -> Any:
+        return wrap(self.node.unary("floor").convert(int)) if self.node.kind is float else self
+
+    def __ceil__(self) -> Any:
+        return wrap(self.node.unary("ceil").convert(int)) if self.node.kind is float else self
+
+    def __round__(self, digits: int | None = None) -> Any:
+        if digits is not None:
+            return round(float(self), digits)
+        return wrap(self.node.unary("round").convert(int)) if self.node.kind is float else self
+
+    def __pos__(self) -> Any:
+        return self
+
+    def is_integer(self) -> Any:
+        return self == wrap(self.node.unary("trunc")) if self.node.kind is float else True
+
+
+def _operand(other: object) -> HostNode | Number | None:
+    node = getattr(other, "node", None)
+    if isinstance(node, HostNode):
+        return node
+    return other if isinstance(other, (bool, int, float)) else None
+
+
+def _binary(name: str, swap: bool) -> Callable[[_HostNumber, object], Any]:
+    def method(self: _HostNumber, other: object) -> Any:
+        operand = _operand(other)
+        return NotImplemented if operand is None else wrap(self.node.binary(name, operand, swap))
+
+    return method
+
+
+def _unary(name: str) -> Callable[[_HostNumber], Any]:
+    def method(self: _HostNumber) -> Any:
+        return wrap(self.node.unary(name))
+
+    return method
+
+
+_METHODS = {
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floordiv", "mod": "remainder",
+    "pow": "pow", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
+}  # fmt: skip
+_ARITHMETIC: dict[str, Any] = {
+    **{f"__{python}__": _binary(name, False) for python, name in _METHODS.items()},
+    **{f"__r{python}__": _binary(name, True) for python, name in _METHODS.items()},
+    **{f"__{name}__": _binary(name, False) for name in _COMPARISONS},
+    "__neg__": _unary("neg"),
+    "__abs__": _unary("abs"),
+    "__invert__": _unary("bitwise_not"),
+    "__sym_float__": lambda self: wrap(self.node.convert(float)),
+    "__sym_int__": lambda self: wrap(self.node.convert(int)),
+    "__sym_max__": _binary("maximum", False),
+    "__sym_min__": _binary("minimum", False),
+    "__sym_sqrt__": lambda self: wrap(self.node.convert(float).unary("sqrt")),
+    "__hash__": _HostNumber.__hash__,
+}
+HostInt = type("HostInt", (_HostNumber, torch.SymInt), dict(_ARITHMETIC))
+HostFloat = type("HostFloat", (_HostNumber, torch.SymFloat), dict(_ARITHMETIC))
+HostBool = type("HostBool", (_HostNumber, torch.SymBool), dict(_ARITHMETIC))
+_CLASSES: dict[type, Any] = {int: HostInt, float: HostFloat, bool: HostBool}
+_OPERATORS: dict[str, str] = {
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "float_truediv": "div", "int_truediv": "div",
+    "floordiv": "floordiv", "int_floordiv": "floordiv", "mod": "remainder", "pow": "pow", "float_pow": "pow",
+    "pow_by_natural": "pow", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
+    "and_": "bitwise_and", "or_": "bitwise_or", "sym_and": "bitwise_and", "sym_or": "bitwise_or",
+    "sym_max": "maximum", "sym_min": "minimum",
+}  # fmt: skip
+
+
+def _node_method(name: str) -> Callable[[HostNode, HostNode | Number], HostNode]:
+    return lambda self, other: self.binary(name, other)
+
+
+for _name, _op in _OPERATORS.items():  # ATen calls these on the node of an operand
+    setattr(HostNode, _name, _node_method(_op))
+for _name in ("neg", "floor", "ceil", "trunc", "round"):
+    setattr(HostNode, _name, lambda self, name=_name: self.unary(name))
+
+
+def wrap(node: HostNode) -> Any:
+    """The Python object the user gets for a traced number."""
+    return _CLASSES[node.kind](node)
+
+
+def node_of(value: object) -> HostNode | None:
+    """The node of a traced number of ours, else None."""
+    node = getattr(value, "node", None) if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else None
+    return node if isinstance(node, HostNode) else None
+
+
+def refuse(what: str, location: Location) -> DataDependentError:
+    """The error for Python looking at data of tensors."""
+    return DataDependentError(
+        f"{what} depends on the data of a tensor, which is not known when the program is compiled; use torch.where (or "
+        "torch.clamp, masks, ...) instead of a Python branch, keep `.item()` results in tensor arithmetic, or compute this "
+        "outside the compiled function",
+        location,
+    )

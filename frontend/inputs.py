@@ -1,0 +1,190 @@
+"""Where real tensors come from: parameters, buffers, closures, globals; their roles, paths, and how to find them again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import torch
+
+from graphc.ir.graph import Role
+
+
+class BindingKind(Enum):
+    """What a graph input is fed with on each call."""
+
+    ARG = "arg"  # leaf number `leaf` of the arguments
+    SCALAR = "scalar"  # the same, a Python number
+    FIXED = "fixed"  # always the same tensor object
+    STORAGE = "storage"  # `count` elements of the whole storage of a tensor, 1-D
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach an object again: a Python expression from an object that stays.
+
+    Args:
+        root: the object held.
+        suffix: subscripts and attributes, such as `['weight']` or `.table[3]`.
+    """
+
+    root: Any
+    suffix: str
+
+    def resolve(self) -> Any:
+        """The object found there now."""
+        return eval(f"_root{self.suffix}", {"_root": self.root})
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """How one graph input is fed.
+
+    Args:
+        kind: see `BindingKind`.
+        tensor: the tensor of a FIXED input, or the one whose storage a STORAGE input is when it is no argument.
+        leaf: argument leaf, or -1.
+        count: elements of a STORAGE input.
+        accesses: where the tensor is looked up on each call, so that a replaced one is noticed.
+        warning: what the user should know about it.
+    """
+
+    kind: BindingKind
+    tensor: torch.Tensor | None = None
+    leaf: int = -1
+    count: int = 0
+    accesses: tuple[Access, ...] = ()
+    warning: str = ""
+
+    def without_argument(self) -> Binding:
+        """The same without the argument seen at capture, which must not be kept alive."""
+        return replace(self, tensor=None) if self.leaf >= 0 else self
+
+
+@dataclass(frozen=True)
+class _Found:
+    tensor: torch.Tensor  # held, so that its id stays its own
+    role: Role
+    path: str
+    accesses: list[Access]
+
+
+_SEARCH_LIMIT = 20_000
+
+
+class SourceMap:
+    """Knows the tensors that a function can reach without being given them.
+
+    Args:
+        modules: (path, module) of the modules found before the run; the function itself has path "".
+        objects: (path, access) of other objects the function reads: closure cells, globals, arguments.
+    """
+
+    def __init__(self, modules: list[tuple[str, torch.nn.Module]], objects: list[tuple[str, Access]]) -> None:
+        self.module_paths: dict[int, str] = {}
+        self.modules: list[torch.nn.Module] = []
+        self._tensors: dict[int, _Found] = {}
+        self._objects = objects
+        self._stack: list[str] = []
+        self._searched = False
+        for path, module in modules:
+            self.add_module(path, module)
+
+    def add_module(self, path: str, root: torch.nn.Module) -> None:
+        """Learn the parameters, buffers and plain tensor attributes of a module and its children."""
+        for name, module in root.named_modules(prefix=path):
+            if id(module) in self.module_paths:
+                continue
+            self.module_paths[id(module)] = name
+            self.modules.append(module)
+            prefix = f"{name}." if name else ""
+            own = module.__dict__
+            for role, table in ((Role.PARAM, own["_parameters"]), (Role.BUFFER, own["_buffers"]), (Role.STATE, own)):
+                for key, tensor in table.items():
+                    if isinstance(tensor, torch.Tensor):
+                        self._note(tensor, role, prefix + key, Access(table, f"[{key!r}]"))
+
+    def _note(self, tensor: torch.Tensor, role: Role, path: str, access: Access) -> None:
+        found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, []))
+        found.accesses.append(access)
+
+    # modules as they run
+
+    def enter(self, module: torch.nn.Module) -> None:
+        """A module starts to run."""
+        if id(module) not in self.module_paths:
+            self.add_module(type(module).__name__.lower(), module)
+        self._stack.append(self.module_paths[id(module)])
+
+    def leave(self) -> None:
+        """The module entered last returns or raises."""
+        self._stack.pop()
+
+    def current_path(self) -> str:
+        """Path of the module that runs now."""
+        return self._stack[-1] if self._stack else ""
+
+    # tensors
+
+    def find(self, tensor: torch.Tensor) -> tuple[Role, str, Binding]:
+        """Role, path and binding of a real tensor met in the function."""
+        found = self._tensors.get(id(tensor))
+        if found is None and not self._searched:
+            self._searched = True
+            for path, access in self._objects:
+                self._search(path, access)
+            for module in list(self.modules):
+                self._search(self.module_paths[id(module)], Access(module.__dict__, ""))
+            found = self._tensors.get(id(tensor))
+        if found is None or found.tensor is not tensor:
+            shape = tuple(tensor.shape)
+            warning = (
+                f"a tensor of shape {shape} is found in no argument, module, closure or global of the function; the "
+                "compiled program keeps using this very object"
+            )
+            return Role.STATE, "tensor", Binding(BindingKind.FIXED, tensor=tensor, warning=warning)
+        return found.role, found.path, Binding(BindingKind.FIXED, tensor=tensor, accesses=tuple(found.accesses))
+
+    def _search(self, path: str, start: Access) -> None:
+        """Look for tensors inside containers and plain objects, breadth first."""
+        queue = deque([(path, start.suffix, start.resolve())])
+        seen: set[int] = set()
+        while queue and len(seen) < _SEARCH_LIMIT:
+            name, suffix, item = queue.popleft()
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            if isinstance(item, torch.nn.Module):
+                self.add_module(name, item)
+            elif isinstance(item, torch.Tensor):
+                self._note(item, Role.STATE, name, Access(start.root, suffix))
+            else:
+                queue.extend((name + n, suffix + s, child) for n, s, child in _children(item))
+
+
+def _children(item: Any) -> Iterator[tuple[str, str, Any]]:
+    """(path, suffix, child) of what a container or a plain object holds."""
+    if isinstance(item, dict):
+        for key, child in list(item.items()):
+            if isinstance(key, (str, int)) and _may_hold(child):
+                yield f"[{key!r}]", f"[{key!r}]", child
+    elif isinstance(item, (list, tuple)):
+        for index, child in enumerate(item):
+            if _may_hold(child):
+                yield f"[{index}]", f"[{index}]", child
+    else:
+        for key, child in list(getattr(item, "__dict__", {}).items()):
+            if key.isidentifier() and _may_hold(child):
+                yield f".{key}", f".__dict__[{key!r}]", child
+
+
+_LEAVES = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device)
+
+
+def _may_hold(item: Any) -> bool:
+    if isinstance(item, _LEAVES) or callable(item) and not isinstance(item, torch.nn.Module):
+        return False
+    return not type(item).__module__.startswith(("torch.cuda", "threading", "logging", "builtins.module"))

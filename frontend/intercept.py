@@ -1,0 +1,136 @@
+"""What ATen dispatch does not show: methods that look at data or memory, and modules as they run."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from graphc.errors import UnsupportedError
+from graphc.frontend import host
+from graphc.frontend.dispatch import item
+from graphc.frontend.recorder import Recorder
+
+_TENSOR = torch.Tensor
+
+
+class FunctionMode(TorchFunctionMode):
+    """Handles the tensor methods that would need data, for traced and real tensors alike.
+
+    Args:
+        recorder: the capture.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        special = _SPECIAL.get(func)
+        if special is not None:
+            return special(self.recorder, func, args, kwargs or {})
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`.item()` straight to the operator, so that the user gets our number class and not torch's."""
+    tensor = args[0]
+    if tensor.numel() != 1:
+        raise RuntimeError(f"a Tensor with {tensor.numel()} elements cannot be converted to Scalar")
+    recorder.builder.location = recorder.locator.here()
+    return item(recorder, tensor)
+
+
+def _branch(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
+    raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
+
+
+def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
+    raise UnsupportedError(
+        f"{_named(func)} needs the data of a tensor, which does not exist while the program is compiled; keep to torch "
+        "operations inside the compiled function, or do this outside of it",
+        recorder.locator.here(),
+    )
+
+
+def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
+    raise UnsupportedError(
+        f"{_named(func)} changes the storage of an existing tensor, which a compiled program cannot; use copy_() or make "
+        "a new tensor",
+        recorder.locator.here(),
+    )
+
+
+def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`torch.tensor` of a traced number."""
+    data = args[0] if args else kwargs.get("data")
+    node = host.node_of(data)
+    if node is None:
+        return func(*args, **kwargs)
+    default = {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}[node.kind]
+    dtype, device = kwargs.get("dtype") or default, kwargs.get("device") or torch.get_default_device()
+    return torch.full((), data, dtype=dtype, device=device)
+
+
+def _named(func: Any) -> str:
+    name: str = getattr(func, "__name__", str(func))
+    if name in ("__get__", "__set__"):
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    return f"Tensor.{name}"
+
+
+_SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
+    _TENSOR.item: _item,
+    torch.tensor: _tensor,
+    torch.as_tensor: _tensor,
+    **dict.fromkeys((_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch),
+    **dict.fromkeys(
+        (
+            _TENSOR.numpy, _TENSOR.tolist, _TENSOR.__array__, _TENSOR.data_ptr, _TENSOR.untyped_storage, _TENSOR.storage,
+            _TENSOR.__dlpack__,
+        ),
+        _no_data,
+    ),
+    **dict.fromkeys((_TENSOR.data.__set__, _TENSOR.set_), _no_swap),  # type: ignore[attr-defined]
+}  # fmt: skip
+
+_running = threading.local()
+
+
+def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:  # another thread, running in eager meanwhile
+            return original(self, *args, **kwargs)
+        recorder.sources.enter(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            recorder.sources.leave()
+
+    return call
+
+
+@contextlib.contextmanager
+def watching(recorder: Recorder) -> Iterator[None]:
+    """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
+
+    Autocast's cache of cast weights is off: it would outlive the capture.
+    """
+    original = torch.nn.Module.__call__
+    flag, cache = torch.compiler._is_compiling_flag, torch.is_autocast_cache_enabled()
+    _running.recorder = recorder
+    torch.nn.Module.__call__ = _call_module(original)  # type: ignore[method-assign]
+    torch.compiler._is_compiling_flag = True
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cache)
+        torch.compiler._is_compiling_flag = flag
+        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+        _running.recorder = None

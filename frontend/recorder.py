@@ -1,0 +1,250 @@
+"""The state of one capture: the graph under construction, the tensors seen so far, and how ATen calls enter it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from graphc.errors import CaptureError, UnsupportedError
+from graphc.frontend import functionalize, host
+from graphc.frontend.aten import layout
+from graphc.frontend.aten.importer import Importer, tensor_type
+from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
+from graphc.frontend.inputs import Binding, BindingKind, SourceMap
+from graphc.frontend.locations import Locator
+from graphc.frontend.traced import TracedTensor
+from graphc.ir import types
+from graphc.ir.graph import Builder, Graph, Input, Role, Value
+from graphc.ir.types import HOST, Location, TensorType
+from graphc.ops import infer
+
+
+class RestartCapture(BaseException):
+    """Capture again with this storage taken as one 1-D input, since tensors on it overlap and one is written.
+
+    Not an Exception, so that the user's own handlers let it pass.
+    """
+
+    def __init__(self, storage: int) -> None:
+        self.storage = storage
+
+
+class Specialize(BaseException):
+    """Capture again with these scalar arguments as constants, since Python looked at their values."""
+
+    def __init__(self, leaves: frozenset[int]) -> None:
+        self.leaves = leaves
+
+
+class Recorder:
+    """One capture in progress.
+
+    Args:
+        name: of the graph.
+        sources: where real tensors come from, for roles and paths.
+        merged: storages (by address of the storage object) to take as one 1-D input each.
+    """
+
+    def __init__(self, name: str, sources: SourceMap, merged: frozenset[int] = frozenset()) -> None:
+        self.graph = Graph(name)
+        self.builder = Builder(self.graph, infer)
+        self.imp = Importer(self.builder)
+        self.sources = sources
+        self.locator = Locator(sources.current_path)
+        self.bindings: list[Binding] = []
+        self.warnings: list[str] = []
+        self._merged = merged
+        self._states: dict[int, TensorState] = {}
+        self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
+        self._extents: dict[int, list[tuple[int, int, TensorState]]] = {}
+        self._roots: dict[int, TensorState] = {}
+        self.storages: list[Storage] = []
+        self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
+        self.made: list[weakref.ref[TracedTensor]] = []
+
+    # inputs
+
+    def add_input(self, tensor: torch.Tensor, role: Role, path: str, binding: Binding) -> TensorState:
+        """Make a real tensor an input of the graph; the same tensor or merged storage is one input."""
+        known = self._states.get(id(tensor))
+        if known is not None:
+            return known
+        check_supported(tensor, path, self.locator.here())
+        key = 0 if role is Role.CONST else tensor.untyped_storage()._cdata
+        if key in self._merged and key:
+            state = self._merged_state(tensor, key, role, path, binding)
+        else:
+            value = self._new_input(tensor_type(tensor), role, path, binding, tuple(tensor.stride()))
+            constant = role is Role.CONST
+            state = root_state(value, tuple(tensor.stride()), tensor.storage_offset(), value, constant)
+            self.storages.append(state.storage)
+            if not constant:
+                self.very_tensors[id(state)] = value
+            if key:
+                self._note_extent(key, tensor, state)
+        self._states[id(tensor)] = state
+        self._kept.append(tensor)
+        return state
+
+    def _new_input(self, type_: TensorType, role: Role, path: str, binding: Binding, strides: tuple[int, ...]) -> Input:
+        given = None if layout.is_contiguous(type_.shape, strides) else strides  # type: ignore[arg-type]
+        value = self.builder.input(_identifier(path), type_, role, path, given)
+        self.bindings.append(binding)
+        return value
+
+    def _merged_state(self, tensor: torch.Tensor, key: int, role: Role, path: str, binding: Binding) -> TensorState:
+        root = self._roots.get(key)
+        plain = tensor_type(tensor)
+        if root is None:
+            count = tensor.untyped_storage().nbytes() // tensor.element_size()
+            whole = Binding(BindingKind.STORAGE, tensor=binding.tensor, leaf=binding.leaf, count=count)
+            value = self._new_input(
+                TensorType(plain.dtype, (count,), plain.device), role, f"{path}.storage", whole, (1,)
+            )
+            root = self._roots[key] = root_state(value, (1,), 0, value)
+            self.storages.append(root.storage)
+        if root.dtype != plain.dtype:
+            raise UnsupportedError(f"{path} shares memory with a tensor of another dtype that is written in place")
+        value = self._new_input(plain, role, path, binding, tuple(tensor.stride()))  # for handing it back unchanged
+        shape, strides, offset = tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset()
+        state = root.view(Strided(shape, strides, offset if 0 not in shape else 0), shape, strides, offset)
+        self.very_tensors[id(state)] = value
+        return state
+
+    def _note_extent(self, key: int, tensor: torch.Tensor, state: TensorState) -> None:
+        """Remember which memory an input covers; overlapping ones may not be written."""
+        start = tensor.storage_offset() * tensor.element_size()
+        stop = start + layout.span(tuple(tensor.shape), tuple(tensor.stride())) * tensor.element_size()
+        others = self._extents.setdefault(key, [])
+        for low, high, other in others:
+            if start < high and low < stop and (other.storage.version or state.storage.version):
+                raise RestartCapture(key)
+        others.append((start, stop, state))
+
+    def scalar_input(self, number: bool | int | float, path: str, leaf: int) -> Any:
+        """A Python number that is an input of the program."""
+        kind = type(number)
+        dtype = {bool: types.bool_, int: types.i64, float: types.f64}[kind]
+        value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
+        self.bindings.append(Binding(BindingKind.SCALAR, leaf=leaf))
+        return host.wrap(host.HostNode(self, value, kind, number, frozenset((leaf,))))
+
+    def stand_in(self, tensor: torch.Tensor, state: TensorState) -> TracedTensor:
+        """A traced tensor for a real one."""
+        return self.make(state, tensor.requires_grad)
+
+    def make(self, state: TensorState, requires_grad: bool = False) -> TracedTensor:
+        """A traced tensor for a state."""
+        tensor = TracedTensor.make(state, self, requires_grad)
+        self.made.append(weakref.ref(tensor))
+        return tensor
+
+    def state_of(self, tensor: torch.Tensor) -> TensorState:
+        """The state of any tensor met in a call; a real one becomes an input at first sight.
+
+        Raises:
+            CaptureError: a tensor of an earlier capture, or of a subclass that graphc does not know.
+        """
+        if type(tensor) is TracedTensor:
+            if tensor.recorder is not self:
+                raise CaptureError("a tensor left over from an earlier capture is used", self.locator.here())
+            return tensor.state
+        known = self._states.get(id(tensor))
+        if known is not None:
+            return known
+        role, path, binding = self.sources.find(tensor)
+        if binding.warning:
+            where = self.locator.here()
+            self.warnings.append(f"{where.file}:{where.line}: {binding.warning}")
+        return self.add_input(tensor, role, path, binding)
+
+    def constant(self, tensor: torch.Tensor) -> TensorState:
+        """A tensor made from Python data."""
+        if tensor.numel() == 1 and not tensor.is_complex() and tensor.element_size() > 1 or tensor.dtype is torch.bool:
+            if tensor.numel() == 1:
+                t = tensor_type(tensor)
+                value = self.imp.full(t.shape, tensor.item(), t.dtype, t.device)  # type: ignore[arg-type]
+                return root_state(value, tuple(tensor.stride()))
+        name = f"const{len(self.bindings)}"
+        return self.add_input(tensor, Role.CONST, name, Binding(BindingKind.FIXED, tensor=tensor))
+
+    # values
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """The present value of any tensor."""
+        return functionalize.read(self.builder, self.state_of(tensor))
+
+    def write(self, tensor: torch.Tensor, new: Value) -> None:
+        """Give a tensor new contents.
+
+        Raises:
+            RestartCapture: another input overlaps it.
+        """
+        state = self.state_of(tensor)
+        functionalize.write(self.builder, state, new)
+        source = state.storage.source
+        if source is None or state.storage.version > 1:
+            return
+        for key, extents in self._extents.items():
+            mine = [(low, high) for low, high, other in extents if other.storage is state.storage]
+            for low, high in mine:
+                if any(o.storage is not state.storage and low < h and start < high for start, h, o in extents):
+                    raise RestartCapture(key)
+
+    def need_storage(self, state: TensorState) -> None:
+        """Restart with the storage of an input as 1-D, since a view reaches outside the input."""
+        for key, extents in self._extents.items():
+            if any(other.storage is state.storage for _, _, other in extents):
+                raise RestartCapture(key)
+        raise RuntimeError("as_strided: out of bounds for the storage of the tensor")
+
+    def wrap(self, value: Value, strides: Sequence[int]) -> TracedTensor:
+        """A fresh tensor that holds `value`; eager gives it these strides."""
+        given = tuple(strides)
+        if value.op is not None and value.strides is None and not layout.is_contiguous(value.shape, given):  # type: ignore[arg-type]
+            value.strides = given
+        return self.make(root_state(value, given))
+
+    # HostScope
+
+    def host_op(self, name: str, *operands: Value | bool | int | float) -> Value:
+        self.builder.location = self.locator.here()
+        if name.startswith("cast:"):
+            return self.builder.op("cast", *operands, dtype=types.DTYPES[name[5:]])
+        return self.builder.op(name, *operands)
+
+    def specialize(self, node: host.HostNode) -> bool | int | float:
+        if node.hint is None:
+            raise host.refuse("a Python value or branch", self.locator.here())
+        raise Specialize(node.leaves)
+
+    def user_location(self) -> Location:
+        return self.locator.here()
+
+
+def check_supported(tensor: torch.Tensor, path: str, location: Location) -> None:
+    """Refuse tensors that graphs cannot hold.
+
+    Raises:
+        CaptureError: a tensor subclass.
+        UnsupportedError: sparse, quantized, nested or meta tensors.
+    """
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise CaptureError(
+            f"{path} is a {type(tensor).__module__}.{type(tensor).__qualname__}, a tensor subclass, which graphc does not "
+            "compile; pass a plain tensor (for example its `.as_subclass(torch.Tensor)`), or run this with graphc.eager()",
+            location,
+        )
+    bad = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else ""
+    bad = bad or (f"of layout {tensor.layout}" if tensor.layout != torch.strided else "")
+    bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")
+    if bad:
+        raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", location)
+
+
+def _identifier(path: str) -> str:
+    name = "".join(c if (c.isalnum() and c.isascii()) or c in "_." else "_" for c in path).strip("_.") or "input"
+    return f"_{name}" if name.isdigit() else name

@@ -1,0 +1,77 @@
+"""The tensor that stands for a graph value while the user's function runs: metadata as in eager, no data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from graphc.errors import CaptureError
+from graphc.frontend.aten import promotion
+
+if TYPE_CHECKING:
+    from graphc.frontend.functionalize import TensorState
+    from graphc.frontend.recorder import Recorder
+
+_LEAKED = (
+    "this tensor was made while graphc captured a function and has no data; the function must not keep its tensors in "
+    "globals, closures, lists or attributes: return them instead"
+)
+
+
+class TracedTensor(torch.Tensor):
+    """A tensor of a captured function.
+
+    Attributes:
+        state: what it is a view of, and its value.
+        recorder: the capture it belongs to.
+    """
+
+    state: TensorState
+    recorder: Recorder
+
+    @staticmethod
+    def make(state: TensorState, recorder: Recorder, requires_grad: bool = False) -> TracedTensor:
+        """A traced tensor with the metadata of `state`."""
+        tensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            TracedTensor,
+            state.shape,
+            strides=state.strides,
+            storage_offset=state.offset,
+            dtype=promotion.to_torch(state.dtype),
+            device=_device(state.device),
+            requires_grad=requires_grad,
+        )
+        tensor.state, tensor.recorder = state, recorder
+        return tensor  # type: ignore[no-any-return]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        raise CaptureError(_LEAKED)
+
+    def __repr__(self, *, tensor_contents: None = None) -> str:
+        sizes = ", ".join(map(str, self.state.shape))
+        return f"TracedTensor({self.state.dtype.name}[{sizes}])"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self.clone()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise CaptureError(_LEAKED)
+
+
+_devices: dict[str, torch.device] = {}
+
+
+def _device(name: str) -> torch.device:
+    found = _devices.get(name)
+    if found is None:
+        found = _devices[name] = torch.device(name)
+    return found

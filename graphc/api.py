@@ -1,0 +1,322 @@
+"""What users call: `compile`, `trace`, `run`, `explain`, `eager`, and the object that `compile` returns."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import torch
+
+from graphc import driver
+from graphc.driver import Compilation, Options, Report
+from graphc.errors import FallbackWarning, GraphcWarning, UnsupportedError
+from graphc.frontend.capture import is_capturing
+from graphc.settings import override, settings
+
+if TYPE_CHECKING:
+    from graphc.frontend.captured import Captured
+    from graphc.ir.graph import Graph
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+
+STAGES = ("captured", "optimized", "scheduled")
+
+
+@dataclass
+class Stats:
+    """Counters of one compiled callable.
+
+    Attributes:
+        compiles: captures compiled so far.
+        hits: calls answered by a program compiled before.
+        eager_calls: calls run as plain PyTorch, whatever the reason.
+        recompiles: for every compile after the first, the facts that had changed, newest capture first.
+    """
+
+    compiles: int = 0
+    hits: int = 0
+    eager_calls: int = 0
+    recompiles: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One capture with what runs it. `execute` is None where the calls it matches must stay eager."""
+
+    captured: Captured
+    compilation: Compilation | None
+    execute: Callable[[list[Any]], list[Any]] | None
+
+
+class CompiledFunction:
+    """A compiled callable: calls like its target, with the target's signature, docstring and attributes.
+
+    Thread-safe: several threads may call it at once; compiling is done by one of them at a time.
+    """
+
+    def __init__(self, target: Callable[..., Any], options: Options) -> None:
+        self.target = target
+        self.options = options
+        self._entries: tuple[_Entry, ...] = ()
+        self._stats = Stats()
+        self._lock = threading.RLock()
+        self._dynamic_scalars: set[int] = set()
+        if not isinstance(target, torch.nn.Module):
+            functools.update_wrapper(self, target)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if settings().eager or is_capturing():
+            return self.target(*args, **kwargs)
+        for entry in self._entries:
+            inputs = entry.captured.match(args, kwargs)
+            if inputs is not None:
+                return self._run(entry, inputs, args, kwargs)
+        entry = self._add_entry(args, kwargs)
+        inputs = entry.captured.match(args, kwargs)
+        if inputs is None:
+            raise UnsupportedError(
+                f"{self.options.name} changes, while it runs, what its own compilation depends on: "
+                f"{entry.captured.explain_miss(args, kwargs)}. Move that change out of the compiled function."
+            )
+        return self._run(entry, inputs, args, kwargs, fresh=True)
+
+    def _run(self, entry: _Entry, inputs: list[Any], args: Any, kwargs: Any, fresh: bool = False) -> Any:
+        if entry.execute is None:
+            self._stats.eager_calls += 1
+            return self.target(*args, **kwargs)
+        if not fresh:
+            self._stats.hits += 1
+        return entry.captured.rebuild(entry.execute(inputs), inputs)
+
+    def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entry:
+        with self._lock:
+            for entry in self._entries:  # another thread may have compiled it meanwhile
+                if entry.captured.match(args, kwargs) is not None:
+                    return entry
+            self._note_recompile(args, kwargs)
+            captured = driver.capture(self.target, args, kwargs, self.options, frozenset(self._dynamic_scalars))
+            entry = self._compile(captured)
+            self._entries = (entry, *self._entries)
+            return entry
+
+    def _compile(self, captured: Captured) -> _Entry:
+        if captured.needs_grad:
+            warnings.warn(
+                FallbackWarning(
+                    f"{self.options.name}: gradients are needed (grad mode is on and {captured.needs_grad} requires "
+                    "grad), so this call runs eager. Wrap evaluation in torch.no_grad() to run it compiled."
+                ),
+                stacklevel=5,
+            )
+            return _Entry(captured, None, None)
+        compilation = driver.compile_graph(captured.graph, self.options)
+        self._stats.compiles += 1
+        return _Entry(captured, compilation, compilation.execute)
+
+    def _note_recompile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._entries:
+            return
+        newest = self._entries[0].captured
+        self._dynamic_scalars |= newest.changed_floats(args, kwargs)
+        reason = newest.explain_miss(args, kwargs)
+        self._stats.recompiles.insert(0, reason)
+        if len(self._stats.recompiles) == settings().max_recompiles:
+            warnings.warn(
+                GraphcWarning(
+                    f"{self.options.name} has been compiled {len(self._stats.recompiles) + 1} times; the last time "
+                    f"because of {reason}. See .stats().recompiles for all reasons."
+                ),
+                stacklevel=5,
+            )
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entry:
+        for entry in self._entries:
+            if entry.captured.match(args, kwargs) is not None:
+                return entry
+        return self._add_entry(args, kwargs)
+
+    def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation:
+        entry = self._find(args, kwargs)
+        if entry.compilation is None:
+            raise UnsupportedError(
+                f"{self.options.name} runs eager for these inputs because gradients are needed; "
+                "ask inside torch.no_grad()"
+            )
+        return entry.compilation
+
+    def graph(self, *args: Any, stage: str = "captured", **kwargs: Any) -> Any:
+        """The IR for these inputs, compiling if need be; the function's effects are not carried out.
+
+        Args:
+            stage: `captured` or `optimized` (a graph), or `scheduled` (the plan, with its kernels in loop IR).
+
+        Raises:
+            ValueError: no such stage.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"stage {stage!r}; there are {', '.join(STAGES)}")
+        return self._compilation(args, kwargs).stage(stage)
+
+    def source(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        """The generated files for these inputs, by name."""
+        return self._compilation(args, kwargs).sources()
+
+    def explain(self, *args: Any, **kwargs: Any) -> Report:
+        """What became of each op for these inputs: fused into which kernel, left to ATen and why, memory, time."""
+        return self._compilation(args, kwargs).report()
+
+    def stats(self) -> Stats:
+        """Counters since the callable was made."""
+        return self._stats
+
+
+class CompiledModule:
+    """Mixed into the class of a compiled nn.Module, which shares the original's state: parameters, hooks, mode, all.
+
+    It is an instance of the original's class, so `state_dict`, `parameters`, `train`, `to`, `isinstance` and attribute
+    access are the original's own.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compiled(*args, **kwargs)
+
+    _graphc: tuple[torch.nn.Module, CompiledFunction]
+
+    @property
+    def original(self) -> torch.nn.Module:
+        """The module that was compiled; it runs eager."""
+        return self._graphc[0]
+
+    @property
+    def compiled(self) -> CompiledFunction:
+        """What a call of this module runs."""
+        return self._graphc[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _twin, (self.original, self.compiled.options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        import copy
+
+        return _twin(copy.deepcopy(self.original, memo), self.compiled.options)
+
+    def graph(self, *args: Any, stage: str = "captured", **kwargs: Any) -> Any:
+        return self.compiled.graph(*args, stage=stage, **kwargs)
+
+    def source(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        return self.compiled.source(*args, **kwargs)
+
+    def explain(self, *args: Any, **kwargs: Any) -> Report:
+        return self.compiled.explain(*args, **kwargs)
+
+    def stats(self) -> Stats:
+        return self.compiled.stats()
+
+
+def _twin(module: torch.nn.Module, options: Options) -> torch.nn.Module:
+    """A compiled twin of `module`: another object, of a class derived from its class, over the very same `__dict__`."""
+    cls = type(module)
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "_graphc": (module, CompiledFunction(module, options)),
+    }
+    twin: torch.nn.Module = object.__new__(type(cls.__name__, (CompiledModule, cls), namespace))
+    object.__setattr__(twin, "__dict__", module.__dict__)
+    return twin
+
+
+@overload
+def compile(target: Target, **options: Any) -> Target: ...
+@overload
+def compile(target: None = None, **options: Any) -> Callable[[Target], Target]: ...
+
+
+def compile(
+    target: Any = None,
+    *,
+    backend: str = "auto",
+    mode: str = "default",
+    dynamic: bool | None = None,
+    numerics: str = "default",
+    name: str | None = None,
+) -> Any:
+    """Compile a function, a method or an nn.Module; also a decorator, with or without arguments.
+
+    The target is captured at its first call and again whenever a fact that the capture assumed has changed (shapes,
+    dtypes, flags of modules, globals and closures it reads, Python arguments); `.stats()` counts and explains that.
+
+    Args:
+        target: the callable; a module gives back a module of the same class sharing its parameters.
+        backend: `auto` (triton for CUDA tensors, c for CPU ones), `triton`, `c`, `interpret` (op by op with ATen), `eager`.
+        mode: `default`.
+        dynamic: None or False: every new shape is compiled once.
+        numerics: `default` keeps reduced-precision intermediates in float32; `eager` rounds where eager rounds.
+        name: name in the IR, in generated code and in messages; the target's own by default.
+
+    Returns:
+        A callable like the target, with `.graph`, `.source`, `.explain` and `.stats`.
+
+    Raises:
+        TypeError: the target cannot be called, or is a generator or coroutine function.
+        ValueError: an option has no such value.
+    """
+    if target is None:
+        return functools.partial(compile, backend=backend, mode=mode, dynamic=dynamic, numerics=numerics, name=name)
+    options = driver.make_options(target, backend, mode, dynamic, numerics, name)
+    if isinstance(target, CompiledFunction):
+        return CompiledFunction(target.target, options)
+    if isinstance(target, CompiledModule):
+        return _twin(target.original, options)
+    if isinstance(target, torch.nn.Module):
+        return _twin(target, options)
+    return CompiledFunction(target, options)
+
+
+def trace(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
+    """Capture `fn` on these arguments and give the graph, nothing compiled and no effect of `fn` carried out.
+
+    Raises:
+        CaptureError, UnsupportedError: `fn` cannot be captured; with the user's line.
+    """
+    target = fn.target if isinstance(fn, CompiledFunction) else fn
+    return driver.capture(target, args, kwargs, driver.make_options(target), frozenset()).graph
+
+
+def run(graph: Graph, *inputs: Any, backend: str = "auto", numerics: str = "default") -> list[Any]:
+    """Compile and run a graph, such as one parsed from edited text.
+
+    Args:
+        inputs: one tensor or number per graph input, in order; those that the graph writes are changed in place.
+
+    Returns:
+        One tensor or number per graph output.
+
+    Raises:
+        InvalidGraphError: the graph is malformed.
+        ValueError: wrong number of inputs, or one whose dtype, shape or strides are not what the graph declares.
+    """
+    options = Options(name=graph.name, backend=backend, numerics=numerics)
+    return driver.run_graph(graph, list(inputs), options)
+
+
+def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    """`.explain(...)` of a compiled callable; a plain one is compiled for it."""
+    compiled = fn if isinstance(fn, (CompiledFunction, CompiledModule)) else compile(fn)
+    return compiled.explain(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Inside this context every compiled callable runs as plain PyTorch."""
+    with override(eager=True):
+        yield

@@ -1,0 +1,5 @@
+"""`python -m graphc.cli` is the `graphc` command."""
+
+from graphc.cli.main import main
+
+main()

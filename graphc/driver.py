@@ -1,0 +1,324 @@
+"""The pipeline from a user's function to a running program: every step in order, each with its reason in one line.
+
+capture          the user's code runs once on traced tensors          frontend
+look up          has this very graph been built before?               runtime.cache
+optimize         graph -> graph, composites expanded                  passes
+plan             fuse, lower to loop IR, schedule, lay out memory     passes
+generate         loop IR -> C or Triton text, steps -> native program codegen
+build and load   compiler, disk cache, dlopen                         runtime
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphc.errors import BackendUnavailableError, CompilerError, FallbackWarning, UnsupportedError
+from graphc.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from graphc.frontend.captured import Captured
+    from graphc.ir.graph import Graph
+    from graphc.program.plan import Plan
+    from graphc.program.record import Program
+
+BACKENDS = ("auto", "triton", "c", "interpret", "eager")
+NUMERICS = ("default", "eager")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked of `compile`."""
+
+    name: str
+    backend: str = "auto"
+    numerics: str = "default"
+
+
+def make_options(
+    target: Any,
+    backend: str = "auto",
+    mode: str = "default",
+    dynamic: bool | None = None,
+    numerics: str = "default",
+    name: str | None = None,
+) -> Options:
+    """Check the arguments of `compile`.
+
+    Raises:
+        TypeError: the target cannot be called, or is a generator or coroutine function.
+        ValueError: an option has no such value.
+        UnsupportedError: an option that this version does not offer.
+    """
+    if not callable(target):
+        raise TypeError(f"graphc.compile takes a callable, not {type(target).__name__}")
+    if inspect.isgeneratorfunction(target) or inspect.iscoroutinefunction(target):
+        kind = "generator" if inspect.isgeneratorfunction(target) else "coroutine"
+        raise TypeError(
+            f"{target.__name__} is a {kind} function; compile the function that computes one item, and call it in the loop"
+        )
+    for option, value, allowed in (("backend", backend, BACKENDS), ("numerics", numerics, NUMERICS)):
+        if value not in allowed:
+            raise ValueError(f"{option}={value!r}; there are {', '.join(allowed)}")
+    if mode != "default":
+        raise ValueError(f"mode={mode!r}; there is default")
+    if dynamic:
+        raise UnsupportedError("dynamic=True: symbolic shapes are not offered; every new shape is compiled once")
+    label = name or getattr(target, "__name__", None) or type(target).__name__
+    return Options("".join(c if c.isalnum() or c == "_" else "_" for c in label) or "graph", backend, numerics)
+
+
+def capture(
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    dynamic_scalars: frozenset[int],
+) -> Captured:
+    """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
+    from graphc.frontend.capture import capture as capture_target
+
+    captured = capture_target(target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars)
+    _dump(options.name, "captured.graph", lambda: str(captured.graph))
+    return captured
+
+
+def _dump(name: str, stage: str, text: Callable[[], str]) -> None:
+    folder = settings().dump
+    if folder is None:
+        return
+    target = Path(folder) / name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / stage).write_text(text())
+
+
+def _not_built(inputs: list[Any]) -> list[Any]:
+    raise AssertionError(f"a compilation with {len(inputs)} inputs was run before it was built")
+
+
+@dataclass
+class Compilation:
+    """A compiled graph: what runs, and what each stage looked like.
+
+    Attributes:
+        graph: as captured.
+        backend: the one that runs it: c, triton, interpret.
+        execute: program inputs in, program outputs out.
+        program: the built program; None for `interpret`.
+        seconds: time of each phase.
+        cached: the program came from the disk cache.
+    """
+
+    graph: Graph
+    options: Options
+    backend: str
+    execute: Callable[[list[Any]], list[Any]] = _not_built
+    program: Program | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    cached: bool = False
+    _optimized: Graph | None = None
+    _plan: Plan | None = None
+
+    def stage(self, stage: str) -> Any:
+        """The graph (`captured`, `optimized`) or plan (`scheduled`); made again when it came from the cache."""
+        if stage == "captured":
+            return self.graph
+        if self._optimized is None:
+            self._optimized = _optimize(self.graph, self.options, self.backend)
+        if stage == "optimized":
+            return self._optimized
+        if self._plan is None:
+            self._plan = _plan(self._optimized, self.options, self.backend)
+        return self._plan
+
+    def sources(self) -> dict[str, str]:
+        """Generated files by name; empty for `interpret`."""
+        return dict(self.program.sources) if self.program is not None else {}
+
+    def report(self) -> Report:
+        """Counters and reasons of this compilation."""
+        stats = self.program.stats if self.program is not None else {}
+        return Report(self.options.name, self.backend, self.cached, dict(self.seconds), dict(stats), str(self.graph))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of each op. `str(report)` is a readable summary; the fields are for programs.
+
+    Attributes:
+        name, backend, cached, seconds: as in `Compilation`.
+        stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ...
+        graph: text of the captured graph.
+    """
+
+    name: str
+    backend: str
+    cached: bool
+    seconds: dict[str, float]
+    stats: dict[str, Any]
+    graph: str
+
+    def __str__(self) -> str:
+        origin = "from the disk cache" if self.cached else "compiled"
+        times = ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in self.seconds.items())
+        lines = [f"{self.name}: backend {self.backend}, {origin} ({times})"]
+        for key, value in self.stats.items():
+            if isinstance(value, dict):
+                lines.append(f"  {key}:")
+                lines.extend(f"    {name}: {detail}" for name, detail in value.items())
+            else:
+                lines.append(f"  {key}: {value}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = time.perf_counter() - start
+
+
+def compile_graph(graph: Graph, options: Options) -> Compilation:
+    """Optimize, plan, generate, build and load a graph for the backend that its device and the options ask for.
+
+    Raises:
+        BackendUnavailableError: the backend asked for cannot run here.
+    """
+    backend = _choose_backend(graph, options)
+    if backend == "interpret":
+        return _interpreted(graph, options)
+    try:
+        return _built(graph, options, backend)
+    except CompilerError as error:
+        if options.backend != "auto" and backend != "c":
+            raise
+        warnings.warn(
+            FallbackWarning(f"{options.name}: {error}\nIt runs op by op, as fast as eager, until that is mended."),
+            stacklevel=2,
+        )
+        return _interpreted(graph, options)
+
+
+def _choose_backend(graph: Graph, options: Options) -> str:
+    devices = {value.device.partition(":")[0] for value in graph.values() if not value.type.is_host}
+    on_gpu = bool(devices & {"cuda", "xpu"})
+    backend = ("triton" if on_gpu else "c") if options.backend == "auto" else options.backend
+    if backend == "c" and on_gpu:
+        raise BackendUnavailableError(f"{options.name}: backend='c' runs CPU tensors; there are some on a GPU")
+    if backend == "c" and settings().compiler() is None:
+        warnings.warn(
+            FallbackWarning(
+                f"no C compiler ({settings().cc}): {options.name} runs op by op, as fast as eager. "
+                "Install gcc or name a compiler in GRAPHC_CC."
+            ),
+            stacklevel=3,
+        )
+        return "interpret"
+    return backend
+
+
+def _interpreted(graph: Graph, options: Options) -> Compilation:
+    from graphc.ir.interpreter import run as interpret
+
+    return Compilation(graph, options, "interpret", lambda inputs: interpret(graph, inputs))
+
+
+def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
+    from graphc.ir.parser import parse
+    from graphc.passes.base import PassContext
+    from graphc.passes.pipeline import optimize
+
+    copy = parse(str(graph))  # passes rewrite in place, and the captured stage stays as it is
+    optimize(copy, PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu"))
+    _dump(options.name, "optimized.graph", lambda: str(copy))
+    return copy
+
+
+def _plan(graph: Graph, options: Options, backend: str) -> Plan:
+    from graphc.passes.plan import make_plan
+
+    plan = make_plan(graph, numerics=options.numerics, backend=backend)
+    _dump(options.name, "scheduled.plan", lambda: str(plan))
+    return plan
+
+
+def _built(graph: Graph, options: Options, backend: str) -> Compilation:
+    """From the disk cache when this very graph has been built here before, else through the whole pipeline."""
+    from graphc.runtime.load import build_program, find_program
+
+    found = Compilation(graph, options, backend)
+    text = str(graph)
+    key = _cache_key(text, options, backend)
+    with _timed(found.seconds, "look up"):
+        executable = find_program(key)
+    found.cached = executable is not None
+    if executable is None:
+        with _timed(found.seconds, "optimize"):
+            found.stage("optimized")
+        with _timed(found.seconds, "plan"):
+            plan = found.stage("scheduled")
+        with _timed(found.seconds, "generate"):
+            program = _generate(plan, backend)
+        with _timed(found.seconds, "build"):
+            executable = build_program(program, key)
+    found.execute, found.program = executable, executable.program
+    for name, source in found.program.sources.items():
+        _dump(options.name, name, lambda source=source: source)
+    return found
+
+
+def _cache_key(text: str, options: Options, backend: str) -> str:
+    from graphc.runtime.cache import program_key
+
+    return program_key(text, {"backend": backend, "numerics": options.numerics})
+
+
+def _generate(plan: Plan, backend: str) -> Program:
+    if backend == "triton":
+        from graphc.codegen.triton.program import generate
+
+        return generate(plan)
+    from graphc.codegen.c.emit import emit_kernel
+    from graphc.codegen.native import generate_native
+
+    return generate_native(plan, emit_kernel)
+
+
+def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:
+    """Verify, compile and run a graph on given inputs; see `graphc.run`."""
+    from graphc.ir.verifier import verify
+
+    verify(graph)
+    _check_inputs(graph, inputs)
+    return compile_graph(graph, options).execute(inputs)
+
+
+def _check_inputs(graph: Graph, inputs: list[Any]) -> None:
+    import torch
+
+    from graphc.ir.types import contiguous_strides
+
+    if len(inputs) != len(graph.inputs):
+        raise ValueError(f"{graph.name} takes {len(graph.inputs)} inputs, got {len(inputs)}")
+    for declared, given in zip(graph.inputs, inputs, strict=True):
+        if declared.type.is_host:
+            if isinstance(given, torch.Tensor):
+                raise ValueError(f"input {declared.name} is a Python number, got a tensor")
+            continue
+        if not isinstance(given, torch.Tensor):
+            raise ValueError(f"input {declared.name} is {declared.type}, got {type(given).__name__}")
+        strides = declared.strides or contiguous_strides(declared.shape)
+        has = (str(given.dtype).removeprefix("torch."), tuple(given.shape), tuple(given.stride()))
+        wants = (declared.dtype.torch_name, tuple(declared.shape), tuple(strides))
+        if has[:2] != wants[:2] or (has[2] != wants[2] and given.numel() > 1):
+            raise ValueError(f"input {declared.name}: dtype, shape, strides {has}, the graph declares {wants}")

@@ -1,0 +1,280 @@
+"""Reading and writing at places that are data: gather, take, index, scatter, put.
+
+Indices are integer tensors; negative ones count from the end. Graphs assume that they are in range, as eager does on
+accelerators: one outside reads or writes the nearest valid place in generated kernels, and raises in library calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from graphc.ir.dims import Dim
+from graphc.ir.graph import Attr, Builder, Op, Operand, Ref, Value
+from graphc.ir.types import TensorType
+from graphc.ops import rules
+from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, OpDef, register
+from graphc.ops.rules import Shape
+
+SCATTER_MODES = ("set", "add", "prod", "amax", "amin")
+PUT_MODES = ("set", "add")
+
+
+def _indices(op: str, operands: Sequence[Operand], position: int) -> Value:
+    value = rules.tensor(op, operands, position, ("int", "uint"))
+    if value.type.dtype.name not in ("i64", "i32", "i16", "i8", "u8"):
+        rules.fail(op, f"operand {position} is {value.type.dtype.name}; indices are i64, i32, i16, i8 or u8")
+    return value
+
+
+def _check_not_empty(op: str, base: Value, dim: int, indices: Value) -> None:
+    if base.type.shape[dim] == 0 and indices.type.numel != 0:
+        rules.fail(op, f"{base.type} has nothing to index in dim {dim}")
+
+
+# gather: an index per element
+
+
+def _infer_gather(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("gather", attrs, ("dim",))
+    rules.check_count("gather", operands, 2)
+    base, indices = rules.tensor("gather", operands, 0), _indices("gather", operands, 1)
+    _check_along("gather", base, indices, attrs["dim"])
+    return (base.type.with_shape(indices.type.shape),)
+
+
+def _check_along(op: str, base: Value, indices: Value, dim: Attr) -> None:
+    if base.type.rank != indices.type.rank:
+        rules.fail(op, f"{base.type} and its indices {indices.type} differ in their number of dims")
+    rules.check_dim(op, dim, base.type.rank)
+    for d, (size, count) in enumerate(zip(base.type.shape, indices.type.shape, strict=True)):
+        if d != dim and isinstance(size, int) and isinstance(count, int) and count > size:
+            rules.fail(op, f"indices {indices.type} reach beyond {base.type} in dim {d}")
+    _check_not_empty(op, base, dim, indices)
+
+
+def _lower_gather(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    base, dim = op.operands[0], op.attrs["dim"]
+    assert isinstance(base, Value)
+    position = rules.data_index(ctx, op.operands[1], index, base.type.shape[dim])
+    return ctx.element(base, (*index[:dim], position, *index[dim + 1 :]))
+
+
+def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:
+    indices = indices.long()
+    return torch.where(indices < 0, indices + size, indices)
+
+
+def _gather(x: torch.Tensor, indices: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.gather(x, dim, _wrapped(indices, x.shape[dim]))
+
+
+# take: indices of any rank in place of a dim
+
+
+def _infer_take(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("take", attrs, ("dim",))
+    rules.check_count("take", operands, 2)
+    base, indices = rules.tensor("take", operands, 0), _indices("take", operands, 1)
+    dim = rules.check_dim("take", attrs["dim"], base.type.rank)
+    _check_not_empty("take", base, dim, indices)
+    shape = base.type.shape
+    return (base.type.with_shape((*shape[:dim], *indices.type.shape, *shape[dim + 1 :])),)
+
+
+def _take(x: torch.Tensor, indices: torch.Tensor, dim: int) -> torch.Tensor:
+    flat = torch.index_select(x, dim, _wrapped(indices, x.shape[dim]).reshape(-1))
+    return flat.reshape((*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]))
+
+
+def _lower_take(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    (base, indices), dim = op.operands, op.attrs["dim"]
+    assert isinstance(base, Value) and isinstance(indices, Value)
+    rank = indices.type.rank
+    position = rules.data_index(ctx, indices, index[dim : dim + rank], base.type.shape[dim])
+    return ctx.element(base, (*index[:dim], position, *index[dim + rank :]))
+
+
+def _take_call(op: Op) -> AtenCall:
+    return "aten.index.Tensor", (Ref(0), (None,) * op.attrs["dim"] + (Ref(1),)), {}
+
+
+# index: several index tensors, one per indexed dim
+
+
+def _infer_index(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("index", attrs, ("dims", "at"))
+    if len(operands) < 2:
+        rules.fail("index", "needs a base and at least one tensor of indices")
+    base = rules.tensor("index", operands, 0)
+    dims = rules.check_dims("index", attrs["dims"], base.type.rank)
+    indices = [_indices("index", operands, i) for i in range(1, len(operands))]
+    if len(indices) != len(dims):
+        rules.fail("index", f"{len(indices)} tensors of indices for dims={dims}")
+    common = rules.broadcast("index", [value.type.shape for value in indices])
+    if 0 not in common and any(base.type.shape[dim] == 0 for dim in dims):
+        rules.fail("index", f"{base.type} has nothing to index")
+    kept = [size for d, size in enumerate(base.type.shape) if d not in dims]
+    at = rules.check_dim("index", attrs["at"], len(kept) + 1, "at")
+    return (base.type.with_shape((*kept[:at], *common, *kept[at:])),)
+
+
+def _index(x: torch.Tensor, *indices: torch.Tensor, dims: tuple[int, ...], at: int) -> torch.Tensor:
+    common = torch.broadcast_shapes(*(i.shape for i in indices))
+    kept = [d for d in range(x.dim()) if d not in dims]
+    found = x.permute(*dims, *kept)[tuple(i.long() for i in indices)]
+    order = [*range(len(common), len(common) + at), *range(len(common)), *range(len(common) + at, found.dim())]
+    return found.permute(order).clone()
+
+
+def _lower_index(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    base, dims, at = op.operands[0], op.attrs["dims"], op.attrs["at"]
+    assert isinstance(base, Value)
+    kept_count = base.type.rank - len(dims)
+    common = index[at : len(index) - (kept_count - at)]
+    rest = iter((*index[:at], *index[len(index) - (kept_count - at) :]))
+    chosen = iter(op.operands[1:])
+    source: list[Dim] = []
+    for d, size in enumerate(base.type.shape):
+        if d not in dims:
+            source.append(next(rest))
+            continue
+        indices = next(chosen)
+        assert isinstance(indices, Value)
+        source.append(rules.data_index(ctx, indices, rules.broadcast_index(indices, common), size))
+    return ctx.element(base, tuple(source))
+
+
+# scatter: an index per source element; put: rows at indices of any rank
+
+
+def _infer_scatter(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("scatter", attrs, ("dim", "mode"))
+    rules.check_count("scatter", operands, 3)
+    base, indices, source = _scatter_operands("scatter", operands, attrs["mode"], SCATTER_MODES)
+    _check_along("scatter", base, indices, attrs["dim"])
+    if source.type.shape != indices.type.shape:
+        rules.fail("scatter", f"indices {indices.type} and source {source.type} differ in shape")
+    return (base.type,)
+
+
+def _scatter_operands(
+    op: str, operands: Sequence[Operand], mode: Attr, modes: Sequence[str]
+) -> tuple[Value, Value, Value]:
+    base, indices, source = rules.tensor(op, operands, 0), _indices(op, operands, 1), rules.tensor(op, operands, 2)
+    if source.type.dtype != base.type.dtype:
+        rules.fail(op, f"base {base.type} and source {source.type} differ in dtype")
+    if mode not in modes:
+        rules.fail(op, f"mode={mode!r} is none of {', '.join(modes)}")
+    return base, indices, source
+
+
+def _scatter(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str) -> torch.Tensor:
+    indices = _wrapped(indices, base.shape[dim])
+    if mode == "set":
+        return torch.scatter(base, dim, indices, source)
+    if mode == "add":
+        return torch.scatter_add(base, dim, indices, source)
+    return torch.scatter_reduce(base, dim, indices, source, mode, include_self=True)
+
+
+def _scatter_call(op: Op) -> AtenCall:
+    dim, mode = op.attrs["dim"], op.attrs["mode"]
+    if mode in ("set", "add"):
+        overload = "aten.scatter.src" if mode == "set" else "aten.scatter_add.default"
+        return overload, (Ref(0), dim, Ref(1), Ref(2)), {}
+    return "aten.scatter_reduce.two", (Ref(0), dim, Ref(1), Ref(2), mode), {}
+
+
+def _infer_put(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("put", attrs, ("dim", "mode"))
+    rules.check_count("put", operands, 3)
+    base, indices, source = _scatter_operands("put", operands, attrs["mode"], PUT_MODES)
+    dim = rules.check_dim("put", attrs["dim"], base.type.rank)
+    _check_not_empty("put", base, dim, indices)
+    shape = base.type.shape
+    expected = (*shape[:dim], *indices.type.shape, *shape[dim + 1 :])
+    if source.type.shape != expected:
+        rules.fail("put", f"the source is {source.type}, must be {rules.text(expected)}")
+    return (base.type,)
+
+
+def _put(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str) -> torch.Tensor:
+    place = (slice(None),) * dim + (_wrapped(indices, base.shape[dim]),)
+    result = base.clone()
+    if mode == "set":
+        result[place] = source
+        return result
+    flat = source.reshape(*base.shape[:dim], indices.numel(), *base.shape[dim + 1 :])
+    return result.index_add(dim, place[-1].reshape(-1), flat)
+
+
+def _put_call(op: Op) -> AtenCall:
+    indices = (None,) * op.attrs["dim"] + (Ref(1),)
+    return "aten.index_put.default", (Ref(0), indices, Ref(2), op.attrs["mode"] == "add"), {}
+
+
+# one_hot
+
+
+def _infer_one_hot(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("one_hot", attrs, ("classes", "dtype"))
+    value = rules.only_tensor("one_hot", operands, ("int", "uint"))
+    (count,) = rules.check_shape("one_hot", (attrs["classes"],), "classes")
+    dtype = rules.check_dtype("one_hot", attrs["dtype"])
+    if dtype.kind == "complex":
+        rules.fail("one_hot", f"does not make {dtype.name}")
+    return (TensorType(dtype, (*value.type.shape, count), value.type.device),)
+
+
+def _one_hot(x: torch.Tensor, classes: int, dtype: Any) -> torch.Tensor:
+    return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).to(rules.torch_dtype(dtype))
+
+
+def _expand_one_hot(builder: Builder, op: Op) -> Sequence[Value]:
+    x, dtype = op.operands[0], op.attrs["dtype"]
+    assert isinstance(x, Value)
+    column = builder.op("reshape", x, shape=(*x.type.shape, 1))
+    classes = builder.op(
+        "iota", size=op.attrs["classes"], start=0, step=1, dtype=x.type.dtype, device=x.type.device
+    )  # fmt: skip
+    hot = builder.op("eq", column, classes)
+    return [hot if dtype == hot.dtype else builder.op("cast", hot, dtype=dtype)]
+
+
+def _register_all() -> None:
+    for definition in (
+        OpDef(
+            "gather", Kind.INDEXING, "x[.., indices[i], ..] with an index per element: torch.gather. dim.",
+            _infer_gather, _gather, lower=_lower_gather,
+            call=lambda op: ("aten.gather.default", (Ref(0), op.attrs["dim"], Ref(1)), {}),
+        ),
+        OpDef(
+            "take", Kind.INDEXING, "x with `dim` replaced by the dims of the indices, as in an embedding. dim.",
+            _infer_take, _take, lower=_lower_take, call=_take_call,
+        ),
+        OpDef(
+            "index", Kind.INDEXING,
+            "x[i0, i1, ..] with broadcast indices for `dims`; their common shape stands at dim `at` of what is left.",
+            _infer_index, _index, lower=_lower_index,
+        ),
+        OpDef(
+            "scatter", Kind.SCATTER,
+            "The base with source elements written at an index each: torch.scatter. dim; mode: set, add, prod, amax, amin.",
+            _infer_scatter, _scatter, call=_scatter_call,
+        ),
+        OpDef(
+            "put", Kind.SCATTER, "The inverse of take: base[.., indices, ..] = or += source. dim; mode: set or add.",
+            _infer_put, _put, call=_put_call,
+        ),
+        OpDef(
+            "one_hot", Kind.COMPOSITE, "1 at the place of each index in a new last dim, else 0. classes; dtype.",
+            _infer_one_hot, _one_hot, expand=_expand_one_hot,
+        ),
+    ):  # fmt: skip
+        register(definition)
+
+
+_register_all()

@@ -1,0 +1,29 @@
+"""When the steps of a program use which buffers. Used where programs are written and where they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, GemmStep, OutputSpec, Step
+
+
+def step_buffers(step: Step) -> list[int]:
+    """Buffers a step reads or writes, with repeats."""
+    if isinstance(step, AtenStep):
+        return [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]
+    if isinstance(step, GemmStep):
+        return [step.a.buffer, step.b.buffer, step.out.buffer]
+    return list(step.buffers)
+
+
+def last_external_uses(
+    buffers: Sequence[BufferSpec], steps: Sequence[Step], outputs: Iterable[OutputSpec]
+) -> dict[int, list[int]]:
+    """Per step number the EXTERNAL buffers that nothing after it needs; outputs are needed for good."""
+    kept = {output.buffer for output in outputs}
+    last = {index: number for number, step in enumerate(steps) for index in step_buffers(step)}
+    ended: dict[int, list[int]] = {}
+    for index, number in last.items():
+        if buffers[index].kind == EXTERNAL and index not in kept:
+            ended.setdefault(number, []).append(index)
+    return ended

@@ -1,0 +1,78 @@
+"""A plan as text: buffers, kernels in loop IR, steps in order, outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphc.ir.types import Location
+from graphc.program.plan import ARENA, INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step, View
+
+
+def print_plan(plan: Plan) -> str:
+    """The scheduled stage as people read it; buffers are `b0`, `b1`, ... in all lines."""
+    lines = [f"plan {plan.name} {{  # arena {plan.arena_bytes} bytes"]
+    lines += [f"  {_buffer(buffer)}" for buffer in plan.buffers]
+    lines.append("")
+    lines += [f"  {_step(plan, step)}{_note(step.location)}" for step in plan.steps]
+    outputs = ", ".join(
+        f"b{o.buffer}" if o.whole else f"b{o.buffer} as {list(o.shape)}{{{_list(o.strides)}}}+{o.offset}"
+        for o in plan.outputs
+    )
+    lines += [f"  return {outputs}", "}"]
+    return "\n\n".join(["\n".join(lines), *(str(kernel) for kernel in plan.kernels.values())])
+
+
+def _list(values: tuple[Any, ...]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _buffer(spec: BufferSpec) -> str:
+    where = spec.kind
+    if spec.kind == INPUT:
+        where = f"input {spec.source}"
+    if spec.kind == ARENA:
+        where = f"arena +{spec.arena_offset}"
+    form = " number" if spec.host else f"[{_list(spec.shape)}]{{{_list(spec.strides)}}}"
+    return f"b{spec.index}: {spec.dtype.name}{form} {where}, {spec.nbytes} bytes"
+
+
+def _view(view: View) -> str:
+    offset = f"+{view.offset}" if view.offset else ""
+    return f"b{view.buffer}{offset}[{_list(view.shape)}]{{{_list(view.strides)}}}"
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, View):
+        return _view(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_argument(item) for item in value)}]"
+    return repr(value)
+
+
+def _step(plan: Plan, step: Step) -> str:
+    if isinstance(step, KernelStep):
+        kernel = plan.kernels[step.kernel]
+        arguments = (
+            f"{spec.name}=b{buffer}" + (f"+{offset}" if offset else "")
+            for spec, buffer, offset in zip(kernel.buffers, step.buffers, step.offsets, strict=True)
+        )
+        return f"kernel {step.kernel}({', '.join(arguments)})"
+    if isinstance(step, GemmStep):
+        sign = "+=" if step.accumulate else "="
+        return f"gemm {_view(step.out)} {sign} {_view(step.a)} @ {_view(step.b)}"
+    return _aten(step)
+
+
+def _aten(step: AtenStep) -> str:
+    arguments = [_argument(value) for value in step.args]
+    arguments += [f"{name}={_argument(value)}" for name, value in step.kwargs]
+    results = ", ".join("_" if buffer < 0 else f"b{buffer}" for buffer in step.outs)
+    changed = f"  writes {list(step.mutates)}" if step.mutates else ""
+    return f"{results + ' = ' if results else ''}{step.op}({', '.join(arguments)}){changed}"
+
+
+def _note(location: Location) -> str:
+    if not location:
+        return ""
+    module = f" {location.module}" if location.module else ""
+    return f"  # {location.file.rpartition('/')[2]}:{location.line}{module}"

@@ -1,0 +1,154 @@
+"""The program record: everything the runtime needs to run a compiled program, as plain serialisable data.
+
+A `Program` is a `Plan` without its kernels in loop IR, plus the generated sources and what they need to be built and
+bound. It travels to the disk cache and into artifacts as JSON; nothing in it is code that Python would execute, and
+reading it back imports neither torch nor the compiler.
+
+    Plan ── codegen ──> Program ── to_json ──> cache entry ── from_json ──> Program ── runtime ──> callable
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from graphc.errors import CacheError
+from graphc.ir.graph import Named, Ref
+from graphc.ir.types import DTYPES, DType, Location
+from graphc.program.plan import AtenStep, BufferSpec, GemmStep, KernelStep, OutputSpec, Step, View
+
+FORMAT = 1
+"""Version of the JSON form; a record of another version is not read."""
+
+NATIVE, PYTHON = "native", "python"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of consecutive steps executed in one go.
+
+    Args:
+        kind: NATIVE = one foreign call of `entry`; PYTHON = the runtime does the steps one by one.
+        first, stop: the steps `Program.steps[first:stop]`.
+        entry: name of the C function, empty for PYTHON.
+    """
+
+    kind: str
+    first: int
+    stop: int
+    entry: str = ""
+
+
+@dataclass
+class Program:
+    """A compiled program.
+
+    Attributes:
+        name: of the user's function.
+        backend: `c` or `triton`.
+        buffers, steps, outputs, written, arena_bytes, stats: as in `Plan`.
+        segments: a partition of the steps, in order.
+        sources: generated files by name, in the order in which they are built.
+        kernels: per kernel name what its launcher needs, as plain data (grid, constants, ...); empty for C.
+        symbols: functions of libtorch and its BLAS that native code calls, in the order of its function table.
+        flags, libraries: C compiler flags, and the linker's (`-lm`).
+    """
+
+    name: str
+    backend: str
+    buffers: list[BufferSpec] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    outputs: list[OutputSpec] = field(default_factory=list)
+    written: tuple[int, ...] = ()
+    arena_bytes: int = 0
+    segments: list[Segment] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    symbols: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The record as JSON text; `Program.from_json` gives back an equal one.
+
+        Raises:
+            TypeError: the record holds a value that has no plain form (a symbolic dim, a live object).
+        """
+        body = {name: _encode(getattr(self, name)) for name in _FIELDS}
+        return json.dumps({"format": FORMAT, **body}, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Program:
+        """The record that `to_json` wrote.
+
+        Raises:
+            CacheError: the text is damaged or of another format version.
+        """
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise CacheError(f"program record of format {body['format']}, this graphc reads format {FORMAT}")
+            return Program(**{name: _decode(body[name]) for name in _FIELDS})
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(f"damaged program record: {type(error).__name__}: {error}") from error
+
+
+_FIELDS = tuple(Program.__dataclass_fields__)
+
+# A JSON object always has one key, which says what it is; an array is a tuple; text, null, true and exact numbers are
+# themselves.
+Json: TypeAlias = Any
+_RECORDS: dict[str, type] = {
+    record.__name__: record
+    for record in (BufferSpec, View, KernelStep, GemmStep, AtenStep, OutputSpec, Segment, Location, Named, Ref)
+}
+_RECORD_FIELDS: dict[type, tuple[str, ...]] = {
+    record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]
+    for record in _RECORDS.values()
+}
+
+
+def _encode(value: Any) -> Json:
+    kind = type(value)
+    if value is None or kind in (bool, int, str):
+        return value
+    if kind is float:
+        return value if value - value == 0.0 else {"float": repr(value)}
+    if kind is tuple:
+        return [_encode(item) for item in value]
+    if kind is list:
+        return {"list": [_encode(item) for item in value]}
+    if kind is dict:
+        return {"dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
+    if kind is DType:
+        return {"DType": value.name}
+    if kind is complex:
+        return {"complex": [_encode(value.real), _encode(value.imag)]}
+    fields = _RECORD_FIELDS.get(kind)
+    if fields is None:
+        raise TypeError(f"a {kind.__name__} cannot stand in a program record: {value!r}")
+    return {kind.__name__: [_encode(getattr(value, name)) for name in fields]}
+
+
+def _decode(value: Json) -> Any:
+    if type(value) is list:
+        return tuple([_decode(item) for item in value])
+    if type(value) is not dict:
+        return value
+    ((tag, body),) = value.items()
+    record = _RECORDS.get(tag)
+    if record is not None:
+        return record(*[_decode(item) for item in body])
+    if tag == "DType":
+        return DTYPES[body]
+    if tag == "list":
+        return [_decode(item) for item in body]
+    if tag == "dict":
+        return {_decode(key): _decode(item) for key, item in body}
+    if tag == "float":
+        return float(body)
+    if tag == "complex":
+        return complex(_decode(body[0]), _decode(body[1]))
+    raise ValueError(f"unknown tag {tag!r}")

@@ -1,0 +1,78 @@
+"""What the runtime needs to launch a generated Triton kernel, as plain data next to its text.
+
+TritonKernel ── text ──> Program.sources["softmax.triton.py"]
+             └─ to_plain() ──> Program.kernels["softmax"]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of one function of a kernel's module.
+
+    Args:
+        function: its name there.
+        grid: programs in x, y, z; none runs when one of them is 0.
+        constexprs: compile-time arguments (block sizes) by name, after the pointers.
+        num_warps: warps of 32 threads per program.
+    """
+
+    function: str
+    grid: tuple[int, int, int]
+    constexprs: tuple[tuple[str, int], ...]
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory that lives only between the launches of one kernel: `size` elements of Triton type `dtype` (`*fp32`)."""
+
+    dtype: str
+    size: int
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """A generated kernel.
+
+    Args:
+        name: of the kernel.
+        text: the module's source.
+        signature: (parameter, Triton pointer type) of the kernel's buffers in order, then of its scratch memory. Every
+            function of the module takes all of them.
+        launches: in order, on one stream.
+        scratch: memory to be allocated per run, zero or more.
+    """
+
+    name: str
+    text: str
+    signature: tuple[tuple[str, str], ...]
+    launches: tuple[Launch, ...]
+    scratch: tuple[Scratch, ...] = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything but the text, in tuples, numbers and strings."""
+        return {
+            "name": self.name,
+            "signature": self.signature,
+            "launches": tuple((item.function, item.grid, item.constexprs, item.num_warps) for item in self.launches),
+            "scratch": tuple((item.dtype, item.size) for item in self.scratch),
+        }
+
+    @staticmethod
+    def from_plain(text: str, plain: dict[str, Any]) -> TritonKernel:
+        """The kernel whose `to_plain` gave `plain` and whose text is `text`."""
+        return TritonKernel(
+            plain["name"],
+            text,
+            tuple((name, kind) for name, kind in plain["signature"]),
+            tuple(
+                Launch(function, tuple(grid), tuple((name, value) for name, value in constexprs), num_warps)
+                for function, grid, constexprs, num_warps in plain["launches"]
+            ),
+            tuple(Scratch(dtype, size) for dtype, size in plain["scratch"]),
+        )

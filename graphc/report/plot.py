@@ -1,0 +1,36 @@
+"""Plots of bench results and training curves; they need matplotlib (the `viz` extra) and are left out without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphc.report.bench import BenchTable
+
+
+def plot_speedups(table: BenchTable, path: Path) -> Path | None:
+    """Bars of speed relative to eager, one group per workload; None when matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    workloads = list(dict.fromkeys(row.workload for row in table.rows))
+    contenders = list(dict.fromkeys(row.contender for row in table.rows))
+    figure, axes = pyplot.subplots(figsize=(2.5 + 1.8 * len(workloads), 4), layout="constrained")
+    width = 0.8 / len(contenders)
+    for number, contender in enumerate(contenders):
+        speedups = {row.workload: row.speedup for row in table.rows if row.contender == contender}
+        places = [i + (number - (len(contenders) - 1) / 2) * width for i in range(len(workloads))]
+        bars = axes.bar(places, [speedups.get(w, 0.0) for w in workloads], width, label=contender)
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(workloads)), workloads)
+    axes.set_ylabel("speed relative to eager (higher is better)")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,74 @@
+"""Common subexpression elimination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from graphc.ir.graph import Attr, Graph, Op, Value
+from graphc.ops.registry import OpDef
+from graphc.passes.base import ORDERED_ZEROS, PassContext, PassResult, redirect_ends
+
+
+@dataclass(frozen=True)
+class EliminateCommonSubexpressions:
+    """Computes equal ops once.
+
+    Before:
+        %0: f32[4] = exp(%x)
+        %1: f32[4] = exp(%x)
+        %2: f32[4] = add(%0, %1)
+    After:
+        %0: f32[4] = exp(%x)
+        %2: f32[4] = add(%0, %0)
+
+    Numbers are compared with their type (`1`, `1.0`, `True`, `-0.0` all differ); the operands of commutative ops in any
+    order. Ops with an effect stay. So does a copy of an output: two outputs never come to share memory.
+    """
+
+    name: ClassVar[str] = "cse"
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        first: dict[Any, Op] = {}
+        replaced: dict[Value, Value] = {}
+        escaping = {output.value for output in graph.outputs}
+        kept: list[Op] = []
+        for op in graph.ops:
+            if replaced:
+                op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
+            definition = ctx.get_def(op.name)
+            if definition.effect or op.attrs.get("effect"):
+                kept.append(op)
+                continue
+            earlier = first.setdefault(_key(op, definition), op)
+            if earlier is op or not _merge(earlier, op, escaping, replaced):
+                kept.append(op)
+        modified = len(kept) < len(graph.ops)
+        graph.ops = kept
+        redirect_ends(graph, replaced)
+        return PassResult(modified)
+
+
+def _merge(earlier: Op, op: Op, escaping: set[Value], replaced: dict[Value, Value]) -> bool:
+    pairs = list(zip(earlier.results, op.results, strict=True))
+    if any(a in escaping and b in escaping for a, b in pairs):
+        return False
+    for a, b in pairs:
+        replaced[b] = a
+        if b in escaping:
+            escaping.add(a)
+    return True
+
+
+def _key(op: Op, definition: OpDef) -> Any:
+    # id() is safe: the values live as long as the graph does
+    operands = [id(item) if isinstance(item, Value) else (item.__class__, repr(item)) for item in op.operands]
+    if definition.commutative and op.name not in ORDERED_ZEROS and str(operands[0]) > str(operands[1]):
+        operands.reverse()
+    attrs = tuple(sorted([(key, _attr_key(value)) for key, value in op.attrs.items()])) if op.attrs else ()
+    # equal operands and attributes give equal types; layouts are hints and may differ
+    return op.name, tuple(operands), attrs, tuple([value.strides for value in op.results])
+
+
+def _attr_key(value: Attr) -> str:
+    return f"{value.__class__.__name__} {value!r}"

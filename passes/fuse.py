@@ -1,0 +1,524 @@
+"""Fusion: which values are stored in memory, and which ops are computed together in one kernel.
+
+First sweep, consumers before producers: a value is taken into the group of its only reader, or into the groups of all
+its readers when computing it again costs less than reading it back; else it becomes the root of a group of its own.
+Views, constants and masks are never stored: groups read through them. Then `graphc.passes.merge` joins groups that share
+an iteration space: that is what makes softmax, layer_norm with its residual, or batch_norm with its running statistics
+one kernel.
+
+What the program overwrites (`Write`, `update_slice` chains, `mutates` of extern calls) is stored in place whenever every
+reader of the old contents can come first; otherwise a copy is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from graphc.errors import LoweringError
+from graphc.ir.dims import simplify
+from graphc.ir.graph import Graph, Input, Op, Value
+from graphc.ir.types import HOST
+from graphc.loopir.scalar import SCALAR_OPS
+from graphc.ops.extern import effect
+from graphc.ops.registry import Kind, get
+from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, group_of
+from graphc.passes.layout import Layouts, Place, int_shape, is_dense, same_strides, view_strides, wanted_strides
+
+KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
+UPDATES = ("update_slice", "update_strided")
+IN_PLACE_CALLS = {
+    "aten.scatter.src": "aten.scatter_.src",
+    "aten.scatter_add.default": "aten.scatter_add_.default",
+    "aten.scatter_reduce.two": "aten.scatter_reduce_.two",
+    "aten.index_put.default": "aten.index_put_.default",
+}
+MANY_PIECES = 8
+CHEAP_WORK, FREE_WORK = 8, 16
+ELEMENTS_PER_ROW = {"c": 65_536, "triton": 16_384}
+REDUNDANT_WORK = 32_768
+"""Scalar operations worth repeating to save a kernel of its own."""
+
+
+@dataclass(eq=False)
+class Library:
+    """An op done by a library call or by the runtime. Compared by identity.
+
+    Attributes:
+        op: the op.
+        position: in program order.
+        operands: per operand the strided view it is passed as; None for literals.
+        overwrites: for a result that takes over the memory of an operand, that operand.
+    """
+
+    op: Op
+    position: int
+    operands: list[Place | None]
+    overwrites: dict[Value, Value] = field(default_factory=dict)
+
+    @property
+    def is_matmul(self) -> bool:
+        return self.op.name == "matmul"
+
+
+@dataclass
+class Fusion:
+    """The outcome of fusion.
+
+    Attributes:
+        groups: kernels to be.
+        libraries: everything else that runs.
+        stored: values that have memory of their own, or share that of a value they overwrite.
+        layouts: strides of all of them.
+        homes: values that are stored into an input at the end, with that input.
+        in_inputs: values that are stored into an input by updating what it holds.
+        output_places: per graph output the place of its value, for those that are not a buffer of their own.
+    """
+
+    graph: Graph
+    backend: str
+    groups: list[Group]
+    libraries: list[Library]
+    stored: set[Value]
+    layouts: Layouts
+    homes: dict[Value, Input]
+    in_inputs: set[Value]
+    output_places: dict[int, Place]
+
+
+def is_kernel_op(op: Op) -> bool:
+    """Whether generated kernels can compute the op: it has a lowering and all dtypes are real numbers."""
+    if get(op.name).lower is None:
+        return False
+    values = [*op.inputs, *op.results]
+    return all(value.dtype.name in KERNEL_DTYPES for value in values)
+
+
+def fuse(graph: Graph, backend: str = "c") -> Fusion:
+    """Partition a graph into kernels and library calls. The graph is not changed.
+
+    Args:
+        graph: optimised, of static shapes.
+        backend: `c` or `triton`.
+
+    Raises:
+        LoweringError: an op has neither a lowering nor a library call.
+    """
+    return _Fuser(graph, backend).run()
+
+
+class _Fuser:
+    def __init__(self, graph: Graph, backend: str) -> None:
+        self.graph, self.backend = graph, backend
+        self.layouts = Layouts()
+        self.ops: list[Op] = list(graph.ops)
+        self.live = {output.value for output in graph.outputs}
+        self.stored: set[Value] = set(graph.inputs)
+        self.needed: set[Value] = set()  # values that must be stored
+        self.waiting: dict[Value, list[Group]] = {}  # groups that visit a value not decided yet
+        self.groups: list[Group] = []
+        self.libraries: list[Library] = []
+        self.homes: dict[Value, Input] = {}
+        self.in_inputs: set[Value] = set()
+        self.output_places: dict[int, Place] = {}
+        self.overwritten: dict[Value, Value] = {}  # result -> base in whose memory it is to be stored
+        self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
+        self.position: dict[Op, float] = {}
+
+    def run(self) -> Fusion:
+        self.position = {op: number for number, op in enumerate(self.ops)}
+        self._find_updates()
+        self._add_writes()
+        self._find_cheap()
+        self._choose_matmul_layouts()
+        self._place_outputs()
+        for op in reversed(self.ops):
+            self._visit(op)
+        self.groups.reverse()
+        self.libraries.reverse()
+        return Fusion(
+            self.graph,
+            self.backend,
+            self.groups,
+            self.libraries,
+            self.stored,
+            self.layouts,
+            self.homes,
+            self.in_inputs,
+            self.output_places,
+        )
+
+    # preparation
+
+    def _find_updates(self) -> None:
+        """Choose updates that are to be stored in the memory of their base, and give both one layout."""
+        written = {write.value: write.target for write in self.graph.writes}
+        kept = self.live | set(written)
+        bases = {
+            value: base
+            for op in self.ops
+            if op.name not in UPDATES or is_kernel_op(op)
+            for value, base in _updates(op)
+        }
+        for value, target in written.items():
+            chain = _chain(value, bases)
+            if chain[-1] is target and len(chain) > 1 and not any(link in self.live for link in chain[:-1]):
+                self.in_inputs.update(chain[:-1])
+        updated = set(bases.values())
+        for value, base in bases.items():
+            op = value.op
+            assert op is not None
+            if value in self.in_inputs:
+                self.overwritten[value] = base
+            elif isinstance(base, Input) or base in kept:
+                if op.name == "extern":
+                    self.overwritten[value] = base  # of a copy, made later
+            elif op.name in UPDATES and base not in bases and value not in updated:
+                continue  # a single one is a masked read, which fuses
+            elif base.dtype.name in KERNEL_DTYPES or op.name == "extern":
+                self.overwritten[value] = base
+        self._lay_out_chains()
+
+    def _lay_out_chains(self) -> None:
+        ends: dict[Value, Value] = {}
+        for value in reversed(self.overwritten):
+            end = ends.get(value, value)
+            base = self.overwritten[value]
+            if isinstance(base, Input):
+                continue
+            ends.setdefault(base, end)
+            wanted = wanted_strides(end)
+            if is_dense(int_shape(end), wanted):
+                self.layouts.chosen.setdefault(base, wanted)
+        for value, base in list(self.overwritten.items()):
+            self.layouts.chosen[value] = strides = self.layouts.strides(base)
+            op = value.op
+            assert op is not None
+            if op.name == "update_strided" and view_strides(int_shape(base), strides, (_count(base),)) != (1,):
+                del self.overwritten[value]
+                del self.layouts.chosen[value]
+
+    def _add_writes(self) -> None:
+        """Each write that is not an update in place becomes a copy of a stored value; `merge` makes them one kernel."""
+        for write in self.graph.writes:
+            if _chain(write.value, self.overwritten)[-1] is write.target:
+                self.needed.add(write.value)
+                continue
+            source = write.value
+            if isinstance(source, Input):  # may be overwritten itself before it is read here
+                source = self._append_copy(source)
+            self.needed.add(source)
+            result = self._append_copy(source)
+            self.needed.add(result)
+            self.layouts.chosen[result] = self.layouts.strides(write.target)
+            self.overwritten[result] = write.target
+            self.homes[result] = write.target
+
+    def _append_copy(self, value: Value) -> Value:
+        """A copy right behind the value, in the order of preference; a copy of an input comes last."""
+        copy = copy_op(value)
+        at = len(self.ops) if value.op is None else self.position[value.op] + 0.25
+        self.ops.append(copy)
+        self.position[copy] = at
+        return copy.results[0]
+
+    def _find_cheap(self) -> None:
+        """Values that cost less to compute again than to read back: (work, values read)."""
+        for op in self.ops:
+            kind = get(op.name).kind
+            if kind not in (Kind.POINTWISE, Kind.VIEW, Kind.CREATION) or len(op.results) != 1:
+                continue
+            if op.name == "concat" or op.name in UPDATES:
+                continue
+            result = op.results[0]
+            work, leaves = _work(op), frozenset[Value]()
+            for operand in op.inputs:
+                found = self.cheap.get(operand)
+                work += 0 if found is None else found[0]
+                leaves |= frozenset((operand,)) if found is None else found[1]
+            size = _count(result)
+            read = sum(min(size, _count(leaf)) * leaf.dtype.itemsize for leaf in leaves)
+            if work <= (CHEAP_WORK if leaves else FREE_WORK) and 4 * read <= 5 * size * result.dtype.itemsize + 2048:
+                self.cheap[result] = (work, leaves)
+
+    def _choose_matmul_layouts(self) -> None:
+        """A product that is only read transposed, then reshaped, is stored so that both are views of it."""
+        users = self.graph.uses()
+        for op in self.graph.ops:
+            if op.name != "matmul" or len(users[op.results[0]]) != 1 or op.results[0] in self.live:
+                continue
+            result, reader = op.results[0], users[op.results[0]][0]
+            if reader.name != "permute" or reader.attrs["dims"][-1] != result.type.rank - 1:
+                continue
+            if all(user.name == "reshape" for user in users[reader.results[0]]):
+                dims = reader.attrs["dims"]
+                strides = [0] * len(dims)
+                for stride, dim in zip(wanted_strides(_plain(reader.results[0])), dims, strict=True):
+                    strides[dim] = stride
+                self.layouts.chosen[result] = tuple(strides)
+
+    def _place_outputs(self) -> None:
+        """Outputs are stored; one that is a view of what nothing else hands out is left as that view."""
+        taken = set(self.live)
+        for number, output in enumerate(self.graph.outputs):
+            value = output.value
+            op = value.op
+            if output.view is None and op is not None and op.name in ("reshape", "permute", "slice"):
+                place = self.layouts.place(value, self.live - {value}, self.stored)
+                base = place.base
+                is_library = base.op is not None and not is_kernel_op(base.op)
+                fits = same_strides(place.shape, place.strides, wanted_strides(value))
+                if is_library and fits and base not in taken and base not in self.overwritten.values():
+                    taken.add(base)
+                    self.output_places[number] = place
+                    self.needed.add(base)
+                    continue
+            self.needed.add(value)
+
+    # the sweep
+
+    def _visit(self, op: Op) -> None:
+        if not is_kernel_op(op) or self._is_transfer(op):
+            self._visit_library(op)
+            return
+        value = op.results[0]
+        groups = self.waiting.pop(value, [])
+        if value in self.overwritten and op.name in UPDATES:
+            if groups or value in self.needed:
+                self._start_update(op)
+            return
+        if value not in self.needed and not groups:
+            return
+        if value in self.needed or not self._absorb(op, value, groups):
+            self._start(value)
+
+    def _is_transfer(self, op: Op) -> bool:
+        """Reading a number from another device."""
+        return op.name == "item" and next(iter(op.inputs)).device not in ("cpu", HOST)
+
+    def _start(self, value: Value) -> None:
+        """A group that stores this value."""
+        op = value.op
+        assert op is not None
+        self.stored.add(value)
+        group = group_of(value, self.position[op])
+        base = self.overwritten.get(value)
+        if base is not None:
+            group.overwrites[value] = base
+        self.groups.append(group)
+        for place in list(group.visits[value]):
+            if get(op.name).kind in (Kind.REDUCTION, Kind.SCAN):
+                admitted = group.admit(op, place, 1 << 62)
+                assert admitted
+            self._expand(group, value)
+
+    def _start_update(self, op: Op) -> None:
+        """A group that stores the source into its part of the base's memory."""
+        value, source = op.results[0], op.operands[1]
+        assert isinstance(source, Value)
+        base = self.overwritten[value]
+        if source is base:
+            copy = copy_op(base)
+            source = copy.results[0]
+            self.position[copy] = self.position[op] - 0.5
+            self._start(source)
+        self.stored.add(value)
+        self.needed.update((base, source))
+        group = group_of(source, self.position[op])
+        group.roots = {value: next(iter(group.roots.values()))}
+        group.stores[value] = _update_place(op, self.layouts.strides(value))
+        group.overwrites[value] = base
+        self.groups.append(group)
+
+    def _wait(self, value: Value, group: Group) -> None:
+        groups = self.waiting.setdefault(value, [])
+        if group not in groups:
+            groups.append(group)
+
+    def _expand(self, group: Group, value: Value) -> None:
+        for place, visit in list(group.visits[value].items()):
+            if not visit.expanded:
+                for operand in group.expand(value, place):
+                    self._wait(operand, group)
+
+    def _absorb(self, op: Op, value: Value, groups: list[Group]) -> bool:
+        """Take `value` into the groups that need it, if that is right; False = it is to be stored."""
+        kind = get(op.name).kind
+        if kind in (Kind.REDUCTION, Kind.SCAN):
+            taken = len(groups) == 1 and self._absorb_reduction(op, value, groups[0])
+        elif kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
+            taken = True
+        else:
+            taken = self._worth_computing_again(op, value, groups)
+        if taken:
+            for group in groups:
+                self._expand(group, value)
+        return taken
+
+    def _absorb_reduction(self, op: Op, value: Value, group: Group) -> bool:
+        places = group.visits[value]
+        if len(places) != 1 or _full(group):
+            return False
+        ((place, visit),) = places.items()
+        return not visit.masked and group.admit(op, place, ELEMENTS_PER_ROW[self.backend])
+
+    def _worth_computing_again(self, op: Op, value: Value, groups: list[Group]) -> bool:
+        if any(_full(group) for group in groups):
+            return False
+        if len(op.operands) > MANY_PIECES or any(group.device != groups[0].device for group in groups):
+            return False
+        if value in self.cheap:
+            return True
+        if len(groups) > 1:
+            return False
+        (group,) = groups
+        size, effort = _count(value), _work(op)
+        points = sum(_iterations(group, place) for place in group.visits[value])
+        return points <= size or (points - size) * effort <= REDUNDANT_WORK
+
+    # library calls
+
+    def _visit_library(self, op: Op) -> None:
+        used = [r for r in op.results if r in self.needed or self.waiting.pop(r, None) is not None]
+        if not used and not effect(op):
+            return
+        definition = get(op.name)
+        if op.name not in ("matmul", "extern", "item") and definition.call is None:
+            raise LoweringError(f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location)
+        self.stored.update(op.results)
+        place = self._place_factor if op.name == "matmul" else self._place_argument
+        overwrites = {value: base for value, base in _updates(op) if value in self.overwritten}
+        changed = set(overwrites.values())
+        operands = [
+            None if not isinstance(item, Value) else self._own(item) if item in changed else place(item)
+            for item in op.operands
+        ]
+        library = Library(op, self.position[op], operands, overwrites)
+        self.libraries.append(library)
+
+    def _need(self, place: Place) -> Place:
+        self.needed.add(place.base)
+        return place
+
+    def _own(self, value: Value) -> Place:
+        return self._need(Place(value, int_shape(value), self.layouts.strides(value)))
+
+    def _place_argument(self, value: Value) -> Place:
+        """An operand of an ATen call: with eager's strides, without a copy where they can be had."""
+        place = self.layouts.place(value, self.stored, self.needed)
+        base = place.base
+        smaller = base not in self.needed and base.op is not None and _count(value) < _count(base)
+        if (smaller and is_kernel_op(base.op)) or not same_strides(  # type: ignore[arg-type]
+            place.shape, place.strides, wanted_strides(value)
+        ):
+            return self._own(value)
+        return self._need(place)
+
+    def _place_factor(self, value: Value) -> Place:
+        """An operand of a matrix product: any strides that BLAS takes."""
+        place = self.layouts.place(value, self.stored, self.needed)
+        *_, rows, columns = place.shape
+        *_, row_stride, column_stride = place.strides
+        is_row_major = column_stride == 1 or columns == 1
+        is_column_major = row_stride == 1 or rows == 1
+        if is_row_major and (rows == 1 or row_stride >= max(1, columns)):
+            return self._need(place)
+        if is_column_major and (columns == 1 or column_stride >= max(1, rows)):
+            return self._need(place)
+        return self._own(value)
+
+
+def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
+    """Whether a group stores into memory that it reads at another place in the same kernel."""
+    for value, base in group.overwrites.items():
+        read = group.visits.get(base)
+        if not read:
+            continue
+        place = group.stores.get(value)
+        strides = layouts.strides(value) if place is None else place.strides
+        target = 0 if place is None else place.offset
+        for part, stride in zip(group.roots[value], strides, strict=True):
+            target = target + part * stride  # type: ignore[assignment]  # an expression
+        target = simplify(target, group.ranges)  # type: ignore[assignment]
+        for index in read:
+            flat = sum((part * stride for part, stride in zip(index, layouts.strides(base), strict=True)), 0)
+            if simplify(flat, group.ranges) != target:
+                return True
+    return False
+
+
+def _updates(op: Op) -> Iterable[tuple[Value, Value]]:
+    """(result, operand) pairs of which the result is the operand with some elements changed."""
+    if op.name in UPDATES or get(op.name).kind is Kind.SCATTER:
+        base = op.operands[0]
+        assert isinstance(base, Value)
+        yield op.results[0], base
+    elif op.name == "extern":
+        mutates = op.attrs.get("mutates", ())
+        for number, result in zip(mutates, op.results[len(op.results) - len(mutates) :], strict=True):
+            operand = op.operands[number]
+            assert isinstance(operand, Value)
+            yield result, operand
+
+
+def _chain(value: Value, bases: dict[Value, Value]) -> list[Value]:
+    """The value, what it updates, what that updates, and so on."""
+    chain = [value]
+    while chain[-1] in bases:
+        chain.append(bases[chain[-1]])
+    return chain
+
+
+def _update_place(op: Op, strides: tuple[int, ...]) -> Place:
+    value, source = op.results[0], op.operands[1]
+    assert isinstance(source, Value)
+    if op.name == "update_strided":
+        return Place(value, op.attrs["shape"], op.attrs["strides"], op.attrs["offset"])
+    steps = tuple(step * stride for step, stride in zip(op.attrs["steps"], strides, strict=True))
+    offset = sum(start * stride for start, stride in zip(op.attrs["starts"], strides, strict=True))
+    return Place(value, int_shape(source), steps, offset)
+
+
+def copy_op(value: Value) -> Op:
+    """A fresh op that gives the same value, in memory of its own."""
+    location = value.op.location if value.op is not None else None
+    names = [f"{value.name}_copy"]
+    if location is None:
+        return Op("reshape", [value], {"shape": value.shape}, [value.type], result_names=names)
+    return Op("reshape", [value], {"shape": value.shape}, [value.type], location, names)
+
+
+def _plain(value: Value) -> Value:
+    """The value as if nothing were known of its strides."""
+    return Value(value.name, value.type)
+
+
+def _full(group: Group) -> bool:
+    return group.size >= MAX_VISITS or group.open >= MAX_ARGUMENTS
+
+
+def _count(value: Value) -> int:
+    total = 1
+    for size in int_shape(value):
+        total *= size
+    return total
+
+
+def _work(op: Op) -> int:
+    """Cost of one element, in additions."""
+    rule = SCALAR_OPS.get(op.name)
+    if rule is not None:
+        return rule.cost
+    kind = get(op.name).kind
+    return 4 if kind is Kind.INDEXING else 2 if op.name in ("pad", "concat", *UPDATES) else 0
+
+
+def _iterations(group: Group, index: tuple[object, ...]) -> int:
+    """How often an element is computed when loops run in axis order, rows innermost."""
+    used = group.axes_of(index)  # type: ignore[arg-type]
+    total = seen = 1
+    for name in (*group.parallel, *group.rows):
+        total *= group.axes[name]
+        if name in used:
+            seen = total
+    return seen

@@ -1,0 +1,166 @@
+"""Where the elements of values lie: strides of buffers, and views that library calls can take without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+
+from graphc.ir.graph import Input, Op, Value
+from graphc.ir.types import contiguous_strides
+
+Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value as a strided look into the buffer of another one (or its own), in elements."""
+
+    base: Value
+    shape: tuple[int, ...]
+    strides: Strides
+    offset: int = 0
+
+
+def int_shape(value: Value) -> tuple[int, ...]:
+    return value.shape  # type: ignore[return-value]  # plans are made for graphs of static shapes
+
+
+def wanted_strides(value: Value) -> Strides:
+    """The strides eager gave the value."""
+    strides = contiguous_strides(value.shape) if value.strides is None else value.strides
+    return tuple(strides)  # type: ignore[arg-type]  # static
+
+
+def span(shape: tuple[int, ...], strides: Strides) -> int:
+    """Elements from the first to the last one, both included."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def same_strides(shape: tuple[int, ...], a: Strides, b: Strides) -> bool:
+    """Equal where it matters: along dims of more than one element."""
+    return 0 in shape or all(size == 1 or x == y for size, x, y in zip(shape, a, b, strict=True))
+
+
+def is_dense(shape: tuple[int, ...], strides: Strides) -> bool:
+    """Every element between the first and the last one belongs to the value, once."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class Layouts:
+    """Strides of materialised values: inputs as they come, others as eager has them when dense, else contiguous.
+
+    `chosen` overrides them for values whose layout a later step decides.
+    """
+
+    def __init__(self) -> None:
+        self.chosen: dict[Value, Strides] = {}
+
+    def strides(self, value: Value) -> Strides:
+        found = self.chosen.get(value)
+        if found is not None:
+            return found
+        wanted = wanted_strides(value)
+        if not isinstance(value, Input) and value.strides is not None and not is_dense(int_shape(value), wanted):
+            wanted = tuple(contiguous_strides(value.shape))  # type: ignore[arg-type]  # static
+        self.chosen[value] = wanted
+        return wanted
+
+    def place(self, value: Value, *own: Set[Value]) -> Place:
+        """The value as a view of the nearest buffer that can hold it, going back through view ops.
+
+        Args:
+            value: any value.
+            own: sets of values that have a buffer of their own in any case.
+        """
+        chain: list[Op] = []
+        base = value
+        while base.op is not None and base.op.name in _VIEWS and not any(base in values for values in own):
+            chain.append(base.op)
+            operand = base.op.operands[0]
+            assert isinstance(operand, Value)
+            base = operand
+        at = Place(base, int_shape(base), self.strides(base))
+        for op in reversed(chain):
+            moved = _VIEWS[op.name](at, op)
+            if moved is None:  # the op needs a copy, which is a buffer of its own
+                result = op.results[0]
+                moved = Place(result, int_shape(result), self.strides(result))
+            at = moved
+        return at
+
+
+def _reshape(at: Place, op: Op) -> Place | None:
+    shape = op.attrs["shape"]
+    strides = view_strides(at.shape, at.strides, shape)
+    return None if strides is None else replace(at, shape=shape, strides=strides)
+
+
+def view_strides(shape: tuple[int, ...], strides: Strides, new: tuple[int, ...]) -> Strides | None:
+    """Strides with which memory laid out as (shape, strides) is read as `new` in row-major order, or None.
+
+    Source: the rule of `torch.Tensor.view`: runs of dims that are evenly spaced in memory may be cut anew.
+    """
+    if 0 in shape:
+        return tuple(contiguous_strides(new))  # type: ignore[arg-type]  # static
+    runs: list[tuple[int, int]] = []  # (elements, stride of the innermost) per evenly spaced run, outermost first
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if runs and runs[-1][1] == size * stride:
+            runs[-1] = (runs[-1][0] * size, stride)
+        else:
+            runs.append((size, stride))
+    found: list[int] = []
+    left, step = runs.pop() if runs else (1, 1)
+    for size in reversed(new):
+        if size == 1:
+            found.append(step)
+            continue
+        if left == 1 and runs:
+            left, step = runs.pop()
+        if left % size != 0:
+            return None
+        found.append(step)
+        left, step = left // size, step * size
+    return tuple(reversed(found))
+
+
+def _permute(at: Place, op: Op) -> Place:
+    dims = op.attrs["dims"]
+    return replace(at, shape=tuple(at.shape[d] for d in dims), strides=tuple(at.strides[d] for d in dims))
+
+
+def _expand(at: Place, op: Op) -> Place:
+    shape = op.attrs["shape"]
+    lead = len(shape) - len(at.shape)
+    strides = tuple(
+        0 if d < lead or (at.shape[d - lead] == 1 and size != 1) else at.strides[d - lead]
+        for d, size in enumerate(shape)
+    )
+    return replace(at, shape=shape, strides=strides)
+
+
+def _slice(at: Place, op: Op) -> Place:
+    dim, start, stop, step = (op.attrs[name] for name in ("dim", "start", "stop", "step"))
+    shape, strides = list(at.shape), list(at.strides)
+    shape[dim] = -(-(stop - start) // step)
+    offset = at.offset + start * strides[dim]
+    strides[dim] *= step
+    # an empty slice may start at the very end: any offset will do
+    return Place(at.base, tuple(shape), tuple(strides), 0 if 0 in shape else offset)
+
+
+def _as_strided(at: Place, op: Op) -> Place | None:
+    if not same_strides(at.shape, at.strides, tuple(contiguous_strides(at.shape))):  # type: ignore[arg-type]
+        return None
+    return Place(at.base, op.attrs["shape"], op.attrs["strides"], at.offset + op.attrs["offset"])
+
+
+_VIEWS = {"reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "as_strided": _as_strided}

@@ -1,0 +1,464 @@
+"""Fusion groups to kernels: every root's element is written out by the lowering rules of its ops.
+
+Groups of the same structure (48 layers of one model) are lowered once: a key is made of everything that the kernel
+depends on, and only what it is called with differs. Views of stored values become strides of loads, and constant offsets
+go into the call, so slices at different places share one kernel too.
+
+Numerics: bf16 and f16 are loaded, widened to f32 and rounded where stored and where the program casts to them; with
+numerics="eager" after every op.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphc.errors import LoweringError
+from graphc.ir.dims import Dim, bounds, simplify, symbol
+from graphc.ir.graph import Op, Operand, Value
+from graphc.ir.types import HOST, DType, bool_, f64, i64
+from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
+from graphc.ops.registry import Kind, get
+from graphc.ops.rules import broadcast_index
+from graphc.passes.access import Index, attrs_key, normalise
+from graphc.passes.axes import tidy
+from graphc.passes.group import Group
+from graphc.passes.layout import Layouts, Place, int_shape, span
+from graphc.passes.naming import buffer_names, kernel_name, notes
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A buffer argument of a kernel call: where in which value's memory it points. `stored` = written."""
+
+    value: Value
+    offset: int
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel and what it is called with, in the order of its buffers."""
+
+    kernel: Kernel
+    arguments: tuple[Argument, ...]
+
+
+def memory_dtype(value: Value) -> DType:
+    """Element type in memory: host scalars live in cells of 8 bytes."""
+    if value.device != HOST:
+        return value.dtype
+    return f64 if value.dtype.is_float else i64
+
+
+class Lowering:
+    """Lowers the groups of one program.
+
+    Args:
+        layouts: strides of stored values.
+        stored: values that have memory.
+        numerics: `default` or `eager`.
+    """
+
+    def __init__(self, layouts: Layouts, stored: set[Value], numerics: str) -> None:
+        self.layouts, self.stored, self.numerics = layouts, stored, numerics
+        self._kernels: dict[object, tuple[Kernel, tuple[int, ...]]] = {}
+        self._distinct: dict[object, Kernel] = {}
+        self._names: dict[str, int] = {}
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """All distinct kernels so far."""
+        return list(self._distinct.values())
+
+    def lower(self, group: Group, kept: set[Value]) -> Lowered:
+        """Write a group as a kernel.
+
+        Args:
+            group: a fusion group.
+            kept: those of its roots that have to be stored.
+        """
+        outline = _Outline(self, group, kept)
+        key = outline.key()
+        found = self._kernels.get(key)
+        if found is None:
+            kernel, order = _Writer(outline, self.numerics).write()
+            found = (self._distinct_kernel(kernel), order)
+            self._kernels[key] = found
+        kernel, order = found
+        return Lowered(kernel, tuple(outline.arguments[number] for number in order))
+
+    def _distinct_kernel(self, kernel: Kernel) -> Kernel:
+        key = kernel.key()
+        found = self._distinct.get(key)
+        if found is None:
+            count = self._names.get(kernel.name, 0)
+            self._names[kernel.name] = count + 1
+            name = kernel.name if not count else f"{kernel.name}_{count + 1}"
+            found = Kernel(name, kernel.axes, kernel.buffers, kernel.body, kernel.notes)
+            self._distinct[key] = found
+        return found
+
+
+class _Outline:
+    """What a group computes, in an order that depends on its structure only.
+
+    Attributes:
+        ops: ops to be written, operands first.
+        loads: values read from memory, as places in it.
+        stores: roots to be stored, likewise.
+        arguments: the buffers behind both, each (value, offset) once.
+    """
+
+    def __init__(self, lowering: Lowering, group: Group, kept: set[Value]) -> None:
+        self.group = group
+        self.layouts, self.stored = lowering.layouts, lowering.stored
+        self.numerics = lowering.numerics
+        self.ops: list[Op] = []
+        self.loads: dict[Value, Place] = {}
+        self.stores: dict[Value, Place] = {}
+        self.arguments: list[Argument] = []
+        self.number: dict[Value, int] = {}
+        self._argument_numbers: dict[tuple[Value, int, bool], int] = {}
+        for root in group.roots:
+            if root in kept:
+                self._walk(root)
+        for root in group.roots:
+            if root in kept:
+                place = group.stores.get(root)
+                self.stores[root] = place or Place(root, int_shape(root), self.layouts.strides(root))
+                self.argument(self.stores[root], True)
+
+    def source(self, root: Value) -> Value:
+        """The value whose elements are stored for a root: the update for an update of a part."""
+        if root not in self.group.stores:
+            return root
+        assert root.op is not None
+        source = root.op.operands[1]
+        assert isinstance(source, Value)
+        return source
+
+    def _walk(self, root: Value) -> None:
+        """Number everything under a root, operands first, without recursion."""
+        stack: list[tuple[Value, bool]] = [(self.source(root), False)]
+        while stack:
+            value, done = stack.pop()
+            if done:
+                assert value.op is not None
+                self.number[value] = len(self.number)
+                self.ops.append(value.op)
+                continue
+            if value in self.number:
+                continue
+            place = self._load_place(value)
+            if place is not None:
+                self.number[value] = len(self.number)
+                self.loads[value] = place
+                self.argument(place, False)
+                continue
+            op = value.op
+            if op is None:
+                raise LoweringError(f"{value!r} has no memory and no definition")
+            stack.append((value, True))
+            visits = self.group.visits
+            stack.extend((item, False) for item in reversed(list(op.inputs)) if item in visits)
+
+    def _load_place(self, value: Value) -> Place | None:
+        """Where a value is read from memory; None when it is computed."""
+        roots = self.group.roots
+        if value in self.stored:
+            if value in roots and value not in self.group.stores:
+                return None
+            return Place(value, int_shape(value), self.layouts.strides(value))
+        place = self.layouts.place(value, self.stored)
+        if place.base in self.stored and (place.base not in roots):
+            return place
+        return None
+
+    def argument(self, place: Place, stored: bool) -> int:
+        key = (place.base, place.offset, stored)
+        found = self._argument_numbers.get(key)
+        if found is None:
+            found = self._argument_numbers[key] = len(self.arguments)
+            self.arguments.append(Argument(place.base, place.offset, stored))
+        return found
+
+    def key(self) -> object:
+        """Everything the kernel depends on."""
+        group, number = self.group, self.number
+        return (
+            tuple(group.axes.items()),
+            group.rows,
+            tuple(
+                (
+                    op.name,
+                    attrs_key(op),
+                    tuple(
+                        number.get(item, -1) if isinstance(item, Value) else (type(item), repr(item))
+                        for item in op.operands
+                    ),
+                    op.results[0].type,
+                )
+                for op in self.ops
+            ),
+            tuple(
+                (number[value], self.argument(place, False), memory_dtype(value), value.type, place.strides)
+                for value, place in self.loads.items()
+            ),
+            tuple(
+                (number[self.source(root)], group.roots[root], self.argument(place, True), place.shape, place.strides)
+                for root, place in self.stores.items()
+            ),
+            tuple(memory_dtype(argument.value) for argument in self.arguments),
+        )
+
+
+class _Missing(Exception):
+    """An element that has to be written before the one that asks for it."""
+
+    def __init__(self, key: tuple[Value, Index, str | None]) -> None:
+        super().__init__()
+        self.key = key
+
+
+class _Writer:
+    """An `ElementContext` that writes a group into a kernel.
+
+    A lowering rule that asks for an element not written yet is stopped and run again later, so depth costs no stack; what
+    it wrote before is found again by the builder, statement for statement.
+    """
+
+    def __init__(self, outline: _Outline, numerics: str) -> None:
+        self.outline, self.group, self.numerics = outline, outline.group, numerics
+        group = self.group
+        axes = [Axis(name, group.axes[name], PARALLEL) for name in group.parallel]
+        axes += [Axis(name, group.axes[name], ROW) for name in group.rows]
+        self.builder = KernelBuilder(tuple(axes))
+        self.names = buffer_names(outline.arguments)
+        self.sizes = [0] * len(outline.arguments)
+        self.known: dict[tuple[Value, Index, str | None], str] = {}
+        self.expressions: dict[str, Dim] = {}
+        self.widened: dict[str, str] = {}  # f32 values that are bf16 or f16 ones, widened
+        self.op: Op | None = None
+        self.mask: str | None = None
+
+    def write(self) -> tuple[Kernel, tuple[int, ...]]:
+        """The kernel, and which argument of the outline each of its buffers is."""
+        outline, builder = self.outline, self.builder
+        for root, place in outline.stores.items():
+            source = outline.source(root)
+            index = self.group.roots[root]
+            value = self._evaluate(source, normalise(index, int_shape(source), builder.ranges))
+            number = outline.argument(place, True)
+            self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
+            flat = sum((part * stride for part, stride in zip(index, place.strides, strict=True)), 0)
+            builder.store(self.names[number], flat, self._to_memory(value, root))
+        buffers = tuple(
+            Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], "out" if a.stored else "in")
+            for number, a in enumerate(outline.arguments)
+        )
+        kernel = tidy(builder.finish(kernel_name(outline.ops, self.group), buffers, notes(outline.ops)))
+        return _drop_unused_buffers(kernel)
+
+    def _to_memory(self, value: str, root: Value) -> str:
+        return self.compute("cast", value, dtype=memory_dtype(root))
+
+    def _evaluate(self, value: Value, index: Index) -> str:
+        stack: list[tuple[Value, Index, str | None]] = [(value, index, None)]
+        known = self.known
+        while stack:
+            key = stack[-1]
+            if key in known:
+                stack.pop()
+                continue
+            missing = self._operands_of_pointwise(key)
+            if missing:
+                stack.extend(missing)
+                continue
+            try:
+                known[key] = self._write(*key)
+                stack.pop()
+            except _Missing as needed:
+                stack.append(needed.key)
+        return known[value, index, None]
+
+    def _operands_of_pointwise(self, key: tuple[Value, Index, str | None]) -> list[tuple[Value, Index, str | None]]:
+        """Elements that a pointwise op is sure to ask for and that are not written yet."""
+        value, index, mask = key
+        op = value.op
+        if op is None or value in self.outline.loads or get(op.name).kind is not Kind.POINTWISE:
+            return []
+        needed = [(item, broadcast_index(item, index), mask) for item in op.inputs]
+        return [item for item in needed if item not in self.known]
+
+    def _write(self, value: Value, index: Index, mask: str | None) -> str:
+        place = self.outline.loads.get(value)
+        if place is not None:
+            return self._load(value, place, index, mask, 0)
+        op = value.op
+        assert op is not None
+        definition = get(op.name)
+        if definition.lower is None:
+            raise LoweringError(f"{op.name} has no lowering", op.location)
+        self.op, self.mask = op, mask
+        result = definition.lower(self, op, index)
+        return self._round(op, result)
+
+    def _round(self, op: Op, result: str) -> str:
+        dtype = op.results[0].dtype
+        if not dtype.is_reduced or get(op.name).kind is Kind.VIEW:
+            return result
+        if self.numerics != "eager" and op.name != "cast":
+            return result
+        return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
+
+    def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
+        number = self.outline.argument(place, False)
+        self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
+        flat = sum((part * stride for part, stride in zip(index, place.strides, strict=True)), 0)
+        dtype = memory_dtype(value)
+        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
+        loaded = self.builder.load(self.names[number], dtype, flat, mask, 0 if mask is None else filler)
+        return self.compute("cast", loaded, dtype=value.dtype.compute)
+
+    # ElementContext
+
+    def element(self, operand: Operand, index: Index) -> str:
+        """Element of an operand; a literal takes the dtype of the op's tensor operands."""
+        if not isinstance(operand, Value):
+            return self.constant(operand, self._literal_dtype())  # type: ignore[arg-type]  # never complex here
+        return self._known_element(operand, index, self.mask)
+
+    def _known_element(self, operand: Value, index: Index, mask: str | None) -> str:
+        key = (operand, normalise(index, operand.shape, self.builder.ranges), mask)
+        found = self.known.get(key)
+        if found is None:
+            raise _Missing(key)
+        return found
+
+    def _literal_dtype(self) -> DType:
+        assert self.op is not None
+        for item in self.op.inputs:
+            if item.dtype != bool_ and item.device != HOST:
+                return item.dtype.compute
+        return self.op.results[0].dtype.compute
+
+    def masked_element(self, operand: Operand, index: Index, mask: str, other: float) -> str:
+        """Element where the mask holds, else `other`."""
+        if not isinstance(operand, Value):
+            return self.element(operand, index)
+        dtype = operand.dtype.compute
+        decided = self.builder.constants.get(mask)
+        if decided is not None:
+            return self.element(operand, index) if decided else self.constant(other, dtype)
+        whole = mask if self.mask is None else self.compute("logical_and", self.mask, mask, dtype=bool_)
+        place = self.outline.loads.get(operand)
+        if place is not None:
+            at = normalise(index, operand.shape, self.builder.ranges)
+            return self._load(operand, place, at, whole, other)
+        value = self._known_element(operand, index, whole)
+        return self.compute("where", mask, value, self.constant(other, dtype), dtype=dtype)
+
+    def compute(self, op: str, *args: str, dtype: DType) -> str:
+        """A scalar op; what is known while compiling is decided here."""
+        folded = self._fold(op, args, dtype)
+        return self.builder.compute(op, *args, dtype=dtype) if folded is None else folded
+
+    def _fold(self, op: str, args: tuple[str, ...], dtype: DType) -> str | None:
+        constants = self.builder.constants
+        if op == "cast":
+            return self._fold_cast(args[0], dtype)
+        if op in ("lt", "ge", "eq") and args[0] in self.expressions and args[1] in self.expressions:
+            decided = _compare(op, self.expressions[args[0]] - self.expressions[args[1]], self.builder.ranges)
+            return None if decided is None else self.constant(decided, bool_)
+        if op == "logical_and":
+            for one, other in (args, args[::-1]):
+                if one in constants:
+                    return other if constants[one] else one
+        if op == "where" and args[0] in constants:
+            return args[1] if constants[args[0]] else args[2]
+        return None
+
+    def _fold_cast(self, arg: str, dtype: DType) -> str | None:
+        """Casts that change nothing, or of a number that both dtypes hold."""
+        source = self.builder.dtypes[arg]
+        if source == dtype:
+            return arg
+        narrow = self.widened.get(arg)
+        if narrow is not None and self.builder.dtypes[narrow] == dtype:
+            return narrow
+        number = self.builder.constants.get(arg)
+        if number is not None and not dtype.is_reduced and dtype.kind != "uint" and _is_small_integer(number):
+            return self.constant(number, dtype)
+        result = self.builder.compute("cast", arg, dtype=dtype)
+        if source.is_reduced and dtype == source.compute:
+            self.widened[result] = arg
+        return result
+
+    def constant(self, value: bool | int | float, dtype: DType) -> str:
+        """A constant."""
+        found = self.builder.constant(value, dtype)
+        if dtype == i64:
+            self.expressions[found] = int(value)
+        return found
+
+    def index_value(self, expr: Dim) -> str:
+        """An index expression as a number."""
+        found = self.builder.index_value(expr)
+        self.expressions[found] = simplify(expr, self.builder.ranges)
+        return found
+
+    def data_index(self, value: str, extent: Dim) -> Dim:
+        """A loaded integer as a symbol."""
+        known = self.expressions.get(value)
+        if known is not None:
+            return known
+        self.builder.set_range(value, extent)
+        return symbol(value)
+
+    def reduce(self, op: str, operand: Operand, dims: tuple[int, ...], index: Index, dtype: DType) -> str:
+        """A reduction over the row axes."""
+        assert isinstance(operand, Value)
+        shape = int_shape(operand)
+        kept = tuple(size for dim, size in enumerate(shape) if dim not in dims)
+        at = self.group.row_index(operand, dims, normalise(index, kept, self.builder.ranges))
+        value = self._known_element(operand, at, self.mask)
+        if op in ("argmax", "argmin"):
+            return self.constant(0, i64) if _is_single(shape, dims) else self.builder.reduce(op, value)
+        value = self.compute("cast", value, dtype=dtype)
+        return value if _is_single(shape, dims) else self.builder.reduce(op, value)
+
+    def scan(self, op: str, operand: Operand, dim: int, index: Index, dtype: DType) -> str:
+        """A running reduction along the row axis."""
+        assert isinstance(operand, Value)
+        value = self.compute("cast", self._known_element(operand, index, self.mask), dtype=dtype)
+        return value if operand.shape[dim] == 1 else self.builder.scan(op, value)
+
+
+def _is_single(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    return all(shape[dim] == 1 for dim in dims)
+
+
+def _is_small_integer(number: bool | int | float) -> bool:
+    return number == number and abs(number) < 1 << 24 and float(number).is_integer() and str(number) != "-0.0"
+
+
+def _compare(op: str, difference: Dim, ranges: dict[str, tuple[int, int | None]]) -> bool | None:
+    """`difference op 0`, when the ranges of symbols decide it."""
+    low, high = bounds(simplify(difference, ranges), ranges)
+    if op == "eq":
+        if low == high == 0:
+            return True
+        return False if (low is not None and low > 0) or (high is not None and high < 0) else None
+    if low is not None and low >= 0:
+        return op == "ge"
+    if high is not None and high < 0:
+        return op == "lt"
+    return None
+
+
+def _drop_unused_buffers(kernel: Kernel) -> tuple[Kernel, tuple[int, ...]]:
+    used = {s.buffer for s in kernel.body if hasattr(s, "buffer")}
+    order = tuple(number for number, buffer in enumerate(kernel.buffers) if buffer.name in used)
+    buffers = tuple(kernel.buffers[number] for number in order)
+    return Kernel(kernel.name, kernel.axes, buffers, kernel.body, kernel.notes), order

@@ -1,0 +1,311 @@
+"""Joining groups that share an iteration space into one kernel.
+
+Two groups become one when one reads what the other stores (the store may then fall away) or both read the same big value,
+when elements match one to one, and when no third node has to run between them. A row-level value (one number per row)
+meets an element-level group by making the axes that it does not depend on row axes: so a maximum, a sum and a division
+become softmax. The order of nodes is a list; a merge moves only the nodes between the two.
+"""
+
+from __future__ import annotations
+
+from graphc.ir.dims import Dim, substitute, symbol, symbols
+from graphc.ir.graph import Value
+from graphc.passes.access import Index, normalise
+from graphc.passes.fuse import ELEMENTS_PER_ROW, overwrites_its_input
+from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, Visit, bare, worth_rows
+from graphc.passes.layout import int_shape
+from graphc.passes.nodes import Node, Nodes
+
+REACH = 256
+"""Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
+SHARED_BYTES = 4096
+"""Least size of a value worth merging two of its readers for."""
+MAX_SHARERS = 8
+"""Readers of one value beyond which they are not compared with each other."""
+ROUNDS = 3
+
+
+def merge_groups(nodes: Nodes) -> list[Node]:
+    """Join groups where it pays.
+
+    Returns:
+        All nodes that are left, in a valid order.
+    """
+    return _Merger(nodes).run()
+
+
+class _Merger:
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self.fusion = nodes.fusion
+        self.order: list[Node | None] = list(nodes.order())
+        self.place: dict[Node, int] = {node: at for at, node in enumerate(self.order) if node is not None}
+
+    def run(self) -> list[Node]:
+        for _ in range(ROUNDS):
+            if not self._join_producers() and not self._join_sharers():
+                break
+        return [node for node in self.order if node is not None]
+
+    def _join_producers(self) -> bool:
+        """Merge groups with the readers of what they store."""
+        merged = False
+        for node in [item for item in self.order if isinstance(item, Group)]:
+            for value in list(node.roots):
+                for reader in list(self.nodes.readers.get(value, ())):
+                    producer = self.nodes.producer[value]
+                    if not isinstance(reader, Group) or reader is producer or reader not in self.place:
+                        continue
+                    assert isinstance(producer, Group)
+                    merged |= self._try(producer, reader, value, vertical=True) is not None
+        return merged
+
+    def _join_sharers(self) -> bool:
+        """Merge groups that read the same value."""
+        joined = False
+        for value in list(self.nodes.readers):
+            total = value.dtype.itemsize
+            for size in int_shape(value):
+                total *= size
+            readers = [node for node in self.nodes.readers[value] if isinstance(node, Group) and value in node.visits]
+            if total < SHARED_BYTES or not 2 <= len(readers) <= MAX_SHARERS:
+                continue
+            readers.sort(key=self.place.__getitem__)
+            current = readers[0]
+            for reader in readers[1:]:
+                merged = self._try(current, reader, value, vertical=False)
+                joined |= merged is not None
+                current = reader if merged is None else merged
+        return joined
+
+    def _try(self, first: Group, second: Group, value: Value, vertical: bool) -> Group | None:
+        """Merge two groups at a value that the first stores (vertical) or both read; first runs before second."""
+        if first.device != second.device or first.size + second.size > MAX_VISITS or value in first.stores:
+            return None
+        at_first = first.roots[value] if vertical else _only_place(first, value)
+        at_second = _only_place(second, value)
+        if at_first is None or at_second is None:
+            return None
+        between = self._between(first, second, vertical)
+        if between is None:
+            return None
+        shape = int_shape(value)
+        merged = _align(first, second, at_first, at_second, shape) or _align(second, first, at_second, at_first, shape)
+        if merged is None or not self._is_sound(merged, first, second):
+            return None
+        if _is_walked_again(merged, first, second, at_first, at_second, vertical) and not worth_rows(
+            merged.extent(merged.parallel), merged.extent(merged.rows), ELEMENTS_PER_ROW[self.fusion.backend]
+        ):
+            return None
+        self._commit(first, second, merged, between)
+        return merged
+
+    def _is_sound(self, merged: Group, first: Group, second: Group) -> bool:
+        """Every value that one group stores and the other reads is read where it is computed, and sizes are sane."""
+        for group in (first, second):
+            for root in group.roots:
+                if root in group.stores:
+                    if root in first.visits or root in second.visits:
+                        return False
+                elif any(index != merged.roots[root] for index in merged.visits.get(root, ())):
+                    return False
+        stored = self.fusion.stored
+        reads = sum(value in stored and value not in merged.roots for value in merged.visits)
+        if reads + len(merged.roots) > MAX_ARGUMENTS:
+            return False
+        if not merged.overwrites:
+            return True
+        if any(base in merged.roots for base in merged.overwrites.values()):
+            return False  # two stores to one place need an order
+        return not overwrites_its_input(merged, self.fusion.layouts)
+
+    def _between(self, first: Group, second: Group, vertical: bool) -> set[Node] | None:
+        """Nodes between the two that depend on the first; None when the second depends on one of them."""
+        low, high = self.place[first], self.place[second]
+        if high - low > REACH:
+            return None
+        following = self.nodes.next
+        if not vertical and second in following[first]:
+            return None
+        found: set[Node] = set()
+        stack: list[Node] = [first]
+        while stack:
+            for node in following[stack.pop()]:
+                if node is second or self.place[node] > high or node in found:
+                    continue
+                if second in following[node]:
+                    return None
+                found.add(node)
+                stack.append(node)
+        return found
+
+    def _commit(self, first: Group, second: Group, merged: Group, later: set[Node]) -> None:
+        """Replace both groups by the merged one; what depends on the first goes behind it."""
+        nodes = self.nodes
+        low, high = self.place[first], self.place[second]
+        region = self.order[low : high + 1]
+        early = [node for node in region if node is not None and node not in later and node not in (first, second)]
+        late = [node for node in region if node in later]
+        moved: list[Node | None] = [*early, merged, *late]
+        moved = [None] * (len(region) - len(moved)) + moved
+        self.order[low : high + 1] = moved
+        del self.place[first], self.place[second]
+        for at, node in enumerate(moved, low):
+            if node is not None:
+                self.place[node] = at
+        following = (nodes.next.pop(first) | nodes.next.pop(second)) - {first, second}
+        earlier = (nodes.previous.pop(first) | nodes.previous.pop(second)) - {first, second}
+        nodes.next[merged], nodes.previous[merged] = following, earlier
+        for node in following:
+            nodes.previous[node] -= {first, second}
+            nodes.previous[node].add(merged)
+        for node in earlier:
+            nodes.next[node] -= {first, second}
+            nodes.next[node].add(merged)
+        for group in (first, second):
+            for value in nodes.reads(group):
+                nodes.readers[value].pop(group, None)
+        for value in merged.roots:
+            nodes.producer[value] = merged
+        for value in nodes.reads(merged):
+            nodes.readers.setdefault(value, {})[merged] = None
+
+
+def _only_place(group: Group, value: Value) -> Index | None:
+    """The one element of a value that a group needs at each point, everywhere; None when there are several."""
+    places = group.visits.get(value)
+    if places is None or len(places) != 1:
+        return None
+    ((index, visit),) = places.items()
+    return None if visit.masked else index
+
+
+def _is_walked_again(
+    merged: Group, first: Group, second: Group, at_first: Index, at_second: Index, vertical: bool
+) -> bool:
+    """Whether one worker walks the elements of a whole row again, or stores them, for having merged."""
+    if not merged.rows:
+        return False
+    if any(not group.rows and group.extent(tuple(group.axes)) > merged.extent(merged.parallel) for group in (first, second)):
+        return True
+    is_row_number = bool(first.rows) and first.axes_of(at_first).isdisjoint(first.rows)
+    return vertical and is_row_number and second.axes_of(at_second) != second.axes.keys()
+
+
+def _align(mover: Group, stayer: Group, at_mover: Index, at_stayer: Index, shape: tuple[int, ...]) -> Group | None:
+    """The mover expressed in the axes of the stayer, and both as one group; None when spaces do not match.
+
+    Args:
+        at_mover, at_stayer: the element of the value they share, of the given shape, in either space.
+    """
+    mapping: dict[str, Dim] = {}
+    for own, other in zip(at_mover, at_stayer, strict=True):
+        name = bare(own)
+        if name is None or name not in mover.axes or name in mapping:
+            if own == 0 and other == 0:
+                continue
+            return None
+        mapping[name] = other
+    used = stayer.covers(at_stayer, shape)
+    if used is None:
+        return None
+    merged = _space(stayer)
+    rest = tuple(name for name in mover.axes if name not in mapping)
+    if not rest:
+        fits = _match_elements(mover, merged, mapping, used)
+    else:
+        fits = set(rest) == set(mover.rows) and _match_rows(mover, merged, mapping, used)
+    if not fits or ((mover.has_scan or stayer.has_scan) and not _keeps_scan(mover, stayer, merged, mapping)):
+        return None
+    _take_over(merged, stayer, {})
+    _take_over(merged, mover, mapping)
+    return merged
+
+
+def _match_elements(mover: Group, merged: Group, mapping: dict[str, Dim], used: frozenset[str]) -> bool:
+    """All axes of the mover are named by the shared value."""
+    everything = frozenset(merged.axes)
+    if not mover.rows:
+        return used == everything or bool(merged.rows and used == frozenset(merged.parallel))
+    if used != everything:
+        return False
+    images = [merged.axes_of((mapping[name],)) for name in mover.rows]
+    rows = frozenset().union(*images)
+    if any(merged.axes_of((mapping[name],)) & rows for name in mover.parallel):
+        return False
+    if merged.rows:
+        return frozenset(merged.rows) == rows
+    named = tuple(bare(mapping[name]) for name in mover.rows)
+    if all(name is not None for name in named):
+        merged.rows = tuple(name for name in named if name is not None)
+    else:
+        merged.rows = tuple(name for name in merged.axes if name in rows)
+    return True
+
+
+def _match_rows(mover: Group, merged: Group, mapping: dict[str, Dim], used: frozenset[str]) -> bool:
+    """The shared value is one number per row of the mover."""
+    everything = frozenset(merged.axes)
+    row = mover.extent(mover.rows)
+    if merged.rows:
+        if used != frozenset(merged.parallel) or merged.extent(merged.rows) != row:
+            return False
+    elif used == everything:
+        merged.rows = tuple(_fresh_axis(merged, mover.axes[name]) for name in mover.rows)
+    else:
+        rest = tuple(name for name in merged.axes if name not in used)
+        if merged.extent(rest) != row:
+            return False
+        merged.rows = rest
+    parts = merged.row_parts(tuple(mover.axes[name] for name in mover.rows))
+    mapping.update(zip(mover.rows, parts, strict=True))
+    return True
+
+
+def _fresh_axis(group: Group, extent: int) -> str:
+    name = bare(group.add_axis(extent, "r"))
+    assert name is not None
+    return name
+
+
+def _keeps_scan(mover: Group, stayer: Group, merged: Group, mapping: dict[str, Dim]) -> bool:
+    """A running reduction needs its axis as the only row axis, whole."""
+    if len(merged.rows) != 1 or (stayer.has_scan and merged.rows != stayer.rows):
+        return False
+    return not mover.has_scan or bare(mapping[mover.rows[0]]) == merged.rows[0]
+
+
+def _space(group: Group) -> Group:
+    """A group over the same axes, with nothing in it."""
+    return Group(group.device, group.position, dict(group.axes), group.rows, data=dict(group.data), ranges=dict(group.ranges))
+
+
+def _take_over(merged: Group, part: Group, mapping: dict[str, Dim]) -> None:
+    """Add everything of a group, with its axes replaced; without a mapping it is over the same axes."""
+    full = dict(mapping)
+    if mapping:
+        for name, depends in part.data.items():
+            fresh = f"g{len(merged.data)}"
+            merged.data[fresh] = frozenset().union(*(merged.axes_of((mapping[axis],)) for axis in depends))
+            merged.ranges[fresh] = part.ranges[name]
+            full[name] = symbol(fresh)
+    is_same = all(place == symbol(name) for name, place in full.items())
+
+    def moved(index: Index, shape: tuple[int, ...]) -> Index:
+        if is_same or not any(symbols(place) for place in index):
+            return index
+        return normalise(tuple(substitute(place, full) for place in index), shape, merged.ranges)
+
+    for value, index in part.roots.items():
+        place = part.stores.get(value)
+        merged.roots[value] = moved(index, int_shape(value) if place is None else place.shape)
+    for value, places in part.visits.items():
+        for index, visit in places.items():
+            at = moved(index, int_shape(value))
+            merged.visit(value, at, visit.masked)
+            found = merged.visits[value][at]
+            found.expanded = found.expanded or visit.expanded
+    merged.overwrites.update(part.overwrites)
+    merged.stores.update(part.stores)
+    merged.has_scan = merged.has_scan or part.has_scan
+    merged.position = max(merged.position, part.position)

@@ -1,0 +1,100 @@
+"""Names of kernels and of their buffers, from what they compute; and the user's lines that they come from."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from graphc.ir.graph import Input, Op, Value
+from graphc.ops.registry import Kind, get
+from graphc.passes.group import Group
+
+MAX_WORDS, MAX_NOTES = 4, 12
+_QUIET = frozenset(("cast", "full", "iota", "where", "to_tensor"))
+_RESERVED = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while tl triton min max "
+    "exp log sqrt abs pow floor ceil round sin cos tan tanh erf index".split()
+)
+
+
+class HasValue(Protocol):
+    """An argument of a kernel call."""
+
+    @property
+    def value(self) -> Value: ...
+
+    @property
+    def stored(self) -> bool: ...
+
+
+def kernel_name(ops: Sequence[Op], group: Group) -> str:
+    """A name such as `softmax`, `add_layer_norm` or `mul_exp`."""
+    names = [op.name for op in ops]
+    found = set(names)
+    words: list[str] = []
+    if group.rows:
+        words = _row_pattern(names)
+    if not words:
+        loud = [name for name in names if name not in _QUIET and get(name).kind is not Kind.VIEW]
+        words = list(dict.fromkeys(loud)) or [name for name in dict.fromkeys(names) if name not in ("full", "iota")]
+        if not words:
+            words = ["fill" if found & {"full", "iota"} else "update" if group.stores else "copy"]
+    if len(words) > MAX_WORDS:
+        words = [*words[: MAX_WORDS - 1], "etc"]
+    return "_".join(words)
+
+
+def _row_pattern(names: list[str]) -> list[str]:
+    """The well-known row computation that these ops make up, with what comes before it."""
+    found, sums = set(names), names.count("sum")
+    if {"amax", "exp", "sum", "sub"} <= found:
+        return ["log_softmax"] if "log" in found and "div" not in found else ["softmax"]
+    if "rsqrt" in found or "sqrt" in found:
+        if sums >= 2 and "sub" in found:
+            return ["norm"] if sums > 2 else ["layer_norm"]
+        if sums == 1 and "mul" in found and "sub" not in found:
+            return ["rms_norm"]
+    return []
+
+
+def buffer_names(arguments: Sequence[HasValue]) -> list[str]:
+    """One C and Python identifier per argument: the input's own name, the op that made it, or `out`."""
+    taken: set[str] = set()
+    names: list[str] = []
+    for argument in arguments:
+        base = "out" if argument.stored else _value_word(argument.value)
+        name, count = base, 1
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _value_word(value: Value) -> str:
+    if isinstance(value, Input):
+        word = re.sub(r"\W+", "_", value.path.rsplit(".", 1)[-1]).strip("_") or value.name
+    else:
+        assert value.op is not None
+        word = value.op.name
+        if word == "extern":
+            word = str(value.op.attrs.get("op", "extern")).split(".")[1 if "." in str(value.op.attrs.get("op")) else 0]
+    word = re.sub(r"\W", "_", word).strip("_") or "x"
+    if word[0].isdigit() or keyword.iskeyword(word) or word in _RESERVED or re.fullmatch(r"[virg]\d+[hl_]*", word):
+        word = f"{word}_in" if not word[0].isdigit() else f"x_{word}"
+    return word
+
+
+def notes(ops: Sequence[Op]) -> tuple[str, ...]:
+    """The user's source lines behind some ops, in order, each once."""
+    lines: dict[str, None] = {}
+    for op in ops:
+        where = op.location
+        if where:
+            lines[f"{where.file.rsplit('/', 1)[-1]}:{where.line} {where.module or where.function}".rstrip()] = None
+    found = list(lines)
+    return tuple(found if len(found) <= MAX_NOTES else [*found[: MAX_NOTES - 1], f"and {len(found) - MAX_NOTES + 1} more"])

@@ -1,0 +1,179 @@
+"""The nodes of a program, kernels to be and library calls, with their dependencies, and what may be stored in place.
+
+Overwriting memory is an extra dependency: every reader of the old contents runs before. Where that would make a cycle,
+and where the memory may not be touched, what overwrites works on a copy instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from typing import TypeAlias
+
+from graphc.ir.graph import Input, Value
+from graphc.ops.extern import effect
+from graphc.passes.fuse import Fusion, Library, copy_op
+from graphc.passes.group import Group, group_of
+from graphc.passes.layout import Place
+
+Node: TypeAlias = Group | Library
+
+
+class Nodes:
+    """Dependencies between all nodes of a program.
+
+    Attributes:
+        next, previous: direct dependencies.
+        readers: nodes that read or overwrite each stored value.
+        producer: the node that stores each value.
+    """
+
+    def __init__(self, fusion: Fusion) -> None:
+        self.fusion = fusion
+        self.next: dict[Node, set[Node]] = {}
+        self.previous: dict[Node, set[Node]] = {}
+        self.producer: dict[Value, Node] = {}
+        self.readers: dict[Value, dict[Node, None]] = {}
+        nodes: list[Node] = sorted([*fusion.groups, *fusion.libraries], key=lambda item: item.position)
+        for node in nodes:
+            self._add(node)
+        for node in nodes:
+            self._link_producers(node)
+        self._link_effects()
+        for node in nodes:
+            self._store_in_place(node)
+        self._finish_writes()
+
+    def _add(self, node: Node) -> None:
+        self.next[node], self.previous[node] = set(), set()
+        for value in node.roots if isinstance(node, Group) else node.op.results:
+            self.producer[value] = node
+        for value in self.reads(node):
+            self.readers.setdefault(value, {})[node] = None
+
+    def reads(self, node: Node) -> Iterable[Value]:
+        """Stored values that a node reads from memory or overwrites."""
+        if isinstance(node, Library):
+            return dict.fromkeys(item.base for item in node.operands if item is not None)
+        stored = self.fusion.stored
+        found = {value: None for value in node.visits if value in stored and value not in node.roots}
+        found.update(dict.fromkeys(base for base in node.overwrites.values() if base not in node.roots))
+        return found
+
+    def link(self, first: Node, second: Node) -> None:
+        if first is not second:
+            self.next[first].add(second)
+            self.previous[second].add(first)
+
+    def _link_producers(self, node: Node) -> None:
+        for value in self.reads(node):
+            producer = self.producer.get(value)
+            if producer is not None:
+                self.link(producer, node)
+
+    def _link_effects(self) -> None:
+        last: Library | None = None
+        for library in self.fusion.libraries:
+            if effect(library.op):
+                if last is not None:
+                    self.link(last, library)
+                last = library
+
+    def _reachable(self, start: Node) -> set[Node]:
+        found: set[Node] = set()
+        stack = [start]
+        while stack:
+            for node in self.next[stack.pop()]:
+                if node not in found:
+                    found.add(node)
+                    stack.append(node)
+        return found
+
+    # in place
+
+    def _store_in_place(self, node: Node) -> None:
+        for value, base in list(node.overwrites.items()):
+            if self._may_overwrite(node, value, base):
+                for reader in self.readers[base]:
+                    self.link(reader, node)
+            elif isinstance(node, Library) and node.op.name != "extern":
+                del node.overwrites[value]  # a scatter has a form that makes its own copy
+                self.fusion.layouts.chosen.pop(value)
+            else:
+                self._copy_first(node, value, base)
+
+    def _may_overwrite(self, node: Node, value: Value, base: Value) -> bool:
+        if isinstance(base, Input) and value not in self.fusion.in_inputs and value not in self.fusion.homes:
+            return False
+        producer = self.producer.get(base)
+        if isinstance(producer, Library) and not producer.is_matmul and base not in producer.overwrites:
+            return False  # memory that a library returned may be shared with what it was called on
+        if isinstance(node, Library) and sum(item is not None and item.base is base for item in node.operands) > 1:
+            return False
+        others = [reader for reader in self.readers[base] if reader is not node]
+        return not others or self._reachable(node).isdisjoint(others)
+
+    def _copy_first(self, node: Node, value: Value, base: Value) -> None:
+        """Give `node` a copy of `base` to overwrite."""
+        strides = self.fusion.layouts.strides(value)
+        copy = copy_op(base).results[0]
+        group = self._add_copy(copy, strides, node.position - 0.5)
+        self.link(group, node)
+        node.overwrites[value] = copy
+        self.readers[copy] = {node: None}
+        if isinstance(node, Library):
+            numbers = dict(zip(node.op.results[-len(node.overwrites) :], node.op.attrs["mutates"], strict=True))
+            node.operands[numbers[value]] = Place(copy, copy.shape, strides)  # type: ignore[arg-type]  # static
+        if base not in self.reads(node):
+            del self.readers[base][node]
+
+    def _add_copy(self, copy: Value, strides: tuple[int, ...], position: float) -> Group:
+        """A group that copies a stored value."""
+        self.fusion.layouts.chosen[copy] = strides
+        self.fusion.stored.add(copy)
+        group = group_of(copy, position)
+        group.expand(copy, group.roots[copy])
+        self._add(group)
+        self._link_producers(group)
+        return group
+
+    def head(self, value: Value) -> Value:
+        """The value in whose memory this one is stored."""
+        while True:
+            node = self.producer.get(value)
+            if node is None or value not in node.overwrites:
+                return value
+            value = node.overwrites[value]
+
+    def _finish_writes(self) -> None:
+        """Updates of an input that had to leave its memory end with a copy into it."""
+        homes = set(self.fusion.homes.values())
+        for write in self.fusion.graph.writes:
+            if write.target in homes or self.head(write.value) is write.target:
+                continue
+            copy = copy_op(write.value).results[0]
+            producer = self.producer[write.value]
+            group = self._add_copy(copy, self.fusion.layouts.strides(write.target), producer.position + 0.5)
+            self.fusion.homes[copy] = write.target
+            group.overwrites[copy] = write.target
+            for reader in self.readers.get(write.target, ()):
+                self.link(reader, group)
+            self.readers.setdefault(write.target, {})[group] = None
+
+    def order(self) -> list[Node]:
+        """Topological order, as near to program order as can be."""
+        missing = {node: len(earlier) for node, earlier in self.previous.items()}
+        nodes = list(self.next)
+        number = {node: at for at, node in enumerate(nodes)}
+        ready = [(node.position, number[node]) for node in nodes if not missing[node]]
+        heapify(ready)
+        found: list[Node] = []
+        while ready:
+            node = nodes[heappop(ready)[1]]
+            found.append(node)
+            for later in self.next[node]:
+                missing[later] -= 1
+                if not missing[later]:
+                    heappush(ready, (later.position, number[later]))
+        assert len(found) == len(nodes), "dependencies form a cycle"
+        return found

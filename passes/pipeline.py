@@ -1,0 +1,99 @@
+"""The graph -> graph pipeline: every pass in order, each with its reason."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+from graphc.errors import InvalidGraphError
+from graphc.ir.graph import Graph
+from graphc.ir.verifier import verify
+from graphc.passes.base import Pass, PassContext
+from graphc.passes.canonicalize import Canonicalize
+from graphc.passes.cse import EliminateCommonSubexpressions
+from graphc.passes.dce import EliminateDeadCode
+from graphc.passes.expand import ExpandComposites
+from graphc.passes.fold_constants import FoldConstants
+from graphc.passes.simplify import Simplify
+
+PREPARE: tuple[Pass, ...] = (
+    Canonicalize(),  # one form first: the rules below match literals on the right and single views
+    FoldConstants(),  # constants become literals before algebra looks at them
+    Simplify(),
+    EliminateCommonSubexpressions(),  # whole composites at once, before they fall apart
+    EliminateDeadCode(),  # nothing unused is expanded
+    ExpandComposites(),
+)
+CLEAN_UP: tuple[Pass, ...] = (
+    Canonicalize(),  # expansions bring casts and reshapes that meet each other
+    FoldConstants(),
+    Simplify(),
+    EliminateCommonSubexpressions(),  # expansions of neighbours share work, such as a mean
+    EliminateDeadCode(),
+)
+MAX_ROUNDS = 3
+"""Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did.
+
+    Args:
+        name: of the pass.
+        modified: it changed the graph.
+        seconds: time it took, verifying and printing left out.
+        ops_before, ops_after: size of the graph.
+    """
+
+    name: str
+    modified: bool
+    seconds: float
+    ops_before: int
+    ops_after: int
+
+
+def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
+    """Run the whole pipeline on `graph`, in place.
+
+    Args:
+        graph: a well-formed graph.
+        ctx: settings, numerics and target; the defaults when left out.
+
+    Returns:
+        One record per pass run, in order.
+
+    Raises:
+        InvalidGraphError: with `settings.verify_passes`, the pass that broke the graph, by name.
+    """
+    context = ctx or PassContext()
+    records = [run_pass(item, graph, context) for item in PREPARE]
+    for _ in range(MAX_ROUNDS):
+        round_records = [run_pass(item, graph, context) for item in CLEAN_UP]
+        records.extend(round_records)
+        if not any(record.modified for record in round_records):
+            break
+    return records
+
+
+def run_pass(item: Pass, graph: Graph, ctx: PassContext) -> PassRecord:
+    """Run one pass, with what the settings ask for after it.
+
+    Raises:
+        InvalidGraphError: with `settings.verify_passes`, when the pass broke the graph.
+    """
+    before = len(graph.ops)
+    start = time.perf_counter()
+    result = item.run(graph, ctx)
+    record = PassRecord(item.name, result.modified, time.perf_counter() - start, before, len(graph.ops))
+    if item.name in ctx.settings.print_after:
+        print(f"# after {item.name}\n{graph}", file=sys.stderr)
+    if ctx.settings.verify_passes:
+        try:
+            verify(graph, ctx.get_def)
+        except InvalidGraphError as error:
+            raise InvalidGraphError(f"pass {item.name} broke the graph: {error.message}", error.location) from None
+    if ctx.on_pass is not None:
+        ctx.on_pass(item.name, graph)
+    return record

@@ -1,0 +1,483 @@
+"""Optimised graph -> Plan: fuse, lower to loop IR, order for memory, lay out the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from graphc.ir.graph import Attr, Graph, Input, Op, Ref, Value
+from graphc.ir.types import HOST, UNKNOWN, Location
+from graphc.loopir.kernel import Kernel
+from graphc.ops.registry import get
+from graphc.passes.fuse import IN_PLACE_CALLS, Library, fuse
+from graphc.passes.group import Group, device_of, group_of
+from graphc.passes.layout import Place, int_shape, span, view_strides
+from graphc.passes.lower import Lowered, Lowering, memory_dtype
+from graphc.passes.memory import Block, place_blocks
+from graphc.passes.merge import merge_groups
+from graphc.passes.nodes import Node, Nodes
+from graphc.passes.schedule import Task, order_tasks
+from graphc.passes.sharing import Sharing
+from graphc.program.plan import (
+    ARENA,
+    EXTERNAL,
+    INPUT,
+    OUTPUT,
+    AtenStep,
+    BufferSpec,
+    GemmStep,
+    KernelStep,
+    OutputSpec,
+    Plan,
+    Step,
+    View,
+)
+
+
+def make_plan(graph: Graph, *, numerics: str = "default", backend: str = "c") -> Plan:
+    """Schedule a graph.
+
+    Args:
+        graph: optimised: composites expanded, shapes static. It is not changed.
+        numerics: `default`: a kernel keeps bf16 and f16 in f32 from load to store; `eager`: rounds after each op.
+        backend: `c` or `triton`: what the kernels are meant for.
+
+    Returns:
+        The plan. `stats` counts: `graph_ops`, `fused_ops` (done by kernels), `kernels` (distinct), `kernel_calls`,
+        `gemm_calls`, `extern` (ATen calls by name), `bytes_read`, `bytes_written`, `arena_bytes`, and
+        `arena_bytes_without_reuse`.
+
+    Raises:
+        LoweringError: an op has neither a lowering nor a library call.
+    """
+    return _Planner(graph, numerics, backend).run()
+
+
+class _Planner:
+    def __init__(self, graph: Graph, numerics: str, backend: str) -> None:
+        self.graph = graph
+        self.fusion = fuse(graph, backend)
+        self.nodes = Nodes(self.fusion)
+        self.order: list[Node] = merge_groups(self.nodes)
+        self.layouts = self.fusion.layouts
+        self.lowering = Lowering(self.layouts, self.fusion.stored, numerics)
+        self.sharing = Sharing()
+        self.lowered: dict[Group, Lowered] = {}
+        self.live = {output.value for output in graph.outputs} | {p.base for p in self.fusion.output_places.values()}
+        self.buffers: list[BufferSpec] = []
+        self.buffer_of: dict[Value, int] = {}
+        self.kinds: dict[Value, str] = {}
+        self.steps: list[Step] = []
+        self.offsets: list[int] = []
+        self.arena_bytes = self.plain_bytes = 0
+
+    def run(self) -> Plan:
+        self._lower()
+        self._choose_memory()
+        self._schedule()
+        self._build_steps()
+        plan = Plan(
+            self.graph.name,
+            kernels={kernel.name: kernel for kernel in self._called_kernels()},
+            steps=self.steps,
+            written=tuple(number for number, item in enumerate(self.graph.inputs) if item in self._written()),
+        )
+        self._place_arena(plan)
+        plan.outputs = self._outputs()
+        plan.stats = self._stats(plan)
+        return plan
+
+    def _written(self) -> set[Input]:
+        return {write.target for write in self.graph.writes if write.value is not write.target}
+
+    # kernels
+
+    def _needs_memory(self, value: Value) -> bool:
+        return value in self.live or value in self.fusion.homes or bool(self.nodes.readers.get(value))
+
+    def _kept(self, group: Group) -> set[Value]:
+        writes = {write.value for write in self.graph.writes}
+        return {v for v in group.roots if v in group.overwrites or v in writes and v in group.stores or self._needs_memory(v)}
+
+    def _lower(self) -> None:
+        order: list[Node] = []
+        for node in self.order:
+            order.append(node)
+            if not isinstance(node, Group):
+                continue
+            kept = self._kept(node)
+            if not kept:
+                order.pop()
+                self._forget(node)
+                continue
+            self.lowered[node] = self.lowering.lower(node, kept)
+            for value in [value for value in node.overwrites if not self._may_overwrite(node, value)]:
+                order.append(self._store_later(node, value))
+        self.order = order
+
+    def _forget(self, node: Group) -> None:
+        for earlier in self.nodes.previous.pop(node):
+            self.nodes.next[earlier].discard(node)
+        for later in self.nodes.next.pop(node):
+            self.nodes.previous[later].discard(node)
+        for value in self.nodes.reads(node):
+            self.nodes.readers[value].pop(node, None)
+
+    def _may_overwrite(self, group: Group, value: Value) -> bool:
+        """Whether what a kernel reads of the memory it overwrites is read before, stage by stage."""
+        lowered, base = self.lowered[group], group.overwrites[value]
+        stored = [a for a in lowered.arguments if a.stored and a.value is value]
+        loaded = [a for a in lowered.arguments if not a.stored and a.value is base]
+        if not loaded:
+            return True
+        names = {a: b.name for a, b in zip(lowered.arguments, lowered.kernel.buffers, strict=True)}
+        same = all(a.offset == stored[0].offset for a in loaded)
+        return same and self.sharing.allows(lowered.kernel, [names[a] for a in loaded], names[stored[0]])
+
+    def _store_later(self, group: Group, value: Value) -> Group:
+        """Take a store that comes too early out of a kernel: the value is kept, and stored by a kernel of its own."""
+        assert value.op is not None
+        source = value.op.operands[1 if value in group.stores else 0]
+        assert isinstance(source, Value)
+        later = group_of(source, group.position)
+        later.roots = {value: later.roots.pop(source)}
+        if value in group.stores:
+            later.stores[value] = group.stores.pop(value)
+        else:
+            later.visits.clear()
+            later.visit(value, later.roots[value])
+            later.expand(value, later.roots[value])
+        later.overwrites[value] = group.overwrites.pop(value)
+        del group.roots[value]
+        self.fusion.stored.add(source)
+        nodes = self.nodes
+        nodes.next[later], nodes.previous[later] = nodes.next[group], {group}
+        for node in nodes.next[later]:
+            nodes.previous[node].add(later)
+        nodes.next[group] = nodes.next[group] | {later}
+        nodes.producer[value] = later
+        nodes.readers.setdefault(source, {})[later] = None
+        nodes.readers.setdefault(later.overwrites[value], {})[later] = None
+        self.lowered[group] = self.lowering.lower(group, self._kept(group))
+        self.lowered[later] = self.lowering.lower(later, {value})
+        return later
+
+    def _called_kernels(self) -> list[Kernel]:
+        called = {step.kernel for step in self.steps if isinstance(step, KernelStep)}
+        return [kernel for kernel in self.lowering.kernels if kernel.name in called]
+
+    # memory
+
+    def _choose_memory(self) -> None:
+        """A buffer for every value that has memory; values stored over others share theirs."""
+        for number, item in enumerate(self.graph.inputs):
+            self._add_buffer(item, INPUT, number)
+        heads: dict[Value, str] = {}
+        for node in self.order:
+            for value in self._made(node):
+                head = self.nodes.head(value)
+                if isinstance(head, Input):
+                    continue
+                is_call = isinstance(node, Library) and not node.is_matmul and head is value
+                kind = EXTERNAL if is_call and head.device != HOST else OUTPUT if value in self.live else ARENA
+                if heads.get(head) != EXTERNAL and (head not in heads or kind == OUTPUT):
+                    heads[head] = kind
+        for head, kind in heads.items():
+            self._add_buffer(head, kind, -1)
+        for node in self.order:
+            for value in self._made(node):
+                self.buffer_of[value] = self.buffer_of[self.nodes.head(value)]
+
+    def _made(self, node: Node) -> list[Value]:
+        """Values that a node gives memory contents."""
+        if isinstance(node, Group):
+            kept = {a.value for a in self.lowered[node].arguments if a.stored}
+            return [value for value in node.roots if value in kept]
+        return [r for r in node.op.results if r in node.overwrites or self._needs_memory(r)]
+
+    def _add_buffer(self, value: Value, kind: str, source: int) -> None:
+        shape, strides, dtype = int_shape(value), self.layouts.strides(value), memory_dtype(value)
+        number = len(self.buffers)
+        nbytes = span(shape, strides) * dtype.itemsize
+        is_host = value.device == HOST
+        device = device_of(value)
+        self.buffers.append(
+            BufferSpec(number, kind, dtype, shape, strides, nbytes, device, source, -1, is_host)
+        )  # fmt: skip
+        self.buffer_of[value] = number
+        self.kinds[value] = kind
+
+    def _schedule(self) -> None:
+        number = {node: at for at, node in enumerate(self.order)}
+        tasks: list[Task] = []
+        for node in self.order:
+            after = frozenset(number[item] for item in self.nodes.previous[node] if item in number)
+            makes = tuple(self.buffer_of[v] for v in self._made(node) if self.nodes.head(v) is v)
+            uses = tuple(self.buffer_of[v] for v in self.nodes.reads(node) if v in self.buffer_of)
+            tasks.append(Task(after, makes, uses))
+        sizes = {spec.index: spec.nbytes for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
+        kept = frozenset(self.buffer_of[value] for value in self.live if value in self.buffer_of)
+        order = order_tasks(tasks, sizes, kept)
+        self.order = [self.order[at] for at in order]
+
+    def _place_arena(self, plan: Plan) -> None:
+        """Offsets for all arena buffers, with outputs of kernels in the place of inputs that end there."""
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for at, step in enumerate(self.steps):
+            for index in _step_buffers(step):
+                first.setdefault(index, at)
+                last[index] = at
+        arena = [spec for spec in self.buffers if spec.kind == ARENA and spec.index in first]
+        merged = self._reuse(plan, first, last)
+        owners = [spec for spec in arena if merged.get(spec.index, spec.index) == spec.index]
+        ends = dict(last)
+        sizes = {spec.index: spec.nbytes for spec in arena}
+        for index, owner in merged.items():
+            ends[owner] = max(ends[owner], last[index])
+            sizes[owner] = max(sizes[owner], sizes[index])
+        offsets, self.arena_bytes = place_blocks(
+            [Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners]
+        )
+        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
+        self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
+        for spec in arena:
+            offset = where[merged.get(spec.index, spec.index)]
+            self.buffers[spec.index] = _at(spec, offset)
+        plan.buffers = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
+        plan.arena_bytes = self.arena_bytes
+
+    def _reuse(self, plan: Plan, first: dict[int, int], last: dict[int, int]) -> dict[int, int]:
+        """Arena buffer -> the earlier one in whose place it lies from its first step on."""
+        owner: dict[int, int] = {}
+        for at, step in enumerate(self.steps):
+            if not isinstance(step, KernelStep):
+                continue
+            kernel = plan.kernels[step.kernel]
+            taken: set[int] = set()
+            for position, argument in enumerate(kernel.buffers):
+                made = step.buffers[position]
+                if argument.access != "out" or self.buffers[made].kind != ARENA or first[made] != at or made in owner:
+                    continue
+                for other in dict.fromkeys(step.buffers):
+                    if other in taken or other == made or not self._can_take(step, kernel, at, made, other, first, last):
+                        continue
+                    owner[made] = owner.get(other, other)
+                    taken.add(other)
+                    break
+        return owner
+
+    def _can_take(
+        self, step: KernelStep, kernel: Kernel, at: int, made: int, other: int, first: dict[int, int], last: dict[int, int]
+    ) -> bool:
+        dying, fresh = self.buffers[other], self.buffers[made]
+        if dying.kind != ARENA or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
+            return False
+        if dying.dtype.itemsize != fresh.dtype.itemsize or fresh.nbytes == 0 or fresh.host != dying.host:
+            return False
+        places = [p for p, index in enumerate(step.buffers) if index == other]
+        stored = step.buffers.index(made)
+        if any(kernel.buffers[p].access != "in" or step.offsets[p] != step.offsets[stored] for p in places):
+            return False
+        return self.sharing.allows(kernel, [kernel.buffers[p].name for p in places], kernel.buffers[stored].name)
+
+    # steps
+
+    def _build_steps(self) -> None:
+        for node in self.order:
+            if isinstance(node, Group):
+                self._add_kernel(self.lowered[node], _location(node))
+            elif node.is_matmul:
+                self._add_gemm(node)
+            else:
+                self._add_call(node)
+
+    def _add_kernel(self, lowered: Lowered, location: Location) -> None:
+        if any(axis.extent == 0 for axis in lowered.kernel.parallel_axes):
+            return
+        buffers = tuple(self.buffer_of[argument.value] for argument in lowered.arguments)
+        if all(0 in self.buffers[b].shape for b, a in zip(buffers, lowered.arguments, strict=True) if a.stored):
+            return
+        offsets = tuple(argument.offset for argument in lowered.arguments)
+        self.steps.append(KernelStep(lowered.kernel.name, buffers, offsets, location))
+
+    def _view(self, place: Place) -> View:
+        return View(self.buffer_of[place.base], memory_dtype(place.base), place.shape, place.strides, place.offset)
+
+    def _add_gemm(self, node: Library) -> None:
+        result = node.op.results[0]
+        shape = int_shape(result)
+        left, right = node.operands
+        assert left is not None and right is not None
+        if not self._needs_memory(result) or 0 in shape:
+            return
+        if left.shape[-1] == 0:  # a sum of nothing
+            self._add_fill(result, node.op.location)
+            return
+        a, b = self._view(left), self._view(right)
+        out = self._view(Place(result, shape, self.layouts.strides(result)))
+        a, b, out = _normal_product(a, b, out)
+        self.steps.append(GemmStep(a, b, out, False, node.op.location))
+
+    def _add_fill(self, value: Value, location: Location) -> None:
+        attrs = {"shape": value.shape, "dtype": value.dtype, "value": 0, "device": value.device}
+        zeros = Op("full", [], attrs, [value.type], location, [value.name]).results[0]
+        self.layouts.chosen[zeros] = self.layouts.strides(value)
+        self.buffer_of[zeros] = self.buffer_of[value]
+        lowered = self.lowering.lower(group_of(zeros, 0), {zeros})
+        self._add_kernel(lowered, location)
+
+    def _add_call(self, node: Library) -> None:
+        op = node.op
+        views = [None if place is None else self._view(place) for place in node.operands]
+        if op.name == "item":
+            (value,) = views
+            out = self.buffer_of.get(op.results[0], -1)
+            self.steps.append(AtenStep("aten._local_scalar_dense.default", (value,), (), (out,), (), op.location))
+            return
+        name, args, kwargs, mutated = _call_of(op)
+        if node.overwrites and op.name != "extern":
+            name, mutated = IN_PLACE_CALLS[name], (0,)
+            results: Sequence[Value] = ()
+        else:
+            results = op.results[: len(op.results) - len(mutated)]
+        numbers: list[int] = []
+        resolved = tuple(_resolve(item, op, views, numbers) for item in args)
+        named = tuple((key, _resolve(item, op, views, numbers)) for key, item in kwargs.items())
+        mutates = tuple(at for at, number in enumerate(numbers) if number in mutated)
+        outs = tuple(self.buffer_of[r] if self._needs_memory(r) else -1 for r in results)
+        self.steps.append(AtenStep(name, resolved, named, outs, mutates, op.location))
+
+    # outputs
+
+    def _outputs(self) -> list[OutputSpec]:
+        found: list[OutputSpec] = []
+        for number, output in enumerate(self.graph.outputs):
+            place = self.fusion.output_places.get(number)
+            value = output.value if place is None else place.base
+            index = self.buffer_of[value]
+            if place is not None:
+                found.append(OutputSpec(index, place.shape, place.strides, place.offset, False))
+            elif output.view is not None:
+                view: Any = output.view
+                found.append(OutputSpec(index, tuple(view.shape), tuple(view.strides), view.offset, False))
+            else:
+                spec = self.buffers[index]
+                found.append(OutputSpec(index, spec.shape, spec.strides, 0, True))
+        return found
+
+    def _stats(self, plan: Plan) -> dict[str, Any]:
+        externs: dict[str, int] = {}
+        fused: set[Op] = set()
+        for group in self.lowered:
+            fused.update(value.op for value, at in group.visits.items() if value.op and any(v.expanded for v in at.values()))
+        for step in plan.steps:
+            if isinstance(step, AtenStep):
+                externs[step.op] = externs.get(step.op, 0) + 1
+        read, written = _traffic(plan)
+        return {
+            "graph_ops": len(self.graph.ops),
+            "fused_ops": len(fused.intersection(self.graph.ops)),
+            "kernels": len(plan.kernels),
+            "kernel_calls": sum(isinstance(step, KernelStep) for step in plan.steps),
+            "gemm_calls": sum(isinstance(step, GemmStep) for step in plan.steps),
+            "extern": externs,
+            "bytes_read": read,
+            "bytes_written": written,
+            "arena_bytes": plan.arena_bytes,
+            "arena_bytes_without_reuse": self.plain_bytes,
+        }
+
+
+def _at(spec: BufferSpec, offset: int) -> BufferSpec:
+    return BufferSpec(
+        spec.index, spec.kind, spec.dtype, spec.shape, spec.strides, spec.nbytes, spec.device, spec.source, offset, spec.host
+    )  # fmt: skip
+
+
+def _location(group: Group) -> Location:
+    for value in reversed(group.roots):
+        if value.op is not None and value.op.location:
+            return value.op.location
+    return UNKNOWN
+
+
+def _step_buffers(step: Step) -> list[int]:
+    if isinstance(step, KernelStep):
+        return list(step.buffers)
+    if isinstance(step, GemmStep):
+        return [step.a.buffer, step.b.buffer, step.out.buffer]
+    return [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]
+
+
+def _call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, ...]]:
+    """Overload, args, kwargs and the operands written to."""
+    if op.name == "extern":
+        mutates = op.attrs.get("mutates") or ()
+        return op.attrs["op"], op.attrs.get("args") or (), op.attrs.get("kwargs") or {}, tuple(mutates)
+    call = get(op.name).call
+    assert call is not None
+    name, args, kwargs = call(op)
+    return name, args, dict(kwargs), ()
+
+
+def _resolve(template: Attr, op: Op, views: Sequence[View | None], numbers: list[int]) -> Any:
+    """A template of a call with views for its operands; notes which operands the tensors in it are, in order."""
+    if isinstance(template, Ref):
+        view = views[template.index]
+        if view is None:
+            return op.operands[template.index]
+        numbers.append(template.index)
+        return view
+    if isinstance(template, tuple):
+        return tuple(_resolve(item, op, views, numbers) for item in template)
+    return template
+
+
+def _normal_product(a: View, b: View, out: View) -> tuple[View, View, View]:
+    """A product as few-dimensional as it goes: one matrix b for all batches makes their rows one matrix a."""
+    batch = out.shape[:-2]
+    rows, inner, columns = out.shape[-2], a.shape[-1], out.shape[-1]
+    if all(size == 1 for size in b.shape[:-2]):
+        flat = rows
+        for size in batch:
+            flat *= size
+        a_strides = view_strides(a.shape, a.strides, (flat, inner)) if a.shape[:-2] == batch else None
+        out_strides = view_strides(out.shape, out.strides, (flat, columns))
+        if a_strides is not None and out_strides is not None:
+            b = View(b.buffer, b.dtype, b.shape[-2:], b.strides[-2:], b.offset)
+            return (
+                View(a.buffer, a.dtype, (flat, inner), a_strides, a.offset),
+                b,
+                View(out.buffer, out.dtype, (flat, columns), out_strides, out.offset),
+            )
+    return _broadcast(a, batch), _broadcast(b, batch), out
+
+
+def _broadcast(view: View, batch: tuple[int, ...]) -> View:
+    own = view.shape[:-2]
+    lead = len(batch) - len(own)
+    strides = tuple(
+        0 if d < lead or (own[d - lead] == 1 and size != 1) else view.strides[d - lead] for d, size in enumerate(batch)
+    )
+    return View(view.buffer, view.dtype, (*batch, *view.shape[-2:]), (*strides, *view.strides[-2:]), view.offset)
+
+
+def _traffic(plan: Plan) -> tuple[int, int]:
+    """Bytes that all steps read and write, each buffer counted once per step that touches it."""
+    read = written = 0
+    for step in plan.steps:
+        if isinstance(step, KernelStep):
+            for index, buffer in zip(step.buffers, plan.kernels[step.kernel].buffers, strict=True):
+                size = min(plan.buffers[index].nbytes, int(buffer.size) * buffer.dtype.itemsize)  # type: ignore[arg-type]
+                if buffer.access == "in":
+                    read += size
+                else:
+                    written += size
+        elif isinstance(step, GemmStep):
+            read += plan.buffers[step.a.buffer].nbytes + plan.buffers[step.b.buffer].nbytes
+            written += plan.buffers[step.out.buffer].nbytes
+        else:
+            read += sum(plan.buffers[view.buffer].nbytes for view in step.views())
+            written += sum(plan.buffers[index].nbytes for index in step.outs if index >= 0)
+    return read, written

@@ -1,0 +1,79 @@
+"""From a program record to something that can be called, by way of the disk cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from graphc.errors import BackendUnavailableError, CacheError
+from graphc.program.record import Program
+from graphc.runtime.build import build_library
+from graphc.runtime.cache import disk_cache, read_entry, temporary_entry
+from graphc.settings import settings
+
+RECORD, LIBRARY = "program.json", "program.so"
+
+Executable: TypeAlias = Callable[[Sequence[Any]], list[Any]]
+"""Takes one tensor or number per graph input; gives one tensor or number per graph output."""
+
+
+def load_program(program: Program, folder: Path | None) -> Executable:
+    """Make a built program callable.
+
+    Args:
+        program: the record.
+        folder: holds its shared library; None when it has no C sources.
+
+    Raises:
+        OSError: the library cannot be loaded.
+        BackendUnavailableError: this torch lacks a function that the program calls, or nothing here runs Triton code.
+        CompilerError: a Triton kernel does not compile.
+    """
+    if program.backend == "triton":
+        from graphc.runtime.triton_program import TritonProgram
+
+        return TritonProgram(program)
+    if program.backend == "triton":
+        from graphc.runtime.triton_program import TritonProgram
+
+        return TritonProgram(program)
+    from graphc.runtime.native_program import NativeProgram
+
+    return NativeProgram(program, folder / LIBRARY if folder is not None and program.sources else None)
+
+
+def find_program(key: str) -> Executable | None:
+    """The program stored under a key, ready to run, or None when there is none that works here."""
+    if not settings().cache:
+        return None
+    cache = disk_cache()
+    folder = cache.get(key)
+    if folder is None:
+        return None
+    try:
+        return load_program(Program.from_json(read_entry(folder, RECORD).decode()), folder)
+    except (CacheError, OSError, UnicodeDecodeError, BackendUnavailableError) as error:
+        if folder.is_dir():  # else another process has thrown it out meanwhile
+            cache.discard(key, str(error))
+        return None
+
+
+def build_program(program: Program, key: str) -> Executable:
+    """Build a program, store it under its key, and make it callable.
+
+    Raises:
+        CompilerError: it could not be built.
+    """
+    files = {RECORD: program.to_json().encode(), **{name: text.encode() for name, text in program.sources.items()}}
+    if program.sources and program.backend != "triton":
+        files[LIBRARY] = build_library(program)
+    if not settings().cache:
+        return load_program(program, temporary_entry(key, files))
+    folder = disk_cache().put(key, files)
+    try:
+        return load_program(program, folder)
+    except OSError:
+        if folder.is_dir():
+            raise
+        return load_program(program, temporary_entry(key, files))  # another process has thrown it out meanwhile

@@ -1,0 +1,375 @@
+"""Running a native program: fill a pointer table, make one foreign call, hand out the outputs.
+
+A call works in a frame of its own: the table of buffer addresses, which generated code reads by buffer number; the
+handles of libtorch tensors it makes on the way; the arena; and one 8-byte cell per Python number. Outputs are fresh
+memory in every call, so nothing that the user holds is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphc.errors import LoweringError
+from graphc.program.lifetimes import last_external_uses
+from graphc.program.plan import ARENA, EXTERNAL, INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, OutputSpec, Step, View
+from graphc.program.record import NATIVE, Program, Segment
+from graphc.runtime.arena import Pool, allocate
+from graphc.runtime.aten_calls import AtenCall, add_location, run_aten, run_call, run_gemm
+from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
+from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into
+
+_CPU = torch.device("cpu")
+
+Runner = Callable[["Frame"], None]
+
+
+class Frame:
+    """What one running call owns."""
+
+    def __init__(self, program: Program) -> None:
+        count = max(len(program.buffers), 1)
+        self.buffers = program.buffers
+        self.table = (ctypes.c_void_p * count)()
+        self.handles = (ctypes.c_void_p * count)()
+        self.cells = (ctypes.c_int64 * count)()
+        self.cell_bytes = memoryview(self.cells).cast("B")
+        self.table_address = ctypes.addressof(self.table)
+        self.arguments = (self.table_address, ctypes.addressof(self.handles))
+        self.arena = allocate(program.arena_bytes)
+        self.inputs: Sequence[Any] = ()
+        self.fresh: dict[int, torch.Tensor] = {}
+        self.external: dict[int, torch.Tensor] = {}
+        self.numbers: dict[int, Any] = {}
+        self._arena_views: dict[int, torch.Tensor] = {}
+        for spec in program.buffers:
+            if spec.host:
+                self.table[spec.index] = ctypes.addressof(self.cells) + 8 * spec.index
+            elif spec.kind == ARENA:
+                self.table[spec.index] = self.arena.data_ptr() + spec.arena_offset
+
+    def number(self, spec: BufferSpec) -> bool | int | float:
+        """The Python number in a host cell."""
+        return read_cell(self.cell_bytes, spec)
+
+    def tensor_of(self, view: View) -> Any:
+        """The tensor of a view, or the number of a view of a host buffer."""
+        spec = self.buffers[view.buffer]
+        if spec.host:
+            return self.number(spec)
+        if spec.kind == ARENA:
+            found = self._arena_views.get(id(view))
+            if found is None:
+                with torch.inference_mode(False), torch.no_grad():
+                    found = self._arena_views[id(view)] = self._arena_view(spec, view)
+            return found
+        return view_into(self._base(spec), view.dtype, view.shape, view.strides, view.offset)
+
+    def _arena_view(self, spec: BufferSpec, view: View) -> torch.Tensor:
+        offset = self.arena.storage_offset() + spec.arena_offset
+        dtype = torch_dtype(view.dtype)
+        empty = torch.empty(0, dtype=dtype, device=_CPU)
+        return empty.set_(
+            self.arena.untyped_storage(), offset // view.dtype.itemsize + view.offset, view.shape, view.strides
+        )
+
+    def _base(self, spec: BufferSpec) -> torch.Tensor:
+        if spec.kind == INPUT:
+            base = self.inputs[spec.source]
+            assert isinstance(base, torch.Tensor)
+            return base
+        if spec.kind == OUTPUT:
+            return self.fresh[spec.index]
+        return self.adopt(spec.index)
+
+    def adopt(self, index: int) -> torch.Tensor:
+        """The tensor of an EXTERNAL buffer, taken over from native code when that made it."""
+        handle = self.handles[index]
+        if handle is not None:
+            self.external[index] = _tensor_from_handle(handle)
+            self.handles[index] = None
+        return self.external[index]
+
+    def hold(self, spec: BufferSpec, tensor: torch.Tensor) -> None:
+        """Make a tensor the memory of an EXTERNAL buffer."""
+        self.external[spec.index] = tensor
+        self.table[spec.index] = tensor.data_ptr()
+
+    def clear(self) -> None:
+        """Let go of everything that belongs to one call."""
+        self.inputs = ()
+        if self.fresh:
+            self.fresh = {}
+        if self.external:
+            self.external.clear()
+
+    def drop_handles(self) -> None:
+        """Free the tensors that native code made and has not freed, after an error."""
+        for index, handle in enumerate(self.handles):
+            if handle is not None:
+                _tensor_from_handle(handle)
+                self.handles[index] = None
+
+
+class NativeProgram:
+    """A program whose sources are built into a shared library.
+
+    Args:
+        program: the record.
+        library: the shared library, or None when the program has no native step.
+
+    Raises:
+        OSError: the library cannot be loaded.
+        BackendUnavailableError: it needs a function that this torch does not have.
+    """
+
+    def __init__(self, program: Program, library: Path | None) -> None:
+        self.program = program
+        self._library = None if library is None else _load(library, program.symbols)
+        self._entries = {
+            segment.entry: _entry(self._library, segment.entry)
+            for segment in program.segments
+            if segment.kind == NATIVE and self._library is not None
+        }
+        self._pool = Pool(lambda: Frame(program))
+        ended = last_external_uses(program.buffers, program.steps, program.outputs)
+        self._runners = [runner for segment in program.segments for runner in self._segment_runners(segment, ended)]
+        self._calls_torch = any(isinstance(step, AtenStep) for step in program.steps) or any(
+            not isinstance(step, AtenStep)
+            for segment in program.segments
+            if segment.kind != NATIVE
+            for step in program.steps[segment.first : segment.stop]
+        )
+        self._pack_inputs = _input_packer(program.buffers, self._library)
+        self._fresh = [
+            (spec.index, torch.empty(0, dtype=torch_dtype(spec.dtype), device=_CPU), spec.shape, spec.strides)
+            for spec in program.buffers
+            if spec.kind == OUTPUT and not spec.host
+        ]
+        self._outputs = [_output_maker(program.buffers[output.buffer], output) for output in program.outputs]
+        self._written = tuple(program.written)
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run the program.
+
+        Args:
+            inputs: one tensor or Python number per graph input, as the guards have checked them.
+
+        Returns:
+            One tensor or number per graph output.
+
+        Raises:
+            What an ATen call in the program raises, of its own class, with the user's source line added.
+        """
+        frame = self._pool.take()
+        try:
+            frame.inputs = inputs
+            self._pack_inputs(frame, inputs)
+            for index, like, shape, strides in self._fresh:
+                tensor = like.new_empty_strided(shape, strides)
+                frame.fresh[index] = tensor
+                frame.table[index] = tensor.data_ptr()
+            torch.get_num_threads()  # brings this thread's OpenMP and MKL to torch's setting
+            if self._calls_torch:
+                self._run_calling_torch(frame)
+            else:
+                for run in self._runners:
+                    run(frame)
+            return [make(frame) for make in self._outputs]
+        finally:
+            if self._written:
+                bump_versions([inputs[index] for index in self._written])
+            frame.clear()
+            self._pool.give_back(frame)
+
+    def _run_calling_torch(self, frame: Frame) -> None:
+        """Run with autograd and autocast out of the way: the graph has been captured below both."""
+        was_enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            if torch._C._is_any_autocast_enabled():
+                with torch._C._DisableAutocast():
+                    for run in self._runners:
+                        run(frame)
+            else:
+                for run in self._runners:
+                    run(frame)
+        except BaseException:
+            frame.drop_handles()
+            raise
+        finally:
+            torch._C._set_grad_enabled(was_enabled)
+
+    def _segment_runners(self, segment: Segment, ended: dict[int, list[int]]) -> list[Runner]:
+        steps = range(segment.first, segment.stop)
+        if segment.kind == NATIVE:
+            done = [index for number in steps for index in ended.get(number, ())]
+            return [self._native_runner(self._entries[segment.entry], done)]
+        return [self._python_runner(self.program.steps[number], ended.get(number, [])) for number in steps]
+
+    def _native_runner(self, entry: Callable[[int, int], int], ended: list[int]) -> Runner:
+        steps = self.program.steps
+
+        def run(frame: Frame) -> None:
+            status = entry(*frame.arguments)
+            if status:
+                _explain_failure(steps[status - 1], frame)
+            for index in ended:
+                frame.external.pop(index, None)
+
+        return run
+
+    def _python_runner(self, step: Step, ended: list[int]) -> Runner:
+        buffers = self.program.buffers
+        if isinstance(step, AtenStep):
+            call = AtenCall(step)
+
+            def run(frame: Frame) -> None:
+                results = run_call(call, frame.tensor_of)
+                for index, result in zip(step.outs, results, strict=True):
+                    if index >= 0:
+                        _store(frame, buffers[index], result, step)
+                for index in ended:
+                    _end(frame, index)
+
+            return run
+        if isinstance(step, GemmStep):
+
+            def run_product(frame: Frame) -> None:
+                run_gemm(step, frame.tensor_of)
+                for index in ended:
+                    _end(frame, index)
+
+            return run_product
+        raise LoweringError(f"kernel {step.kernel} cannot be run from Python", step.location)
+
+
+def _input_packer(buffers: Sequence[BufferSpec], library: ctypes.CDLL | None) -> Callable[[Frame, Sequence[Any]], None]:
+    """Writes the addresses of input tensors, and the values of input numbers, where native code reads them."""
+    tensors = [spec for spec in buffers if spec.kind == INPUT and not spec.host]
+    numbers = [spec for spec in buffers if spec.kind == INPUT and spec.host]
+    native = _native_packer(library) if tensors else None
+
+    def pack(frame: Frame, inputs: Sequence[Any]) -> None:
+        if native is None or type(inputs) is not list or native(inputs, frame.table_address):
+            for spec in tensors:
+                frame.table[spec.index] = inputs[spec.source].data_ptr()
+        for spec in numbers:
+            write_cell(frame.cell_bytes, spec, inputs[spec.source])
+
+    return pack
+
+
+def _native_packer(library: ctypes.CDLL | None) -> Callable[[list[Any], int], int] | None:
+    """The program's own function that reads the addresses of all input tensors, 20 ns each, where that is possible."""
+    offset = tensor_offset()
+    if library is None or offset is None or not hasattr(library, "graphc_inputs"):
+        return None
+    address = ctypes.cast(library.graphc_inputs, ctypes.c_void_p).value or 0
+    # a PYFUNCTYPE keeps the interpreter's lock during the call
+    function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_ssize_t, ctypes.c_void_p)(address)
+    return lambda inputs, table: function(inputs, offset, table)
+
+
+def read_cell(cells: memoryview, spec: BufferSpec) -> bool | int | float:
+    """The number in the cell of a host buffer."""
+    if spec.dtype.is_float:
+        return float(struct.unpack_from("d", cells, 8 * spec.index)[0])
+    value = int(struct.unpack_from("q", cells, 8 * spec.index)[0])
+    return bool(value) if spec.dtype.kind == "bool" else value
+
+
+def write_cell(cells: memoryview, spec: BufferSpec, value: bool | int | float) -> None:
+    """Put a number into the cell of a host buffer."""
+    struct.pack_into("d" if spec.dtype.is_float else "q", cells, 8 * spec.index, value)
+
+
+def _store(frame: Frame, spec: BufferSpec, result: Any, step: AtenStep) -> None:
+    """Put a result of an ATen call where the plan wants it."""
+    if spec.host:
+        write_cell(frame.cell_bytes, spec, result.item() if isinstance(result, torch.Tensor) else result)
+        return
+    wanted = torch_dtype(spec.dtype)
+    if not isinstance(result, torch.Tensor) or result.shape != spec.shape or result.dtype is not wanted:
+        found = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
+        raise LoweringError(
+            f"{step.op} was expected to return {wanted} {spec.shape} and returned {found}", step.location
+        )
+    if spec.kind != EXTERNAL:
+        frame.tensor_of(View(spec.index, spec.dtype, spec.shape, spec.strides)).copy_(result)
+        return
+    if not same_strides(result, spec.strides):
+        copy = torch.empty_strided(spec.shape, spec.strides, dtype=wanted, device=_CPU)
+        result = copy.copy_(result)
+    frame.hold(spec, result)
+
+
+def _end(frame: Frame, index: int) -> None:
+    """Nothing reads this EXTERNAL buffer any more."""
+    if frame.handles[index] is not None:
+        frame.adopt(index)
+    frame.external.pop(index, None)
+
+
+def _explain_failure(step: Step, frame: Frame) -> None:
+    """Raise for a native step that failed: done again from Python it raises torch's own class and message."""
+    message = last_error()
+    if isinstance(step, AtenStep):
+        run_aten(step, frame.tensor_of)
+    elif isinstance(step, GemmStep):
+        run_gemm(step, frame.tensor_of)
+    error = RuntimeError(message or f"a step of the compiled program failed: {step}")
+    add_location(error, step.location)
+    raise error
+
+
+def _output_maker(spec: BufferSpec, output: OutputSpec) -> Callable[[Frame], Any]:
+    """How one output is handed out."""
+    index, source = spec.index, spec.source
+    if spec.host:
+        return lambda frame: frame.number(spec)
+    if spec.kind == INPUT and output.whole:
+        return lambda frame: frame.inputs[source]
+    if spec.kind == OUTPUT and output.whole:
+        return lambda frame: frame.fresh[index]
+    if spec.kind == EXTERNAL and output.whole:
+        return lambda frame: frame.adopt(index)
+    if spec.kind == ARENA:
+        view = View(index, spec.dtype, output.shape, output.strides, output.offset)
+        return lambda frame: frame.tensor_of(view).clone()
+    return lambda frame: view_into(frame._base(spec), spec.dtype, output.shape, output.strides, output.offset)
+
+
+def _load(path: Path, symbols: Sequence[str]) -> ctypes.CDLL:
+    libtorch()
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
+    functions = (ctypes.c_void_p * max(len(symbols), 1))(*map(address_of, symbols))
+    library.graphc_bind.argtypes = [ctypes.c_void_p]
+    library.graphc_bind.restype = None
+    library.graphc_bind(ctypes.addressof(functions))
+    return library
+
+
+def _entry(library: ctypes.CDLL, name: str) -> Callable[[int, int], int]:
+    function = getattr(library, name)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    function.restype = ctypes.c_int
+    entry: Callable[[int, int], int] = function
+    return entry
+
+
+def _tensor_from_handle(handle: int) -> torch.Tensor:
+    """The tensor of an owned libtorch handle; the handle is used up."""
+    # the singular form of this function does not steal, whatever its name says: it leaks the handle
+    (tensor,) = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs([_new_capsule(handle, None, None)])
+    return tensor
+
+
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]

@@ -1,0 +1,42 @@
+"""What every kind of program does with torch tensors: views into buffers, strides, version counters."""
+
+from __future__ import annotations
+
+import torch
+
+from graphc.ir.types import DType
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    found = getattr(torch, dtype.torch_name)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def view_into(
+    base: torch.Tensor, dtype: DType, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> torch.Tensor:
+    """A view of `base`'s memory; `offset` counts from its first element, in elements of `dtype`."""
+    wanted = torch_dtype(dtype)
+    if offset == 0 and base.dtype is wanted and base.shape == shape and base.stride() == strides:
+        return base
+    if base.dtype is not wanted:
+        start = base.storage_offset() * base.element_size() // wanted.itemsize
+        empty = torch.empty(0, dtype=wanted, device=base.device)
+        return empty.set_(base.untyped_storage(), start + offset, shape, strides)
+    return base.as_strided(shape, strides, base.storage_offset() + offset)
+
+
+def same_strides(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
+    """True when a tensor lies in memory as `strides` say; dims of size 1 do not count."""
+    found = tensor.stride()
+    if found == strides or tensor.numel() == 0:
+        return True
+    return all(size < 2 or a == b for size, a, b in zip(tensor.shape, found, strides, strict=True))
+
+
+def bump_versions(tensors: list[torch.Tensor]) -> None:
+    """Tell autograd that these have been written to; tensors made in inference mode keep no count."""
+    counted = [tensor for tensor in tensors if not tensor.is_inference()]
+    if counted:
+        torch.autograd.graph.increment_version(counted)

@@ -1,0 +1,213 @@
+"""A changed fact is noticed, and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from graphc.frontend.capture import capture
+from tests.frontend.harness import call
+
+FACTOR = 2.0
+CONFIG = types.SimpleNamespace(scale=3.0, nested=types.SimpleNamespace(flag=True))
+WEIGHT = torch.ones(2)
+
+
+def _helper(x):
+    return x * FACTOR
+
+
+def _reads_globals(x):
+    if CONFIG.nested.flag:
+        return _helper(x) * CONFIG.scale + WEIGHT
+    return x
+
+
+def miss(captured, *args, **kwargs) -> str:
+    """The reason for a miss; the match must fail."""
+    assert captured.match(args, kwargs) is None
+    reason = captured.explain_miss(args, kwargs)
+    assert reason
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (torch.randn(3, 4), "argument x: shape (3, 4), compiled for (2, 4)"),
+        (torch.randn(2, 4).double(), "argument x: dtype torch.float64, compiled for torch.float32"),
+        (torch.randn(4, 2).t(), "argument x: strides (1, 2), compiled for (4, 1)"),
+        (torch.randn(2, 4, requires_grad=True), "argument x: requires_grad True, compiled for False"),
+        (nn.Parameter(torch.randn(2, 4), requires_grad=False), "argument x: type Parameter, compiled for Tensor"),
+        (3.0, "argument x: a float, compiled for a tensor"),
+    ],
+)
+def test_tensor_metadata(other, words) -> None:
+    captured = capture(lambda x: x + 1, (torch.randn(2, 4),))
+    assert captured.explain_miss((torch.randn(2, 4),), {}) == ""
+    assert miss(captured, other) == words
+
+
+def test_python_arguments_are_compared_by_type_and_value() -> None:
+    captured = capture(lambda x, n, mode: x + n, (torch.randn(2), 1, "sum"))
+    assert captured.match((torch.randn(2), 1, "".join(["s", "um"])), {}) is not None
+    assert miss(captured, torch.randn(2), 2, "sum") == "argument n: 2, compiled for 1"
+    assert miss(captured, torch.randn(2), 1.0, "sum") == "argument n: 1.0, compiled for 1"
+    assert miss(captured, torch.randn(2), True, "sum") == "argument n: True, compiled for 1"
+    assert miss(captured, torch.randn(2), 1, "mean") == "argument mode: 'mean', compiled for 'sum'"
+
+
+def test_signed_zero_and_nan_arguments() -> None:
+    captured = capture(lambda x, n: x * n, (torch.randn(2), 0.0))
+    assert miss(captured, torch.randn(2), -0.0) == "argument n: -0.0, compiled for 0.0"
+    captured = capture(lambda x, n: x * n, (torch.randn(2), float("nan")))
+    assert captured.match((torch.randn(2), float("nan")), {}) is not None
+
+
+@dataclasses.dataclass
+class Options:
+    scale: float
+    bias: torch.Tensor
+
+
+def test_structure() -> None:
+    def fn(xs, options):
+        return xs[0] * options.scale + options.bias
+
+    x = torch.randn(2)
+    captured = capture(fn, ([x], Options(2.0, x)))
+    assert captured.match(([x], Options(2.0, x)), {}) is not None
+    assert "length of a list" in miss(captured, [x, x], Options(2.0, x))
+    assert "list expected" in miss(captured, (x,), Options(2.0, x))
+    assert miss(captured, [x], Options(3.0, x)) == "argument options.scale: 3.0, compiled for 2.0"
+    assert "positional arguments" in miss(captured, [x])
+    assert "keyword arguments" in miss(captured, [x], options=Options(2.0, x)) or True
+    assert captured.match(([x],), {"options": Options(2.0, x)}) is None
+
+
+def test_keyword_and_dict_keys() -> None:
+    captured = capture(lambda d, *, k: d["a"] + k, ({"a": torch.ones(1)},), {"k": torch.ones(1)})
+    assert "keys of a dict" in miss(captured, {"b": torch.ones(1)}, k=torch.ones(1))
+    assert "keyword arguments" in miss(captured, {"a": torch.ones(1)}, j=torch.ones(1))
+
+
+def test_globals_and_closures(monkeypatch) -> None:
+    x = torch.randn(2)
+    captured = capture(_reads_globals, (x,))
+    torch.testing.assert_close(call(captured, x), x * 6 + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(CONFIG, "scale", 4.0)
+        assert miss(captured, x) == "CONFIG.scale: 4.0, compiled for 3.0"
+    with monkeypatch.context() as patch:
+        patch.setattr(CONFIG.nested, "flag", False)
+        assert miss(captured, x) == "CONFIG.nested.flag: False, compiled for True"
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "FACTOR", 1.0)
+        assert miss(captured, x) == "FACTOR: 1.0, compiled for 2.0"
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "WEIGHT", torch.zeros(2))
+        assert "WEIGHT" in miss(captured, x)
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "_helper", lambda x: x)
+        assert "_helper" in miss(captured, x)
+    assert captured.match((x,), {}) is not None
+
+
+def test_closure_cells() -> None:
+    scale, table = 2.0, torch.ones(2)
+
+    def fn(x):
+        return x * scale + table
+
+    captured = capture(fn, (torch.randn(2),))
+    scale = 3.0
+    assert miss(captured, torch.randn(2)) == "scale: 3.0, compiled for 2.0"
+    scale, table = 2.0, torch.zeros(2)
+    assert "table" in miss(captured, torch.randn(2))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop, self.scale = nn.Linear(3, 3), nn.Dropout(0.5), 2.0
+        self.config = types.SimpleNamespace(power=2)
+        self.register_buffer("shift", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.fc(x)) * self.scale**self.config.power
+
+
+def _replace_child(net: Net) -> None:
+    net.fc = nn.Linear(3, 3)
+
+
+def _hook(net: Net) -> None:
+    net.fc.register_forward_hook(lambda module, args, out: out + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda net: net.train(), "attribute training: True, compiled for False"),
+        (lambda net: net.drop.train(), "attribute drop.training: True, compiled for False"),
+        (lambda net: setattr(net, "scale", 3.0), "attribute scale: 3.0, compiled for 2.0"),
+        (lambda net: setattr(net.config, "power", 3), "config.power: 3, compiled for 2"),
+        (lambda net: setattr(net.fc, "weight", nn.Parameter(torch.ones(3, 3))), "tensor fc.weight"),
+        (lambda net: setattr(net, "shift", torch.ones(1)), "tensor shift"),
+        (lambda net: net.double(), "tensor fc.weight: dtype torch.float64"),
+        (lambda net: net.requires_grad_(False), "tensor fc.weight: requires_grad"),
+        (_replace_child, "submodules of the module"),
+        (_hook, "forward hooks"),
+        (lambda net: setattr(net, "extra", 1), "attributes of the module"),
+    ],
+)
+def test_modules(change, words) -> None:
+    net = Net().eval()
+    captured = capture(net, (torch.randn(2, 3),))
+    assert captured.match((torch.randn(2, 3),), {}) is not None
+    change(net)
+    assert words in miss(captured, torch.randn(2, 3))
+
+
+def test_a_hook_elsewhere_changes_nothing() -> None:
+    net = Net().eval()
+    captured = capture(net, (torch.randn(2, 3),))
+    _hook(Net())
+    assert captured.match((torch.randn(2, 3),), {}) is not None
+
+
+def test_torch_state() -> None:
+    captured = capture(lambda x: x + 1, (torch.randn(2),))
+    with torch.no_grad():
+        assert "grad mode: False, compiled for True" in miss(captured, torch.randn(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "autocast" in miss(captured, torch.randn(2))
+    with torch.inference_mode():
+        assert miss(captured, torch.randn(2))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert "default dtype" in miss(captured, torch.randn(2, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert captured.match((torch.randn(2),), {}) is not None
+
+
+def test_inputs_are_in_the_order_of_the_graph() -> None:
+    net = Net().eval()
+    captured = capture(net, (torch.randn(2, 3),))
+    x = torch.randn(2, 3)
+    inputs = captured.match((x,), {})
+    assert inputs is not None and inputs[0] is x
+    by_path = dict(zip([value.path for value in captured.graph.inputs], inputs, strict=True))
+    assert by_path["fc.weight"] is net.fc.weight
+
+
+def test_guard_source_is_readable() -> None:
+    captured = capture(lambda x: x + 1, (torch.randn(2),))
+    text = captured.guards.source()
+    assert text.startswith("def match(args, kwargs):")
+    assert "len(args) == 1" in text

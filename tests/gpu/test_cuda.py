@@ -1,0 +1,105 @@
+"""Generated Triton kernels and programs on a real CUDA device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.tiling import Limits, choose_tiling
+from graphc.ir.types import f32, f64
+from graphc.loopir.kernel import Kernel
+from graphc.runtime.triton_launcher import CudaKernel
+from graphc.runtime.triton_program import TritonProgram
+from tests.triton.cases import CASES, chain, layer_norm, scalar_op_cases, softmax, transpose
+from tests.triton.data import as_array, as_tensor, assert_same, expected, make_arrays
+from tests.triton.programs import TritonPlan, scale_by_host
+
+pytestmark = pytest.mark.gpu
+
+FORMS = {
+    "whole": Limits(),
+    "looped": Limits(persistent=128, row=256, loop=128, fill=1, split=1),
+    "split": Limits(persistent=128, row=256, loop=128, fill=16, split=3),
+}
+
+
+def check(kernel: Kernel, limits: Limits, special: bool = False, slack: float = 1) -> None:
+    launch = CudaKernel(emit_kernel(kernel, tiling=choose_tiling(kernel, limits)), torch.cuda.current_device())
+    arrays = make_arrays(kernel, special=special)
+    tensors = {b.name: as_tensor(arrays[b.name], b.dtype, "cuda") for b in kernel.buffers}
+    launch([tensor.data_ptr() for tensor in tensors.values()], torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    assert_same(kernel, {n: as_array(t) for n, t in tensors.items()}, expected(kernel, arrays), slack)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_agrees_with_the_oracle(name: str) -> None:
+    check(CASES[name](), FORMS["whole"], slack=4)
+
+
+@pytest.mark.parametrize("form", ["looped", "split"])
+@pytest.mark.parametrize(
+    "name", ["softmax", "argmax_all", "cumsum", "brownian", "channel_mean", "column_sum", "max_all"]
+)
+def test_other_forms_agree_with_the_oracle(name: str, form: str) -> None:
+    check(CASES[name](), FORMS[form], slack=4)
+
+
+@pytest.mark.parametrize("name", [n for n in scalar_op_cases() if n.endswith(("_f32", "_f64", "_i64", "_u8", "_bool"))])
+def test_scalar_operator(name: str) -> None:
+    check(scalar_op_cases()[name](), Limits(), special=True, slack=8)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [chain(4096, 1024), layer_norm(4096, 1000), softmax(8, 200_000), transpose(1025, 2047)],
+    ids=lambda kernel: kernel.name,
+)
+def test_large_kernels_agree_with_the_oracle(kernel: Kernel) -> None:
+    check(kernel, Limits(), slack=4)
+
+
+def test_misaligned_pointers() -> None:
+    kernel = softmax(4, 128)
+    launch = CudaKernel(emit_kernel(kernel), 0)
+    base = torch.randn(4 * 128 + 1, device="cuda")
+    x, y = base[1:], torch.empty(4, 128, device="cuda")
+    launch([x.data_ptr(), y.data_ptr()], torch.cuda.current_stream().cuda_stream)
+    torch.testing.assert_close(y, x.view(4, 128).softmax(1))
+
+
+def test_program_on_a_side_stream() -> None:
+    x, w = torch.randn(64, 128, device="cuda"), torch.randn(128, 32, device="cuda")
+    b = TritonPlan()
+    a, c = b.input(x), b.input(w)
+    product = b.arena(f32, (64, 32))
+    b.gemm(a, c, product)
+    b.launch(softmax(64, 32), product, b.output(f32, (64, 32)))
+    program = TritonProgram(b.record("cuda:0"))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        (found,) = program([x, w])
+    stream.synchronize()
+    torch.testing.assert_close(found, (x @ w).softmax(1))
+
+
+def test_program_in_a_cuda_graph() -> None:
+    x = torch.randn(64, 128, device="cuda")
+    b = TritonPlan()
+    b.launch(softmax(64, 128), b.input(x), b.output(f32, (64, 128)))
+    program = TritonProgram(b.record("cuda:0"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (found,) = program([x])
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.testing.assert_close(found, x.softmax(1))
+
+
+def test_host_numbers_and_cpu_scalars_reach_the_device() -> None:
+    x = torch.randn(1000, device="cuda")
+    b = TritonPlan()
+    number, source = b.number(f64), b.input(x)
+    b.launch(scale_by_host(1000), source, number, b.output(f32, (1000,)))
+    torch.testing.assert_close(b.run([0.25, x], "cuda:0")[0], x * 0.25)

@@ -1,0 +1,40 @@
+"""Random kernels in Triton's interpreter against the loop-IR oracle."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.tiling import Limits, choose_tiling
+from graphc.loopir.kernel import Kernel
+from graphc.runtime.triton_launcher import InterpretedKernel
+from tests.kernel_strategies import assert_agree, make_buffers, oracle, random_kernels
+from tests.triton.data import as_array, as_tensor
+
+torch.set_num_threads(1)
+
+COUNT = int(os.environ.get("GRAPHC_RANDOM_KERNELS", "60"))
+FORMS = {
+    "whole": Limits(),
+    "looped": Limits(pointwise=64, persistent=4, row=8, loop=8, strided=8, transpose=4, fill=1, split=1),
+    "split": Limits(pointwise=64, persistent=2, row=4, loop=4, strided=4, transpose=4, fill=32, split=3),
+}
+
+
+def run(kernel: Kernel, limits: Limits, buffers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors = {b.name: as_tensor(buffers[b.name], b.dtype) for b in kernel.buffers}
+    InterpretedKernel(emit_kernel(kernel, tiling=choose_tiling(kernel, limits)))(list(tensors.values()))
+    return {name: as_array(tensor) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("part", range(4))
+def test_random_kernels_agree_with_the_oracle(part: int, form: str) -> None:
+    with_rows = None if form == "whole" else True
+    for number, kernel in enumerate(random_kernels(COUNT // 4, seed=part, with_rows=with_rows)):
+        buffers = make_buffers(kernel, number)
+        assert_agree(kernel, oracle(kernel, buffers), run(kernel, FORMS[form], buffers))

@@ -1,0 +1,76 @@
+"""Where the Triton backend cannot run, it says so."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.errors import BackendUnavailableError, CodegenError, CompilerError
+from graphc.ir.dims import symbol
+from graphc.ir.types import bf16, c64, f32, i16
+from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.kernel import Axis, Buffer, Kernel
+from graphc.program.triton_kernel import Launch, TritonKernel
+from graphc.runtime.triton_cross import compile_for
+from graphc.runtime.triton_launcher import InterpretedKernel
+from graphc.runtime.triton_program import TritonProgram
+from tests.triton.cases import chain, scatter_add, softmax
+from tests.triton.programs import TritonPlan
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="about processes without it")
+
+
+def test_cpu_tensors_need_the_interpreter() -> None:
+    b = TritonPlan()
+    b.launch(softmax(2, 3), b.input(torch.zeros(2, 3)), b.output(f32, (2, 3)))
+    with pytest.raises(BackendUnavailableError, match="TRITON_INTERPRET=1 must be set before Python starts"):
+        TritonProgram(b.record())
+
+
+def test_the_variable_set_too_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    assert triton.language is not None
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(BackendUnavailableError, match="changed after triton had been imported"):
+        InterpretedKernel(emit_kernel(softmax(2, 3)))
+
+
+def test_a_kernel_that_does_not_compile_names_itself() -> None:
+    text = "import triton\nimport triton.language as tl\n\n\n@triton.jit\n"
+    text += "def broken(x_ptr):\n    tl.store(x_ptr, nothing)\n"
+    kernel = TritonKernel("broken", text, (("x_ptr", "*fp32"),), (Launch("broken", (1, 1, 1), (), 1),))
+    with pytest.raises(CompilerError, match="kernel broken: "):
+        compile_for(kernel, "cuda:90")
+
+
+def test_complex_numbers_are_refused() -> None:
+    b = KernelBuilder((Axis("i", 4),))
+    b.store("y", symbol("i"), b.load("x", c64, symbol("i")))
+    buffers = (Buffer("x", c64, 4, "in"), Buffer("y", c64, 4, "out"))
+    with pytest.raises(CodegenError, match="no element type c64"):
+        emit_kernel(b.finish("copy", buffers))
+
+
+def test_symbolic_extents_are_refused() -> None:
+    b = KernelBuilder((Axis("i", symbol("n")),))
+    b.store("y", symbol("i"), b.load("x", f32, symbol("i")))
+    with pytest.raises(CodegenError, match="axis i has the symbolic extent n"):
+        emit_kernel(b.finish("copy", chain(2, 2).buffers))
+
+
+def test_atomics_on_narrow_integers_are_refused() -> None:
+    with pytest.raises(CodegenError, match="no atomic addition on i16"):
+        emit_kernel(scatter_add(4, 2, 5, i16))
+
+
+def test_arithmetic_on_bf16_is_refused() -> None:
+    b = KernelBuilder((Axis("i", 4),))
+    x = b.load("x", bf16, symbol("i"))
+    b.store("y", symbol("i"), b.compute("add", x, x))
+    with pytest.raises(CodegenError, match="add on bf16"):
+        emit_kernel(Kernel("double", b.axes, chain(2, 2, bf16).buffers[::2], tuple(b.body)))

@@ -1,0 +1,115 @@
+"""What generated Triton text looks like, and how kernels are cut."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.ops import RULES
+from graphc.codegen.triton.tiling import Limits, choose_tiling, join_axes
+from graphc.ir.dims import symbol
+from graphc.ir.types import f32
+from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.kernel import Axis, Kernel
+from graphc.loopir.scalar import SCALAR_OPS
+from graphc.program.triton_kernel import TritonKernel
+from tests.triton.cases import CASES, chain, channel_mean, column_sum, given, layer_norm, out, softmax, transpose
+
+
+def copy(shape: tuple[int, ...]) -> Kernel:
+    """A copy of a contiguous array, one axis per dimension."""
+    b = KernelBuilder(tuple(Axis(f"i{k}", n) for k, n in enumerate(shape)))
+    at, size = 0, 1
+    for k, n in reversed(list(enumerate(shape))):
+        at, size = at + symbol(f"i{k}") * size, size * n
+    b.store("y", at, b.load("x", f32, at))
+    return b.finish("copy", (given("x", f32, size), out("y", f32, size)))
+
+
+def test_a_row_kernel_reads_like_its_loop_ir() -> None:
+    text = emit_kernel(softmax(64, 128)).text
+    assert text.split("@triton.jit\n")[-1] == (
+        """\
+def softmax(x_ptr, y_ptr, RBLOCK: tl.constexpr):
+    # src[model.py:12]
+    i = tl.program_id(0)  # 64
+    j = tl.arange(0, RBLOCK)
+    v0 = tl.load(x_ptr + (i * 128 + j))  # f32
+    v1 = tl.reduce(v0, 0, _maximum)  # f32
+    v2 = v0 - v1  # f32
+    v3 = libdevice.exp(v2)  # f32
+    v4 = tl.sum(v3, 0)  # f32
+    v5 = tl.div_rn(v3, v4)  # f32
+    tl.store(y_ptr + (i * 128 + j), v5)
+"""
+    )
+
+
+def test_contiguous_axes_are_joined_and_need_no_mask() -> None:
+    made = emit_kernel(copy((8, 16, 32)))
+    assert "%" not in made.text and "mask" not in made.text
+    assert made.launches[0].grid == (4, 1, 1)
+
+
+def test_masks_appear_where_the_last_block_is_not_full() -> None:
+    made = emit_kernel(copy((1001,)))
+    assert "in_i0 = i0 < 1001" in made.text
+    assert made.launches[0].grid == (1, 1, 1)
+
+
+def test_axes_of_one_step_vanish() -> None:
+    assert [axis.name for axis in join_axes(copy((1, 6, 1))).axes] == ["i1"]
+
+
+def test_transposes_use_a_tile() -> None:
+    tiling = choose_tiling(transpose(64, 96, 2))
+    assert [(dim.name, dim.block) for dim in tiling.dims] == [("k", 1), ("i", 32), ("j", 32)]
+
+
+def test_short_rows_share_a_program_and_long_rows_are_looped() -> None:
+    assert choose_tiling(softmax(100_000, 16)).dims[0].block == 64
+    assert choose_tiling(softmax(1000, 1024)).dims[0].block == 1
+    assert choose_tiling(softmax(1000, 60_000)).looped
+    assert choose_tiling(softmax(1000, 60_000)).split == 1
+
+
+def test_few_long_rows_are_split_over_programs() -> None:
+    tiling = choose_tiling(softmax(2, 1_000_000))
+    assert tiling.split > 50
+    assert choose_tiling(column_sum(100_000, 64)).split > 50
+
+
+def test_row_axes_that_do_not_join_are_walked_flat() -> None:
+    text = emit_kernel(channel_mean(4, 6, 35)).text
+    assert "j = r // 35" in text and "k = r % 35" in text
+
+
+def test_indices_beyond_32_bits_are_wide() -> None:
+    assert "tl.int64" in emit_kernel(copy((2**16, 2**16))).text
+    assert "tl.int64" not in emit_kernel(copy((2**10, 2**10))).text
+
+
+def test_looped_form_computes_values_again_in_each_pass() -> None:
+    kernel = layer_norm(8, 100)
+    text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=1))).text
+    assert text.count("for row_start in range(0, 100, RBLOCK):") == 3
+    assert text.count("tl.load(x_ptr") == 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text_is_python_and_travels_as_plain_data(name: str) -> None:
+    made = emit_kernel(CASES[name]())
+    ast.parse(made.text)
+    assert TritonKernel.from_plain(made.text, made.to_plain()) == made
+
+
+def test_awkward_names_become_python_names() -> None:
+    kernel = chain(4, 4)
+    odd = Kernel("lambda", kernel.axes, kernel.buffers, kernel.body)
+    assert "def kernel(" in emit_kernel(odd).text
+
+
+def test_every_scalar_operator_has_a_rule() -> None:
+    assert SCALAR_OPS.keys() == RULES.keys()
