@@ -1,14 +1,16 @@
-"""The native program: one C translation unit that runs a whole plan.
+"""The native program: C that runs a whole plan.
 
     plan steps:   kernel  gemm  aten(C shim)  kernel │ aten(Python only) │ kernel  gemm
     segments:     graphc_run_0 ─────────────────────   Python              graphc_run_1
 
 Consecutive steps that C can do become one function, so a plan without Python-only steps is a single foreign call. The
-text is meant to be read: kernels first, each once, then one call per step in order with the user's source line.
+text is meant to be read: kernels first, each once, then one call per step in order with the user's source line. With
+more than a few kernels these stand in files of their own, which are compiled at the same time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from graphc.loopir.kernel import Kernel
 
 SOURCE = "program.c"
+_KERNELS_IN_ONE_FILE = 3
+_KERNELS_PER_FILE = 8
+_MOST_FILES = 8
 
 
 class EmittedKernel(Protocol):
@@ -38,6 +43,9 @@ class EmittedKernel(Protocol):
 
     @property
     def text(self) -> str: ...
+
+    @property
+    def prototype(self) -> str: ...
 
     @property
     def helpers(self) -> Iterable[str]: ...
@@ -51,7 +59,7 @@ def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) 
         emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`.
 
     Returns:
-        A program of one source file; steps that C cannot do form PYTHON segments, and `stats["python_steps"]` says
+        The program; steps that C cannot do form PYTHON segments, and `stats["python_steps"]` says
         which and why.
 
     Raises:
@@ -83,7 +91,7 @@ class _NativeWriter:
             for segment in segments
             if segment.kind == NATIVE
         ]
-        sources = {SOURCE: self._source(runs)} if runs else {}
+        sources = self._sources(runs) if runs else {}
         return Program(
             name=plan.name,
             backend="c",
@@ -190,13 +198,27 @@ class _NativeWriter:
             f"STRAIGHT int {segment.entry}(void **p, AtenTensorHandle *h) {{\n{body}\n  return 0;\n}}\n"
         )
 
-    def _source(self, runs: list[str]) -> str:
+    def _sources(self, runs: list[str]) -> dict[str, str]:
+        kernels = list(self.kernels.values())
+        if len(kernels) <= _KERNELS_IN_ONE_FILE:
+            return {SOURCE: self._source(runs, kernels, [])}
+        # the file with the steps goes first, then kernels by weight, heaviest first to the lightest file
+        count = min(_MOST_FILES, max(2, len(kernels) // _KERNELS_PER_FILE))
+        files: list[list[EmittedKernel]] = [[] for _ in range(count)]
+        for kernel in sorted(kernels, key=lambda kernel: -len(kernel.text)):
+            min(files, key=lambda file: sum(len(other.text) for other in file)).append(kernel)
+        sources = {SOURCE: self._source(runs, [], kernels)}
+        for number, file in enumerate(files):
+            sources[f"kernels_{number}.c"] = _kernel_file(file)
+        return sources
+
+    def _source(self, runs: list[str], here: list[EmittedKernel], elsewhere: list[EmittedKernel]) -> str:
         plan = self.plan
         parts = [f"/* {_safe(plan.name)}: {len(plan.steps)} steps, {len(self.kernels)} kernels. Made by graphc. */\n"]
-        helpers = {helper for kernel in self.kernels.values() for helper in kernel.helpers}
-        parts += [prelude(helpers), text.TYPES, _buffer_table(plan)]
+        parts += [prelude(_helpers(here)), text.TYPES, _buffer_table(plan)]
         parts.append("".join(f"static {proto.replace('NAME', f'(*{s})')};\n" for s, proto in self.symbols.items()))
-        parts += [kernel.text for kernel in self.kernels.values()]
+        parts += [kernel.text for kernel in here]
+        parts.append("".join(f"{_HIDDEN} {kernel.prototype};\n" for kernel in elsewhere))
         for dtype in (f32, f64):
             real = REAL_NAMES[dtype]
             one, batch = GEMM_SYMBOLS[dtype]
@@ -214,6 +236,19 @@ class _NativeWriter:
         parts += [*runs, self._inputs_function()]
         parts.append(_bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
+
+
+_HIDDEN = '__attribute__((visibility("hidden")))'
+
+
+def _helpers(kernels: list[EmittedKernel]) -> set[str]:
+    return {helper for kernel in kernels for helper in kernel.helpers}
+
+
+def _kernel_file(kernels: list[EmittedKernel]) -> str:
+    """Kernels as a file of their own: there they are not static but hidden in the library."""
+    texts = [re.sub(r"^static ", f"{_HIDDEN} ", kernel.text, count=1, flags=re.MULTILINE) for kernel in kernels]
+    return "\n".join((prelude(_helpers(kernels)), *texts))
 
 
 def _bind_function(symbols: Iterable[str]) -> str:

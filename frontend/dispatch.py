@@ -73,7 +73,7 @@ def _choose(func: Any) -> Handler:
         functional = functional_of(func)
         return _mutating_handler(func, RULES.get(str(functional)))
     if name in RULES:
-        return _rule_handler(RULES[name])
+        return _rule_handler(func, RULES[name])
     if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
         return _decompose
     if any(r.alias_info is not None for r in func._schema.returns):
@@ -84,23 +84,56 @@ def _choose(func: Any) -> Handler:
 # arguments and results
 
 
-def _to_values(recorder: Recorder, item: Any, strides: dict[Value, tuple[int, ...]]) -> Any:
+class Operands(dict[Value, tuple[int, ...]]):
+    """Eager's strides of the tensors of a call, by value.
+
+    Attributes:
+        layouts: shape and strides of each tensor; one value may stand for two tensors that are laid out differently.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layouts: list[layout.Layout] = []
+
+
+def _to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
     """An argument with tensors as Values and traced numbers as host Values."""
     kind = type(item)
     if kind is TracedTensor or isinstance(item, torch.Tensor):
         state = recorder.state_of(item)
         value = read(recorder.builder, state)
-        strides[value] = state.strides
+        operands[value] = state.strides
+        operands.layouts.append((state.shape, state.strides))
         return value
     if kind in _PLAIN:
         return item
-    if kind is list or kind is tuple:
-        return kind(_to_values(recorder, part, strides) for part in item)
+    if kind is list or kind is tuple:  # a traced integer in a list is a size: it must be known
+        return kind(int(p) if isinstance(p, torch.SymInt) else _to_values(recorder, p, operands) for p in item)
     node = host.node_of(item)
     return item if node is None else node.value
 
 
 _PLAIN = frozenset((int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format))
+
+
+def _call_values(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Operands
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call as rules get them; `operands` receives the strides of its tensors."""
+    if any(isinstance(arg, torch.SymInt) for arg in (*args, *kwargs.values())):
+        args, kwargs = _fix_integers(func, args, kwargs)
+    values = tuple([_to_values(recorder, arg, operands) for arg in args])
+    return values, {key: _to_values(recorder, item, operands) for key, item in kwargs.items()} if kwargs else kwargs
+
+
+def _fix_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Traced integers where the schema wants a size or a dim: they must be known. As operands they stay."""
+    declared = {a.name: str(a.type) for a in func._schema.arguments}
+    kinds = list(declared.values())
+    fixed = [int(a) if isinstance(a, torch.SymInt) and "int" in kind.lower() else a for a, kind in zip(args, kinds)]
+    return (*fixed, *args[len(fixed) :]), {
+        key: int(a) if isinstance(a, torch.SymInt) and "int" in declared[key].lower() else a for key, a in kwargs.items()
+    }
 
 
 def _to_states(recorder: Recorder, item: Any) -> Any:
@@ -112,7 +145,7 @@ def _to_states(recorder: Recorder, item: Any) -> Any:
     return int(item) if isinstance(item, torch.SymInt) else item
 
 
-def _wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: dict[Value, tuple[int, ...]]) -> Any:
+def _wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: Operands) -> Any:
     if type(result) is Value or isinstance(result, Value):
         if result.type.is_host:
             kind = {"f64": float, "i64": int, "bool": bool}[result.dtype.name]
@@ -124,7 +157,7 @@ def _wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: d
 
 
 def _result_strides(
-    recorder: Recorder, value: Value, rule_layout: str, operands: dict[Value, tuple[int, ...]]
+    recorder: Recorder, value: Value, rule_layout: str, operands: Operands
 ) -> Sequence[int]:
     given = recorder.imp.given_strides(value)
     if given is not None:
@@ -135,9 +168,7 @@ def _result_strides(
         pointwise = get(value.op.name).kind is Kind.POINTWISE
     if not pointwise or len(shape) <= 1:
         return layout.contiguous(shape)
-    return layout.tensor_iterator_strides(
-        shape, [(v.shape, st) for v, st in operands.items() if not v.type.is_host]  # type: ignore[misc]
-    )
+    return layout.tensor_iterator_strides(shape, operands.layouts)
 
 
 # kinds of calls
@@ -145,7 +176,7 @@ def _result_strides(
 
 def _import_functional(
     recorder: Recorder, rule: Rule | None, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-    operands: dict[Value, tuple[int, ...]],
+    operands: Operands,
 ) -> Any:  # fmt: skip
     """Import a call on Values; returns Values."""
     imp = recorder.imp
@@ -157,9 +188,6 @@ def _import_functional(
         return rule.fn(imp, *args, **kwargs)
     except Decline:
         del recorder.graph.ops[mark:]
-    except GraphcError as error:
-        del recorder.graph.ops[mark:]
-        _fault(recorder, func, args, kwargs, error)
     except Exception as error:
         del recorder.graph.ops[mark:]
         _fault(recorder, func, args, kwargs, error)
@@ -174,12 +202,19 @@ def _fault(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str,
     recorder.warnings.append(f"{recorder.builder.location.file}:{recorder.builder.location.line}: {func} runs as it is: {error}")
 
 
-def _rule_handler(rule: Rule) -> Handler:
+_NUMBERS = frozenset((bool, int, float, host.HostInt, host.HostFloat, host.HostBool))
+
+
+def _rule_handler(func: Any, rule: Rule) -> Handler:
+    with_scalar = func._overloadname == "Scalar"
+    tensor_positions = [i for i, a in enumerate(func._schema.arguments) if str(a.type) == "Tensor"]
+
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operands: dict[Value, tuple[int, ...]] = {}
-        values = tuple([_to_values(recorder, arg, operands) for arg in args])
-        keywords = {key: _to_values(recorder, item, operands) for key, item in kwargs.items()} if kwargs else kwargs
+        operands = Operands()
+        values, keywords = _call_values(recorder, func, args, kwargs, operands)
         result = _import_functional(recorder, rule, func, values, keywords, operands)
+        if with_scalar or any([type(args[i]) in _NUMBERS for i in tensor_positions if i < len(args)]):
+            operands.layouts.append(((), ()))  # ATen makes a 0-d tensor of the number, which TensorIterator sees
         if recorder.imp.writes:
             _write_arguments(recorder, [*args, *kwargs.values()], [*values, *keywords.values()])
         return _wrap_results(recorder, result, rule.layout, operands)
@@ -197,9 +232,8 @@ def _write_arguments(recorder: Recorder, arguments: list[Any], values: list[Any]
 
 
 def _extern(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    operands: dict[Value, tuple[int, ...]] = {}
-    values = tuple([_to_values(recorder, arg, operands) for arg in args])
-    keywords = {key: _to_values(recorder, item, operands) for key, item in kwargs.items()}
+    operands = Operands()
+    values, keywords = _call_values(recorder, func, args, kwargs, operands)
     recorder.imp.begin(operands)
     with replay.located(recorder.builder.location):
         result = import_extern(recorder.imp, func, values, keywords).returned
@@ -237,7 +271,7 @@ def _view_tensor(recorder: Recorder, state: TensorState, source: TensorState, te
 
 
 def _snapshot(recorder: Recorder, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    operands: dict[Value, tuple[int, ...]] = {}
+    operands = Operands()
     values = tuple(_to_values(recorder, arg, operands) for arg in args)
     keywords = {key: _to_values(recorder, item, operands) for key, item in kwargs.items()}
     recorder.imp.begin(operands)
@@ -286,10 +320,10 @@ def _mutating_handler(func: Any, rule: Rule | None) -> Handler:
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
-        operands: dict[Value, tuple[int, ...]] = {}
+        operands = Operands()
         inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
-        values = tuple([_to_values(recorder, arg, operands) for arg in args])
-        keywords = {key: _to_values(recorder, item, operands) for key, item in inputs.items()}
+        values, keywords = _call_values(recorder, func, args, inputs, operands)
+        keywords = dict(keywords)
         new: list[Value] | None = None
         if rule is not None:
             new = _functional_results(recorder, rule, func, values, keywords, operands, written)
@@ -311,7 +345,7 @@ def _mutating_handler(func: Any, rule: Rule | None) -> Handler:
 
 def _functional_results(
     recorder: Recorder, rule: Rule, func: Any, values: tuple[Any, ...], keywords: dict[str, Any],
-    operands: dict[Value, tuple[int, ...]], written: list[torch.Tensor],
+    operands: Operands, written: list[torch.Tensor],
 ) -> list[Value] | None:  # fmt: skip
     """New contents of the written tensors by the functional rule; None when they must come from the call itself."""
     imp = recorder.imp
@@ -356,7 +390,7 @@ def _can_cast(value: Value, state: TensorState) -> bool:
 
 
 def _returned(
-    recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], own: Any, operands: dict[Value, tuple[int, ...]]
+    recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], own: Any, operands: Operands
 ) -> Any:
     """The return value of a mutating call: its arguments where the schema says so."""
     returns = func._schema.returns

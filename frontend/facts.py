@@ -97,10 +97,7 @@ class Facts:
         args, kwargs = self._node.children
         g.check(f"len(args) == {len(args.children)}", _argument_count(len(args.children)))
         keys = tuple(kwargs.keys)
-        if keys:
-            g.check(f"tuple(kwargs) == {keys!r}", f"keyword arguments, compiled for {', '.join(keys)}")
-        else:
-            g.check("not kwargs", "keyword arguments, compiled for none")
+        g.check(f"tuple(kwargs) == {keys!r}" if keys else "not kwargs", _keywords(keys))
         names = iter(self._names)
         counter = iter(range(10**9))
         self._parts(g, args, "args", names, counter)
@@ -269,6 +266,13 @@ def _flatten_function(cls: type) -> Any:
 
     flatten = _pytree.SUPPORTED_NODES[cls].flatten_fn
     return lambda value: (lambda parts: (list(parts[0]), parts[1]))(flatten(value))
+
+
+def _keywords(then: tuple[str, ...]) -> Describe:
+    def describe(scope: dict[str, Any]) -> str:
+        return f"keyword arguments: {', '.join(scope['kwargs']) or 'none'}, compiled for {', '.join(then) or 'none'}"
+
+    return describe
 
 
 def _argument_count(count: int) -> Describe:

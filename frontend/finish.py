@@ -102,7 +102,7 @@ class _Finisher:
     def _fresh(self, value: Value, strides: tuple[int, ...]) -> Value:
         """A value no other output is, laid out as eager lays it out; a copy when need be."""
         shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
-        wanted = None if layout.is_contiguous(shape, strides) else strides
+        wanted = None if strides == layout.contiguous(shape) else strides
         if isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
             value = self.recorder.builder.op("cast", value, dtype=value.dtype)
         value.strides = wanted

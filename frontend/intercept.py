@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import torch
 from torch.overrides import TorchFunctionMode
 
-from graphc.errors import UnsupportedError
-from graphc.frontend import host
+from graphc.errors import GraphcError, UnsupportedError
+from graphc.frontend import host, replay
 from graphc.frontend.dispatch import item
 from graphc.frontend.recorder import Recorder
 
@@ -33,7 +33,12 @@ class FunctionMode(TorchFunctionMode):
         special = _SPECIAL.get(func)
         if special is not None:
             return special(self.recorder, func, args, kwargs or {})
-        return func(*args, **kwargs) if kwargs else func(*args)
+        try:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        except GraphcError:
+            raise
+        except Exception as error:  # torch checks some arguments before any operator runs
+            raise replay.with_location(error, self.recorder.locator.here()) from None
 
 
 def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -22,8 +22,6 @@ from graphc.settings import override, settings
 if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.ir.graph import Graph
-
-Target = TypeVar("Target", bound=Callable[..., Any])
 
 STAGES = ("captured", "optimized", "scheduled")
 
@@ -236,9 +234,25 @@ def _twin(module: torch.nn.Module, options: Options) -> torch.nn.Module:
 
 
 @overload
-def compile(target: Target, **options: Any) -> Target: ...
+def compile(
+    target: Callable[..., Any],
+    *,
+    backend: str = ...,
+    mode: str = ...,
+    dynamic: bool | None = ...,
+    numerics: str = ...,
+    name: str | None = ...,
+) -> Any: ...
 @overload
-def compile(target: None = None, **options: Any) -> Callable[[Target], Target]: ...
+def compile(
+    target: None = None,
+    *,
+    backend: str = ...,
+    mode: str = ...,
+    dynamic: bool | None = ...,
+    numerics: str = ...,
+    name: str | None = ...,
+) -> Callable[[Callable[..., Any]], Any]: ...
 
 
 def compile(
@@ -311,7 +325,7 @@ def run(graph: Graph, *inputs: Any, backend: str = "auto", numerics: str = "defa
 
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     """`.explain(...)` of a compiled callable; a plain one is compiled for it."""
-    compiled = fn if isinstance(fn, (CompiledFunction, CompiledModule)) else compile(fn)
+    compiled: Any = fn if isinstance(fn, (CompiledFunction, CompiledModule)) else compile(fn)
     return compiled.explain(*args, **kwargs)
 
 

@@ -273,7 +273,7 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
             executable = build_program(program, key)
     found.execute, found.program = executable, executable.program
     for name, source in found.program.sources.items():
-        _dump(options.name, name, lambda source=source: source)
+        _dump(options.name, name, source.__str__)
     return found
 
 

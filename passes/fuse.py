@@ -12,13 +12,14 @@ reader of the old contents can come first; otherwise a copy is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from graphc.errors import LoweringError
 from graphc.ir.dims import simplify
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.types import HOST
+from graphc.ir.types import HOST, contiguous_strides
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.registry import Kind, get
@@ -48,12 +49,14 @@ class Library:
         op: the op.
         position: in program order.
         operands: per operand the strided view it is passed as; None for literals.
+        results: the values it stores, those of the op; for a product perhaps one with its batch dims split.
         overwrites: for a result that takes over the memory of an operand, that operand.
     """
 
     op: Op
     position: int
     operands: list[Place | None]
+    results: list[Value]
     overwrites: dict[Value, Value] = field(default_factory=dict)
 
     @property
@@ -122,6 +125,7 @@ class _Fuser:
         self.in_inputs: set[Value] = set()
         self.output_places: dict[int, Place] = {}
         self.overwritten: dict[Value, Value] = {}  # result -> base in whose memory it is to be stored
+        self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
         self.position: dict[Op, float] = {}
 
@@ -130,7 +134,7 @@ class _Fuser:
         self._find_updates()
         self._add_writes()
         self._find_cheap()
-        self._choose_matmul_layouts()
+        self._widen_products()
         self._place_outputs()
         for op in reversed(self.ops):
             self._visit(op)
@@ -241,21 +245,36 @@ class _Fuser:
             if work <= (CHEAP_WORK if leaves else FREE_WORK) and 4 * read <= 5 * size * result.dtype.itemsize + 2048:
                 self.cheap[result] = (work, leaves)
 
-    def _choose_matmul_layouts(self) -> None:
-        """A product that is only read transposed, then reshaped, is stored so that both are views of it."""
+    def _widen_products(self) -> None:
+        """Products whose batch dims are merged before and split behind, as torch.bmm wants them, keep them apart.
+
+        So operands and results are read through their views instead of being copied. A product that is then only read
+        transposed and reshaped is stored so that both are views of it.
+        """
         users = self.graph.uses()
         for op in self.graph.ops:
-            if op.name != "matmul" or len(users[op.results[0]]) != 1 or op.results[0] in self.live:
+            if op.name != "matmul":
                 continue
-            result, reader = op.results[0], users[op.results[0]][0]
-            if reader.name != "permute" or reader.attrs["dims"][-1] != result.type.rank - 1:
-                continue
-            if all(user.name == "reshape" for user in users[reader.results[0]]):
-                dims = reader.attrs["dims"]
-                strides = [0] * len(dims)
-                for stride, dim in zip(wanted_strides(_plain(reader.results[0])), dims, strict=True):
-                    strides[dim] = stride
-                self.layouts.chosen[result] = tuple(strides)
+            result = op.results[0]
+            readers = users[result]
+            split = readers[0] if len(readers) == 1 and result not in self.live else None
+            if split is not None and _splits_batch(split.results[0], result):
+                self.wide[result] = split.results[0]
+                result = split.results[0]
+                self.stored.add(result)
+            if result not in self.live and len(users[result]) == 1:
+                self._lay_out_product(result, users[result][0], users)
+
+    def _lay_out_product(self, result: Value, reader: Op, users: dict[Value, list[Op]]) -> None:
+        rank = result.type.rank
+        if reader.name != "permute" or reader.attrs["dims"][-1] != rank - 1 or reader.results[0] in self.live:
+            return
+        if not all(user.name == "reshape" for user in users[reader.results[0]]):
+            return
+        strides = [0] * rank
+        for stride, dim in zip(contiguous_strides(reader.results[0].shape), reader.attrs["dims"], strict=True):
+            strides[dim] = stride  # type: ignore[call-overload]  # static
+        self.layouts.chosen[result] = tuple(strides)
 
     def _place_outputs(self) -> None:
         """Outputs are stored; one that is a view of what nothing else hands out is left as that view."""
@@ -282,6 +301,8 @@ class _Fuser:
             self._visit_library(op)
             return
         value = op.results[0]
+        if self.wide and op.name == "reshape" and self.wide.get(op.operands[0]) is value:  # type: ignore[arg-type]
+            return  # stored by the product
         groups = self.waiting.pop(value, [])
         if value in self.overwritten and op.name in UPDATES:
             if groups or value in self.needed:
@@ -371,6 +392,8 @@ class _Fuser:
             return True
         if len(groups) > 1:
             return False
+        if get(op.name).kind is Kind.INDEXING:
+            return True  # reading the table costs no more than reading what was gathered from it
         (group,) = groups
         size, effort = _count(value), _work(op)
         points = sum(_iterations(group, place) for place in group.visits[value])
@@ -379,22 +402,47 @@ class _Fuser:
     # library calls
 
     def _visit_library(self, op: Op) -> None:
-        used = [r for r in op.results if r in self.needed or self.waiting.pop(r, None) is not None]
+        results = [self.wide.get(value, value) for value in op.results]
+        used = [value for value in results if value in self.needed or self.waiting.pop(value, None) is not None]
         if not used and not effect(op):
             return
-        definition = get(op.name)
-        if op.name not in ("matmul", "extern", "item") and definition.call is None:
+        if op.name not in ("matmul", "extern", "item") and get(op.name).call is None:
             raise LoweringError(f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location)
-        self.stored.update(op.results)
-        place = self._place_factor if op.name == "matmul" else self._place_argument
+        self.stored.update(results)
+        if op.name == "matmul":
+            self.libraries.append(Library(op, self.position[op], self._place_factors(op, results[0]), results))
+            return
+        for result in results:  # the library decides how its results lie, as it does for eager
+            self.layouts.chosen.setdefault(result, wanted_strides(result))
         overwrites = {value: base for value, base in _updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         operands = [
-            None if not isinstance(item, Value) else self._own(item) if item in changed else place(item)
-            for item in op.operands
+            None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x)
+            for x in op.operands
         ]
-        library = Library(op, self.position[op], operands, overwrites)
-        self.libraries.append(library)
+        self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
+
+    def _place_factors(self, op: Op, result: Value) -> list[Place | None]:
+        """Operands of a product, with batch dims as the result or one of the operands has them before a merge."""
+        values = [item for item in op.operands if isinstance(item, Value)]
+        sources = [_before_merge(value) for value in values]
+        batch = int_shape(result)[:-2]
+        if result is op.results[0]:
+            batches = {int_shape(source)[:-2] for source in sources if source is not None}
+            batch = batches.pop() if len(batches) == 1 and len(batch) == 1 else batch
+        found: list[Place | None] = []
+        for value, source in zip(values, sources, strict=True):
+            if source is not None and int_shape(source)[:-2] == batch:
+                found.append(self._place_factor(source))
+                continue
+            place = self._place_factor(value)
+            if len(place.shape) == 3 and len(batch) > 1 and place.shape[0] == math.prod(batch) != 1:
+                shape = (*batch, *place.shape[-2:])
+                strides = view_strides(place.shape, place.strides, shape)
+                assert strides is not None, "splitting a dim is always a view"
+                place = Place(place.base, shape, strides, place.offset)
+            found.append(place)
+        return found
 
     def _need(self, place: Place) -> Place:
         self.needed.add(place.base)
@@ -488,9 +536,19 @@ def copy_op(value: Value) -> Op:
     return Op("reshape", [value], {"shape": value.shape}, [value.type], location, names)
 
 
-def _plain(value: Value) -> Value:
-    """The value as if nothing were known of its strides."""
-    return Value(value.name, value.type)
+def _splits_batch(value: Value, product: Value) -> bool:
+    """Whether `value` is a product of rank 3 with its batch dim split."""
+    op, shape, own = value.op, int_shape(value), int_shape(product)
+    return op is not None and op.name == "reshape" and len(own) == 3 and len(shape) > 3 and shape[-2:] == own[-2:]
+
+
+def _before_merge(value: Value) -> Value | None:
+    """What a reshape merged the leading dims of into one batch dim; None when it is not such a reshape."""
+    if value.op is None or value.op.name != "reshape" or value.type.rank != 3:
+        return None
+    source = value.op.operands[0]
+    assert isinstance(source, Value)
+    return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None
 
 
 def _full(group: Group) -> bool:

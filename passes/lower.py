@@ -288,8 +288,8 @@ class _Writer:
         op = value.op
         if op is None or value in self.outline.loads or get(op.name).kind is not Kind.POINTWISE:
             return []
-        needed = [(item, broadcast_index(item, index), mask) for item in op.inputs]
-        return [item for item in needed if item not in self.known]
+        needed = [self._element_key(item, broadcast_index(item, index), mask) for item in op.inputs]
+        return [item for item in reversed(needed) if item not in self.known]
 
     def _write(self, value: Value, index: Index, mask: str | None) -> str:
         place = self.outline.loads.get(value)
@@ -330,11 +330,23 @@ class _Writer:
         return self._known_element(operand, index, self.mask)
 
     def _known_element(self, operand: Value, index: Index, mask: str | None) -> str:
-        key = (operand, normalise(index, operand.shape, self.builder.ranges), mask)
+        key = self._element_key(operand, normalise(index, operand.shape, self.builder.ranges), mask)
         found = self.known.get(key)
         if found is None:
             raise _Missing(key)
         return found
+
+    def _element_key(self, value: Value, index: Index, mask: str | None) -> tuple[Value, Index, str | None]:
+        if mask is not None and self._is_read_everywhere(value, index):
+            return value, index, None
+        return value, index, mask
+
+    def _is_read_everywhere(self, value: Value, index: Index) -> bool:
+        """Whether an element asked for under a mask is needed without it too; always so for reductions."""
+        visit = self.group.visits.get(value, {}).get(index)
+        if visit is not None and not visit.masked:
+            return True
+        return value not in self.outline.loads and get(value.op.name).kind in (Kind.REDUCTION, Kind.SCAN)  # type: ignore[union-attr]
 
     def _literal_dtype(self) -> DType:
         assert self.op is not None
@@ -368,9 +380,12 @@ class _Writer:
         constants = self.builder.constants
         if op == "cast":
             return self._fold_cast(args[0], dtype)
-        if op in ("lt", "ge", "eq") and args[0] in self.expressions and args[1] in self.expressions:
-            decided = _compare(op, self.expressions[args[0]] - self.expressions[args[1]], self.builder.ranges)
-            return None if decided is None else self.constant(decided, bool_)
+        if op in _DECIDABLE and args[0] in self.expressions and args[1] in self.expressions:
+            left, right = (self.expressions[arg] for arg in args)
+            decided = _compare("lt" if op in ("maximum", "minimum") else op, left - right, self.builder.ranges)
+            if decided is None or op in ("lt", "ge", "eq"):
+                return None if decided is None else self.constant(decided, bool_)
+            return args[1] if decided == (op == "maximum") else args[0]
         if op == "logical_and":
             for one, other in (args, args[::-1]):
                 if one in constants:
@@ -433,6 +448,9 @@ class _Writer:
         assert isinstance(operand, Value)
         value = self.compute("cast", self._known_element(operand, index, self.mask), dtype=dtype)
         return value if operand.shape[dim] == 1 else self.builder.scan(op, value)
+
+
+_DECIDABLE = frozenset(("lt", "ge", "eq", "maximum", "minimum"))
 
 
 def _is_single(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:

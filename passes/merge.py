@@ -199,11 +199,11 @@ def _align(mover: Group, stayer: Group, at_mover: Index, at_stayer: Index, shape
         at_mover, at_stayer: the element of the value they share, of the given shape, in either space.
     """
     mapping: dict[str, Dim] = {}
-    for own, other in zip(at_mover, at_stayer, strict=True):
+    for own, other, size in zip(at_mover, at_stayer, shape, strict=True):
         name = bare(own)
-        if name is None or name not in mover.axes or name in mapping:
-            if own == 0 and other == 0:
-                continue
+        if own == 0 and size == 1:
+            continue
+        if name is None or name in mapping or mover.axes.get(name) != size:
             return None
         mapping[name] = other
     used = stayer.covers(at_stayer, shape)

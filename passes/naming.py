@@ -39,12 +39,22 @@ def kernel_name(ops: Sequence[Op], group: Group) -> str:
         words = _row_pattern(names)
     if not words:
         loud = [name for name in names if name not in _QUIET and get(name).kind is not Kind.VIEW]
-        words = list(dict.fromkeys(loud)) or [name for name in dict.fromkeys(names) if name not in ("full", "iota")]
+        words = _activations(list(dict.fromkeys(loud))) or [name for name in dict.fromkeys(names) if name not in ("full", "iota")]
         if not words:
             words = ["fill" if found & {"full", "iota"} else "update" if group.stores else "copy"]
     if len(words) > MAX_WORDS:
         words = [*words[: MAX_WORDS - 1], "etc"]
     return "_".join(words)
+
+
+def _activations(words: list[str]) -> list[str]:
+    """Words with the ops of a well-known activation replaced by its name."""
+    found = set(words)
+    if {"erf", "mul", "add"} <= found:
+        return [word for word in words if word not in ("mul", "add", "erf")] + ["gelu"]
+    if {"neg", "exp", "add", "div"} <= found:
+        return [word for word in words if word not in ("neg", "exp", "add", "div")] + ["sigmoid"]
+    return words
 
 
 def _row_pattern(names: list[str]) -> list[str]:

@@ -46,7 +46,7 @@ class Nodes:
 
     def _add(self, node: Node) -> None:
         self.next[node], self.previous[node] = set(), set()
-        for value in node.roots if isinstance(node, Group) else node.op.results:
+        for value in node.roots if isinstance(node, Group) else node.results:
             self.producer[value] = node
         for value in self.reads(node):
             self.readers.setdefault(value, {})[node] = None

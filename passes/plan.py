@@ -193,7 +193,7 @@ class _Planner:
         if isinstance(node, Group):
             kept = {a.value for a in self.lowered[node].arguments if a.stored}
             return [value for value in node.roots if value in kept]
-        return [r for r in node.op.results if r in node.overwrites or self._needs_memory(r)]
+        return [r for r in node.results if r in node.overwrites or self._needs_memory(r)]
 
     def _add_buffer(self, value: Value, kind: str, source: int) -> None:
         shape, strides, dtype = int_shape(value), self.layouts.strides(value), memory_dtype(value)
@@ -305,7 +305,7 @@ class _Planner:
         return View(self.buffer_of[place.base], memory_dtype(place.base), place.shape, place.strides, place.offset)
 
     def _add_gemm(self, node: Library) -> None:
-        result = node.op.results[0]
+        (result,) = node.results
         shape = int_shape(result)
         left, right = node.operands
         assert left is not None and right is not None
@@ -316,6 +316,12 @@ class _Planner:
             return
         a, b = self._view(left), self._view(right)
         out = self._view(Place(result, shape, self.layouts.strides(result)))
+        batch = max((a.shape[:-2], b.shape[:-2], shape[:-2]), key=len)
+        if len(batch) > len(shape) - 2:  # the operands have their batch dims apart
+            wide = (*batch, *shape[-2:])
+            strides = view_strides(out.shape, out.strides, wide)
+            assert strides is not None, "splitting a dim is always a view"
+            out = View(out.buffer, out.dtype, wide, strides, out.offset)
         a, b, out = _normal_product(a, b, out)
         self.steps.append(GemmStep(a, b, out, False, node.op.location))
 

@@ -63,10 +63,11 @@ class AtenCall:
     def __init__(self, step: AtenStep) -> None:
         self.step = step
         self.function = overload(step.op)
-        self._args = [(_has_view(value), value if _has_view(value) else constant(value)) for value in step.args]
-        self._kwargs = [
-            (name, _has_view(value), value if _has_view(value) else constant(value)) for name, value in step.kwargs
-        ]
+        self._args = [None if _has_view(value) else constant(value) for value in step.args]
+        self._kwargs = {name: None if _has_view(value) else constant(value) for name, value in step.kwargs}
+        # what is left to fill in, by place
+        self._fill = [(at, value) for at, value in enumerate(step.args) if _has_view(value)]
+        self._fill_named = [(name, value) for name, value in step.kwargs if _has_view(value)]
         returns = self.function._schema.returns
         # a returned alias of an operand that the call writes to is no result of its own
         aliases = [item.alias_info is not None and item.alias_info.is_write for item in returns]
@@ -78,18 +79,25 @@ class AtenCall:
 
         A result that shares memory with an operand is copied: operands' buffers may be overwritten later.
         """
-        args = [_resolve(value, tensor_of) if dynamic else value for dynamic, value in self._args]
-        kwargs = {name: _resolve(value, tensor_of) if dynamic else value for name, dynamic, value in self._kwargs}
+        args, kwargs = self._args.copy(), self._kwargs
+        for at, value in self._fill:
+            args[at] = tensor_of(value) if type(value) is View else _resolve(value, tensor_of)
+        if self._fill_named:
+            kwargs = kwargs | {name: _resolve(value, tensor_of) for name, value in self._fill_named}
         returned = self.function(*args, **kwargs)
         results = _flat(returned) if isinstance(returned, (tuple, list)) else [returned]
-        kept = [item for number, item in enumerate(results) if number not in self._dropped]
-        if len(self.step.outs) > len(kept):
+        if self._dropped:
+            results = [item for number, item in enumerate(results) if number not in self._dropped]
+        outs = self.step.outs
+        if len(outs) > len(results):
             raise LoweringError(
-                f"{self.step.op} returned {len(kept)} results, the plan takes {len(self.step.outs)}", self.step.location
+                f"{self.step.op} returned {len(results)} results, the plan takes {len(outs)}", self.step.location
             )
-        taken = [result if out >= 0 else None for out, result in zip(self.step.outs, kept, strict=False)]
-        operands = [item for item in _flat([*args, *kwargs.values()]) if isinstance(item, torch.Tensor)]
-        return tuple([_owned(result, operands) for result in taken])
+        operands = [args[at] for at, _ in self._fill]
+        if self._fill_named:
+            operands += [kwargs[name] for name, _ in self._fill_named]
+        storages = {item.untyped_storage()._cdata for item in _flat(operands) if isinstance(item, torch.Tensor)}
+        return tuple([_owned(results[i], storages) if outs[i] >= 0 else None for i in range(len(outs))])
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:
@@ -102,17 +110,15 @@ def _flat(values: Sequence[Any]) -> list[Any]:
     return found
 
 
-def _owned(result: Any, operands: list[torch.Tensor]) -> Any:
+def _owned(result: Any, storages: set[int]) -> Any:
+    """A result that shares no memory with these storages."""
     if not isinstance(result, torch.Tensor):
         return result
     if result.layout is not torch.strided:
         raise UnsupportedError(f"a result with layout {result.layout} cannot be a value of a compiled program")
     if result.is_conj() or result.is_neg():
         result = result.resolve_conj().resolve_neg()
-    storage = result.untyped_storage()._cdata
-    if any(operand.untyped_storage()._cdata == storage for operand in operands):
-        return result.clone()
-    return result
+    return result.clone() if result.untyped_storage()._cdata in storages else result
 
 
 def run_aten(step: AtenStep, tensor_of: TensorOf) -> tuple[Any, ...]:

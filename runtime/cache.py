@@ -149,8 +149,8 @@ class DiskCache:
 
     def clear(self) -> None:
         """Remove every entry."""
-        for path in self._folders():
-            self._remove(Path(path))
+        for path, _, _ in self.entries():
+            self._remove(path)
 
     def _store(self, key: str, files: Mapping[str, bytes]) -> Path:
         self._prepare()
@@ -219,7 +219,7 @@ class DiskCache:
 
     def _remove(self, folder: Path) -> None:
         """Take an entry away in one step, then delete it, so that no one reads half an entry."""
-        doomed = folder.with_name(f"{_STAGING}{os.getpid()}-{folder.name}")
+        doomed = folder.with_name(f"{_STAGING}{os.getpid()}-{time.monotonic_ns()}")
         with contextlib.suppress(OSError):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)

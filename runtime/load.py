@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from graphc.errors import BackendUnavailableError, CacheError
 from graphc.program.record import Program
@@ -14,8 +14,12 @@ from graphc.settings import settings
 
 RECORD, LIBRARY = "program.json", "program.so"
 
-Executable: TypeAlias = Callable[[Sequence[Any]], list[Any]]
-"""Takes one tensor or number per graph input; gives one tensor or number per graph output."""
+class Executable(Protocol):
+    """A program ready to run: takes one tensor or number per graph input, gives one per graph output."""
+
+    program: Program
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]: ...
 
 
 def load_program(program: Program, folder: Path | None) -> Executable:

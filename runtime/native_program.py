@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,19 @@ from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, vie
 _CPU = torch.device("cpu")
 
 Runner = Callable[["Frame"], None]
+Getter = Callable[["Frame"], Any]
 
 
 class Frame:
-    """What one running call owns."""
+    """What one running call owns.
 
-    def __init__(self, program: Program) -> None:
+    Args:
+        program: the record.
+        getters: per `id` of a view in the program's steps how to get its tensor.
+    """
+
+    def __init__(self, program: Program, getters: dict[int, Getter]) -> None:
         count = max(len(program.buffers), 1)
-        self.buffers = program.buffers
         self.table = (ctypes.c_void_p * count)()
         self.handles = (ctypes.c_void_p * count)()
         self.cells = (ctypes.c_int64 * count)()
@@ -45,47 +50,24 @@ class Frame:
         self.inputs: Sequence[Any] = ()
         self.fresh: dict[int, torch.Tensor] = {}
         self.external: dict[int, torch.Tensor] = {}
-        self.numbers: dict[int, Any] = {}
-        self._arena_views: dict[int, torch.Tensor] = {}
+        self.arena_views: dict[int, torch.Tensor] = {}
+        self._getters = getters
         for spec in program.buffers:
             if spec.host:
                 self.table[spec.index] = ctypes.addressof(self.cells) + 8 * spec.index
             elif spec.kind == ARENA:
                 self.table[spec.index] = self.arena.data_ptr() + spec.arena_offset
 
-    def number(self, spec: BufferSpec) -> bool | int | float:
-        """The Python number in a host cell."""
-        return read_cell(self.cell_bytes, spec)
-
     def tensor_of(self, view: View) -> Any:
-        """The tensor of a view, or the number of a view of a host buffer."""
-        spec = self.buffers[view.buffer]
-        if spec.host:
-            return self.number(spec)
-        if spec.kind == ARENA:
-            found = self._arena_views.get(id(view))
-            if found is None:
-                with torch.inference_mode(False), torch.no_grad():
-                    found = self._arena_views[id(view)] = self._arena_view(spec, view)
-            return found
-        return view_into(self._base(spec), view.dtype, view.shape, view.strides, view.offset)
+        """The tensor of a view in the program's steps, or the number of a view of a host buffer."""
+        return self._getters[id(view)](self)
 
-    def _arena_view(self, spec: BufferSpec, view: View) -> torch.Tensor:
-        offset = self.arena.storage_offset() + spec.arena_offset
-        dtype = torch_dtype(view.dtype)
-        empty = torch.empty(0, dtype=dtype, device=_CPU)
-        return empty.set_(
-            self.arena.untyped_storage(), offset // view.dtype.itemsize + view.offset, view.shape, view.strides
-        )
-
-    def _base(self, spec: BufferSpec) -> torch.Tensor:
-        if spec.kind == INPUT:
-            base = self.inputs[spec.source]
-            assert isinstance(base, torch.Tensor)
-            return base
-        if spec.kind == OUTPUT:
-            return self.fresh[spec.index]
-        return self.adopt(spec.index)
+    def arena_view(self, spec: BufferSpec, view: View) -> torch.Tensor:
+        """A tensor over a part of the arena."""
+        offset = (self.arena.storage_offset() + spec.arena_offset) // view.dtype.itemsize + view.offset
+        with torch.inference_mode(False), torch.no_grad():
+            empty = torch.empty(0, dtype=torch_dtype(view.dtype), device=_CPU)
+            return empty.set_(self.arena.untyped_storage(), offset, view.shape, view.strides)
 
     def adopt(self, index: int) -> torch.Tensor:
         """The tensor of an EXTERNAL buffer, taken over from native code when that made it."""
@@ -94,11 +76,6 @@ class Frame:
             self.external[index] = _tensor_from_handle(handle)
             self.handles[index] = None
         return self.external[index]
-
-    def hold(self, spec: BufferSpec, tensor: torch.Tensor) -> None:
-        """Make a tensor the memory of an EXTERNAL buffer."""
-        self.external[spec.index] = tensor
-        self.table[spec.index] = tensor.data_ptr()
 
     def clear(self) -> None:
         """Let go of everything that belongs to one call."""
@@ -114,6 +91,31 @@ class Frame:
             if handle is not None:
                 _tensor_from_handle(handle)
                 self.handles[index] = None
+
+
+def getter(spec: BufferSpec, view: View) -> Getter:
+    """How to get the tensor of a view of a buffer, or the number of a host buffer."""
+    index, source = spec.index, spec.source
+    if spec.host:
+        return lambda frame: read_cell(frame.cell_bytes, spec)
+    if spec.kind == ARENA:
+
+        def of_arena(frame: Frame) -> torch.Tensor:
+            found = frame.arena_views.get(id(view))
+            if found is None:
+                found = frame.arena_views[id(view)] = frame.arena_view(spec, view)
+            return found
+
+        return of_arena
+    bases: dict[str, Getter] = {
+        INPUT: lambda frame: frame.inputs[source],
+        OUTPUT: lambda frame: frame.fresh[index],
+        EXTERNAL: lambda frame: frame.adopt(index),
+    }
+    base = bases[spec.kind]
+    if (view.dtype, view.shape, view.strides, view.offset) == (spec.dtype, spec.shape, spec.strides, 0):
+        return base
+    return lambda frame: view_into(base(frame), view.dtype, view.shape, view.strides, view.offset)
 
 
 class NativeProgram:
@@ -136,7 +138,10 @@ class NativeProgram:
             for segment in program.segments
             if segment.kind == NATIVE and self._library is not None
         }
-        self._pool = Pool(lambda: Frame(program))
+        getters = {
+            id(view): getter(program.buffers[view.buffer], view) for step in program.steps for view in _views(step)
+        }
+        self._pool = Pool(lambda: Frame(program, getters))
         ended = last_external_uses(program.buffers, program.steps, program.outputs)
         self._runners = [runner for segment in program.segments for runner in self._segment_runners(segment, ended)]
         self._calls_torch = any(isinstance(step, AtenStep) for step in program.steps) or any(
@@ -229,11 +234,12 @@ class NativeProgram:
         if isinstance(step, AtenStep):
             call = AtenCall(step)
 
+            stores = [None if index < 0 else _store(buffers[index], step) for index in step.outs]
+
             def run(frame: Frame) -> None:
-                results = run_call(call, frame.tensor_of)
-                for index, result in zip(step.outs, results, strict=True):
-                    if index >= 0:
-                        _store(frame, buffers[index], result, step)
+                for store, result in zip(stores, run_call(call, frame.tensor_of), strict=True):
+                    if store is not None:
+                        store(frame, result)
                 for index in ended:
                     _end(frame, index)
 
@@ -289,24 +295,33 @@ def write_cell(cells: memoryview, spec: BufferSpec, value: bool | int | float) -
     struct.pack_into("d" if spec.dtype.is_float else "q", cells, 8 * spec.index, value)
 
 
-def _store(frame: Frame, spec: BufferSpec, result: Any, step: AtenStep) -> None:
-    """Put a result of an ATen call where the plan wants it."""
+def _store(spec: BufferSpec, step: AtenStep) -> Callable[[Frame, Any], None]:
+    """How to put a result of an ATen call where the plan wants it."""
     if spec.host:
-        write_cell(frame.cell_bytes, spec, result.item() if isinstance(result, torch.Tensor) else result)
-        return
-    wanted = torch_dtype(spec.dtype)
-    if not isinstance(result, torch.Tensor) or result.shape != spec.shape or result.dtype is not wanted:
-        found = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
-        raise LoweringError(
-            f"{step.op} was expected to return {wanted} {spec.shape} and returned {found}", step.location
-        )
-    if spec.kind != EXTERNAL:
-        frame.tensor_of(View(spec.index, spec.dtype, spec.shape, spec.strides)).copy_(result)
-        return
-    if not same_strides(result, spec.strides):
-        copy = torch.empty_strided(spec.shape, spec.strides, dtype=wanted, device=_CPU)
-        result = copy.copy_(result)
-    frame.hold(spec, result)
+
+        def write(frame: Frame, result: Any) -> None:
+            write_cell(frame.cell_bytes, spec, result.item() if isinstance(result, torch.Tensor) else result)
+
+        return write
+    wanted, shape, strides, index = torch_dtype(spec.dtype), spec.shape, spec.strides, spec.index
+    view = View(index, spec.dtype, shape, strides)  # lives as long as the getter that knows it by its id
+    target = getter(spec, view)
+
+    def store(frame: Frame, result: Any) -> None:
+        if not isinstance(result, torch.Tensor) or result.shape != shape or result.dtype is not wanted:
+            found = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
+            raise LoweringError(
+                f"{step.op} was expected to return {wanted} {shape} and returned {found}", step.location
+            )
+        if spec.kind != EXTERNAL:
+            target(frame).copy_(result)
+            return
+        if result.stride() != strides and not same_strides(result, strides):
+            result = torch.empty_strided(shape, strides, dtype=wanted, device=_CPU).copy_(result)
+        frame.external[index] = result
+        frame.table[index] = result.data_ptr()
+
+    return store
 
 
 def _end(frame: Frame, index: int) -> None:
@@ -328,21 +343,18 @@ def _explain_failure(step: Step, frame: Frame) -> None:
     raise error
 
 
-def _output_maker(spec: BufferSpec, output: OutputSpec) -> Callable[[Frame], Any]:
+def _output_maker(spec: BufferSpec, output: OutputSpec) -> Getter:
     """How one output is handed out."""
-    index, source = spec.index, spec.source
-    if spec.host:
-        return lambda frame: frame.number(spec)
-    if spec.kind == INPUT and output.whole:
-        return lambda frame: frame.inputs[source]
-    if spec.kind == OUTPUT and output.whole:
-        return lambda frame: frame.fresh[index]
-    if spec.kind == EXTERNAL and output.whole:
-        return lambda frame: frame.adopt(index)
-    if spec.kind == ARENA:
-        view = View(index, spec.dtype, output.shape, output.strides, output.offset)
-        return lambda frame: frame.tensor_of(view).clone()
-    return lambda frame: view_into(frame._base(spec), spec.dtype, output.shape, output.strides, output.offset)
+    if output.whole and spec.kind != ARENA:
+        return getter(spec, View(spec.index, spec.dtype, spec.shape, spec.strides))
+    get = getter(spec, View(spec.index, spec.dtype, output.shape, output.strides, output.offset))
+    return get if spec.host or spec.kind != ARENA else lambda frame: get(frame).clone()
+
+
+def _views(step: Step) -> Iterable[View]:
+    if isinstance(step, AtenStep):
+        return step.views()
+    return (step.a, step.b, step.out) if isinstance(step, GemmStep) else ()
 
 
 def _load(path: Path, symbols: Sequence[str]) -> ctypes.CDLL:

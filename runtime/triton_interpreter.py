@@ -3,6 +3,7 @@
 The interpreter of triton 3.6 and 3.7 runs kernels block by block with numpy on CPU tensors, but it
 
 - rounds float32 to bfloat16 by truncation: here to nearest even, as hardware does;
+- gives the results of comparisons the dtype of their operands, which shows when a scalar one is spread: here int1;
 - has no libdevice: here the functions that generated code uses are torch's own on the block;
 - lets `tl.maximum` with `PropagateNan.NONE` propagate NaN: here the number wins;
 - reduces and scans element by element, in Python, for combine functions it does not know: here the combine functions
@@ -84,8 +85,15 @@ def _amend_builder(interpreter: Any) -> None:
             return plain_cast(source, target)
 
     builder.cast_impl = cast
+    for name in dir(builder):
+        if name.startswith(("create_icmp", "create_fcmp")):
+            setattr(builder, name, _comparison(interpreter, getattr(builder, name)))
     builder.create_maxnumf = lambda left, right: builder.binary_op(left, right, np.fmax)
     builder.create_minnumf = lambda left, right: builder.binary_op(left, right, np.fmin)
+
+
+def _comparison(interpreter: Any, compare: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda left, right: interpreter.TensorHandle(compare(left, right).data, interpreter.tl.int1)
 
 
 def _round_to_bfloat16(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

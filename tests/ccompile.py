@@ -40,7 +40,18 @@ def build(text: str, folder: Path) -> ctypes.CDLL:
     name = f"unit{next(_numbers)}"
     source, library = folder / f"{name}.c", folder / f"{name}.so"
     source.write_text(text)
-    command = ["gcc", *CFLAGS, "-Wall", "-Wno-unknown-pragmas", "-Wno-tautological-compare", "-Wno-bool-compare", str(source), "-o", str(library), *LIBRARIES]
+    command = [
+        "gcc",
+        *CFLAGS,
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        "-Wno-tautological-compare",
+        "-Wno-bool-compare",
+        str(source),
+        "-o",
+        str(library),
+        *LIBRARIES,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[:4000] + "\n" + text[:20000]
     unexpected = [line for line in done.stderr.splitlines() if "warning:" in line and "unused" not in line]
@@ -62,7 +73,9 @@ class CKernels:
         self.emitted = [emit_kernel(kernel, options or COptions()) for kernel in kernels]
         self.library = build(unit_text(self.emitted), folder)
 
-    def run(self, number: int, buffers: Mapping[str, np.ndarray[Any, Any]], sizes: Mapping[str, int] | None = None) -> None:
+    def run(
+        self, number: int, buffers: Mapping[str, np.ndarray[Any, Any]], sizes: Mapping[str, int] | None = None
+    ) -> None:
         """Call kernel `number` on flat arrays, by buffer name."""
         kernel = self.kernels[number]
         pointers = (ctypes.c_void_p * max(1, len(kernel.buffers)))(

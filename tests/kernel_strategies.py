@@ -24,7 +24,21 @@ from graphc.loopir.numpy_ops import NUMPY_DTYPES, Array, bf16_to_float, float_to
 from graphc.loopir.verifier import verify
 
 EXTENTS = (1, 2, 3, 5, 8, 17, 24, 33)
-EXACT_FLOAT = ("add", "sub", "mul", "maximum", "minimum", "neg", "abs", "where", "floor", "round", "sign", "fmax", "copysign")
+EXACT_FLOAT = (
+    "add",
+    "sub",
+    "mul",
+    "maximum",
+    "minimum",
+    "neg",
+    "abs",
+    "where",
+    "floor",
+    "round",
+    "sign",
+    "fmax",
+    "copysign",
+)
 SMOOTH_FLOAT = ("tanh", "exp", "erf", "sin", "cos", "atan", "expm1", "sqrt", "log1p")
 INTEGER = ("add", "sub", "mul", "maximum", "minimum", "neg", "abs", "bitwise_and", "bitwise_xor", "where", "remainder",
            "floordiv", "sign")  # fmt: skip
@@ -48,7 +62,9 @@ class _Pool:
 
 
 def draw_kernel(
-    random: Random, with_rows: bool | None = None, dtypes: Sequence[DType] = (f32, f32, f32, f64, i32, i64, bool_, bf16, f16)
+    random: Random,
+    with_rows: bool | None = None,
+    dtypes: Sequence[DType] = (f32, f32, f32, f64, i32, i64, bool_, bf16, f16),
 ) -> Kernel:
     """A random valid kernel: up to three parallel and two row axes, strided, masked and divided accesses.
 
@@ -128,7 +144,9 @@ class _KernelDraw:
         if kind == 2 and axes:  # a pad: the first steps of an axis are outside
             axis = self.pick(axes)
             start = self.random.randint(0, int(axis.extent))
-            mask = self.builder.compute("ge", self.builder.index_value(symbol(axis.name)), self.builder.constant(start, i64))
+            mask = self.builder.compute(
+                "ge", self.builder.index_value(symbol(axis.name)), self.builder.constant(start, i64)
+            )
         self.buffers.append(Buffer(name, dtype, size + offset, "in"))
         value = self.builder.load(name, dtype, index + offset, mask, 0 if mask is None else dtype_value(dtype, 1))
         if dtype.is_reduced:

@@ -134,6 +134,9 @@ class _Run:
             return tensor.as_strided(out.shape, out.strides, tensor.storage_offset() + out.offset)
         if spec.host:
             return self.number(spec)
+        if out.buffer in self.external:  # the memory lives as long as this tensor does
+            tensor = self.external[out.buffer]
+            return tensor.as_strided(out.shape, out.strides, tensor.storage_offset() + out.offset)
         return self.tensor(View(out.buffer, spec.dtype, out.shape, out.strides, out.offset))
 
 

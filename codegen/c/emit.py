@@ -33,9 +33,7 @@ from graphc.loopir.transform import (
 )
 
 _KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm typeof "
-    "main p h".split()
+    ["auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "asm", "typeof", "main", "p", "h"]
 )
 
 
@@ -50,7 +48,7 @@ class COptions:
         parallel: False writes no OpenMP threads at all.
     """
 
-    parallel_cost: int = 150_000
+    parallel_cost: int = 400_000
     row_buffer_bytes: int = 64 << 10
     chunk: int = 2048
     parallel: bool = True
@@ -79,7 +77,7 @@ class CKernel:
         return f"void {self.name}({', '.join(self.parameters)})"
 
 
-def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:  # noqa: B008
+def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:
     """Write a kernel in C.
 
     Args:

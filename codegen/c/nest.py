@@ -1,12 +1,13 @@
 """One loop nest: each value is computed in the outermost loop in which it can be, stores come last.
 
-    for (i ...) {                      level 1: values that depend on i only
-      #pragma omp simd reduction(+:v4_acc)
-      for (j ...) {                    level 2: values that depend on j, updates of accumulators, stores
+for (i ...) {                      level 1: values that depend on i only
+  #pragma omp simd reduction(+:v4_acc)
+  for (j ...) {                    level 2: values that depend on j, updates of accumulators, stores
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -162,7 +163,7 @@ class _NestWriter:
         edges = [low, *(cut for cut in cuts if low < cut <= high), high + 1]
         if len(edges) == 2:
             return [whole]
-        pieces = zip(edges, edges[1:], strict=False)
+        pieces = itertools.pairwise(edges)
         return [self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets) for a, b in pieces]
 
     def segment(

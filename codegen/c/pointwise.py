@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def _boxes(facts: KernelFacts, vector: str | None) -> list[dict[str, tuple[int, 
         if not cuts or (len(cuts) + 1) * len(found) > MAX_BOXES or not isinstance(axis.extent, int):
             continue
         edges = [0, *cuts, axis.extent]
-        pieces = list(zip(edges, edges[1:], strict=False))
+        pieces = list(itertools.pairwise(edges))
         found = [{**box, axis.name: (a, b - 1)} for box in found for a, b in pieces]
     return found
 

@@ -22,7 +22,7 @@ MEMORY_TYPES: dict[str, str] = {**C_TYPES, "bool": "uint8_t"}
 """C types of elements in memory."""
 
 VECTOR_UNARY = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc".split()
+    ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc"]
 )
 """Functions of one operand that libmvec has, for float and double."""
 
@@ -133,12 +133,12 @@ def _prototype(name: str) -> str | None:
 # Templates: T is the C type, DTYPE the short name, SUFFIX that of libm and of constants, BITS the unsigned integer of
 # the same width, WIDTH the number of bits.
 _FLOAT: dict[str, str] = {
-    # a NaN on either side wins
-    "max": "static inline T gc_max_DTYPE(T a, T b) { return (a > b) | (a != a) ? a : b; }",
-    "min": "static inline T gc_min_DTYPE(T a, T b) { return (a < b) | (a != a) ? a : b; }",
+    # a NaN on either side wins; two selects, since gcc does not vectorise a select on `|` of comparisons
+    "max": "static inline T gc_max_DTYPE(T a, T b) { const T m = a > b ? a : b; return a != a ? a : m; }",
+    "min": "static inline T gc_min_DTYPE(T a, T b) { const T m = a < b ? a : b; return a != a ? a : m; }",
     # the number wins over a NaN
-    "fmax": "static inline T gc_fmax_DTYPE(T a, T b) { return (a > b) | (b != b) ? a : b; }",
-    "fmin": "static inline T gc_fmin_DTYPE(T a, T b) { return (a < b) | (b != b) ? a : b; }",
+    "fmax": "static inline T gc_fmax_DTYPE(T a, T b) { const T m = a > b ? a : b; return b != b ? a : m; }",
+    "fmin": "static inline T gc_fmin_DTYPE(T a, T b) { const T m = a < b ? a : b; return b != b ? a : m; }",
     "bits": """
 static inline BITS gc_bits_DTYPE(T a) { union { T value; BITS bits; } u = {a}; return u.bits; }""",
     "from_bits": """

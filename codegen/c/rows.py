@@ -224,7 +224,6 @@ class _RowWriter:
 
     def stage(self, stage: Stage) -> None:
         """The loops of one stage, and the results of its reductions."""
-        writer = self.writer
         found = [accumulator(s, self.facts.dtypes[s.arg]) for s in stage.reduces]
         self.accumulators.update({a.id: a for a in found})
         args = {s.id: s.arg for s in stage.reduces}
@@ -375,7 +374,9 @@ class _RowWriter:
                 value = f"{a.name}[l]"
                 if a.is_compensated:
                     value = a.compensated(value, f"{a.error}[l]")
-                writer.line(f"for (int64_t l = 0; l < {self.lanes}; l++) {a.id}_chunk[chunk*{self.lanes} + l] = {value};")
+                writer.line(
+                    f"for (int64_t l = 0; l < {self.lanes}; l++) {a.id}_chunk[chunk*{self.lanes} + l] = {value};"
+                )
                 continue
             value = a.compensated(a.name, a.error) if a.is_compensated else a.resolved(a.name, a.flag)
             writer.line(f"{a.id}_chunk[chunk] = {value};")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from graphc.codegen.c.scalar_text import c_type, expression, index_text, number
 from graphc.errors import CodegenError
 from graphc.ir.dims import Dim, bounds
-from graphc.loopir.analysis import KernelFacts
 from graphc.ir.types import f32, f64, i32, i64
+from graphc.loopir.analysis import KernelFacts
 from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Store
 
 
@@ -129,7 +129,7 @@ class Writer:
 
     def _is_small(self, s: Index) -> bool:
         low, high = bounds(s.expr, self.ranges)
-        return low is not None and high is not None and -(1 << 31) <= low and high < 1 << 31
+        return low is not None and high is not None and low >= -(1 << 31) and high < 1 << 31
 
     def _load(self, s: Load) -> str:
         text = self.element(s.buffer, s.index)

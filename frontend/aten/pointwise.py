@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import (
     as_bool, comparable, converted, dtype_of, fitting, floating, is_number, numeric, rounding_once, supported,
@@ -150,7 +151,10 @@ def sub(imp: Importer, self: Operand, other: Operand, alpha: Operand = 1) -> Val
 
 @rule("aten.rsub.Tensor", "aten.rsub.Scalar", layout=POINTWISE)
 def rsub(imp: Importer, self: Value, other: Operand, alpha: Operand = 1) -> Value:
-    return _iterated(imp, sub(imp, other, self, alpha), other, self)
+    result = sub(imp, other, self, alpha)
+    # eager calls sub, so it iterates over the operands in that order
+    tensors = [operand for operand in (other, self) if isinstance(operand, Value)]
+    return imp.with_strides(result, imp.pointwise_strides(result.shape, tensors))  # type: ignore[arg-type]  # static
 
 
 @rule("aten.mul.Tensor", "aten.mul.Scalar", layout=POINTWISE)
@@ -215,7 +219,7 @@ def pow_tensor(imp: Importer, self: Value, exponent: Value) -> Value:
     return imp.b.op("pow", *_floats_only(imp, self, exponent))
 
 
-@rule("aten.pow.Scalar", layout=POINTWISE)
+@rule("aten.pow.Scalar", layout=CONTIGUOUS)
 def pow_of_scalar(imp: Importer, self: Operand, exponent: Value) -> Value:
     base, power = _floats_only(imp, self, exponent)
     if is_number(base, 1):
@@ -492,22 +496,18 @@ def rad2deg(imp: Importer, self: Value) -> Value:
     return imp.b.op("mul", *floating(imp, self), 180.0 / math.pi)
 
 
-@rule("aten.ldexp.Tensor", layout=POINTWISE)
+@rule("aten.ldexp.Tensor")
 def ldexp(imp: Importer, self: Value, other: Value) -> Value:
-    return _iterated(imp, _ldexp(imp, self, other), other, self)
+    result = _ldexp(imp, self, other)
+    shape: tuple[int, ...] = other.shape  # type: ignore[assignment]  # static
+    parts = [(self.shape, imp.strides(self)), (shape, layout.contiguous(shape))]
+    return imp.with_strides(result, layout.tensor_iterator_strides(result.shape, parts))  # type: ignore[arg-type]
 
 
 @rounding_once
 def _ldexp(imp: Importer, self: Value, other: Value) -> Value:
     x, exponent = floating(imp, self, other)
     return imp.b.op("mul", x, imp.b.op("pow", 2.0, exponent))
-
-
-def _iterated(imp: Importer, result: Value, *operands: Operand) -> Value:
-    """State the strides of a result for which eager iterates over operands in another order than it takes them."""
-    tensors = [operand for operand in operands if isinstance(operand, Value)]
-    shape: tuple[int, ...] = result.shape  # type: ignore[assignment]  # static
-    return imp.with_strides(result, imp.pointwise_strides(shape, tensors))
 
 
 @rule("aten.angle.default", layout=POINTWISE)

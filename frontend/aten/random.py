@@ -53,7 +53,9 @@ def randn(
     device: torch.device | None = None,
     pin_memory: bool | None = None,
 ) -> Value:
-    return _create(imp, "aten.randn.default", [size], size, _float(imp, dtype), _device(imp, device, pin_memory), layout)
+    return _create(
+        imp, "aten.randn.default", [size], size, _float(imp, dtype), _device(imp, device, pin_memory), layout
+    )
 
 
 @rule("aten.randint.default", layout=CONTIGUOUS)

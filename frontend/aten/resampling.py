@@ -10,6 +10,7 @@ from graphc.frontend.aten.activation import floats
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.memory_format import like_input
 from graphc.frontend.aten.registry import Decline, rule
+from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Value
 from graphc.ir.types import f64
 from graphc.ops.composite import static
@@ -31,25 +32,36 @@ def _scale(size: int, count: int, given: float | None, wide: bool) -> float:
 
 
 def _nearest(
-    imp: Importer, self: Value, output_size: Sequence[int], scales: Sequence[float | None], exact: bool
+    imp: Importer, overload: str, self: Value, output_size: Sequence[int], scales: Sequence[float | None]
 ) -> Value:
-    sizes = _sizes(self, output_size, len(scales))
-    if self.dtype == f64:
-        raise Decline("eager finds the pixels of float64 images in float64")
-    ratios = tuple(_scale(s, c, g, False) for s, c, g in zip(self.shape[2:], sizes, scales, strict=True))  # type: ignore[arg-type]
-    return like_input(imp, imp.b.op("upsample_nearest", self, size=sizes, scale=ratios, exact=exact), self)
+    sizes, exact = _sizes(self, output_size, len(scales)), "exact" in overload
+    given = static(self.shape[2:], "upsampling")
+    ratios = tuple(_scale(s, c, g, False) for s, c, g in zip(given, sizes, scales, strict=True))
+    attrs = {"size": sizes, "scale": ratios, "exact": exact}
+    whole = all(c % s == 0 and r * c == s for s, c, r in zip(given, sizes, ratios, strict=True))
+    if not whole and (self.dtype == f64 or _library_wins(self)):
+        # eager finds the pixels of float64 images in float64
+        (result,) = stated_call(imp, overload, [self, sizes, *scales], imp.b.infer("upsample_nearest", [self], attrs))
+    else:
+        result = imp.b.op("upsample_nearest", self, **attrs)
+    return like_input(imp, result, self)
+
+
+def _library_wins(self: Value) -> bool:
+    """On CPU reading pixels at computed places is slower than ATen's own loops; elsewhere it fuses with its consumers."""
+    return self.device == "cpu"
 
 
 @rule("aten.upsample_nearest1d.default")
 def upsample_nearest1d(imp: Importer, self: Value, output_size: Sequence[int], scales: float | None = None) -> Value:
-    return _nearest(imp, self, output_size, (scales,), False)
+    return _nearest(imp, "aten.upsample_nearest1d.default", self, output_size, (scales,))
 
 
 @rule("aten._upsample_nearest_exact1d.default")
 def upsample_nearest_exact1d(
     imp: Importer, self: Value, output_size: Sequence[int], scales: float | None = None
 ) -> Value:
-    return _nearest(imp, self, output_size, (scales,), True)
+    return _nearest(imp, "aten._upsample_nearest_exact1d.default", self, output_size, (scales,))
 
 
 @rule("aten.upsample_nearest2d.default")
@@ -60,7 +72,7 @@ def upsample_nearest2d(
     scales_h: float | None = None,
     scales_w: float | None = None,
 ) -> Value:
-    return _nearest(imp, self, output_size, (scales_h, scales_w), False)
+    return _nearest(imp, "aten.upsample_nearest2d.default", self, output_size, (scales_h, scales_w))
 
 
 @rule("aten._upsample_nearest_exact2d.default")
@@ -71,7 +83,7 @@ def upsample_nearest_exact2d(
     scales_h: float | None = None,
     scales_w: float | None = None,
 ) -> Value:
-    return _nearest(imp, self, output_size, (scales_h, scales_w), True)
+    return _nearest(imp, "aten._upsample_nearest_exact2d.default", self, output_size, (scales_h, scales_w))
 
 
 @rule("aten.upsample_nearest3d.default")
@@ -83,29 +95,39 @@ def upsample_nearest3d(
     scales_h: float | None = None,
     scales_w: float | None = None,
 ) -> Value:
-    return _nearest(imp, self, output_size, (scales_d, scales_h, scales_w), False)
+    return _nearest(imp, "aten.upsample_nearest3d.default", self, output_size, (scales_d, scales_h, scales_w))
 
 
 def _linear(
-    imp: Importer, self: Value, output_size: Sequence[int], align_corners: bool, scales: Sequence[float | None]
+    imp: Importer,
+    overload: str,
+    self: Value,
+    output_size: Sequence[int],
+    align_corners: bool,
+    scales: Sequence[float | None],
 ) -> Value:
     sizes = _sizes(self, output_size, len(scales))
     wide = self.dtype == f64
     ratios = []
-    for size, count, given in zip(self.shape[2:], sizes, scales, strict=True):
+    for size, count, given in zip(static(self.shape[2:], "upsampling"), sizes, scales, strict=True):
         if align_corners:
-            ratios.append(_scale(size - 1, count - 1, None, wide) if count > 1 else 0.0)  # type: ignore[arg-type]
+            ratios.append(_scale(size - 1, count - 1, None, wide) if count > 1 else 0.0)
         else:
-            ratios.append(_scale(size, count, given, wide))  # type: ignore[arg-type]  # static shapes
+            ratios.append(_scale(size, count, given, wide))
     attrs = {"size": sizes, "scale": tuple(ratios), "align_corners": align_corners}
-    return like_input(imp, imp.b.op("upsample_linear", self, **attrs), self)
+    if _library_wins(self):
+        types = imp.b.infer("upsample_linear", [self], attrs)
+        (result,) = stated_call(imp, overload, [self, sizes, align_corners, *scales], types)
+    else:
+        result = imp.b.op("upsample_linear", self, **attrs)
+    return like_input(imp, result, self)
 
 
 @rule("aten.upsample_linear1d.default")
 def upsample_linear1d(
     imp: Importer, self: Value, output_size: Sequence[int], align_corners: bool, scales: float | None = None
 ) -> Value:
-    return _linear(imp, self, output_size, align_corners, (scales,))
+    return _linear(imp, "aten.upsample_linear1d.default", self, output_size, align_corners, (scales,))
 
 
 @rule("aten.upsample_bilinear2d.default")
@@ -117,7 +139,7 @@ def upsample_bilinear2d(
     scales_h: float | None = None,
     scales_w: float | None = None,
 ) -> Value:
-    return _linear(imp, self, output_size, align_corners, (scales_h, scales_w))
+    return _linear(imp, "aten.upsample_bilinear2d.default", self, output_size, align_corners, (scales_h, scales_w))
 
 
 @rule("aten.upsample_trilinear3d.default")
@@ -130,7 +152,9 @@ def upsample_trilinear3d(
     scales_h: float | None = None,
     scales_w: float | None = None,
 ) -> Value:
-    return _linear(imp, self, output_size, align_corners, (scales_d, scales_h, scales_w))
+    return _linear(
+        imp, "aten.upsample_trilinear3d.default", self, output_size, align_corners, (scales_d, scales_h, scales_w)
+    )
 
 
 def _pads(self: Value, padding: Sequence[int], spatial: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -149,17 +173,35 @@ def _pads(self: Value, padding: Sequence[int], spatial: int) -> tuple[tuple[int,
     return low, high
 
 
+def _padded(
+    imp: Importer,
+    kind: str,
+    name: str,
+    self: Value,
+    padding: Sequence[int],
+    low: tuple[int, ...],
+    high: tuple[int, ...],
+) -> Value:
+    attrs = {"low": low, "high": high}
+    if _library_wins(self):
+        overload = f"aten.{kind}_pad{len(padding) // 2}d.default"
+        (result,) = stated_call(imp, overload, [self, padding], imp.b.infer(name, [self], attrs))
+    else:
+        result = imp.b.op(name, self, **attrs)
+    return like_input(imp, result, self)
+
+
 @rule("aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.reflection_pad3d.default")
 def reflection_pad(imp: Importer, self: Value, padding: Sequence[int]) -> Value:
     low, high = _pads(self, padding, len(padding) // 2)
     sizes = static(self.shape, "padding")
     if self.dtype.kind == "bool" or any(max(p) >= s for s, *p in zip(sizes, low, high, strict=True) if any(p)):
         raise Decline("eager raises")
-    return like_input(imp, imp.b.op("pad_reflect", self, low=low, high=high), self)
+    return _padded(imp, "reflection", "pad_reflect", self, padding, low, high)
 
 
 @rule("aten.replication_pad1d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default")
 def replication_pad(imp: Importer, self: Value, padding: Sequence[int]) -> Value:
     low, high = _pads(self, padding, len(padding) // 2)
     floats(self)
-    return like_input(imp, imp.b.op("pad_replicate", self, low=low, high=high), self)
+    return _padded(imp, "replication", "pad_replicate", self, padding, low, high)

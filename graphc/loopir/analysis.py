@@ -314,7 +314,12 @@ def _comparison(op: str, low: int | None, high: int | None) -> bool | None:
     zero = low == 0 and high == 0
     nonzero = at_most["lt"] or at_least["gt"]
     yes = {**at_most, **at_least, "eq": zero, "ne": nonzero}[op]
-    no = {"lt": at_least["ge"], "le": at_least["gt"], "gt": at_most["le"], "ge": at_most["lt"], "eq": nonzero, "ne": zero}[
-        op
-    ]
+    no = {
+        "lt": at_least["ge"],
+        "le": at_least["gt"],
+        "gt": at_most["le"],
+        "ge": at_most["lt"],
+        "eq": nonzero,
+        "ne": zero,
+    }[op]
     return True if yes else False if no else None

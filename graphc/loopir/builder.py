@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphc.errors import LoweringError
-from graphc.ir.dims import Dim, Ranges, simplify
+from graphc.ir.dims import Dim, simplify
 from graphc.ir.types import DType, bool_, i64
 from graphc.loopir.kernel import (
     Axis,

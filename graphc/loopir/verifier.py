@@ -173,9 +173,8 @@ class _Verifier:
         if len(s.args) != rule.arity:
             raise self.fail(f"{s.op} takes {rule.arity} operands, not {len(s.args)}")
         dtypes = [self.dtypes[name] for name in s.args]
-        if s.op == "where":
-            if dtypes.pop(0) != bool_:
-                raise self.fail("the first operand of where is bool")
+        if s.op == "where" and dtypes.pop(0) != bool_:
+            raise self.fail("the first operand of where is bool")
         if rule.result == "given":
             if s.op == "bitcast" and dtypes[0].itemsize != s.dtype.itemsize:
                 raise self.fail(f"bitcast from {dtypes[0].name} to {s.dtype.name} changes the size")

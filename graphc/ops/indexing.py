@@ -1,7 +1,7 @@
 """Reading and writing at places that are data: gather, take, index, scatter, put.
 
-Indices are integer tensors; negative ones count from the end. Graphs assume that they are in range, as eager does on
-accelerators: one outside reads or writes the nearest valid place in generated kernels, and raises in library calls.
+Indices are integer tensors. As in eager, negative ones count from the end in take, index and put, and are none in gather
+and scatter. One that is out of range reads the nearest valid place in generated kernels, and raises in library calls.
 """
 
 from __future__ import annotations
@@ -62,13 +62,8 @@ def _lower_gather(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopVa
     return ctx.element(base, (*index[:dim], position, *index[dim + 1 :]))
 
 
-def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:
-    indices = indices.long()
-    return torch.where(indices < 0, indices + size, indices)
-
-
 def _gather(x: torch.Tensor, indices: torch.Tensor, dim: int) -> torch.Tensor:
-    return torch.gather(x, dim, _wrapped(indices, x.shape[dim]))
+    return torch.gather(x, dim, indices.long())
 
 
 # take: indices of any rank in place of a dim
@@ -82,6 +77,11 @@ def _infer_take(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seque
     _check_not_empty("take", base, dim, indices)
     shape = base.type.shape
     return (base.type.with_shape((*shape[:dim], *indices.type.shape, *shape[dim + 1 :])),)
+
+
+def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:
+    indices = indices.long()
+    return torch.where(indices < 0, indices + size, indices)
 
 
 def _take(x: torch.Tensor, indices: torch.Tensor, dim: int) -> torch.Tensor:
@@ -172,7 +172,7 @@ def _scatter_operands(
 
 
 def _scatter(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str) -> torch.Tensor:
-    indices = _wrapped(indices, base.shape[dim])
+    indices = indices.long()
     if mode == "set":
         return torch.scatter(base, dim, indices, source)
     if mode == "add":

@@ -124,13 +124,20 @@ def _stat_dtype(x: Value, *others: Value | None) -> DType:
     return f32 if mixed else x.dtype
 
 
-def _affine(b: Builder, y: Value, weight: Value | None, bias: Value | None, shape: Sequence[Dim] | None) -> Value:
-    """`y * weight + bias` with the parameters reshaped to `shape`."""
+def _affine(b: Builder, y: Value, weight: Value | None, bias: Value | None) -> Value:
+    """`y * weight + bias`."""
     for name, parameter in (("mul", weight), ("add", bias)):
         if parameter is not None:
-            wide = composite.cast(b, composite.wide(b, parameter), y.dtype)
-            y = b.op(name, y, wide if shape is None else composite.reshape(b, wide, shape))
+            y = b.op(name, y, composite.cast(b, composite.wide(b, parameter), y.dtype))
     return y
+
+
+def _channel_affine(
+    b: Builder, centered: Value, rstd: Value, weight: Value | None, bias: Value | None, shape: Sequence[Dim]
+) -> Value:
+    """`centered * (rstd * weight) + bias` with parameters reshaped to `shape`: one product per element."""
+    scale = _affine(b, rstd, None if weight is None else composite.reshape(b, weight, shape), None)
+    return _affine(b, b.op("mul", centered, scale), None, None if bias is None else composite.reshape(b, bias, shape))
 
 
 def _moments(b: Builder, x: Value, dims: tuple[int, ...]) -> tuple[Value, Value, Value]:
@@ -169,7 +176,7 @@ def _expand_layer_norm(b: Builder, op: Op) -> Sequence[Value]:
     x, rank = composite.wide(b, source), source.type.rank
     mean, centered, variance = _moments(b, x, tuple(range(rank - op.attrs["dims"], rank)))
     rstd = _inverse_deviation(b, variance, op.attrs["eps"])
-    y = _affine(b, b.op("mul", centered, rstd), weight, bias, None)
+    y = _affine(b, b.op("mul", centered, rstd), weight, bias)
     return [composite.cast(b, value, result.dtype) for value, result in zip((y, mean, rstd), op.results, strict=True)]
 
 
@@ -206,7 +213,7 @@ def _expand_rms_norm(b: Builder, op: Op) -> Sequence[Value]:
     x, rank = composite.wide(b, source), source.type.rank
     square = composite.mean(b, b.op("mul", x, x), tuple(range(rank - op.attrs["dims"], rank)))
     rrms = _inverse_deviation(b, square, op.attrs["eps"])
-    return [composite.cast(b, _affine(b, b.op("mul", x, rrms), weight, None, None), source.dtype), rrms]
+    return [composite.cast(b, _affine(b, b.op("mul", x, rrms), weight, None), source.dtype), rrms]
 
 
 def _reference_rms_norm(
@@ -259,7 +266,7 @@ def _expand_group_norm(b: Builder, op: Op) -> Sequence[Value]:
     x = composite.wide(b, composite.reshape(b, source, (batch, *grouped, *rest)))
     mean, centered, variance = _moments(b, x, tuple(range(2, x.type.rank)))
     rstd = _inverse_deviation(b, variance, op.attrs["eps"])
-    y = _affine(b, b.op("mul", centered, rstd), weight, bias, (1, *grouped, *(1 for _ in rest)))
+    y = _channel_affine(b, centered, rstd, weight, bias, (1, *grouped, *(1 for _ in rest)))
     out, *stats = op.results
     y = composite.reshape(b, composite.cast(b, y, out.dtype), out.shape)
     return [y, *(composite.reshape(b, composite.cast(b, s, stats[0].dtype), stats[0].shape) for s in (mean, rstd))]
@@ -306,7 +313,7 @@ def _expand_batch_norm_train(b: Builder, op: Op) -> Sequence[Value]:
     mean, centered, variance = _moments(b, x, dims)
     rstd = _inverse_deviation(b, variance, op.attrs["eps"])
     channel = (1, source.shape[1], *(1 for _ in source.shape[2:]))
-    y = _affine(b, b.op("mul", centered, rstd), weight, bias, channel)
+    y = _channel_affine(b, centered, rstd, weight, bias, channel)
     stats = [composite.reshape(b, s, (source.shape[1],)) for s in (mean, rstd, variance)]
     return [composite.cast(b, y, source.dtype), *stats]
 
@@ -348,7 +355,7 @@ def _expand_batch_norm_eval(b: Builder, op: Op) -> Sequence[Value]:
     x = composite.wide(b, source)
     mean, variance = (composite.cast(b, composite.wide(b, s), x.dtype) for s in (mean, variance))
     # one multiplication and one addition per element, as eager folds them
-    scale = _affine(b, _inverse_deviation(b, variance, op.attrs["eps"]), weight, None, None)
+    scale = _affine(b, _inverse_deviation(b, variance, op.attrs["eps"]), weight, None)
     shift = b.op("neg", b.op("mul", mean, scale))
     if bias is not None:
         shift = b.op("sub", composite.cast(b, composite.wide(b, bias), x.dtype), b.op("mul", mean, scale))

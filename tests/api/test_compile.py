@@ -59,7 +59,7 @@ def test_recompiles_are_counted_and_explained() -> None:
     f(torch.ones(3))
     f(torch.ones(4))
     f(torch.ones(4), flag=False)
-    f(torch.ones(4, dtype=torch.float64))
+    f(torch.ones(4, dtype=torch.float64), flag=False)
     stats = f.stats()
     assert stats.compiles == 4
     dtype, flag, shape = stats.recompiles
@@ -287,7 +287,7 @@ def test_tensor_subclass_is_refused() -> None:
         pass
 
     f = graphc.compile(lambda x: x + 1)
-    with pytest.raises(UnsupportedError, match="Mine"):
+    with pytest.raises(CaptureError, match="Mine"):
         f(torch.ones(2).as_subclass(Mine))
 
 
@@ -307,7 +307,7 @@ def test_numpy_on_traced_tensor_is_refused_with_the_line() -> None:
     def f(x):
         return torch.from_numpy((x + 1).numpy())  # numpy
 
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(UnsupportedError) as caught:
         f(torch.ones(2))
     _line_of(caught.value, "return torch.from_numpy((x + 1).numpy())  # numpy")
 
@@ -354,7 +354,7 @@ def test_read_only_and_damaged_cache(tmp_path) -> None:
         assert again.explain(x).cached
         for path in tmp_path.rglob("*"):
             if path.is_file():
-                path.chmod(0o600)
+                path.unlink()  # a new file: the running program has the old one mapped
                 path.write_bytes(b"damaged")
         with pytest.warns(GraphcWarning):
             damaged = graphc.compile(f, name="f")

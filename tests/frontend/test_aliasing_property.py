@@ -88,7 +88,7 @@ def _input(kind: int) -> torch.Tensor:
     return torch.randn(2, 1, 3)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(STEP, min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["apart", "same", "overlap"])
 )

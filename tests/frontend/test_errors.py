@@ -211,14 +211,15 @@ def test_state_after_a_failed_capture() -> None:
             self.norm.weight.grad = torch.ones(3)
             self.norm.bias = nn.Parameter(torch.zeros(3))
             torch.rand(2)
-            y = self.norm(x)
+            self.norm(x)
             raise KeyError("mine")
 
     net = Net()
+    x = torch.randn(4, 3)
     bias, state, mean = net.norm.bias, torch.get_rng_state(), net.norm.running_mean.clone()
     version = net.norm.running_mean._version
     with pytest.raises(KeyError, match="mine"):
-        capture(net, (torch.randn(4, 3),))
+        capture(net, (x,))
     assert net.count == 0
     assert net.norm.bias is bias
     assert net.norm.weight.grad is None

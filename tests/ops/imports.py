@@ -16,7 +16,7 @@ from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, RULES, Decline,
 from graphc.ir import interpreter
 from graphc.ir.graph import Builder, Graph, Output, Role, Value
 from graphc.ops import Kind
-from tests.support import assert_contract
+from tests.ops.core import assert_close
 
 load_rules()
 
@@ -75,7 +75,7 @@ def compare(func: Any, rule: Rule, args: Sequence[Any], kwargs: dict[str, Any], 
         assert isinstance(mine, torch.Tensor)
         assert value.type == tensor_type(mine), f"stated {value.type}, computed {tensor_type(mine)}"
         if not str(func).startswith(UNSPECIFIED):
-            _assert_close(mine, eager, wide)
+            assert_close(mine, eager, wide)
         else:
             assert (mine.shape, mine.dtype) == (eager.shape, eager.dtype)
         if eager.numel() > 1:
@@ -83,14 +83,6 @@ def compare(func: Any, rule: Rule, args: Sequence[Any], kwargs: dict[str, Any], 
             stated, real = [strides[d] for d in mattering], [eager.stride(d) for d in mattering]
             assert stated == real, f"strides {tuple(strides)}, eager {eager.stride()} for {tuple(eager.shape)}"
     return graph
-
-
-def _assert_close(mine: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor | None) -> None:
-    if mine.dtype == torch.float64:  # there is nothing wider to tell who is nearer to the truth
-        scale = eager[eager.isfinite()].abs().max().item() if eager.isfinite().any() else 0.0
-        torch.testing.assert_close(mine, eager, rtol=1e-12, atol=1e-14 * scale, equal_nan=True)
-    else:
-        assert_contract(mine, eager, exact)
 
 
 def imported(rule: Rule, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, list[tuple[Value, Any]]]:

@@ -44,6 +44,10 @@ class Emitted:
     text: str
     helpers: tuple[str, ...] = ()
 
+    @property
+    def prototype(self) -> str:
+        return self.text[self.text.index("static ") + len("static ") :].partition("{")[0].strip()
+
 
 class PlanBuilder:
     """Builds a plan buffer by buffer and step by step."""

@@ -150,38 +150,38 @@ def test_calls_agree_with_eager(cases: list[Case], kind: str, tmp_path: Path) ->
 def test_results_in_another_layout_are_copied(tmp_path: Path) -> None:
     """The plan's layout is a promise to later kernels, whatever strides the call comes back with."""
     x = f(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    for op in ("aten.cumsum.default", "aten.cumsum.default", "aten.tril.default"):
-        builder = PlanBuilder()
+    builder = PlanBuilder()
+    source = builder.view(builder.input(x))
+    for op, args, outs in (("aten.sort.default", (1,), 2), ("aten.roll.default", ((1,), (0,)), 1)):  # native, Python
         out = builder.external(f32, x.shape)
         builder.returns(out)
-        builder.aten(op, (builder.view(builder.input(x)), 1), (out,))
-        (found,) = load(builder.program(), tmp_path)([x])
-        assert found.is_contiguous()
-        assert torch.equal(found, torch.cumsum(x, 1) if "cumsum" in op else torch.tril(x, 1))
+        builder.aten(op, (source, *args), (out, -1)[:outs])
+    found = load(builder.program(), tmp_path)([x])
+    eagers = (torch.sort(x, 1).values, torch.roll(x, 1, 0))
+    assert not any(expected.is_contiguous() for expected in eagers)
+    for result, expected in zip(found, eagers, strict=True):
+        assert result.is_contiguous() and torch.equal(result, expected)
 
 
-@pytest.mark.parametrize("op", ["aten.slice.Tensor", "aten.narrow.default", "aten.select.int"])
-def test_results_that_are_views_own_their_memory(op: str, tmp_path: Path) -> None:
+def test_results_that_are_views_own_their_memory(tmp_path: Path) -> None:
     """A view of an operand is copied: the operand's buffer may be overwritten later in the program."""
     x = f(4, 3)
     builder = PlanBuilder()
     source, middle = builder.input(x), builder.arena(f32, (4, 3))
-    args, shape = {
-        "aten.slice.Tensor": ((0, 1, 3), (2, 3)),
-        "aten.narrow.default": ((0, 1, 2), (2, 3)),
-        "aten.select.int": ((0, 1), (3,)),
-    }[op]
     builder.kernel("negate", NEGATE.replace("SIZE", "12"), source, middle)
-    out = builder.external(f32, shape)
-    builder.returns(out)
-    builder.aten(op, (builder.view(middle), *args), (out,))
+    calls = {"slice.Tensor": ((0, 1, 3), (2, 3)), "narrow.default": ((0, 1, 2), (2, 3)), "select.int": ((0, 1), (3,))}
+    for op, (args, shape) in calls.items():
+        out = builder.external(f32, shape)
+        builder.returns(out)
+        builder.aten(f"aten.{op}", (builder.view(middle), *args), (out,))
     builder.kernel("wipe", "static void wipe(float *y) { for (int i = 0; i < 12; i++) y[i] = 7; }\n", middle)
-    function = load(builder.program(), tmp_path)
-    expected = -x[1] if op == "aten.select.int" else -x[1:3]
-    first = function([x])[0]
-    assert torch.equal(first, expected)
+    program = builder.program()
+    assert list(program.stats["python_steps"]) == ["3"]  # select
+    function = load(program, tmp_path)
+    first = function([x])
     function([f(4, 3)])
-    assert torch.equal(first, expected)
+    for found, expected in zip(first, (-x[1:3], -x[1:3], -x[1]), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_python_between_native_segments(tmp_path: Path) -> None:
@@ -222,17 +222,20 @@ def test_numbers_come_from_host_cells(tmp_path: Path) -> None:
         torch.testing.assert_close(found, rolled_now * rolled_now[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
-def test_item(dtype: torch.dtype, tmp_path: Path) -> None:
-    x = torch.tensor([0, 1, 1]).to(dtype)
+def test_item(tmp_path: Path) -> None:
     builder = PlanBuilder()
-    source = builder.input(x)
-    cell = builder.cell(dtype_of(dtype) if not dtype.is_floating_point else f64)
-    builder.aten("aten._local_scalar_dense.default", (View(source, dtype_of(dtype), (), (), 1),), (cell,))
-    builder.returns(cell)
-    (found,) = load(builder.program(), tmp_path)([x])
-    assert found == x[1].item()
-    assert type(found) is type(x[1].item())
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    inputs = [torch.tensor([0, 1, 1]).to(dtype) for dtype in dtypes]
+    for x in inputs:
+        source, dtype = builder.input(x), dtype_of(x.dtype)
+        cell = builder.cell(f64 if dtype.is_float else dtype)
+        builder.aten("aten._local_scalar_dense.default", (View(source, dtype, (), (), 1),), (cell,))
+        builder.returns(cell)
+    program = builder.program()
+    assert list(program.stats["python_steps"]) == ["2"]  # bfloat16
+    found = load(program, tmp_path)(inputs)
+    assert found == [x[1].item() for x in inputs]
+    assert [type(value) for value in found] == [type(x[1].item()) for x in inputs]
 
 
 def test_unused_results_and_mutated_operands(tmp_path: Path) -> None:

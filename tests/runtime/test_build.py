@@ -62,7 +62,7 @@ def test_a_compiler_that_cannot_start(tmp_path: Path) -> None:
 def test_a_compiler_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     compiler = fake_compiler(tmp_path, f"sleep 60 &\necho $! > {pid_file}\nwait")
-    with override(cc=compiler), pytest.raises(CompilerError, match=r"stopped after 0\.5 s"):
+    with override(cc=compiler), pytest.raises(CompilerError, match=r"stopped: it ran out of time after 0\.5 s"):
         build_library(program(), timeout=0.5)
     child = int(pid_file.read_text())
     gone = threading.Event()

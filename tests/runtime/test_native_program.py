@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from graphc.codegen.c.emit import emit_kernel
+from graphc.codegen.native import generate_native
 from graphc.errors import BackendUnavailableError, CodegenError, LoweringError
+from graphc.ir.dims import symbol
 from graphc.ir.types import bool_, f32, f64, i64
+from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
 from graphc.program.plan import KernelStep
-from graphc.program.record import Program
+from graphc.program.record import PYTHON, Program, Segment
 from graphc.runtime import library
 from graphc.runtime.load import load_program
 from tests.runtime.plans import LINE, PlanBuilder, load
@@ -315,6 +320,32 @@ def test_the_source_is_for_reading() -> None:
     assert text.count("/* model.py:14 fc1 */") == 3
 
 
+def softmax_kernel(name: str, rows: int, columns: int) -> Kernel:
+    builder = KernelBuilder((Axis("i", rows), Axis("j", columns, ROW)))
+    place = symbol("i") * columns + symbol("j")
+    x = builder.load("x", f32, place)
+    e = builder.compute("exp", builder.compute("sub", x, builder.reduce("max", x)))
+    builder.store("y", place, builder.compute("div", e, builder.reduce("sum", e)))
+    size = rows * columns
+    return builder.finish(name, (Buffer("x", f32, size, "in"), Buffer("y", f32, size, "out")))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_generated_kernels(count: int, tmp_path: Path) -> None:
+    """With several kernels they stand in files of their own, which see each other through hidden symbols."""
+    inputs = [torch.randn(4 + n, 7 + n) for n in range(count)]
+    builder = PlanBuilder()
+    for n, x in enumerate(inputs):
+        name = f"softmax{n}"
+        builder.plan.kernels[name] = softmax_kernel(name, *x.shape)
+        buffers = (builder.input(x), builder.output(f32, x.shape))
+        builder.plan.steps.append(KernelStep(name, buffers, (0, 0), LINE))
+    program = generate_native(builder.plan, emit_kernel)
+    assert sorted(program.sources) == (["program.c"] if count == 1 else ["kernels_0.c", "kernels_1.c", "program.c"])
+    for found, x in zip(load(program, tmp_path)(inputs), inputs, strict=True):
+        torch.testing.assert_close(found, torch.softmax(x, 1))
+
+
 def test_missing_kernel_and_missing_function() -> None:
     builder = PlanBuilder()
     builder.plan.steps.append(KernelStep("ghost", (), (), LINE))
@@ -323,8 +354,6 @@ def test_missing_kernel_and_missing_function() -> None:
     with pytest.raises(BackendUnavailableError, match="exports no sgemm_of_the_future"):
         library.address_of("sgemm_of_the_future")
     record = Program("f", "c", steps=[KernelStep("k", (), (), LINE)])
-    from graphc.program.record import PYTHON, Segment
-
     record.segments = [Segment(PYTHON, 0, 1)]
     with pytest.raises(LoweringError, match="kernel k cannot be run from Python"):
         load_program(record, None)

@@ -296,7 +296,8 @@ CASES: dict[str, Callable[[], Kernel]] = {
         f"cast_{a.name}_{b.name}": lambda a=a, b=b: casts(40, a, b)
         for a, b in (
             (f32, bf16), (bf16, f32), (f32, f16), (f64, f32), (f64, bf16), (f32, i32), (f32, i64), (f32, u8),
-            (f64, u32), (f32, bool_), (bool_, f32), (i64, f32), (i32, i8), (i16, bool_), (u8, f64), (i64, bf16), (bool_, i64),
+            (f64, u32), (f32, bool_), (bool_, f32), (i64, f32), (i32, i8), (i16, bool_), (u8, f64), (i64, bf16),
+            (bool_, i64),
         )
     },
 }  # fmt: skip

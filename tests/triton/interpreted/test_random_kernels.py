@@ -18,10 +18,11 @@ from tests.triton.data import as_array, as_tensor
 torch.set_num_threads(1)
 
 COUNT = int(os.environ.get("GRAPHC_RANDOM_KERNELS", "60"))
+# large tiles across rows, which the interpreter runs fast, and short steps along them
 FORMS = {
-    "whole": Limits(),
-    "looped": Limits(pointwise=64, persistent=4, row=8, loop=8, strided=8, transpose=4, fill=1, split=1),
-    "split": Limits(pointwise=64, persistent=2, row=4, loop=4, strided=4, transpose=4, fill=32, split=3),
+    "whole": Limits(pointwise=4096, row=8192, strided=256, fill=1),
+    "looped": Limits(persistent=4, row=2048, loop=8, strided=256, fill=1, split=1),
+    "split": Limits(persistent=4, row=256, loop=4, strided=64, fill=32, split=3),
 }
 
 
