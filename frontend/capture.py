@@ -1,8 +1,8 @@
 """From a PyTorch function to a graph: run it once on tensors without data, and record what it does.
 
-    captured = capture(model, (x,), {})
-    inputs = captured.match((x,), {})          # None when a guard fails
-    result = captured.rebuild(run(captured.graph, inputs), inputs)
+captured = capture(model, (x,), {})
+inputs = captured.match((x,), {})          # None when a guard fails
+result = captured.rebuild(run(captured.graph, inputs), inputs)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def capture(
         fn: a function, method, nn.Module, partial, or any callable object.
         args, kwargs: of the call; any nesting of containers. Tensors are not read, and never changed.
         name: of the graph; the function's own by default.
-        dynamic_scalars: argument leaves (numbered in the order of `tree.flatten((args, kwargs))`) holding Python numbers
+        dynamic_scalars: argument leaves (numbered as `tree.flatten((args, kwargs))` gives them) holding Python numbers
             that shall be inputs of the program instead of constants. One whose value Python looks at stays a constant.
 
     Returns:
@@ -60,9 +60,9 @@ def capture(
     Raises:
         DataDependentError: a Python branch, number or shape depends on tensor data.
         CaptureError: tensor subclasses, generators, tensors kept from another capture or left behind in attributes.
-        UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, other things without a graph form.
-        Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class with
-            the user's line in the message. Modules, gradients and torch's state are then as before.
+        UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, what else has no graph form.
+        Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class
+            with the user's line in the message. Modules, gradients and torch's state are then as before.
     """
     started = time.perf_counter()
     with _LOCK:
@@ -88,6 +88,7 @@ class _Session:
         self.leaves, self.node = tree.flatten((args, kwargs))
         self.names = _argument_names(fn, self.node)
         self.name = name or _function_name(fn)
+        self._given: list[Any] = []
 
     def run(self, dynamic: frozenset[int]) -> Captured:
         merged: frozenset[int] = frozenset()
@@ -123,7 +124,7 @@ class _Session:
             raise
         undo.settled()
         del given, result, leaves
-        self._given = []
+        self._given.clear()
         _check_leaks(recorder.made)
         guards = facts.guards(recorder.graph, recorder.bindings)
         return Captured(
@@ -155,8 +156,7 @@ class _Session:
         elif isinstance(fn, types.FunctionType):
             reads.function(fn)
         else:
-            call = getattr(type(fn), "__call__", None)
-            reads.function(call, ("", Access([fn], "[0]")))
+            reads.function(vars(type(fn)).get("__call__"), ("", Access([fn], "[0]")))
         for name, leaf in zip(self.names, self.leaves, strict=True):
             if isinstance(leaf, torch.nn.Module):
                 roots.append((name, leaf))
@@ -214,8 +214,8 @@ class _Session:
         same = node == self.node and all(a is b for a, b in zip(leaves, self._given, strict=True))
         if not same:
             raise CaptureError(
-                f"{self.name} changes a list, dict or object among its arguments, which a compiled program cannot; return "
-                "the new values instead (writing into tensors is fine)"
+                f"{self.name} changes a list, dict or object among its arguments, which a compiled program cannot; "
+                "return the new values instead (writing into tensors is fine)"
             )
 
 
@@ -233,7 +233,9 @@ class _Undo:
     def __init__(self, modules: ModuleFacts, leaves: list[Any]) -> None:
         self._modules = modules
         self._random = torch.get_rng_state()
-        params = [p for module in modules.modules() for p in module._parameters.values() if p is not None]
+        params: list[torch.Tensor] = [
+            p for module in modules.modules() for p in module._parameters.values() if p is not None
+        ]
         params += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf]
         self._tensors = [(tensor, tensor.grad, tensor.requires_grad) for tensor in params]
         buffers = [b for module in modules.modules() for b in module._buffers.values() if b is not None]
@@ -282,8 +284,8 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
     if alive:
         op = alive[0].state.storage.base.op
         raise CaptureError(
-            f"the function keeps a tensor it made ({alive[0]!r}) in a global, a closure, a list or an attribute, which a "
-            "compiled program cannot; return it instead",
+            f"the function keeps a tensor it made ({alive[0]!r}) in a global, a closure, a list or an attribute, which "
+            "a compiled program cannot; return it instead",
             op.location if op is not None else None,
         )
 
@@ -316,5 +318,3 @@ def _argument_names(fn: Any, node: tree.Node) -> list[str]:
     for key, child in zip(kwargs.keys, kwargs.children, strict=True):
         names.extend(tree.paths(child, str(key)))
     return names
-
-

@@ -1,4 +1,4 @@
-"""What a capture gives: the graph, how its inputs are fed, when it holds, and how its outputs become the user's value."""
+"""What a capture gives: the graph, how its inputs are fed, when it holds, and how its outputs become the user's."""
 
 from __future__ import annotations
 

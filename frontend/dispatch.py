@@ -132,7 +132,8 @@ def _fix_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     kinds = list(declared.values())
     fixed = [int(a) if isinstance(a, torch.SymInt) and "int" in kind.lower() else a for a, kind in zip(args, kinds)]
     return (*fixed, *args[len(fixed) :]), {
-        key: int(a) if isinstance(a, torch.SymInt) and "int" in declared[key].lower() else a for key, a in kwargs.items()
+        key: int(a) if isinstance(a, torch.SymInt) and "int" in declared[key].lower() else a
+        for key, a in kwargs.items()
     }
 
 
@@ -156,9 +157,7 @@ def _wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: O
     return result
 
 
-def _result_strides(
-    recorder: Recorder, value: Value, rule_layout: str, operands: Operands
-) -> Sequence[int]:
+def _result_strides(recorder: Recorder, value: Value, rule_layout: str, operands: Operands) -> Sequence[int]:
     given = recorder.imp.given_strides(value)
     if given is not None:
         return given
@@ -199,7 +198,9 @@ def _fault(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str,
     if isinstance(error, (UnsupportedError, CaptureError)):
         raise error
     replay.raise_as_eager(recorder.imp, func, args, kwargs, recorder.builder.location)
-    recorder.warnings.append(f"{recorder.builder.location.file}:{recorder.builder.location.line}: {func} runs as it is: {error}")
+    recorder.warnings.append(
+        f"{recorder.builder.location.file}:{recorder.builder.location.line}: {func} runs as it is: {error}"
+    )
 
 
 _NUMBERS = frozenset((bool, int, float, host.HostInt, host.HostFloat, host.HostBool))
@@ -213,7 +214,7 @@ def _rule_handler(func: Any, rule: Rule) -> Handler:
         operands = Operands()
         values, keywords = _call_values(recorder, func, args, kwargs, operands)
         result = _import_functional(recorder, rule, func, values, keywords, operands)
-        if with_scalar or any([type(args[i]) in _NUMBERS for i in tensor_positions if i < len(args)]):
+        if with_scalar or any(type(args[i]) in _NUMBERS for i in tensor_positions if i < len(args)):
             operands.layouts.append(((), ()))  # ATen makes a 0-d tensor of the number, which TensorIterator sees
         if recorder.imp.writes:
             _write_arguments(recorder, [*args, *kwargs.values()], [*values, *keywords.values()])
@@ -389,9 +390,7 @@ def _can_cast(value: Value, state: TensorState) -> bool:
     return torch.can_cast(promotion.to_torch(value.dtype), promotion.to_torch(state.dtype))
 
 
-def _returned(
-    recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], own: Any, operands: Operands
-) -> Any:
+def _returned(recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], own: Any, operands: Operands) -> Any:
     """The return value of a mutating call: its arguments where the schema says so."""
     returns = func._schema.returns
     if not returns:
@@ -428,8 +427,8 @@ def _higher_order(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: 
 
 def _refuse_storage_change(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise UnsupportedError(
-        f"{func} changes the storage or the geometry of an existing tensor, which a compiled program cannot; make a new "
-        "tensor instead"
+        f"{func} changes the storage or the geometry of an existing tensor, which a compiled program cannot; make a "
+        "new tensor instead"
     )
 
 
@@ -459,7 +458,11 @@ def _lift_fresh(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
 def _copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target, source = recorder.state_of(args[0]), recorder.value_of(args[1])
     imp = recorder.imp
-    if source.dtype.kind == "complex" or target.dtype.kind == "complex" or "f8" in source.dtype.name + target.dtype.name:
+    if (
+        source.dtype.kind == "complex"
+        or target.dtype.kind == "complex"
+        or "f8" in source.dtype.name + target.dtype.name
+    ):
         return _mutating_handler(func, None)(recorder, func, args, kwargs)
     values, _ = _snapshot(recorder, args[:2], {})
     if source.device != target.device:

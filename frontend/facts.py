@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class Facts:
         keys = tuple(kwargs.keys)
         g.check(f"tuple(kwargs) == {keys!r}" if keys else "not kwargs", _keywords(keys))
         names = iter(self._names)
-        counter = iter(range(10**9))
+        counter = count()
         self._parts(g, args, "args", names, counter)
         self._parts(g, kwargs, "kwargs", names, counter)
 
@@ -113,7 +114,6 @@ class Facts:
         if node.kind == "leaf":
             self._leaf(g, local, next(names))
             return
-        what = f"structure of argument {self._names[len(self._locals)] if self._locals else local}"
         what = f"structure of argument ({node.cls.__name__} expected)"
         g.check(f"type({local}) is {g.hold(node.cls)}", what)
         inner = local
@@ -124,10 +124,15 @@ class Facts:
             g.check(f"{context} == {g.hold(node.keys[0])}", what)
             g.check(f"len({inner}) == {len(node.children)}", what)
         elif node.kind in ("list", "tuple"):
-            g.check(f"len({local}) == {len(node.children)}", f"length of a {node.kind}, compiled for {len(node.children)}")
+            g.check(
+                f"len({local}) == {len(node.children)}", f"length of a {node.kind}, compiled for {len(node.children)}"
+            )
         elif node.kind in ("dict", "userdict"):
             inner = local if node.kind == "dict" else f"{local}.data"
-            g.check(f"tuple({inner}) == {g.hold(node.keys)}", f"keys of a dict, compiled for {', '.join(map(str, node.keys))}")
+            g.check(
+                f"tuple({inner}) == {g.hold(node.keys)}",
+                f"keys of a dict, compiled for {', '.join(map(str, node.keys))}",
+            )
         self._parts(g, node, inner, names, counter)
 
     def _leaf(self, g: GuardBuilder, local: str, name: str) -> None:
@@ -141,7 +146,9 @@ class Facts:
                     break
             return
         if index in self._dynamic:
-            g.check(f"type({local}) is {g.hold(type(leaf))}", f"type of argument {name}, compiled for {type(leaf).__name__}")
+            g.check(
+                f"type({local}) is {g.hold(type(leaf))}", f"type of argument {name}, compiled for {type(leaf).__name__}"
+            )
         elif is_plain(leaf):
             g.equals(local, leaf, f"argument {name}")
         else:
@@ -157,19 +164,27 @@ class Facts:
         g.check(f"{stack}() == {self._function_modes}", self._state.describe)
         if self._function_modes:
             device = torch.get_default_device()
-            g.check(f"{g.hold(torch.get_default_device)}() == {g.hold(device)}", f"default device, compiled for {device}")
+            g.check(
+                f"{g.hold(torch.get_default_device)}() == {g.hold(device)}", f"default device, compiled for {device}"
+            )
 
     # tensors
 
     def _tensors(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
         """Metadata of every tensor, in one call."""
-        names, tensors, expressions = [], [], []
+        names: list[str] = []
+        tensors: list[torch.Tensor] = []
+        expressions: list[str] = []
         for index, leaf in enumerate(self._leaves):
             if isinstance(leaf, torch.Tensor) and not any(leaf is t for t in tensors):
                 names.append(f"argument {self._names[index]}")
                 tensors.append(leaf)
                 expressions.append(self._locals[index])
-        fixed = [(v.path, b.tensor) for v, b in zip(graph.inputs, bindings, strict=True) if b.accesses]
+        fixed = [
+            (v.path, b.tensor)
+            for v, b in zip(graph.inputs, bindings, strict=True)
+            if b.accesses and b.tensor is not None
+        ]
         names += [f"tensor {path}" for path, _ in fixed]
         tensors += [tensor for _, tensor in fixed]
         if not tensors:
@@ -185,11 +200,12 @@ class Facts:
         for binding in bindings:
             if binding.kind is not BindingKind.STORAGE:
                 continue
-            key = binding.tensor.untyped_storage()._cdata  # type: ignore[union-attr]
+            assert binding.tensor is not None
+            storage = binding.tensor.untyped_storage()
             home = self._locals[binding.leaf] if binding.leaf >= 0 else g.hold(binding.tensor)
-            g.check(f"{home}.untyped_storage().nbytes() == {binding.tensor.untyped_storage().nbytes()}", "size of a storage")  # type: ignore[union-attr]
+            g.check(f"{home}.untyped_storage().nbytes() == {storage.nbytes()}", "size of a storage")
             for index, leaf in enumerate(self._leaves):
-                if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata == key:
+                if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata == storage._cdata:
                     local = self._locals[index]
                     same = f"{local}.untyped_storage()._cdata == {home}.untyped_storage()._cdata"
                     place = f"{local}.storage_offset() == {leaf.storage_offset()}"
@@ -209,7 +225,7 @@ class Facts:
         if not written or not expressions:
             return
         for value, binding in zip(graph.inputs, bindings, strict=True):
-            if binding.kind is BindingKind.FIXED and id(value) in written:
+            if binding.kind is BindingKind.FIXED and binding.tensor is not None and id(value) in written:
                 expressions.append(g.hold(binding.tensor))
                 spans.append(_span_bytes(binding.tensor))
         if len(expressions) > 1:
@@ -245,7 +261,7 @@ def whole_storage(tensor: torch.Tensor, count: int) -> torch.Tensor:
 def apart(tensors: tuple[torch.Tensor, ...], spans: tuple[int, ...]) -> bool:
     """No two tensors overlap in memory; `spans` are their extents in bytes."""
     ranges = sorted((t.data_ptr(), t.data_ptr() + span) for t, span in zip(tensors, spans, strict=True) if span)
-    return all(stop <= start for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False))
+    return all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
 
 
 def _span_bytes(tensor: torch.Tensor) -> int:
@@ -318,5 +334,3 @@ def _describe_metadata(names: list[str], tensors: list[Any], expressions: list[s
         return "metadata of a tensor"
 
     return describe
-
-

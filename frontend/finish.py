@@ -85,7 +85,9 @@ class _Finisher:
 
     def _reinterpreted(self, state: TensorState) -> Value:
         """A result that sees memory of another tensor as another dtype: a copy, since graphs cannot say so."""
-        if state.storage.visible or any(other.storage is state.storage for other in self.states.values() if other is not state):
+        if state.storage.visible or any(
+            other.storage is state.storage for other in self.states.values() if other is not state
+        ):
             self.recorder.warnings.append(
                 "a result reads memory of another tensor as another dtype; the compiled program returns a copy of it"
             )

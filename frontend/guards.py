@@ -165,11 +165,23 @@ def same(now: Any, then: Any) -> bool:
     if isinstance(then, dict):
         return list(now) == list(then) and all(same(now[key], then[key]) for key in then)
     if isinstance(then, float):
-        return now == then and str(now) == str(then) or (now != now and then != then)
+        return (now == then and str(now) == str(then)) or (now != now and then != then)
     return bool(now == then)
 
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
 _PLAIN_LIMIT = 64
 
 
@@ -180,9 +192,7 @@ def is_plain(value: Any, depth: int = 3) -> bool:
     if type(value) in (list, tuple, set, frozenset, torch.Size) and depth:
         return len(value) <= _PLAIN_LIMIT and all(is_plain(item, depth - 1) for item in value)
     if type(value) is dict and depth:
-        return len(value) <= _PLAIN_LIMIT and all(
-            is_plain(k, 0) and is_plain(v, depth - 1) for k, v in value.items()
-        )
+        return len(value) <= _PLAIN_LIMIT and all(is_plain(k, 0) and is_plain(v, depth - 1) for k, v in value.items())
     import enum
 
     return isinstance(value, enum.Enum)

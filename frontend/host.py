@@ -1,8 +1,8 @@
 """Traced Python numbers: what `.item()` gives inside a captured function.
 
-They are torch's own symbolic numbers (so that ATen takes them wherever it takes a number) around a node of ours, which
-records arithmetic as graph ops on the host. Python itself may not look at the value: a branch on it raises, unless it is
-an argument of the function, whose value of this call is then taken as a constant and guarded.
+They are torch's own symbolic numbers, which ATen takes as numbers, around a node of ours, which records arithmetic as
+graph ops on the host. Python itself may not look at the value: a branch on it raises, unless it is an argument of the
+function, whose value of this call is then taken as a constant and guarded.
 """
 
 from __future__ import annotations
@@ -117,13 +117,10 @@ class HostNode:
     def clone(self) -> HostNode:
         return self
 
-    def str(self) -> str:
-        return self._graph_repr()
-
     def _graph_repr(self) -> str:
         return f"<traced {self.kind.__name__} %{self.value.name}>"
 
-    __repr__ = _graph_repr
+    __repr__ = __str__ = _graph_repr
 
     def wrap_int(self, number: int) -> Number:
         return number
@@ -294,6 +291,7 @@ def _node_method(name: str) -> Callable[[HostNode, HostNode | Number], HostNode]
 
 for _name, _op in _OPERATORS.items():  # ATen calls these on the node of an operand
     setattr(HostNode, _name, _node_method(_op))
+HostNode.str = HostNode.__repr__  # type: ignore[attr-defined]  # under this name ATen asks for a description
 for _name in ("neg", "floor", "ceil", "trunc", "round"):
     setattr(HostNode, _name, lambda self, name=_name: self.unary(name))
 
@@ -313,7 +311,7 @@ def refuse(what: str, location: Location) -> DataDependentError:
     """The error for Python looking at data of tensors."""
     return DataDependentError(
         f"{what} depends on the data of a tensor, which is not known when the program is compiled; use torch.where (or "
-        "torch.clamp, masks, ...) instead of a Python branch, keep `.item()` results in tensor arithmetic, or compute this "
-        "outside the compiled function",
+        "torch.clamp, masks, ...) instead of a Python branch, keep `.item()` results in tensor arithmetic, or compute "
+        "this outside the compiled function",
         location,
     )

@@ -1,4 +1,4 @@
-"""Where real tensors come from: parameters, buffers, closures, globals; their roles, paths, and how to find them again."""
+"""Where real tensors come from: parameters, buffers, closures, globals; their roles and paths, and how to find them."""
 
 from __future__ import annotations
 
@@ -185,6 +185,6 @@ _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype,
 
 
 def _may_hold(item: Any) -> bool:
-    if isinstance(item, _LEAVES) or callable(item) and not isinstance(item, torch.nn.Module):
+    if isinstance(item, _LEAVES) or (callable(item) and not isinstance(item, torch.nn.Module)):
         return False
     return not type(item).__module__.startswith(("torch.cuda", "threading", "logging", "builtins.module"))

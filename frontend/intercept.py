@@ -64,8 +64,8 @@ def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
 
 def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
     raise UnsupportedError(
-        f"{_named(func)} changes the storage of an existing tensor, which a compiled program cannot; use copy_() or make "
-        "a new tensor",
+        f"{_named(func)} changes the storage of an existing tensor, which a compiled program cannot; use copy_() or "
+        "make a new tensor",
         recorder.locator.here(),
     )
 
@@ -92,11 +92,13 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
-    **dict.fromkeys((_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch),
+    **dict.fromkeys(
+        (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch
+    ),
     **dict.fromkeys(
         (
-            _TENSOR.numpy, _TENSOR.tolist, _TENSOR.__array__, _TENSOR.data_ptr, _TENSOR.untyped_storage, _TENSOR.storage,
-            _TENSOR.__dlpack__,
+            _TENSOR.numpy, _TENSOR.tolist, _TENSOR.__array__, _TENSOR.__dlpack__, _TENSOR.data_ptr,
+            _TENSOR.untyped_storage, _TENSOR.storage,
         ),
         _no_data,
     ),

@@ -1,4 +1,4 @@
-"""Where in the user's program we are: the innermost frame that belongs neither to torch, nor to Python, nor to graphc."""
+"""Where in the user's program we are: the innermost frame that belongs neither to torch nor Python nor graphc."""
 
 from __future__ import annotations
 

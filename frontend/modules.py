@@ -1,4 +1,4 @@
-"""nn.Modules as a capture meets them: what is guarded of them, and undoing what a failed or finished capture left there."""
+"""nn.Modules as a capture meets them: what is guarded of them, and undoing what a capture left there."""
 
 from __future__ import annotations
 
@@ -121,7 +121,10 @@ class ModuleFacts:
         for state in states:
             for name, hooks in state.hooks.items():
                 if hooks:
-                    g.check(f"tuple({g.hold(state.module.__dict__)}[{name!r}].values()) == {g.hold(hooks)}", f"hooks of {state.path}")
+                    g.check(
+                        f"tuple({g.hold(state.module.__dict__)}[{name!r}].values()) == {g.hold(hooks)}",
+                        f"hooks of {state.path}",
+                    )
 
 
 def _hooks(module: torch.nn.Module) -> dict[str, tuple[Any, ...]]:
@@ -135,7 +138,10 @@ def _module_guards(g: GuardBuilder, state: ModuleState) -> None:
         g.equals(f"{own}[{key!r}]", value, f"attribute {where}{key}")
     if state.tables["_modules"]:
         table = state.module.__dict__["_modules"]
-        g.check(f"{g.hold(table)} == {g.hold(dict(state.tables['_modules']))}", f"submodules of {state.path or 'the module'}")
+        g.check(
+            f"{g.hold(table)} == {g.hold(dict(state.tables['_modules']))}",
+            f"submodules of {state.path or 'the module'}",
+        )
     for name in ("_parameters", "_buffers"):
         for key, item in state.tables[name].items():
             if item is None:

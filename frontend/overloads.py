@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 
 
-@lru_cache(maxsize=None)
+@cache
 def functional_of(func: Any) -> Any:
     """The overload without side effects of an in-place (`add_.Tensor`) or out= (`add.out`) overload, or None."""
     packet_name = func._schema.name.split("::")[1]

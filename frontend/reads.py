@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import types
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -146,7 +146,7 @@ class Reads:
             return True
         if isinstance(item, types.ModuleType):
             return _is_library(item)
-        if isinstance(item, type) or isinstance(item, (types.BuiltinFunctionType, Callable)) and _is_library(item):  # type: ignore[arg-type]
+        if isinstance(item, type) or (isinstance(item, (types.BuiltinFunctionType, Callable)) and _is_library(item)):  # type: ignore[arg-type]
             return True
         self._identity(path, access, item)
         if final or isinstance(item, (list, dict, tuple)):
@@ -189,7 +189,7 @@ def attribute_names(cls: type) -> frozenset[str]:
     return _attribute_names(cls)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _attribute_names(cls: type) -> frozenset[str]:
     names: set[str] = set()
     for base in cls.__mro__:
@@ -201,7 +201,9 @@ def _attribute_names(cls: type) -> frozenset[str]:
     return frozenset(names)
 
 
-_NOT_RUN = frozenset(("__init__", "extra_repr", "__repr__", "reset_parameters", "__setstate__", "_load_from_state_dict"))
+_NOT_RUN = frozenset(
+    ("__init__", "extra_repr", "__repr__", "reset_parameters", "__setstate__", "_load_from_state_dict")
+)
 
 
 def _code_names(code: types.CodeType) -> Iterator[str]:

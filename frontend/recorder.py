@@ -79,7 +79,7 @@ class Recorder:
         else:
             value = self._new_input(tensor_type(tensor), role, path, binding, tuple(tensor.stride()))
             constant = role is Role.CONST
-            state = root_state(value, tuple(tensor.stride()), tensor.storage_offset(), value, constant)
+            state = root_state(value, tuple(tensor.stride()), int(tensor.storage_offset()), value, constant)
             self.storages.append(state.storage)
             if not constant:
                 self.very_tensors[id(state)] = value
@@ -109,14 +109,14 @@ class Recorder:
         if root.dtype != plain.dtype:
             raise UnsupportedError(f"{path} shares memory with a tensor of another dtype that is written in place")
         value = self._new_input(plain, role, path, binding, tuple(tensor.stride()))  # for handing it back unchanged
-        shape, strides, offset = tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset()
+        shape, strides, offset = tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
         state = root.view(Strided(shape, strides, offset if 0 not in shape else 0), shape, strides, offset)
         self.very_tensors[id(state)] = value
         return state
 
     def _note_extent(self, key: int, tensor: torch.Tensor, state: TensorState) -> None:
         """Remember which memory an input covers; overlapping ones may not be written."""
-        start = tensor.storage_offset() * tensor.element_size()
+        start = int(tensor.storage_offset()) * tensor.element_size()
         stop = start + layout.span(tuple(tensor.shape), tuple(tensor.stride())) * tensor.element_size()
         others = self._extents.setdefault(key, [])
         for low, high, other in others:
@@ -163,11 +163,10 @@ class Recorder:
 
     def constant(self, tensor: torch.Tensor) -> TensorState:
         """A tensor made from Python data."""
-        if tensor.numel() == 1 and not tensor.is_complex() and tensor.element_size() > 1 or tensor.dtype is torch.bool:
-            if tensor.numel() == 1:
-                t = tensor_type(tensor)
-                value = self.imp.full(t.shape, tensor.item(), t.dtype, t.device)  # type: ignore[arg-type]
-                return root_state(value, tuple(tensor.stride()))
+        if tensor.numel() == 1 and not tensor.is_complex() and "float8" not in str(tensor.dtype):
+            t = tensor_type(tensor)
+            value = self.imp.full(t.shape, tensor.item(), t.dtype, t.device)  # type: ignore[arg-type]
+            return root_state(value, tuple(tensor.stride()))
         name = f"const{len(self.bindings)}"
         return self.add_input(tensor, Role.CONST, name, Binding(BindingKind.FIXED, tensor=tensor))
 
@@ -234,8 +233,9 @@ def check_supported(tensor: torch.Tensor, path: str, location: Location) -> None
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise CaptureError(
-            f"{path} is a {type(tensor).__module__}.{type(tensor).__qualname__}, a tensor subclass, which graphc does not "
-            "compile; pass a plain tensor (for example its `.as_subclass(torch.Tensor)`), or run this with graphc.eager()",
+            f"{path} is a {type(tensor).__module__}.{type(tensor).__qualname__}, a tensor subclass, which graphc does "
+            "not compile; pass a plain tensor (for example its `.as_subclass(torch.Tensor)`), or run this with "
+            "graphc.eager()",
             location,
         )
     bad = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else ""

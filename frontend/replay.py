@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 _LIMIT_BYTES = 1 << 30
 
 
-def raise_as_eager(
-    imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], location: Location
-) -> None:
+def raise_as_eager(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], location: Location) -> None:
     """Make a call on zeros; return when eager accepts it.
 
     Args:

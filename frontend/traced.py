@@ -33,7 +33,7 @@ class TracedTensor(torch.Tensor):
     @staticmethod
     def make(state: TensorState, recorder: Recorder, requires_grad: bool = False) -> TracedTensor:
         """A traced tensor with the metadata of `state`."""
-        tensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor = torch.Tensor._make_wrapper_subclass(
             TracedTensor,
             state.shape,
             strides=state.strides,
@@ -43,15 +43,17 @@ class TracedTensor(torch.Tensor):
             requires_grad=requires_grad,
         )
         tensor.state, tensor.recorder = state, recorder
-        return tensor  # type: ignore[no-any-return]
+        return tensor
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> NoReturn:
         raise CaptureError(_LEAKED)
 
-    def __repr__(self, *, tensor_contents: None = None) -> str:
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         sizes = ", ".join(map(str, self.state.shape))
         return f"TracedTensor({self.state.dtype.name}[{sizes}])"
 

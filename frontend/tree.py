@@ -124,11 +124,12 @@ def _mapping(node: Node, pairs: dict[Any, Any]) -> Any:
         return pairs
     if issubclass(node.cls, collections.defaultdict):
         return node.cls(node.extra, pairs)
-    return node.cls(**pairs) if dataclasses.is_dataclass(node.cls) else node.cls(pairs)
+    make: type[Any] = node.cls
+    return make(**pairs) if dataclasses.is_dataclass(node.cls) else make(pairs)
 
 
 def _with_attributes(cls: type, attributes: dict[str, Any]) -> Any:
-    made = object.__new__(cls)
+    made: Any = object.__new__(cls)
     for name, value in attributes.items():
         object.__setattr__(made, name, value)
     return made

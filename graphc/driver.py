@@ -269,12 +269,24 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
             plan = found.stage("scheduled")
         with _timed(found.seconds, "generate"):
             program = _generate(plan, backend)
+        found.program = program
         with _timed(found.seconds, "build"):
-            executable = build_program(program, key)
+            try:
+                executable = build_program(program, key)
+            except BackendUnavailableError as error:
+                found.execute = _unavailable(error)  # its sources can still be read
+                return found
     found.execute, found.program = executable, executable.program
     for name, source in found.program.sources.items():
         _dump(options.name, name, source.__str__)
     return found
+
+
+def _unavailable(error: BackendUnavailableError) -> Callable[[list[Any]], list[Any]]:
+    def refuse(inputs: list[Any]) -> list[Any]:
+        raise error
+
+    return refuse
 
 
 def _cache_key(text: str, options: Options, backend: str) -> str:

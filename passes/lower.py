@@ -382,10 +382,12 @@ class _Writer:
             return self._fold_cast(args[0], dtype)
         if op in _DECIDABLE and args[0] in self.expressions and args[1] in self.expressions:
             left, right = (self.expressions[arg] for arg in args)
-            decided = _compare("lt" if op in ("maximum", "minimum") else op, left - right, self.builder.ranges)
-            if decided is None or op in ("lt", "ge", "eq"):
-                return None if decided is None else self.constant(decided, bool_)
-            return args[1] if decided == (op == "maximum") else args[0]
+            low, high = bounds(simplify(left - right, self.builder.ranges), self.builder.ranges)
+            if op in ("maximum", "minimum"):
+                larger = args[0] if low is not None and low >= 0 else args[1] if high is not None and high <= 0 else None
+                return larger if larger is None or op == "maximum" else args[1 - args.index(larger)]
+            decided = _compare(op, low, high)
+            return None if decided is None else self.constant(decided, bool_)
         if op == "logical_and":
             for one, other in (args, args[::-1]):
                 if one in constants:
@@ -461,18 +463,14 @@ def _is_small_integer(number: bool | int | float) -> bool:
     return number == number and abs(number) < 1 << 24 and float(number).is_integer() and str(number) != "-0.0"
 
 
-def _compare(op: str, difference: Dim, ranges: dict[str, tuple[int, int | None]]) -> bool | None:
-    """`difference op 0`, when the ranges of symbols decide it."""
-    low, high = bounds(simplify(difference, ranges), ranges)
+def _compare(op: str, low: int | None, high: int | None) -> bool | None:
+    """`difference op 0` for a difference in [low, high], when that decides it."""
+    is_negative, is_positive = high is not None and high < 0, low is not None and low > 0
     if op == "eq":
-        if low == high == 0:
-            return True
-        return False if (low is not None and low > 0) or (high is not None and high < 0) else None
-    if low is not None and low >= 0:
-        return op == "ge"
-    if high is not None and high < 0:
+        return True if low == high == 0 else False if is_negative or is_positive else None
+    if is_negative:
         return op == "lt"
-    return None
+    return op == "ge" if low is not None and low >= 0 else None
 
 
 def _drop_unused_buffers(kernel: Kernel) -> tuple[Kernel, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from graphc.passes.nodes import Node, Nodes
 
 REACH = 256
 """Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
-SHARED_BYTES = 4096
+SHARED_BYTES = 64
 """Least size of a value worth merging two of its readers for."""
 MAX_SHARERS = 8
 """Readers of one value beyond which they are not compared with each other."""

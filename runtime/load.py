@@ -38,10 +38,6 @@ def load_program(program: Program, folder: Path | None) -> Executable:
         from graphc.runtime.triton_program import TritonProgram
 
         return TritonProgram(program)
-    if program.backend == "triton":
-        from graphc.runtime.triton_program import TritonProgram
-
-        return TritonProgram(program)
     from graphc.runtime.native_program import NativeProgram
 
     return NativeProgram(program, folder / LIBRARY if folder is not None and program.sources else None)
@@ -57,7 +53,9 @@ def find_program(key: str) -> Executable | None:
         return None
     try:
         return load_program(Program.from_json(read_entry(folder, RECORD).decode()), folder)
-    except (CacheError, OSError, UnicodeDecodeError, BackendUnavailableError) as error:
+    except BackendUnavailableError:
+        return None  # nothing wrong with the entry
+    except (CacheError, OSError, UnicodeDecodeError) as error:
         if folder.is_dir():  # else another process has thrown it out meanwhile
             cache.discard(key, str(error))
         return None

@@ -1,8 +1,8 @@
 """How each reduction and scan is accumulated in C.
 
 Float sums and products run in double whatever the operand, so that a sum of f32 is as good as its rounding; sums of f64
-carry the exact error of every block (Knuth's two-sum). Maxima and minima keep a NaN flag beside the running extremum: two
-one-cycle operations vectorise better than one comparison that honours NaN.
+carry the exact error of every block (Knuth's two-sum). Maxima and minima keep a NaN flag beside the
+running extremum: two one-cycle operations vectorise better than one comparison that honours NaN.
 """
 
 from __future__ import annotations

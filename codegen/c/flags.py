@@ -19,7 +19,7 @@ CFLAGS: tuple[str, ...] = (
     "-fno-strict-aliasing",  # the arena holds values of several dtypes one after the other
     "-fno-semantic-interposition",
 )
-"""Flags for every translation unit of generated kernels. NaN, inf and signed zeros stay what IEEE says: no -ffast-math."""
+"""Flags for every unit of generated kernels. NaN, inf and signed zeros stay what IEEE says: no -ffast-math."""
 
 LIBRARIES: tuple[str, ...] = ("-lmvec", "-lm")
 """Libraries that generated kernels call."""

@@ -22,8 +22,11 @@ MEMORY_TYPES: dict[str, str] = {**C_TYPES, "bool": "uint8_t"}
 """C types of elements in memory."""
 
 VECTOR_UNARY = frozenset(
-    ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc"]
-)
+    (
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
+        "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc",
+    )
+)  # fmt: skip
 """Functions of one operand that libmvec has, for float and double."""
 
 VECTOR_BINARY = frozenset(("pow", "atan2", "hypot"))

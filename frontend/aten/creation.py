@@ -82,6 +82,8 @@ def empty_strided(imp: Importer, size: Sequence[int], stride: Sequence[int], **o
 
 @rule("aten.empty_permuted.default")
 def empty_permuted(imp: Importer, size: Sequence[int], physical_layout: Sequence[int], **options: Any) -> Value:
+    if sorted(physical_layout) != list(range(len(size))):
+        raise Decline("eager raises")
     strides, step = [0] * len(size), 1
     for dim in reversed(physical_layout):
         strides[dim] = step

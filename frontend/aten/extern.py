@@ -31,8 +31,8 @@ class Imported:
     """An extern call in the graph.
 
     Args:
-        returned: what the call returns, with Values for tensors and numbers, in the structure of its schema; None in the
-            places of arguments that it writes to and returns.
+        returned: what the call returns, with Values for tensors and numbers, in the structure of its schema; None in
+            the places of arguments that it writes to and returns.
         mutated: new contents of each argument written to, by its position in `written_arguments` order.
     """
 
@@ -59,7 +59,7 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     encoder = _Encoder()
     call_args = tuple(encoder.encode(arg) for arg in args)
     call_kwargs = {key: encoder.encode(value) for key, value in kwargs.items()}
-    written = [value for value in written_arguments(func, args, kwargs)]
+    written = list(written_arguments(func, args, kwargs))
     mutates = tuple(encoder.index(value) for value in written)
     trial = _try(imp, func, args, kwargs)
     own: list[tuple[TensorType, tuple[int, ...] | None]] = []
@@ -88,7 +88,11 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
     if isinstance(item, Value):
         shape: tuple[int, ...] = item.shape  # type: ignore[assignment]  # static by construction
         stated, eager = item.strides or layout.contiguous(shape), imp.strides(item)
-        if item.type.is_host or 0 in shape or all(n == 1 or s == e for n, s, e in zip(shape, stated, eager, strict=True)):
+        if (
+            item.type.is_host
+            or 0 in shape
+            or all(n == 1 or s == e for n, s, e in zip(shape, stated, eager, strict=True))
+        ):
             return item
         if any(n > 1 and s == 0 for n, s in zip(shape, eager, strict=True)):
             return item
@@ -202,6 +206,8 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         return _try_fake(imp, func, args, kwargs)
     try:
         answer = call_on_zeros(imp, func, args, kwargs)
+    except (IndexError, NotImplementedError, TypeError, ValueError):  # wrong whatever the values are
+        raise
     except Exception as error:  # values may matter (a matrix of zeros has no inverse): metadata decides then
         try:
             return _try_fake(imp, func, args, kwargs)
@@ -263,7 +269,8 @@ def _filled(imp: Importer, value: Value, number: int) -> Any:
     if value.type.is_host:
         return {"f64": 1.0, "i64": 1, "bool": True}[value.dtype.name]
     dtype = promotion.to_torch(value.dtype)
-    return torch.empty_strided(value.shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
+    shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+    return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
 
 
 def _try_fake(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -273,7 +280,8 @@ def _try_fake(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, A
         if value.type.is_host:
             return _filled(imp, value, 0)
         dtype = promotion.to_torch(value.dtype)
-        return torch.empty_strided(value.shape, imp.strides(value), dtype=dtype, device=value.device)
+        shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+        return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device)
 
     try:
         with FakeTensorMode():

@@ -42,7 +42,7 @@ class Importer:
         return _device_name(torch.device(value))
 
     def cast(self, value: Operand, dtype: DType) -> Operand:
-        """`value` in another dtype; a no-op when it has it. Numbers are converted, traced numbers become 0-d cpu tensors."""
+        """`value` in another dtype, or itself. Numbers are converted, traced numbers become 0-d cpu tensors."""
         if not isinstance(value, Value):
             return promotion.convert_number(value, dtype)
         if value.type.is_host:
@@ -53,9 +53,9 @@ class Importer:
         """Operands cast to the dtype torch computes in, and the dtype of the result.
 
         Args:
-            *args: tensors, Python numbers and traced numbers. Tensors with dims outrank 0-d tensors, which outrank numbers.
-            kind: `default`; `int_to_float` (integers are computed in the default float dtype, as in `exp`, `true_divide`);
-                `bool` (compared in the common dtype, the result is bool); `complex_to_float` (as default for reals).
+            *args: tensors, Python numbers and traced numbers. Tensors with dims outrank 0-d tensors, and these numbers.
+            kind: `default`; `int_to_float` (integers are computed in the default float dtype, as in `exp`); `bool`
+                (compared in the common dtype, the result is bool); `complex_to_float` (as default for reals).
 
         Returns:
             The operands (numbers and traced numbers stay what they are: they take the dtype of the tensors beside them)

@@ -35,8 +35,8 @@ def smooth_l1_loss(imp: Importer, self: Value, target: Value, reduction: int = M
 
 @rule("aten.huber_loss.default", layout=POINTWISE)
 def huber_loss(imp: Importer, self: Value, target: Value, reduction: int = MEAN, delta: Operand = 1.0) -> Value:
-    if number(delta) <= 0:
-        raise Decline("eager raises")
+    if number(delta) <= 0 or self.dtype != target.dtype or self.shape != target.shape:
+        raise Decline("eager raises, or rounds to the dtype of the input")
     return _elementwise(imp, "huber_loss", self, target, reduction, delta=delta)
 
 

@@ -496,16 +496,11 @@ def rad2deg(imp: Importer, self: Value) -> Value:
     return imp.b.op("mul", *floating(imp, self), 180.0 / math.pi)
 
 
-@rule("aten.ldexp.Tensor")
-def ldexp(imp: Importer, self: Value, other: Value) -> Value:
-    result = _ldexp(imp, self, other)
-    shape: tuple[int, ...] = other.shape  # type: ignore[assignment]  # static
-    parts = [(self.shape, imp.strides(self)), (shape, layout.contiguous(shape))]
-    return imp.with_strides(result, layout.tensor_iterator_strides(result.shape, parts))  # type: ignore[arg-type]
-
-
+@rule("aten.ldexp.Tensor", layout=POINTWISE)
 @rounding_once
-def _ldexp(imp: Importer, self: Value, other: Value) -> Value:
+def ldexp(imp: Importer, self: Value, other: Value) -> Value:
+    if not all(layout.is_contiguous(v.shape, imp.strides(v)) for v in (self, other)):  # type: ignore[arg-type]  # static
+        raise Decline("which of them eager follows depends on the dtype")
     x, exponent = floating(imp, self, other)
     return imp.b.op("mul", x, imp.b.op("pow", 2.0, exponent))
 

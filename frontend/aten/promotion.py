@@ -6,7 +6,7 @@ Source of the algorithm: `at::native::result_type` (tensors with dims, then 0-d 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -15,7 +15,7 @@ from graphc.ir.graph import Operand, Value
 from graphc.ir.types import BY_TORCH_NAME, DType, bool_, i64
 
 
-@lru_cache(maxsize=None)
+@cache
 def from_torch(dtype: torch.dtype) -> DType:
     """The graph dtype of a torch dtype.
 
@@ -28,7 +28,7 @@ def from_torch(dtype: torch.dtype) -> DType:
     return BY_TORCH_NAME[name]
 
 
-@lru_cache(maxsize=None)
+@cache
 def to_torch(dtype: DType) -> torch.dtype:
     """The torch dtype of a graph dtype."""
     found = getattr(torch, dtype.torch_name)
@@ -36,7 +36,7 @@ def to_torch(dtype: DType) -> torch.dtype:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def promote_types(a: DType, b: DType) -> DType:
     """`torch.promote_types`."""
     return a if a == b else from_torch(torch.promote_types(to_torch(a), to_torch(b)))
@@ -93,7 +93,7 @@ def _combine(higher: DType | None, lower: DType | None) -> DType | None:
 
 
 def convert_number(value: bool | int | float | complex, dtype: DType) -> bool | int | float | complex:
-    """A Python number as an operand beside tensors of `dtype`: its Python type follows the dtype where that is exact."""
+    """A Python number as an operand beside tensors of `dtype`: of the Python type of the dtype where that is exact."""
     if dtype.kind == "float" and isinstance(value, (bool, int)):
         return float(value)
     if dtype.kind in ("int", "uint") and isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Import rules of random numbers: library calls with the effect `random`, of types known here.
 
-They draw from torch's generator exactly as eager does, in eager's order, used or not. In-place fills are imported by the
-rule of their functional overload and a write-back. Overloads without a rule are recognised by their tag
+They draw from torch's generator exactly as eager does, in eager's order, used or not. In-place fills are imported by
+the rule of their functional overload and a write-back. Overloads without a rule are recognised by their tag
 `nondeterministic_seeded`. A generator of the caller's own is refused: a program has no place to keep it.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.frontend.aten.stated import device_attr, stated_call
@@ -114,11 +115,17 @@ def _device(imp: Importer, device: torch.device | None, pin_memory: bool | None)
 
 
 def _fill(imp: Importer, overload: str, self: Value, *args: Operand) -> Value:
-    """A tensor like `self` of random numbers; an in-place fill takes the contents and keeps its own strides."""
+    """A tensor like `self` of random numbers; also the new contents for an in-place fill.
+
+    Raises:
+        Decline: numbers are drawn in memory order, and the functional overload may lay its result out in another way.
+    """
     if self.dtype.kind == "complex" or any(isinstance(arg, Value) and arg.type.is_host for arg in args):
         raise Decline("complex numbers, or parameters that the program computes")
+    if not layout.is_contiguous(self.shape, imp.strides(self)):  # type: ignore[arg-type]  # static shapes
+        raise Decline("not contiguous")
     (value,) = stated_call(imp, overload, [self, *args], [self.type], effect=RANDOM)
-    return imp.with_strides(value, imp.preserved_strides(self))
+    return value
 
 
 @rule("aten.bernoulli.p")

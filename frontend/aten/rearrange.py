@@ -88,7 +88,7 @@ def roll(imp: Importer, self: Value, shifts: int | Sequence[int], dims: int | Se
     if not axes and len(amounts) == 1:
         flat = imp.reshape(self, (math.prod(_shape(self)),))
         return imp.with_strides(imp.reshape(_rolled(imp, flat, amounts[0], 0), _shape(self)), _dense(self))
-    if len(axes) != len(amounts) or not axes:
+    if len(axes) != len(amounts) or not axes or not self.shape:
         raise Decline("eager raises")
     result = self
     for amount, dim in zip(amounts, axes, strict=True):

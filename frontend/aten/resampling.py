@@ -14,6 +14,7 @@ from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Value
 from graphc.ir.types import f64
 from graphc.ops.composite import static
+from graphc.ops.resampling import repeats
 
 
 def _sizes(self: Value, output_size: Sequence[int], spatial: int) -> tuple[int, ...]:
@@ -38,7 +39,7 @@ def _nearest(
     given = static(self.shape[2:], "upsampling")
     ratios = tuple(_scale(s, c, g, False) for s, c, g in zip(given, sizes, scales, strict=True))
     attrs = {"size": sizes, "scale": ratios, "exact": exact}
-    whole = all(c % s == 0 and r * c == s for s, c, r in zip(given, sizes, ratios, strict=True))
+    whole = all(repeats(s, c, r, exact) for s, c, r in zip(given, sizes, ratios, strict=True))
     if not whole and (self.dtype == f64 or _library_wins(self)):
         # eager finds the pixels of float64 images in float64
         (result,) = stated_call(imp, overload, [self, sizes, *scales], imp.b.infer("upsample_nearest", [self], attrs))
@@ -48,7 +49,7 @@ def _nearest(
 
 
 def _library_wins(self: Value) -> bool:
-    """On CPU reading pixels at computed places is slower than ATen's own loops; elsewhere it fuses with its consumers."""
+    """On CPU reading pixels at computed places is slower than ATen's loops; elsewhere it fuses with its consumers."""
     return self.device == "cpu"
 
 

@@ -14,7 +14,15 @@ import torch
 from graphc.frontend.aten import layout, promotion
 from graphc.frontend.aten.registry import Decline
 from graphc.frontend.functionalize import (
-    SAME, Bitcast, Expand, Permute, Reshape, Shape, Slice, Strided, TensorState,
+    SAME,
+    Bitcast,
+    Expand,
+    Permute,
+    Reshape,
+    Shape,
+    Slice,
+    Strided,
+    TensorState,
 )  # fmt: skip
 
 ViewFn: TypeAlias = Callable[..., Any]

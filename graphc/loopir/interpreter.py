@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from graphc.errors import GraphcError
-from graphc.ir.dims import Dim, Expr, FloorDiv, Sym, evaluate, symbols
+from graphc.ir.dims import Dim, Expr, FloorDiv, Sym, evaluate
 from graphc.ir.types import DType
 from graphc.loopir.kernel import Compute, Const, Index, Kernel, Load, Reduce, Scan, Store
-from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, cast, constant
+from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, constant
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,6 +49,7 @@ class _Interpreter:
         self.kernel, self.buffers, self.sizes = kernel, buffers, sizes
         self.values: dict[str, Array] = {}
         self.symbols: dict[str, Array] = {name: np.asarray(value, np.int64) for name, value in sizes.items()}
+        self.dtypes = {s.id: s.dtype for s in kernel.defines}
         rank = len(kernel.axes)
         self.extents = tuple(evaluate(axis.extent, sizes) for axis in kernel.axes)
         for number, axis in enumerate(kernel.axes):
@@ -84,13 +85,10 @@ class _Interpreter:
             return self.full(self.index(s.expr))
         if isinstance(s, Compute):
             args = [self.values[name] for name in s.args]
-            return apply(s.op, args, self.dtype_of(s.args[-1]), s.dtype)
+            return apply(s.op, args, self.dtypes[s.args[-1]], s.dtype)
         if isinstance(s, Reduce):
             return self.reduce(s)
         return self.scan(s)
-
-    def dtype_of(self, name: str) -> DType:
-        return next(s.dtype for s in self.kernel.defines if s.id == name)
 
     def full(self, value: Array) -> Array:
         """`value` with one dimension per axis."""
@@ -176,11 +174,11 @@ class _Interpreter:
     def scan(self, s: Scan) -> Array:
         value = self.rows_broadcast(self.values[s.arg])
         if s.op in ("max", "min"):
-            function = np.maximum if s.op == "max" else np.minimum
-            return np.asarray(function.accumulate(value, axis=-1))
-        function = np.add if s.op == "sum" else np.multiply
+            extremum = np.maximum if s.op == "max" else np.minimum
+            return np.asarray(extremum.accumulate(value, axis=-1))
         wide = value.astype(np.float64) if s.dtype.is_float else value
-        return np.asarray(function.accumulate(wide, axis=-1, dtype=wide.dtype).astype(value.dtype))
+        total = np.cumsum if s.op == "sum" else np.cumprod
+        return np.asarray(total(wide, axis=-1, dtype=wide.dtype).astype(value.dtype))
 
 
 def _reduce(op: str, value: Array, dtype: DType) -> Array:
@@ -196,20 +194,14 @@ def _reduce(op: str, value: Array, dtype: DType) -> Array:
         return np.asarray(function(value, axis=-1, initial=reduce_identity(op, dtype)))
     wide = np.float64 if dtype.is_float else value.dtype
     total = (np.sum if op == "sum" else np.prod)(value, axis=-1, dtype=wide)
-    return cast_float64(total, dtype) if dtype.is_float else np.asarray(total)
-
-
-def cast_float64(value: Array, dtype: DType) -> Array:
-    """Round float64 to a float dtype."""
-    from graphc.ir.types import f64
-
-    return value if dtype == f64 else cast(np.asarray(value), f64, dtype)
+    return np.asarray(total).astype(value.dtype)
 
 
 def reduce_identity(op: str, dtype: DType) -> bool | int | float:
     """What a reduction over nothing gives."""
     if op in ("sum", "prod"):
-        return dtype_number(dtype, 0 if op == "sum" else 1)
+        neutral = 0 if op == "sum" else 1
+        return float(neutral) if dtype.is_float else neutral
     if op in ("any", "all"):
         return op == "all"
     if op in ("argmax", "argmin"):
@@ -221,10 +213,3 @@ def reduce_identity(op: str, dtype: DType) -> bool | int | float:
         return not is_max
     info = np.iinfo(NUMPY_DTYPES[dtype.name])
     return int(info.min if is_max else info.max)
-
-
-def dtype_number(dtype: DType, value: int) -> int | float:
-    return float(value) if dtype.is_float else value
-
-
-__all__ = ["Array", "KernelBoundsError", "reduce_identity", "run", "symbols"]

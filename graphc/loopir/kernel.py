@@ -15,8 +15,8 @@ many reductions must be complete before it), and each code generator picks the l
       store y[i*1024 + j] = v5
     }
 
-v1 and v4 have domain (i); v3 has domain (i, j) and stage 1; v5 has stage 2. v3 is needed in stages 1 and 2: a generator keeps it
-(registers, a row buffer) or computes it again, as it sees fit.
+v1 and v4 have domain (i); v3 has domain (i, j) and stage 1; v5 has stage 2. v3 is needed in stages 1 and 2: a
+generator keeps it (registers, a row buffer) or computes it again, as it sees fit.
 
 Three consumers: Triton text, C text, and the numpy interpreter, which is the oracle. No torch here.
 """
@@ -222,7 +222,7 @@ class Kernel:
 
     @cached_property
     def stages(self) -> dict[str, int]:
-        """How many reductions, one after the other, each value waits for. A reduction of a stage-k value is stage k+1."""
+        """How many reductions, one after the other, each value waits for; a reduction of stage k is of stage k+1."""
         found: dict[str, int] = {}
         for s in self.body:
             if isinstance(s, Store):

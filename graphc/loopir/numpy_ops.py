@@ -222,7 +222,7 @@ def _int_quotient(a: Array, b: Array, to_zero: bool) -> Array:
 
 
 def _int_rest(a: Array, b: Array, to_zero: bool) -> Array:
-    return np.where(b == 0, a.dtype.type(0), a - _int_quotient(a, b, to_zero) * b)
+    return np.asarray(np.where(b == 0, a.dtype.type(0), a - _int_quotient(a, b, to_zero) * b))
 
 
 def _int_pow(a: Array, b: Array) -> Array:
@@ -245,7 +245,7 @@ def _shift(a: Array, b: Array, left: bool) -> Array:
 
 
 def _sign(a: Array) -> Array:
-    return (a > 0).astype(a.dtype) - (a < 0).astype(a.dtype)
+    return np.asarray((a > 0).astype(a.dtype) - (a < 0).astype(a.dtype))
 
 
 _IN_FLOAT64: dict[str, Callable[..., Array]] = {

@@ -22,7 +22,7 @@ def print_kernel(kernel: Kernel) -> str:
 
 
 def kernel_lines(kernel: Kernel) -> list[str]:
-    """Lines of `print_kernel`: header, one line per note, one per statement (`statement_line_offset` says where they start)."""
+    """Lines of `print_kernel`: header, one per note, one per statement (from `statement_line_offset` on)."""
     buffers = ", ".join(f"{b.name}: {b.access} {b.dtype.name}[{b.size}]" for b in kernel.buffers)
     axes = ", ".join(f"{a.name}: {a.extent} {a.kind}" for a in kernel.axes)
     header = f"kernel {kernel.name}({buffers}) axes({axes}) {{"

@@ -2,8 +2,8 @@
 
 Semantics are torch's: integer arithmetic wraps; comparisons give bool; `maximum`/`minimum` give NaN when either side is
 NaN while `fmax`/`fmin` prefer the number; `floordiv` and `remainder` round to minus infinity (sign of the divisor),
-`truncdiv` and `fmod` to zero; `round` is half-to-even; integer division by zero gives 0 in generated code (eager raises);
-shifts by a negative or too large amount are undefined as in C.
+`truncdiv` and `fmod` to zero; `round` is half-to-even; integer division by zero gives 0 in generated code (eager
+raises); shifts by a negative or too large amount give what shifting bit by bit would (0, or the sign), as in eager.
 Operands have the result's dtype unless noted. Reduced floats never appear here: lowering computes them in f32.
 """
 
@@ -66,7 +66,7 @@ SCALAR_OPS: dict[str, ScalarOp] = {
         *(ScalarOp(n, 2, kinds=_BITS) for n in ("bitwise_and", "bitwise_or", "bitwise_xor")),
         ScalarOp("bitwise_not", 1, kinds=_BITS),
         *(ScalarOp(n, 2, kinds=("int", "uint")) for n in ("shl", "shr")),
-        # choice and conversion: where(bool, a, b); cast rounds to zero to integers, bool is != 0; bitcast keeps the bits
+        # choice and conversion: where(bool, a, b); cast to integers rounds to zero, to bool is != 0
         ScalarOp("where", 3),
         ScalarOp("cast", 1, "given"),
         ScalarOp("bitcast", 1, "given"),

@@ -12,7 +12,6 @@ from math import gcd
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Ranges, Sym, floordiv, mod, simplify, substitute, symbol, symbols
 from graphc.ir.types import bool_, i64
 from graphc.loopir.kernel import (
-    PARALLEL,
     Axis,
     Compute,
     Const,
@@ -311,18 +310,3 @@ def substitute_known(body: Iterable[Statement], ranges: Ranges, known: Mapping[s
         else:
             found.append(s)
     return tuple(found)
-
-
-__all__ = [
-    "PARALLEL",
-    "axis_ranges",
-    "drop_dead",
-    "drop_unit_axes",
-    "indices",
-    "lower_arg_reductions",
-    "map_indices",
-    "merge_axes",
-    "split_axis",
-    "split_divided_axes",
-    "substitute_known",
-]

@@ -61,7 +61,8 @@ class _Verifier:
 
     def run(self) -> None:
         self.check_header()
-        for self.position, statement in enumerate(self.kernel.body):
+        for position, statement in enumerate(self.kernel.body):
+            self.position = position
             self.check_statement(statement)
 
     def check_header(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from graphc.errors import InvalidGraphError
@@ -28,15 +29,22 @@ def _positions(b: Builder, count: int, dtype: DType, device: str) -> Value:
     return b.op("iota", size=count, start=0, step=1, dtype=dtype, device=device)
 
 
+def repeats(size: int, count: int, scale: float, exact: bool) -> bool:
+    """Whether nearest upsampling of a dim reads each element `count // size` times in a row."""
+    if size == 0 or count % size != 0:
+        return False
+    position = np.arange(count, dtype=np.float32) + np.float32(0.5 if exact else 0.0)
+    source = np.minimum(np.floor(position * np.float32(scale)), size - 1)
+    return bool((source == np.arange(count) // (count // size)).all())
+
+
 def _expand_nearest(b: Builder, op: Op) -> Sequence[Value]:
     x = composite.tensor(op.operands[0], op.name)
     sizes = composite.static(x.shape, op.name)
     for dim, (count, scale) in enumerate(zip(op.attrs["size"], op.attrs["scale"], strict=True), 2):
         size = sizes[dim]
-        if count == size:
-            continue
-        if count % size == 0 and scale * count == size:
-            x = _repeat(b, x, dim, count // size)
+        if repeats(size, count, scale, op.attrs["exact"]):
+            x = x if count == size else _repeat(b, x, dim, count // size)
             continue
         # eager multiplies in f32
         position = b.op("cast", _positions(b, count, i64, x.device), dtype=f32)

@@ -19,8 +19,10 @@ from graphc.loopir.scalar import SCALAR_OPS
 from tests.ccompile import CKernels
 from tests.kernel_strategies import oracle
 
-FLOATS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.25, -0.5, 0.7, 1.0, -1.0, 1.5, -1.5, 2.5, 3.0, -7.0, 10.0, 88.9, -104.5,
-          3e38, -1e-3, 1e-42, 4096.5, 0.99999]  # fmt: skip
+FLOATS = [
+    math.nan, math.inf, -math.inf, 0.0, -0.0, 0.25, -0.5, 0.7, 1.0, -1.0, 1.5, -1.5, 2.5, 3.0, -7.0, 10.0, 88.9, -104.5,
+    3e38, -1e-3, 1e-42, 4096.5, 0.99999,
+]  # fmt: skip
 INTEGERS = [0, 1, -1, 2, -2, 3, 5, -7, 31, 32, 64, 100, -128, 127]
 APPROXIMATE = {name for name, op in SCALAR_OPS.items() if op.cost >= 16} | {"pow"}
 

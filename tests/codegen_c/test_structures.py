@@ -26,7 +26,8 @@ TEXTS = {
   v5: f32 = div v3 v4
   store y[i*100 + j] = v5
 }""",
-    "softmax_columns": """kernel softmax(x: in f32[9100], y: out f32[9100]) axes(i: 7 parallel, k: 100 parallel, j: 13 row) {
+    "softmax_columns": """kernel softmax(x: in f32[9100], y: out f32[9100])
+    axes(i: 7 parallel, k: 100 parallel, j: 13 row) {
   v0: f32 = load x[i*1300 + j*100 + k]
   v1: f32 = reduce max v0
   v2: f32 = sub v0 v1
@@ -35,7 +36,8 @@ TEXTS = {
   v5: f32 = div v3 v4
   store y[i*1300 + j*100 + k] = v5
 }""",
-    "layer_norm": """kernel layer_norm(x: in f32[990], g: in f32[99], b: in f32[99], y: out f32[990]) axes(i: 10 parallel, j: 99 row) {
+    "layer_norm": """kernel layer_norm(x: in f32[990], g: in f32[99], b: in f32[99], y: out f32[990])
+    axes(i: 10 parallel, j: 99 row) {
   v0: f32 = load x[i*99 + j]
   v1: f32 = reduce sum v0
   v2: f32 = const 99.0
@@ -114,7 +116,8 @@ TEXTS = {
   v4: f32 = cast v3
   store y[i*11 + j] = v4
 }""",
-    "scatter_add": """kernel scatter(x: in f32[330], t: in i64[30], y: inout f32[44]) axes(i: 30 parallel, j: 11 parallel) {
+    "scatter_add": """kernel scatter(x: in f32[330], t: in i64[30], y: inout f32[44])
+    axes(i: 30 parallel, j: 11 parallel) {
   v0: i64 = load t[i]
   v1: i64 = const 3
   v2: i64 = bitwise_and v0 v1
@@ -168,7 +171,8 @@ TEXTS = {
   store y[i] = v1
   store z[i] = v2
 }""",
-    "integers": """kernel integers(x: in i8[600], y: out i64[20], z: out i8[20], p: out i32[20]) axes(i: 20 parallel, j: 30 row) {
+    "integers": """kernel integers(x: in i8[600], y: out i64[20], z: out i8[20], p: out i32[20])
+    axes(i: 20 parallel, j: 30 row) {
   v0: i8 = load x[i*30 + j]
   v1: i64 = cast v0
   v2: i64 = reduce sum v1

@@ -83,8 +83,5 @@ def identities(result: Any, given: Any) -> list[tuple[int, int]]:
     """Which result leaves are the very tensors given."""
     results, tensors = tree.flatten(result)[0], tree.flatten(given)[0]
     return [
-        (i, j)
-        for i, r in enumerate(results)
-        for j, t in enumerate(tensors)
-        if r is t and isinstance(r, torch.Tensor)
+        (i, j) for i, r in enumerate(results) for j, t in enumerate(tensors) if r is t and isinstance(r, torch.Tensor)
     ]

@@ -57,7 +57,11 @@ WRITES = [
 ]
 
 STEP = st.tuples(
-    st.sampled_from(["view", "view", "write", "read"]), st.integers(0, 20), st.integers(0, 9), st.integers(0, 9), st.integers(0, 5)
+    st.sampled_from(["view", "view", "write", "read"]),
+    st.integers(0, 20),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 5),
 )
 
 
@@ -90,7 +94,10 @@ def _input(kind: int) -> torch.Tensor:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.lists(STEP, min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["apart", "same", "overlap"])
+    st.lists(STEP, min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.sampled_from(["apart", "same", "overlap"]),
 )
 def test_random_programs_of_views_and_writes(steps: Any, keep: int, kind: int, relation: str) -> None:
     x = _input(kind)

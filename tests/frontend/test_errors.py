@@ -234,7 +234,7 @@ def test_higher_order_operators() -> None:
     def fn(x):
         return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
 
-    with pytest.raises(Exception):  # noqa: B017  # which class depends on how far torch gets
+    with pytest.raises(Exception):  # which class depends on how far torch gets
         capture(fn, (torch.randn(2),))
 
 

@@ -127,9 +127,9 @@ def _flatten_reshape(x, y):
 
 
 PROGRAMS = [
-    _assign_column, _add_through_transpose, _stale_view, _out, _chain, _index_put, _masked, _returns_input, _views_of_one,
-    _part_of_one, _copies_of_input, _same_twice, _snapshot_before_write, _as_strided, _inplace_views, _split_and_write,
-    _unfold, _expand, _bits, _flatten_reshape,
+    _assign_column, _add_through_transpose, _stale_view, _out, _chain, _index_put, _masked, _returns_input,
+    _views_of_one, _part_of_one, _copies_of_input, _same_twice, _snapshot_before_write, _as_strided,
+    _inplace_views, _split_and_write, _unfold, _expand, _bits, _flatten_reshape,
 ]  # fmt: skip
 
 

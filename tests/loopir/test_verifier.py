@@ -8,7 +8,8 @@ from graphc.errors import InvalidGraphError
 from graphc.ir.types import f32, i64
 from graphc.loopir import Axis, Buffer, Compute, Const, Kernel, Load, Reduce, Store, parse_kernel, verify
 
-GOOD = """kernel good(x: in f32[60], t: in i64[6], b: in bool[60], y: out f32[60], s: inout f32[6]) axes(i: 6 parallel, j: 10 row) {
+GOOD = """kernel good(x: in f32[60], t: in i64[6], b: in bool[60], y: out f32[60], s: inout f32[6])
+    axes(i: 6 parallel, j: 10 row) {
   v0: f32 = load x[i*10 + j]
   v1: i64 = load t[i]
   v2: bool = load b[i*10 + j]

@@ -21,8 +21,8 @@ COUNT = int(os.environ.get("GRAPHC_RANDOM_KERNELS", "60"))
 # large tiles across rows, which the interpreter runs fast, and short steps along them
 FORMS = {
     "whole": Limits(pointwise=4096, row=8192, strided=256, fill=1),
-    "looped": Limits(persistent=4, row=2048, loop=8, strided=256, fill=1, split=1),
-    "split": Limits(persistent=4, row=256, loop=4, strided=64, fill=32, split=3),
+    "looped": Limits(persistent=4, row=1 << 16, loop=32, strided=256, fill=1, split=1),
+    "split": Limits(persistent=4, row=1 << 16, loop=16, strided=256, fill=4, split=3),
 }
 
 
