@@ -2,9 +2,9 @@
 
     python examples/demo.py --out out/demo
 
-Trains the tutorials' CNN on handwritten digits, compiles its evaluation with graphc, shows eager, graphc and torch.compile
-side by side, checks that accuracy is the same, and leaves the IR of every stage and the generated C and Triton sources in
-the output folder.
+Trains the tutorials' CNN on handwritten digits, compiles its evaluation with graphc, shows eager, graphc and
+torch.compile side by side, checks that accuracy is the same, and leaves the IR of every stage and the generated C and
+Triton sources in the output folder.
 """
 
 from __future__ import annotations

@@ -160,6 +160,8 @@ class _Session:
         for name, leaf in zip(self.names, self.leaves, strict=True):
             if isinstance(leaf, torch.nn.Module):
                 roots.append((name, leaf))
+            elif _is_object(leaf):
+                reads.attributes(f"argument {name}", Access(leaf, ""), leaf)
         roots += reads.modules
         for path, root in list(roots):
             for child_path, module in root.named_modules(prefix=path):
@@ -172,7 +174,7 @@ class _Session:
         """Argument leaves that are objects and may hold tensors."""
         objects: list[tuple[str, Access]] = []
         for name, leaf in zip(self.names, self.leaves, strict=True):
-            if hasattr(leaf, "__dict__") and not isinstance(leaf, (torch.Tensor, torch.nn.Module, type)):
+            if _is_object(leaf):
                 objects.append((name, Access(leaf, "")))
         if not isinstance(self.fn, (torch.nn.Module, types.FunctionType, types.MethodType)):
             objects.append(("", Access(self.fn, "")))
@@ -288,6 +290,11 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
             "a compiled program cannot; return it instead",
             op.location if op is not None else None,
         )
+
+
+def _is_object(leaf: Any) -> bool:
+    """An instance of a class that graphc knows nothing of."""
+    return hasattr(leaf, "__dict__") and not isinstance(leaf, (torch.Tensor, torch.nn.Module, type, types.FunctionType))
 
 
 def _function_name(fn: Any) -> str:

@@ -32,6 +32,8 @@ class CaptureMode(TorchDispatchMode):
         recorder: the capture.
     """
 
+    supports_higher_order_operators = True  # they come here too, to be refused with the user's line
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
@@ -422,7 +424,9 @@ def _as_is(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _higher_order(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    raise UnsupportedError(f"torch.ops.higher_order.{func} is not supported; write the function without it")
+    raise UnsupportedError(
+        f"the higher-order operator {func} (torch.cond, flex_attention, ...) is not supported; write the function without it"
+    )
 
 
 def _refuse_storage_change(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

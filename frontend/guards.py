@@ -135,7 +135,7 @@ class GuardBuilder:
         """The expression gives an equal value of the same type."""
         if item is None or isinstance(item, bool):
             return self.is_object(expression, item, what)
-        name = self.hold(item)
+        name = self.hold(snapshot(item))
         test = f"{expression} is {name} or _same({expression}, {name})"
         self.check(f"({test})", self._changed(expression, item, what))
 
@@ -164,6 +164,8 @@ def same(now: Any, then: Any) -> bool:
         return len(now) == len(then) and all(same(a, b) for a, b in zip(now, then, strict=True))
     if isinstance(then, dict):
         return list(now) == list(then) and all(same(now[key], then[key]) for key in then)
+    if _is_array(then):
+        return now.dtype == then.dtype and now.shape == then.shape and bool(now.tobytes() == then.tobytes())
     if isinstance(then, float):
         return (now == then and str(now) == str(then)) or (now != now and then != then)
     return bool(now == then)
@@ -187,7 +189,7 @@ _PLAIN_LIMIT = 64
 
 def is_plain(value: Any, depth: int = 3) -> bool:
     """A value that guards compare: numbers, strings, torch constants, enum members, small containers of these."""
-    if isinstance(value, PLAIN):
+    if isinstance(value, PLAIN) or _is_array(value):
         return True
     if type(value) in (list, tuple, set, frozenset, torch.Size) and depth:
         return len(value) <= _PLAIN_LIMIT and all(is_plain(item, depth - 1) for item in value)
@@ -198,10 +200,17 @@ def is_plain(value: Any, depth: int = 3) -> bool:
     return isinstance(value, enum.Enum)
 
 
+def _is_array(value: Any) -> bool:
+    """A numpy array or number: its data are constants of the program."""
+    return type(value).__module__ == "numpy" and hasattr(value, "tobytes")
+
+
 def snapshot(value: Any) -> Any:
     """A copy of a plain value that later changes of it do not reach."""
     if type(value) is list:
         return [snapshot(item) for item in value]
     if type(value) is dict:
         return {key: snapshot(item) for key, item in value.items()}
+    if _is_array(value):
+        return value.copy()
     return set(value) if type(value) is set else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -122,22 +123,35 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(model: Any = None, **options: Any) -> Any:
+        if getattr(_running, "recorder", None) is None:
+            return original(model, **options)
+        return model if model is not None else lambda fn: fn
+
+    return compile
+
+
 @contextlib.contextmanager
 def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
-    Autocast's cache of cast weights is off: it would outlive the capture.
+    Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as they are.
     """
-    original = torch.nn.Module.__call__
-    flag, cache = torch.compiler._is_compiling_flag, torch.is_autocast_cache_enabled()
+    call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
+    cache = torch.is_autocast_cache_enabled()
     _running.recorder = recorder
-    torch.nn.Module.__call__ = _call_module(original)  # type: ignore[method-assign]
+    torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
+    torch.compile = _compile(compile_)  # type: ignore[assignment]
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)
+    plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        yield
+        with plain:
+            yield
     finally:
         torch.set_autocast_cache_enabled(cache)
         torch.compiler._is_compiling_flag = flag
-        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+        torch.compile = compile_
+        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         _running.recorder = None

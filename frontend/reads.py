@@ -51,6 +51,9 @@ def chains(code: types.CodeType) -> tuple[Chain, ...]:
     return tuple(found)
 
 
+_ATTRIBUTE_LIMIT = 128
+
+
 class Reads:
     """Everything a function is found to read.
 
@@ -151,7 +154,17 @@ class Reads:
         self._identity(path, access, item)
         if final or isinstance(item, (list, dict, tuple)):
             self.objects.append((path, access))
+            self.attributes(path, access, item)
         return isinstance(item, (list, dict, tuple))
+
+    def attributes(self, path: str, access: Access, item: Any, depth: int = 2) -> None:
+        """Guard all plain attributes of an object that the function may hand on to code not seen here."""
+        for name, value in list(getattr(item, "__dict__", {}).items())[:_ATTRIBUTE_LIMIT]:
+            inner = Access(access.root, f"{access.suffix}.__dict__[{name!r}]")
+            if is_plain(value):
+                self._value(f"{path}.{name}", inner, value)
+            elif depth > 1 and not isinstance(value, (torch.Tensor, torch.nn.Module, type)) and not callable(value):
+                self.attributes(f"{path}.{name}", inner, value, depth - 1)
 
     def _bound(self, path: str, access: Access, method: types.MethodType) -> None:
         if isinstance(method.__self__, torch.nn.Module):

@@ -32,7 +32,13 @@ class TracedTensor(torch.Tensor):
 
     @staticmethod
     def make(state: TensorState, recorder: Recorder, requires_grad: bool = False) -> TracedTensor:
-        """A traced tensor with the metadata of `state`."""
+        """A traced tensor with the metadata of `state`.
+
+        It is never an inference tensor: views of parameters, which are not either, must be like them.
+        """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return TracedTensor.make(state, recorder, requires_grad)
         tensor = torch.Tensor._make_wrapper_subclass(
             TracedTensor,
             state.shape,

@@ -69,7 +69,7 @@ class CompiledFunction:
             functools.update_wrapper(self, target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if settings().eager or is_capturing():
+        if settings().eager or self.options.backend == "eager" or is_capturing():
             return self.target(*args, **kwargs)
         for entry in self._entries:
             inputs = entry.captured.match(args, kwargs)
@@ -271,7 +271,8 @@ def compile(
 
     Args:
         target: the callable; a module gives back a module of the same class sharing its parameters.
-        backend: `auto` (triton for CUDA tensors, c for CPU ones), `triton`, `c`, `interpret` (op by op with ATen), `eager`.
+        backend: `auto` (triton for CUDA tensors, c for CPU ones), `triton`, `c`, `interpret` (op by op with ATen), or
+            `eager` (the target as it is).
         mode: `default`.
         dynamic: None or False: every new shape is compiled once.
         numerics: `default` keeps reduced-precision intermediates in float32; `eager` rounds where eager rounds.

@@ -63,7 +63,8 @@ def make_options(
     if inspect.isgeneratorfunction(target) or inspect.iscoroutinefunction(target):
         kind = "generator" if inspect.isgeneratorfunction(target) else "coroutine"
         raise TypeError(
-            f"{target.__name__} is a {kind} function; compile the function that computes one item, and call it in the loop"
+            f"{target.__name__} is a {kind} function; compile the function that computes one item, "
+            "and call that in the loop"
         )
     for option, value, allowed in (("backend", backend, BACKENDS), ("numerics", numerics, NUMERICS)):
         if value not in allowed:
@@ -234,11 +235,10 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
-    from graphc.ir.parser import parse
     from graphc.passes.base import PassContext
     from graphc.passes.pipeline import optimize
 
-    copy = parse(str(graph))  # passes rewrite in place, and the captured stage stays as it is
+    copy = graph.copy()  # passes rewrite in place, and the captured stage stays as it is
     optimize(copy, PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu"))
     _dump(options.name, "optimized.graph", lambda: str(copy))
     return copy

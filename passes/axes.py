@@ -1,8 +1,8 @@
 """Axes of a lowered kernel, made simple: cut where index expressions divide, joined where they step evenly, in memory order.
 
-    load x[(i0 // 64)*64 + i1*512 + i0 % 64]  axes i0: 512, i1: 8       as written from a reshape and a permute
-    load x[i0*64 + i1*512 + i2]               axes i0: 8, i1: 8, i2: 64 after cutting
-    load x[i0]                                axes i0: 4096             what a contiguous kernel becomes
+load x[(i0 // 64)*64 + i1*512 + i0 % 64]  axes i0: 512, i1: 8       as written from a reshape and a permute
+load x[i0*64 + i1*512 + i2]               axes i0: 8, i1: 8, i2: 64 after cutting
+load x[i0]                                axes i0: 4096             what a contiguous kernel becomes
 """
 
 from __future__ import annotations

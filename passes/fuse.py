@@ -34,7 +34,8 @@ IN_PLACE_CALLS = {
     "aten.scatter_reduce.two": "aten.scatter_reduce_.two",
     "aten.index_put.default": "aten.index_put_.default",
 }
-MANY_PIECES = 8
+MANY_PIECES, BIG_CONCAT = 8, 4096
+"""Operands, and elements, from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
 ELEMENTS_PER_ROW = {"c": 65_536, "triton": 16_384}
 REDUNDANT_WORK = 32_768
@@ -51,13 +52,15 @@ class Library:
         operands: per operand the strided view it is passed as; None for literals.
         results: the values it stores, those of the op; for a product perhaps one with its batch dims split.
         overwrites: for a result that takes over the memory of an operand, that operand.
+        joins: nothing runs: the result is complete when its parts, the operands, are stored.
     """
 
     op: Op
-    position: int
+    position: float
     operands: list[Place | None]
     results: list[Value]
     overwrites: dict[Value, Value] = field(default_factory=dict)
+    joins: bool = False
 
     @property
     def is_matmul(self) -> bool:
@@ -76,6 +79,7 @@ class Fusion:
         homes: values that are stored into an input at the end, with that input.
         in_inputs: values that are stored into an input by updating what it holds.
         output_places: per graph output the place of its value, for those that are not a buffer of their own.
+        parts: memory that is stored part by part, in any order.
     """
 
     graph: Graph
@@ -87,6 +91,7 @@ class Fusion:
     homes: dict[Value, Input]
     in_inputs: set[Value]
     output_places: dict[int, Place]
+    parts: set[Value]
 
 
 def is_kernel_op(op: Op) -> bool:
@@ -124,6 +129,7 @@ class _Fuser:
         self.homes: dict[Value, Input] = {}
         self.in_inputs: set[Value] = set()
         self.output_places: dict[int, Place] = {}
+        self.parts: set[Value] = set()
         self.overwritten: dict[Value, Value] = {}  # result -> base in whose memory it is to be stored
         self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
@@ -150,6 +156,7 @@ class _Fuser:
             self.homes,
             self.in_inputs,
             self.output_places,
+            self.parts,
         )
 
     # preparation
@@ -159,10 +166,7 @@ class _Fuser:
         written = {write.value: write.target for write in self.graph.writes}
         kept = self.live | set(written)
         bases = {
-            value: base
-            for op in self.ops
-            if op.name not in UPDATES or is_kernel_op(op)
-            for value, base in _updates(op)
+            value: base for op in self.ops if op.name not in UPDATES or is_kernel_op(op) for value, base in _updates(op)
         }
         for value, target in written.items():
             chain = _chain(value, bases)
@@ -311,7 +315,10 @@ class _Fuser:
         if value not in self.needed and not groups:
             return
         if value in self.needed or not self._absorb(op, value, groups):
-            self._start(value)
+            if op.name == "concat" and (len(op.operands) > MANY_PIECES or _count(value) >= BIG_CONCAT):
+                self._start_join(op)
+            else:
+                self._start(value)
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -335,21 +342,51 @@ class _Fuser:
 
     def _start_update(self, op: Op) -> None:
         """A group that stores the source into its part of the base's memory."""
-        value, source = op.results[0], op.operands[1]
+        source, base = op.operands[1], self.overwritten[op.results[0]]
         assert isinstance(source, Value)
-        base = self.overwritten[value]
         if source is base:
             copy = copy_op(base)
             source = copy.results[0]
             self.position[copy] = self.position[op] - 0.5
             self._start(source)
+        self.needed.add(base)
+        self._store_part(op, source, base, self.position[op])
+
+    def _store_part(self, op: Op, source: Value, base: Value, position: float) -> None:
+        value = op.results[0]
         self.stored.add(value)
-        self.needed.update((base, source))
-        group = group_of(source, self.position[op])
+        self.needed.add(source)
+        group = group_of(source, position)
         group.roots = {value: next(iter(group.roots.values()))}
         group.stores[value] = _update_place(op, self.layouts.strides(value))
         group.overwrites[value] = base
         self.groups.append(group)
+
+    def _start_join(self, op: Op) -> None:
+        """Groups that store the pieces of a concat, each into its part: in the kernels that make them, where possible."""
+        value, dim = op.results[0], op.attrs["dim"]
+        memory = Value(f"{value.name}_parts", value.type)
+        strides = self.layouts.strides(value)
+        self.layouts.chosen[memory] = strides
+        self.stored.update((memory, value))
+        self.parts.add(memory)
+        join = Library(op, self.position[op], [], [value], {value: memory}, joins=True)
+        start = 0
+        for number, piece in enumerate(op.inputs):
+            starts = tuple(start if d == dim else 0 for d in range(len(strides)))
+            start += int_shape(piece)[dim]
+            if 0 in piece.shape:
+                continue
+            attrs = {"starts": starts, "steps": (1,) * len(strides)}
+            store = Op(
+                "update_slice", [memory, piece], attrs, [value.type], op.location, [f"{value.name}_part{number}"]
+            )
+            part = store.results[0]
+            self.layouts.chosen[part] = strides
+            after = self.position[op] - 0.5 if piece.op is None else self.position[piece.op] + 0.25
+            self._store_part(store, piece, memory, after)
+            join.operands.append(Place(part, int_shape(part), strides))
+        self.libraries.append(join)
 
     def _wait(self, value: Value, group: Group) -> None:
         groups = self.waiting.setdefault(value, [])
@@ -407,7 +444,9 @@ class _Fuser:
         if not used and not effect(op):
             return
         if op.name not in ("matmul", "extern", "item") and get(op.name).call is None:
-            raise LoweringError(f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location)
+            raise LoweringError(
+                f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location
+            )
         self.stored.update(results)
         if op.name == "matmul":
             self.libraries.append(Library(op, self.position[op], self._place_factors(op, results[0]), results))

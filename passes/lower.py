@@ -384,7 +384,9 @@ class _Writer:
             left, right = (self.expressions[arg] for arg in args)
             low, high = bounds(simplify(left - right, self.builder.ranges), self.builder.ranges)
             if op in ("maximum", "minimum"):
-                larger = args[0] if low is not None and low >= 0 else args[1] if high is not None and high <= 0 else None
+                larger = (
+                    args[0] if low is not None and low >= 0 else args[1] if high is not None and high <= 0 else None
+                )
                 return larger if larger is None or op == "maximum" else args[1 - args.index(larger)]
             decided = _compare(op, low, high)
             return None if decided is None else self.constant(decided, bool_)

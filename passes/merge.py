@@ -186,7 +186,9 @@ def _is_walked_again(
     """Whether one worker walks the elements of a whole row again, or stores them, for having merged."""
     if not merged.rows:
         return False
-    if any(not group.rows and group.extent(tuple(group.axes)) > merged.extent(merged.parallel) for group in (first, second)):
+    if any(
+        not group.rows and group.extent(tuple(group.axes)) > merged.extent(merged.parallel) for group in (first, second)
+    ):
         return True
     is_row_number = bool(first.rows) and first.axes_of(at_first).isdisjoint(first.rows)
     return vertical and is_row_number and second.axes_of(at_second) != second.axes.keys()
@@ -277,7 +279,9 @@ def _keeps_scan(mover: Group, stayer: Group, merged: Group, mapping: dict[str, D
 
 def _space(group: Group) -> Group:
     """A group over the same axes, with nothing in it."""
-    return Group(group.device, group.position, dict(group.axes), group.rows, data=dict(group.data), ranges=dict(group.ranges))
+    return Group(
+        group.device, group.position, dict(group.axes), group.rows, data=dict(group.data), ranges=dict(group.ranges)
+    )
 
 
 def _take_over(merged: Group, part: Group, mapping: dict[str, Dim]) -> None:

@@ -39,7 +39,9 @@ def kernel_name(ops: Sequence[Op], group: Group) -> str:
         words = _row_pattern(names)
     if not words:
         loud = [name for name in names if name not in _QUIET and get(name).kind is not Kind.VIEW]
-        words = _activations(list(dict.fromkeys(loud))) or [name for name in dict.fromkeys(names) if name not in ("full", "iota")]
+        words = _activations(list(dict.fromkeys(loud))) or [
+            name for name in dict.fromkeys(names) if name not in ("full", "iota")
+        ]
         if not words:
             words = ["fill" if found & {"full", "iota"} else "update" if group.stores else "copy"]
     if len(words) > MAX_WORDS:
@@ -107,4 +109,6 @@ def notes(ops: Sequence[Op]) -> tuple[str, ...]:
         if where:
             lines[f"{where.file.rsplit('/', 1)[-1]}:{where.line} {where.module or where.function}".rstrip()] = None
     found = list(lines)
-    return tuple(found if len(found) <= MAX_NOTES else [*found[: MAX_NOTES - 1], f"and {len(found) - MAX_NOTES + 1} more"])
+    return tuple(
+        found if len(found) <= MAX_NOTES else [*found[: MAX_NOTES - 1], f"and {len(found) - MAX_NOTES + 1} more"]
+    )

@@ -54,7 +54,8 @@ class Nodes:
     def reads(self, node: Node) -> Iterable[Value]:
         """Stored values that a node reads from memory or overwrites."""
         if isinstance(node, Library):
-            return dict.fromkeys(item.base for item in node.operands if item is not None)
+            places = [item.base for item in node.operands if item is not None]
+            return dict.fromkeys([*places, *(base for base in node.overwrites.values() if base in self.fusion.parts)])
         stored = self.fusion.stored
         found = {value: None for value in node.visits if value in stored and value not in node.roots}
         found.update(dict.fromkeys(base for base in node.overwrites.values() if base not in node.roots))
@@ -93,6 +94,8 @@ class Nodes:
 
     def _store_in_place(self, node: Node) -> None:
         for value, base in list(node.overwrites.items()):
+            if base in self.fusion.parts:
+                continue
             if self._may_overwrite(node, value, base):
                 for reader in self.readers[base]:
                     self.link(reader, node)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from graphc.ir.graph import Attr, Graph, Input, Op, Ref, Value
 from graphc.ir.types import HOST, UNKNOWN, Location
 from graphc.loopir.kernel import Kernel
-from graphc.ops.registry import get
+from graphc.ops.registry import Kind, get
 from graphc.passes.fuse import IN_PLACE_CALLS, Library, fuse
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
@@ -44,7 +45,7 @@ def make_plan(graph: Graph, *, numerics: str = "default", backend: str = "c") ->
 
     Returns:
         The plan. `stats` counts: `graph_ops`, `fused_ops` (done by kernels), `kernels` (distinct), `kernel_calls`,
-        `gemm_calls`, `extern` (ATen calls by name), `bytes_read`, `bytes_written`, `arena_bytes`, and
+        `gemm_calls`, `extern` (ATen calls by name), `extern_reasons`, `bytes_read`, `bytes_written`, `arena_bytes`, and
         `arena_bytes_without_reuse`.
 
     Raises:
@@ -69,6 +70,7 @@ class _Planner:
         self.kinds: dict[Value, str] = {}
         self.steps: list[Step] = []
         self.offsets: list[int] = []
+        self.calls: list[tuple[Op, str]] = []
         self.arena_bytes = self.plain_bytes = 0
 
     def run(self) -> Plan:
@@ -97,7 +99,11 @@ class _Planner:
 
     def _kept(self, group: Group) -> set[Value]:
         writes = {write.value for write in self.graph.writes}
-        return {v for v in group.roots if v in group.overwrites or v in writes and v in group.stores or self._needs_memory(v)}
+        return {
+            v
+            for v in group.roots
+            if v in group.overwrites or v in writes and v in group.stores or self._needs_memory(v)
+        }
 
     def _lower(self) -> None:
         order: list[Node] = []
@@ -260,7 +266,11 @@ class _Planner:
                 if argument.access != "out" or self.buffers[made].kind != ARENA or first[made] != at or made in owner:
                     continue
                 for other in dict.fromkeys(step.buffers):
-                    if other in taken or other == made or not self._can_take(step, kernel, at, made, other, first, last):
+                    if (
+                        other in taken
+                        or other == made
+                        or not self._can_take(step, kernel, at, made, other, first, last)
+                    ):
                         continue
                     owner[made] = owner.get(other, other)
                     taken.add(other)
@@ -268,7 +278,14 @@ class _Planner:
         return owner
 
     def _can_take(
-        self, step: KernelStep, kernel: Kernel, at: int, made: int, other: int, first: dict[int, int], last: dict[int, int]
+        self,
+        step: KernelStep,
+        kernel: Kernel,
+        at: int,
+        made: int,
+        other: int,
+        first: dict[int, int],
+        last: dict[int, int],
     ) -> bool:
         dying, fresh = self.buffers[other], self.buffers[made]
         if dying.kind != ARENA or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
@@ -289,7 +306,7 @@ class _Planner:
                 self._add_kernel(self.lowered[node], _location(node))
             elif node.is_matmul:
                 self._add_gemm(node)
-            else:
+            elif not node.joins:
                 self._add_call(node)
 
     def _add_kernel(self, lowered: Lowered, location: Location) -> None:
@@ -342,6 +359,7 @@ class _Planner:
             self.steps.append(AtenStep("aten._local_scalar_dense.default", (value,), (), (out,), (), op.location))
             return
         name, args, kwargs, mutated = _call_of(op)
+        self.calls.append((op, name))
         if node.overwrites and op.name != "extern":
             name, mutated = IN_PLACE_CALLS[name], (0,)
             results: Sequence[Value] = ()
@@ -373,13 +391,12 @@ class _Planner:
         return found
 
     def _stats(self, plan: Plan) -> dict[str, Any]:
-        externs: dict[str, int] = {}
+        externs = Counter(step.op for step in plan.steps if isinstance(step, AtenStep))
         fused: set[Op] = set()
         for group in self.lowered:
-            fused.update(value.op for value, at in group.visits.items() if value.op and any(v.expanded for v in at.values()))
-        for step in plan.steps:
-            if isinstance(step, AtenStep):
-                externs[step.op] = externs.get(step.op, 0) + 1
+            fused.update(
+                value.op for value, at in group.visits.items() if value.op and any(v.expanded for v in at.values())
+            )
         read, written = _traffic(plan)
         return {
             "graph_ops": len(self.graph.ops),
@@ -387,7 +404,8 @@ class _Planner:
             "kernels": len(plan.kernels),
             "kernel_calls": sum(isinstance(step, KernelStep) for step in plan.steps),
             "gemm_calls": sum(isinstance(step, GemmStep) for step in plan.steps),
-            "extern": externs,
+            "extern": dict(externs),
+            "extern_reasons": {name: _reason(op) for op, name in self.calls},
             "bytes_read": read,
             "bytes_written": written,
             "arena_bytes": plan.arena_bytes,
@@ -425,6 +443,16 @@ def _call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int,
     assert call is not None
     name, args, kwargs = call(op)
     return name, args, dict(kwargs), ()
+
+
+def _reason(op: Op) -> str:
+    """Why an op is an ATen call."""
+    if op.name == "extern":
+        return "graphc has no rule for this operator"
+    kind = get(op.name).kind
+    if kind is Kind.CONTRACTION:
+        return "library call"
+    return "the order of colliding writes matters" if kind is Kind.SCATTER else "kernels do not hold its dtype"
 
 
 def _resolve(template: Attr, op: Op, views: Sequence[View | None], numbers: list[int]) -> Any:

@@ -14,6 +14,7 @@ from graphc.settings import settings
 
 RECORD, LIBRARY = "program.json", "program.so"
 
+
 class Executable(Protocol):
     """A program ready to run: takes one tensor or number per graph input, gives one per graph output."""
 

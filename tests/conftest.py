@@ -1,4 +1,4 @@
-"""Settings of all tests: hypothesis draws the same examples in every run of `make check`; a cache folder of their own."""
+"""Settings of all tests: hypothesis draws the same examples in every run; a cache folder of their own."""
 
 from __future__ import annotations
 

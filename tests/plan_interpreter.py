@@ -99,7 +99,9 @@ class _Run:
     def call(self, step: AtenStep) -> None:
         if step.op == "aten._local_scalar_dense.default":
             (view,) = step.args
-            self.memory[step.outs[0]].view(np.int64 if view.dtype.is_integral else np.float64)[0] = self.tensor(view).item()
+            self.memory[step.outs[0]].view(np.int64 if view.dtype.is_integral else np.float64)[0] = self.tensor(
+                view
+            ).item()
             return
         call = overload(step.op)
         answer = call(*[self.value(item) for item in step.args], **{key: self.value(item) for key, item in step.kwargs})
@@ -145,7 +147,9 @@ def _input_bytes(spec: BufferSpec, value: torch.Tensor | bool | int | float) -> 
         return np.array([value], NUMPY_DTYPES[spec.dtype.name]).view(np.uint8)
     assert isinstance(value, torch.Tensor)
     assert tuple(value.shape) == spec.shape
-    assert 0 in spec.shape or all(n == 1 or a == b for n, a, b in zip(spec.shape, value.stride(), spec.strides, strict=True))
+    assert 0 in spec.shape or all(
+        n == 1 or a == b for n, a, b in zip(spec.shape, value.stride(), spec.strides, strict=True)
+    )
     return _tensor_bytes(value, spec.nbytes)
 
 

@@ -8,6 +8,7 @@ CFLAGS: tuple[str, ...] = (
     "-ftree-loop-vectorize",
     "-fvect-cost-model=dynamic",
     "--param=vect-epilogues-nomask=0",  # one scalar epilogue per loop, not a second vector loop
+    "-fno-thread-jumps",  # threading splits chains of selects into branches, which then do not vectorise
     "-march=native",
     "-fopenmp",
     "-fPIC",

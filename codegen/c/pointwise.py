@@ -15,8 +15,15 @@ from graphc.loopir.kernel import Store
 if TYPE_CHECKING:
     from graphc.codegen.c.emit import COptions
 
-TILE = 32
-"""Side of a tile when buffers disagree on the contiguous axis; a tile of f32 is 4 KiB per buffer."""
+TILE_BYTES, TILE_STEPS = 32, 64
+"""A tile where buffers disagree on the contiguous axis: so many bytes of the vector axis, so many steps of the other.
+
+Narrow tiles keep strided loads within the ways of the L1 cache when strides are powers of two: measured on 2048x2048
+f32, 8x64 takes 4.0 ms where 32x32 takes 11 ms.
+"""
+
+MIN_TILED = 16
+"""Extent of both axes from which tiles are worth their loops."""
 
 BLOCK = 4096
 """Elements of the contiguous axis per parallel step when the outer axes alone are too few."""
@@ -68,7 +75,8 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
     steps = facts.points(outer)
     blocked: dict[str, int] = {}
     if tiled is not None:
-        blocked = {tiled: TILE, vector: TILE}
+        narrowest = min(facts.buffers[s.buffer].dtype.itemsize for s in facts.accesses())
+        blocked = {tiled: TILE_STEPS, vector: max(8, TILE_BYTES // narrowest)}
     elif vector in safe and options.parallel and (outer or inner) and steps < MIN_PARALLEL_STEPS:
         blocked = {vector: min(BLOCK, max(MIN_BLOCK, facts.extent(vector) // MIN_PARALLEL_STEPS // 16 * 16))}
     loops += [_block_loop(writer, name, size) for name, size in blocked.items()]
@@ -107,13 +115,13 @@ def _bounds(writer: Writer, axis: str) -> tuple[str, str]:
 
 def _tile_axis(facts: KernelFacts, vector: str, safe: list[str]) -> str | None:
     """The axis that is contiguous in a buffer in which the vector axis is not, or None."""
-    if vector not in safe or facts.extent(vector) < TILE:
+    if vector not in safe or facts.extent(vector) < MIN_TILED:
         return None
     found: dict[str, int] = {}
     for s in facts.accesses():
         if abs(facts.step(s.index, vector) or 0) <= 1:
             continue
         for name in safe:
-            if name != vector and facts.step(s.index, name) == 1 and facts.extent(name) >= TILE // 4:
+            if name != vector and facts.step(s.index, name) == 1 and facts.extent(name) >= MIN_TILED:
                 found[name] = found.get(name, 0) + facts.points(facts.domain(s))
     return max(found, key=lambda name: found[name]) if found else None

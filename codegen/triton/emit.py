@@ -35,7 +35,7 @@ from graphc.loopir.kernel import Define, Kernel, Reduce, Scan, Store, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
 _RESERVED = frozenset(keyword.kwlist) | {
-    "tl", "triton", "libdevice", "range", "float", "part", "parts", "part_start", "part_stop", "row_start"
+    "tl", "triton", "libdevice", "range", "float", "part", "parts", "row_start"
 }  # fmt: skip
 
 
@@ -202,15 +202,14 @@ class _Writer:
                 fill = literal(neutral(s.op, s.dtype), s.dtype)
                 body.line(f"{s.id}_carry = {_full(body, body.reduced, fill, s.dtype)}")
         outer = dict(body.values), dict(body.shapes)
-        start, stop = "0", str(row.extent)
+        first, length = "row_start", row.extent
         if self.tiling.split > 1:
-            chunk = self._chunk(row)
-            body.line(f"part_start = part * {chunk}")
-            body.line(f"part_stop = tl.minimum(part_start + {chunk}, {row.extent})")
-            start, stop = "part_start", "part_stop"
-        body.line(f"for row_start in range({start}, {stop}, {row.constexpr}):")
+            steps = -(-row.extent // row.block)
+            length = -(-steps // self.tiling.split) * row.block
+            first = f"part * {length} + row_start"
+        body.line(f"for row_start in range(0, {length}, {row.constexpr}):")
         body.depth += 1
-        body.line(f"{row.name} = row_start + {body.lanes(row)}", _describe(row))
+        body.line(f"{row.name} = {first} + {body.lanes(row)}", _describe(row))
         body.mask_variable(row)
         body.axis_variables(row)
         for s in statements:
@@ -224,11 +223,6 @@ class _Writer:
             body.store(store)
         body.depth -= 1
         body.values, body.shapes = outer
-
-    def _chunk(self, row: TileDim) -> int:
-        """Row indices per program in split form: whole blocks, so that no block spans two parts."""
-        steps = -(-row.extent // row.block)
-        return -(-steps // self.tiling.split) * row.block
 
     def _open(self, body: Body, s: Reduce) -> None:
         """Accumulators before the loop, one per lane."""

@@ -61,6 +61,7 @@ class TileDim:
         block: indices per program (per loop step for a looped row dimension).
         constexpr: name of the block size in the generated code, empty when the dimension is one index per program.
         is_row: reductions and scans run along it.
+        parts: programs that share the extent, each walking the same number of blocks.
     """
 
     name: str
@@ -69,6 +70,7 @@ class TileDim:
     block: int
     constexpr: str
     is_row: bool = False
+    parts: int = 1
 
     @property
     def is_blocked(self) -> bool:
@@ -77,7 +79,7 @@ class TileDim:
     @property
     def is_exact(self) -> bool:
         """No lane lies outside the extent."""
-        return self.extent % self.block == 0 and self.extent > 0
+        return self.extent % (self.block * self.parts) == 0 and self.extent > 0
 
     @property
     def programs(self) -> int:
@@ -92,7 +94,6 @@ class Tiling:
         kernel: the kernel whose index expressions use the joined axes.
         dims: outermost first; the row dimension, if any, last.
         looped: the row dimension is walked in steps of its block instead of held whole.
-        split: programs that share one row, each on a part of it; partial results go through scratch memory.
         num_warps: warps per program.
         wide: index arithmetic in 64 bits.
     """
@@ -101,7 +102,6 @@ class Tiling:
     dims: tuple[TileDim, ...]
     num_warps: int
     looped: bool = False
-    split: int = 1
     wide: bool = False
 
     @property
@@ -116,6 +116,11 @@ class Tiling:
     def blocked(self) -> tuple[TileDim, ...]:
         """The dimensions that tensors in the generated code have."""
         return tuple(dim for dim in self.dims if dim.is_blocked)
+
+    @property
+    def split(self) -> int:
+        """Programs that share one row; partial results go through scratch memory."""
+        return self.row.parts if self.row is not None else 1
 
     @property
     def programs(self) -> int:
@@ -343,7 +348,8 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
     if rows != 1:
         dims = (_flat("x", kernel.parallel_axes, block, "XBLOCK" if block > 1 else ""), *dims)
     tiling = Tiling(kernel, dims, _warps(block * inner, limits), looped=inner < padded)
-    return replace(tiling, split=_split(tiling, limits))
+    row = replace(dims[-1], parts=_split(tiling, limits))
+    return replace(tiling, dims=(*dims[:-1], row))
 
 
 def _split(tiling: Tiling, limits: Limits) -> int:
@@ -353,7 +359,9 @@ def _split(tiling: Tiling, limits: Limits) -> int:
         return 1
     steps = -(-row.extent // row.block)
     wanted = 2 * limits.fill // max(1, tiling.programs)
-    return max(1, min(limits.split, -(-steps // 4), wanted))
+    most = max(1, min(limits.split, -(-steps // 4), wanted))
+    # parts of equal length need no mask
+    return next((parts for parts in range(most, most // 2, -1) if steps % parts == 0), most)
 
 
 def _row_dim(kernel: Kernel, length: int, block: int) -> TileDim:

@@ -69,7 +69,9 @@ def full(imp: Importer, size: Sequence[int], fill_value: Operand, **options: Any
 
 
 @rule("aten.empty.memory_format", layout=CONTIGUOUS)
-def empty(imp: Importer, size: Sequence[int], memory_format: torch.memory_format | None = None, **options: Any) -> Value:
+def empty(
+    imp: Importer, size: Sequence[int], memory_format: torch.memory_format | None = None, **options: Any
+) -> Value:
     return _formatted(imp, _filled(imp, size, 0, *_options(imp, options)), memory_format)
 
 
@@ -133,22 +135,21 @@ def arange_start(imp: Importer, start: Operand, end: Operand, **options: Any) ->
 
 @rule("aten.arange.start_step", layout=CONTIGUOUS)
 def arange_step(imp: Importer, start: Operand, end: Operand, step: Operand = 1, **options: Any) -> Value:
-    numbers = (start, end, step)
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+    numbers = [n for n in (start, end, step) if isinstance(n, (int, float)) and math.isfinite(n)]
+    if len(numbers) != 3:
         raise Decline("a traced number, or one that is not finite")
     if options.get("dtype") is None and not any(isinstance(number, float) for number in numbers):
         options = {**options, "dtype": torch.int64}
     dtype, device = _options(imp, options)
     if dtype == bool_:
         raise Decline("counting in bools")
-    if dtype == i64:
-        numbers = tuple(int(number) for number in numbers)  # type: ignore[arg-type]  # numbers, as tested above
-    first, last, width = numbers
-    if width == 0 or (last - first) * width < 0:  # type: ignore[operator]  # as above
+    # eager counts steps in f64, but for i64
+    first, last, width = map(int, numbers) if dtype == i64 else numbers
+    if width == 0 or (last - first) * width < 0:
         raise Decline("eager raises")
-    size = -((first - last) // width) if dtype == i64 else math.ceil((last - first) / width)  # type: ignore[operator]
+    size = -int((first - last) // width) if dtype == i64 else math.ceil((last - first) / width)
     if dtype.is_integral:
-        first, width = int(first), int(width)  # type: ignore[arg-type]  # as above
+        first, width = int(first), int(width)
     return imp.b.op("iota", size=size, start=first, step=width, dtype=dtype, device=device)
 
 

@@ -170,7 +170,7 @@ def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ..
         None if declared.alias_info is not None and declared.alias_info.is_write else note(item)
         for declared, item in zip(returns, answers, strict=True)
     ]
-    return noted[0] if len(returns) == 1 else tuple(noted)
+    return None if not returns else noted[0] if len(returns) == 1 else tuple(noted)
 
 
 def _result_type(item: Any) -> tuple[TensorType, tuple[int, ...] | None]:
@@ -256,13 +256,10 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
             return promotion.to_torch(item)
         return [replace(part) for part in item] if isinstance(item, (list, tuple)) else item
 
-    state = torch.get_rng_state() if torch.Tag.nondeterministic_seeded in func.tags else None
-    try:
-        with torch.no_grad():
-            return func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
-    finally:
-        if state is not None:
-            torch.set_rng_state(state)
+    random = torch.Tag.nondeterministic_seeded in func.tags
+    cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")}
+    with torch.no_grad(), torch.random.fork_rng(list(cards), enabled=random):
+        return func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
 
 
 def _filled(imp: Importer, value: Value, number: int) -> Any:

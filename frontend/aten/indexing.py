@@ -1,4 +1,4 @@
-"""Import rules of reading and writing at places that are data, and of writing through functional `*_scatter` operators."""
+"""Import rules of reading and writing at places that are data, and of the functional `*_scatter` operators."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def index_copy(imp: Importer, self: Value, dim: int, index: Value, source: Value
 
 @rule("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 def index_fill(imp: Importer, self: Value, dim: int, index: Value, value: Operand) -> Value:
-    if isinstance(value, Value) and value.shape or index.dtype != i64:
+    if (isinstance(value, Value) and value.shape) or index.dtype != i64:
         raise Decline("eager raises")
     if self.dtype.is_integral and (value.dtype.is_float if isinstance(value, Value) else isinstance(value, float)):
         raise Decline("a float into integers")
@@ -267,7 +267,7 @@ def index_fill(imp: Importer, self: Value, dim: int, index: Value, value: Operan
 def _put_rows(imp: Importer, self: Value, dim: int, index: Value, source: Value, mode: str) -> Value:
     supported(self, source)
     _index_of(self, index, ranks=(0, 1))
-    if self.dtype != source.dtype or self.dtype == bool_ and mode == "add" or not self.shape:
+    if self.dtype != source.dtype or (self.dtype == bool_ and mode == "add") or not self.shape:
         raise Decline("dtypes, or a 0-d tensor")
     axis = wrap_dim(dim, self.type.rank)
     _something(_shape(self)[axis], index)
@@ -354,7 +354,13 @@ def _check_window(imp: Importer, self: Value, src: Value) -> None:
 
 @rule("aten.slice_scatter.default")
 def slice_scatter(
-    imp: Importer, self: Value, src: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    imp: Importer,
+    self: Value,
+    src: Value,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Value:
     axis, rank = wrap_dim(dim, self.type.rank), self.type.rank
     if not rank:
@@ -389,7 +395,9 @@ def diagonal_scatter(imp: Importer, self: Value, src: Value, offset: int = 0, di
     if rank < 2 or first == second:
         raise Decline("eager raises")
     strides = layout.contiguous(shape)
-    length = max(min(shape[first], shape[second] - offset) if offset >= 0 else min(shape[first] + offset, shape[second]), 0)
+    length = max(
+        min(shape[first], shape[second] - offset) if offset >= 0 else min(shape[first] + offset, shape[second]), 0
+    )
     kept = [d for d in range(rank) if d not in (first, second)]
     window = (*(shape[d] for d in kept), length)
     if _shape(src) != window:

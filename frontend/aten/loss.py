@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
+from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Attr, Operand, Value
 from graphc.ir.types import i64, u8
 
@@ -119,3 +124,22 @@ def nll_loss2d_forward(
     if self.type.rank != 4:
         raise Decline("eager raises")
     return _nll_loss(imp, self, target, weight, reduction, ignore_index)
+
+
+@rule("aten._ctc_loss.default", "aten._ctc_loss.Tensor", layout=CONTIGUOUS)
+def ctc_loss(
+    imp: Importer,
+    log_probs: Value,
+    targets: Value,
+    input_lengths: Sequence[int] | Value,
+    target_lengths: Sequence[int] | Value,
+    blank: int = 0,
+    zero_infinity: bool = False,
+) -> tuple[Value, None]:
+    # the second result, which only the backward reads, has a shape that depends on the lengths
+    if torch.is_grad_enabled() or log_probs.type.rank != 3 or not log_probs.dtype.is_float:
+        raise Decline("needed for the backward, or eager raises")
+    overload = "aten.ctc_loss.Tensor" if isinstance(input_lengths, Value) else "aten.ctc_loss.IntList"
+    args = [log_probs, targets, input_lengths, target_lengths, blank, 0, False]
+    (loss,) = stated_call(imp, overload, args, [log_probs.type.with_shape((log_probs.shape[1],))])
+    return loss, None

@@ -9,8 +9,9 @@ import torch
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.memory_format import like_input
+from graphc.frontend.aten.memory_format import like_input, suggested
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
+from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Operand, Value
 from graphc.ir.types import DType, f32, f64
 from graphc.ops import composite
@@ -138,7 +139,14 @@ def native_group_norm(
     if not fits or group <= 0 or C % group != 0 or any(p.type.numel != C for p in _present(weight, bias)):
         raise Decline("eager raises, or a layout of its own")
     attrs = {"groups": group, "eps": number(eps), "weight": weight is not None, "bias": bias is not None}
-    out, *stats = imp.b.multi("group_norm", [input, *_present(weight, bias)], attrs).results
+    operands = [input, *_present(weight, bias)]
+    if input.device == "cpu" and suggested(imp, input):
+        # groups of channels_last images are strided rows, which ATen's own kernel walks better
+        types = imp.b.infer("group_norm", operands, attrs)
+        args = [input, weight, bias, N, C, HxW, group, number(eps)]
+        out, *stats = stated_call(imp, "aten.native_group_norm.default", args, types)
+    else:
+        out, *stats = imp.b.multi("group_norm", operands, attrs).results
     return (like_input(imp, out, input), *stats)
 
 

@@ -13,15 +13,16 @@ from graphc.frontend.aten import promotion
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.registry import Decline, RuleFn
 from graphc.ir.graph import Operand, Value
-from graphc.ir.types import DType, bool_, bf16, f16, f32, f64, i8, i16, i32, i64, u8
+from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
 
 Number: TypeAlias = bool | int | float
 SUPPORTED = frozenset((f64, f32, f16, bf16, i64, i32, i16, i8, u8, bool_))
 """Dtypes that generated kernels compute with; tensors of others are left to ATen."""
 
-_INTEGER_BOUNDS = {
-    d: (-(1 << 8 * d.itemsize - 1), (1 << 8 * d.itemsize - 1) - 1) for d in (i64, i32, i16, i8)
-} | {u8: (0, 255), bool_: (0, 1)}
+_INTEGER_BOUNDS = {d: (-(1 << 8 * d.itemsize - 1), (1 << 8 * d.itemsize - 1) - 1) for d in (i64, i32, i16, i8)} | {
+    u8: (0, 255),
+    bool_: (0, 1),
+}
 _F32_MAX = torch.finfo(torch.float32).max
 
 
@@ -101,7 +102,8 @@ def rounding_once(fn: RuleFn) -> RuleFn:
         tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value) and not arg.type.is_host]
         dtype = promotion.common_dtype(tensors)
         if not dtype.is_reduced or dtype not in SUPPORTED:
-            return fn(imp, *args, **kwargs)  # type: ignore[no-any-return]
+            plain: Value = fn(imp, *args, **kwargs)
+            return plain
         wide = {value: imp.cast(value, f32) for value in tensors if value.dtype.is_reduced}
 
         def widened(arg: Any) -> Any:

@@ -10,7 +10,16 @@ import torch
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import (
-    as_bool, comparable, converted, dtype_of, fitting, floating, is_number, numeric, rounding_once, supported,
+    as_bool,
+    comparable,
+    converted,
+    dtype_of,
+    fitting,
+    floating,
+    is_number,
+    numeric,
+    rounding_once,
+    supported,
 )  # fmt: skip
 from graphc.frontend.aten.promotion import common_dtype, to_torch
 from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, RuleFn, rule
@@ -145,13 +154,15 @@ def add(imp: Importer, self: Value, other: Operand, alpha: Operand = 1) -> Value
 @rule("aten.sub.Tensor", "aten.sub.Scalar", layout=POINTWISE)
 @rounding_once
 def sub(imp: Importer, self: Operand, other: Operand, alpha: Operand = 1) -> Value:
+    if any(isinstance(value, Value) and value.dtype == bool_ for value in (self, other)):
+        raise Decline("eager raises")
     x, y = numeric(imp, self, other)
     return imp.b.op("sub", x, _times(imp, y, alpha, dtype_of((x, y))))
 
 
 @rule("aten.rsub.Tensor", "aten.rsub.Scalar", layout=POINTWISE)
 def rsub(imp: Importer, self: Value, other: Operand, alpha: Operand = 1) -> Value:
-    result = sub(imp, other, self, alpha)
+    result: Value = sub(imp, other, self, alpha)
     # eager calls sub, so it iterates over the operands in that order
     tensors = [operand for operand in (other, self) if isinstance(operand, Value)]
     return imp.with_strides(result, imp.pointwise_strides(result.shape, tensors))  # type: ignore[arg-type]  # static
@@ -245,7 +256,9 @@ def addcdiv(imp: Importer, self: Value, tensor1: Value, tensor2: Value, value: O
 @rule("aten.lerp.Scalar", "aten.lerp.Tensor", layout=POINTWISE)
 @rounding_once
 def lerp(imp: Importer, self: Value, end: Value, weight: Operand) -> Value:
-    if self.dtype != end.dtype or (isinstance(weight, Value) and not weight.type.is_host and weight.dtype != self.dtype):
+    if self.dtype != end.dtype or (
+        isinstance(weight, Value) and not weight.type.is_host and weight.dtype != self.dtype
+    ):
         raise Decline("dtypes differ")
     x, y, w = converted(imp, (self, end, weight), self.dtype)
     if not self.dtype.is_float:

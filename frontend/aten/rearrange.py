@@ -1,4 +1,4 @@
-"""Import rules of operators that join, repeat and move elements without being views: cat, stack, repeat, roll, flip, ..."""
+"""Import rules of operators that join, repeat and move elements without being views: cat, repeat, roll, flip, ..."""
 
 from __future__ import annotations
 
@@ -152,9 +152,8 @@ def diag_embed(imp: Importer, self: Value, offset: int = 0, dim1: int = -2, dim2
     kept = tuple(strides[d] for d in range(rank) if d not in (first, second))
     start = offset * strides[second] if offset >= 0 else -offset * strides[first]
     zeros = imp.full(shape, 0, self.dtype, self.device)
-    return imp.b.op(
-        "update_strided", zeros, self, shape=_shape(self), strides=(*kept, strides[first] + strides[second]), offset=start
-    )  # fmt: skip
+    inner = (*kept, strides[first] + strides[second])
+    return imp.b.op("update_strided", zeros, self, shape=_shape(self), strides=inner, offset=start)
 
 
 # channels and pixels

@@ -44,7 +44,9 @@ def _not_empty(value: Value, dims: Sequence[int]) -> None:
 
 
 @rule("aten.sum.default", "aten.sum.dim_IntList", layout=CONTIGUOUS)
-def sum_(imp: Importer, self: Value, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Value:
+def sum_(
+    imp: Importer, self: Value, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Value:
     x = _widened(imp, self, dtype)
     return imp.b.op("sum", x, dims=wrap_dims(dim, self.type.rank), keepdim=keepdim)
 
@@ -72,7 +74,9 @@ def prod_dim(imp: Importer, self: Value, dim: int, keepdim: bool = False, dtype:
 
 
 @rule("aten.mean.default", "aten.mean.dim", layout=CONTIGUOUS)
-def mean(imp: Importer, self: Value, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Value:
+def mean(
+    imp: Importer, self: Value, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Value:
     x = _cast(imp, self, imp.dtype(dtype, self.dtype))
     if not x.dtype.is_float:
         raise Decline("eager raises")
@@ -87,7 +91,7 @@ def count_nonzero(imp: Importer, self: Value, dim: Dims = None) -> Value:
 
 @rule("aten.trace.default", layout=CONTIGUOUS)
 def trace(imp: Importer, self: Value) -> Value:
-    if self.type.rank != 2:
+    if self.type.rank != 2 or self.dtype.kind == "bool":
         raise Decline("eager raises")
     rows, columns = self.shape
     x = _widened(imp, self, None)
@@ -189,18 +193,21 @@ def _spread(imp: Importer, name: str, self: Value, dim: Dims, correction: Operan
     supported(self)
     if not self.dtype.is_float or isinstance(correction, Value):
         raise Decline("integers, or a traced correction")
-    return imp.b.op(
-        name, self, dims=wrap_dims(dim, self.type.rank), keepdim=keepdim, correction=1 if correction is None else correction
-    )  # fmt: skip
+    taken = 1 if correction is None else correction
+    return imp.b.op(name, self, dims=wrap_dims(dim, self.type.rank), keepdim=keepdim, correction=taken)
 
 
 @rule("aten.var.correction", layout=CONTIGUOUS)
-def var(imp: Importer, self: Value, dim: Dims = None, correction: Operand | None = None, keepdim: bool = False) -> Value:
+def var(
+    imp: Importer, self: Value, dim: Dims = None, correction: Operand | None = None, keepdim: bool = False
+) -> Value:
     return _spread(imp, "var", self, dim, correction, keepdim)
 
 
 @rule("aten.std.correction", layout=CONTIGUOUS)
-def std(imp: Importer, self: Value, dim: Dims = None, correction: Operand | None = None, keepdim: bool = False) -> Value:
+def std(
+    imp: Importer, self: Value, dim: Dims = None, correction: Operand | None = None, keepdim: bool = False
+) -> Value:
     return _spread(imp, "std", self, dim, correction, keepdim)
 
 

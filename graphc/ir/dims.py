@@ -2,8 +2,8 @@
 
 A `Dim` is an int or an `Expr`: a polynomial with integer coefficients over atoms, where an atom is a symbol, a floor
 division or a modulo. Expressions are kept in one canonical form, so structural equality is what `==` tests, and they
-are small and hashable. No general algebra system: `simplify` knows the ranges of symbols and a handful of rules, which is
-all that views, padding and broadcasting need, in linear time.
+are small and hashable. No general algebra system: `simplify` knows the ranges of symbols and a handful of rules, which
+is all that views, padding and broadcasting need, in linear time.
 """
 
 from __future__ import annotations
@@ -381,13 +381,16 @@ def _simplify_atom(atom: Atom, ranges: Ranges) -> Dim:
     if is_div and isinstance(nested, FloorDiv) and isinstance(nested.denominator, int):
         inner = floordiv(nested.numerator, nested.denominator * denominator)
         return multiple + (inner if isinstance(inner, int) else simplify(inner, ranges))
-    if not is_div and isinstance(nested, Mod) and isinstance(nested.denominator, int):
-        if nested.denominator % denominator == 0:
-            return simplify(mod(nested.numerator, denominator), ranges)
+    if not is_div and isinstance(nested, Mod) and _divides(denominator, nested.denominator):
+        return simplify(mod(nested.numerator, denominator), ranges)
     reduced = _drop_small_rest(rest, denominator, ranges) if is_div else None
     if reduced is not None:
         return multiple + reduced
     return multiple + floordiv(rest, denominator) if is_div else mod(rest, denominator)
+
+
+def _divides(divisor: int, value: Dim) -> bool:
+    return isinstance(value, int) and value % divisor == 0
 
 
 def _nested(value: Dim) -> Atom | None:

@@ -42,7 +42,7 @@ class Named:
 
 
 Attr: TypeAlias = Any
-"""An attribute: bool, int, float, complex, str, None, DType, Dim expression, Ref, Named, or a tuple or dict of these."""
+"""An attribute: bool, int, float, complex, str, None, DType, Dim, Ref, Named, or a tuple or dict of these."""
 
 
 class Role(str, Enum):
@@ -210,6 +210,24 @@ class Graph:
             tuple((w.target.name, w.value.name) for w in self.writes),
             tuple((o.value.name, o.view) for o in self.outputs),
         )
+
+    def copy(self) -> Graph:
+        """An equal graph of its own values and ops, so that passes may rewrite one and leave the other."""
+        twin = Graph(self.name)
+        twin.inputs = [Input(i.name, i.type, i.role, i.path, i.strides) for i in self.inputs]
+        inputs = dict(zip(self.inputs, twin.inputs, strict=True))
+        new: dict[Value, Value] = {**inputs}
+        for op in self.ops:
+            operands = [new[operand] if isinstance(operand, Value) else operand for operand in op.operands]
+            types, names = [r.type for r in op.results], [r.name for r in op.results]
+            made = Op(op.name, operands, op.attrs, types, op.location, names)
+            for old_result, result in zip(op.results, made.results, strict=True):
+                result.strides = old_result.strides
+                new[old_result] = result
+            twin.ops.append(made)
+        twin.writes = [Write(inputs[w.target], new[w.value]) for w in self.writes]
+        twin.outputs = [Output(new[o.value], o.view) for o in self.outputs]
+        return twin
 
     def values(self) -> Iterator[Value]:
         """Inputs, then results in program order."""

@@ -106,7 +106,11 @@ def softplus(b: Builder, x: Value, attrs: Mapping[str, Attr]) -> Value:
 
 
 def mish(b: Builder, x: Value, attrs: Mapping[str, Attr]) -> Value:
-    return b.op("mul", x, b.op("tanh", b.op("log1p", b.op("exp", x))))
+    # tanh(log(1 + n)) = n (n + 2) / (n (n + 2) + 2) with n = exp(x); above 20 it is 1 to double precision
+    n = b.op("exp", x)
+    product = b.op("mul", n, b.op("add", n, 2.0))
+    small = b.op("mul", x, b.op("div", product, b.op("add", product, 2.0)))
+    return b.op("where", b.op("gt", x, 20.0), x, small)
 
 
 def logsigmoid(b: Builder, x: Value, attrs: Mapping[str, Attr]) -> Value:

@@ -1,7 +1,7 @@
 """Reading and writing at places that are data: gather, take, index, scatter, put.
 
-Indices are integer tensors. As in eager, negative ones count from the end in take, index and put, and are none in gather
-and scatter. One that is out of range reads the nearest valid place in generated kernels, and raises in library calls.
+Indices are integer tensors. As in eager, negative ones count from the end in take, index and put, and are not allowed in
+gather and scatter. One out of range reads the nearest valid place in generated kernels, and raises in library ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from graphc.ir.graph import Attr, Builder, Op, Operand, Ref, Value
 from graphc.ir.types import TensorType
 from graphc.ops import rules
 from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, OpDef, register
-from graphc.ops.rules import Shape
 
 SCATTER_MODES = ("set", "add", "prod", "amax", "amin")
 PUT_MODES = ("set", "add")
@@ -122,7 +121,7 @@ def _infer_index(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequ
 
 
 def _index(x: torch.Tensor, *indices: torch.Tensor, dims: tuple[int, ...], at: int) -> torch.Tensor:
-    common = torch.broadcast_shapes(*(i.shape for i in indices))
+    common: tuple[int, ...] = rules.broadcast("index", [tuple(i.shape) for i in indices])  # type: ignore[assignment]
     kept = [d for d in range(x.dim()) if d not in dims]
     found = x.permute(*dims, *kept)[tuple(i.long() for i in indices)]
     order = [*range(len(common), len(common) + at), *range(len(common)), *range(len(common) + at, found.dim())]
@@ -202,13 +201,13 @@ def _infer_put(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequen
 
 
 def _put(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str) -> torch.Tensor:
-    place = (slice(None),) * dim + (_wrapped(indices, base.shape[dim]),)
+    indices = _wrapped(indices, base.shape[dim])
     result = base.clone()
     if mode == "set":
-        result[place] = source
+        result[(slice(None),) * dim + (indices,)] = source
         return result
     flat = source.reshape(*base.shape[:dim], indices.numel(), *base.shape[dim + 1 :])
-    return result.index_add(dim, place[-1].reshape(-1), flat)
+    return result.index_add(dim, indices.reshape(-1), flat)
 
 
 def _put_call(op: Op) -> AtenCall:
@@ -262,7 +261,7 @@ def _register_all() -> None:
         ),
         OpDef(
             "scatter", Kind.SCATTER,
-            "The base with source elements written at an index each: torch.scatter. dim; mode: set, add, prod, amax, amin.",
+            "The base with elements written at an index each: torch.scatter. dim; mode: set, add, prod, amax or amin.",
             _infer_scatter, _scatter, call=_scatter_call,
         ),
         OpDef(

@@ -1,7 +1,7 @@
 """Elementwise ops: one graph op per scalar operator of loop IR, under the same name.
 
-All tensor operands have the same dtype (import rules insert `cast`) and broadcast as numpy's do. Python numbers and host
-scalars may stand beside tensors: they take the tensors' compute dtype. bf16 and f16 are computed in f32 and rounded once.
+All tensor operands have the same dtype (import rules insert `cast`) and broadcast as numpy's do. Python numbers and
+host scalars may stand beside tensors and take their compute dtype. bf16 and f16 are computed in f32 and rounded once.
 When every operand is a host scalar or a number, so is the result: arithmetic of the host program.
 """
 
@@ -93,10 +93,10 @@ _TORCH: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "where": (torch.where, "b where the bool a holds, else c."),
 }
 
-_COMMUTATIVE = frozenset(
-    ("add", "mul", "maximum", "minimum", "fmax", "fmin", "hypot", "eq", "ne")
-    + ("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor")
-)
+_COMMUTATIVE = {
+    "add", "mul", "maximum", "minimum", "fmax", "fmin", "hypot", "eq", "ne", "logical_and", "logical_or", "logical_xor",
+    "bitwise_and", "bitwise_or", "bitwise_xor",
+}  # fmt: skip
 
 
 # type rules

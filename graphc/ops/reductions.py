@@ -14,7 +14,7 @@ import torch
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Ref, Value
-from graphc.ir.types import DType, TensorType, bool_, i64
+from graphc.ir.types import DType, TensorType, i64
 from graphc.ops import composite, rules
 from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, LowerRule, OpDef, TypeRule, register
 from graphc.ops.rules import Shape
@@ -236,8 +236,9 @@ def _infer_norm(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seque
 
 def _norm(x: torch.Tensor, dims: tuple[int, ...], keepdim: bool, p: float) -> torch.Tensor:
     if not dims:
-        return torch.linalg.vector_norm(x.unsqueeze(-1), p, -1)
-    return torch.linalg.vector_norm(x, p, dims, keepdim)
+        x, dims, keepdim = x.unsqueeze(-1), (-1,), False
+    result: torch.Tensor = torch.linalg.vector_norm(x, p, dims, keepdim)
+    return result
 
 
 def _spread(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -88,8 +88,8 @@ class OpDef:
         kind: see `Kind`.
         doc: one sentence, plus the attributes with their meaning.
         infer: type rule; raises `InvalidGraphError` on operands it does not take.
-        reference: the op in torch: takes operands (tensors, Python numbers) and attributes as keywords; returns one tensor
-            or a tuple. It is the oracle, so it is written for plainness.
+        reference: the op in torch: takes operands (tensors, Python numbers) and attributes as keywords; returns one
+            tensor or a tuple. It is the oracle, so it is written for plainness.
         lower: writes element `index` of result 0 into a kernel; None when the op is a call or expands.
         expand: appends simpler ops to a builder and returns one value per result; None for core ops.
         call: the ATen call that computes the op and returns its results in order; for contractions other than matmul

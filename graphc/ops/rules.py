@@ -1,9 +1,9 @@
-"""What type rules, references and lowerings of all op families share: operand checks, broadcasting, index arithmetic."""
+"""What type rules, references and lowerings of the families share: checks, broadcasting, index arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -227,7 +227,7 @@ def data_index(ctx: ElementContext, indices: Operand, at: tuple[Dim, ...], exten
 # references
 
 
-@lru_cache(maxsize=None)
+@cache
 def torch_dtype(dtype: DType) -> torch.dtype:
     """The torch dtype of a graph dtype."""
     found = getattr(torch, dtype.torch_name)

@@ -1,6 +1,6 @@
 """View ops: elements of operands at other places. Their lowering is index arithmetic; fusion makes them free.
 
-Graphs hold values, not views, so each of these means a fresh tensor. Dims are counted from 0, bounds are already clamped.
+Graphs hold values, not views, so each of these means a fresh tensor. Dims count from 0, bounds are already clamped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _infer_reshape(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Se
 
 
 def _groups(old: Shape, new: Shape) -> list[tuple[range, range]]:
-    """The finest pairing of runs of old and new dims with equal products; sizes of 1 stand alone at the ends of runs."""
+    """The finest pairing of runs of old and new dims with equal products; sizes of 1 may stand alone."""
     found: list[tuple[range, range]] = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -143,7 +143,7 @@ def _infer_slice(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequ
 
 
 def _slice(x: torch.Tensor, dim: int, start: int, stop: int, step: int) -> torch.Tensor:
-    return torch.ops.aten.slice.Tensor(x, dim, start, stop, step).clone()  # type: ignore[no-any-return]
+    return x[(slice(None),) * dim + (slice(start, stop, step),)].clone()
 
 
 def _lower_slice(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:

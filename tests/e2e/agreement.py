@@ -38,8 +38,8 @@ def _copies(inputs: list[Any]) -> list[Any]:
 def check_agreement(graph: Graph, seed: int, runner: Runner) -> None:
     """Outputs and written inputs of `runner` are those of the graph interpreter.
 
-    Graphs that are discontinuous at these inputs, so that rounding alone decides a comparison or a floor, are set aside:
-    they are told by their float64 run, which must agree with the float32 one.
+    Graphs that are discontinuous at these inputs, so that rounding alone decides a comparison or a floor, are set
+    aside: they are told by their float64 run, which must agree with the float32 one.
     """
     given = random_inputs(graph, seed)
     reference_inputs, inputs = _copies(given), _copies(given)

@@ -51,7 +51,7 @@ def constant(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
-# -- views and mutation -------------------------------------------------------------------------------------------------
+# -- views and mutation --------------------------------------------------------------------------------------------
 
 
 @program(randn(4, 5), randn(4))
@@ -147,7 +147,7 @@ def scatter_and_index_add(x, i):
     return out + x, torch.zeros(4).scatter(0, i[:2], 1.0)
 
 
-# -- pointwise, reductions, dtypes ---------------------------------------------------------------------------------------
+# -- pointwise, reductions, dtypes ---------------------------------------------------------------------------------
 
 
 @program(randn(17, 33), randn(33), randn(17, 1))
@@ -245,7 +245,8 @@ def losses(x, t):
     return (
         F.cross_entropy(x, t), F.nll_loss(F.log_softmax(x, 1), t, reduction="sum"), F.mse_loss(x, x * 0.5),
         F.smooth_l1_loss(x, x * 3), F.binary_cross_entropy_with_logits(x, torch.sigmoid(x)), F.l1_loss(x, -x),
-        F.cross_entropy(x, t, label_smoothing=0.1), F.kl_div(F.log_softmax(x, 1), F.softmax(-x, 1), reduction="batchmean"),
+        F.cross_entropy(x, t, label_smoothing=0.1),
+        F.kl_div(F.log_softmax(x, 1), F.softmax(-x, 1), reduction="batchmean"),
     )  # fmt: skip
 
 
@@ -253,11 +254,12 @@ def losses(x, t):
 def image_functions(x):
     return (
         F.max_pool2d(x, 2), F.avg_pool2d(x, 3, 2), F.adaptive_avg_pool2d(x, 1), F.pad(x, (1, 2, 0, 1)),
-        F.interpolate(x, scale_factor=2), F.group_norm(x, 3), F.pixel_shuffle(x[:, :4], 2), F.pad(x, (1, 1, 2, 2), mode="reflect"),
+        F.interpolate(x, scale_factor=2), F.group_norm(x, 3), F.pixel_shuffle(x[:, :4], 2),
+        F.pad(x, (1, 1, 2, 2), mode="reflect"),
     )  # fmt: skip
 
 
-# -- structures ------------------------------------------------------------------------------------------------------------
+# -- structures ----------------------------------------------------------------------------------------------------
 
 Pair = namedtuple("Pair", "left right")
 
@@ -286,7 +288,7 @@ def reads_global_tensor(i):
     return _TABLE[i] + torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
-# -- modules -----------------------------------------------------------------------------------------------------------------
+# -- modules -------------------------------------------------------------------------------------------------------
 
 
 class TiedWeights(nn.Module):

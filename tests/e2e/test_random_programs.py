@@ -1,4 +1,4 @@
-"""Random programs of pointwise, reduction, view, mutation and broadcast ops: every backend agrees with the interpreter."""
+"""Random programs of pointwise, reduction, view, mutation and broadcast ops agree with the interpreter everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m tests.e2e.triton_agreement N`: N random programs in Triton's interpreter (TRITON_INTERPRET=1 must be set)."""
+"""`python -m tests.e2e.triton_agreement N`: N random programs in Triton's interpreter; set TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 

@@ -80,8 +80,16 @@ def test_module_with_running_statistics() -> None:
 
 def test_inference_mode() -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU()).eval()
+    weight = torch.randn(4, 4)
     with torch.inference_mode():
         check(module, torch.randn(2, 3, 4))
+        check(lambda x: x @ weight.t() + weight.unbind()[0], torch.randn(3, 4))
+
+
+def test_inference_tensors_are_written_in_place() -> None:
+    with torch.inference_mode():
+        module = nn.BatchNorm1d(4)
+        check(module, torch.randn(3, 4))
 
 
 class Attention(nn.Module):

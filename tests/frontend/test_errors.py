@@ -232,10 +232,15 @@ def test_state_after_a_failed_capture() -> None:
 
 def test_higher_order_operators() -> None:
     def fn(x):
-        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))  # here
 
-    with pytest.raises(Exception):  # which class depends on how far torch gets
-        capture(fn, (torch.randn(2),))
+    expect(UnsupportedError, "higher-order operator cond", fn, torch.randn(2))
+
+
+def test_functions_under_torch_compile_run_as_they_are() -> None:
+    inner = torch.compile(lambda x: x + 1)
+    captured = check(lambda x: inner(x) * 2, torch.randn(2))
+    assert [op.name for op in captured.graph.ops] == ["add", "mul"]
 
 
 def test_a_print_inside_does_no_harm(capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,8 +86,29 @@ def test_structure() -> None:
     assert "list expected" in miss(captured, (x,), Options(2.0, x))
     assert miss(captured, [x], Options(3.0, x)) == "argument options.scale: 3.0, compiled for 2.0"
     assert "positional arguments" in miss(captured, [x])
-    assert "keyword arguments" in miss(captured, [x], options=Options(2.0, x)) or True
     assert captured.match(([x],), {"options": Options(2.0, x)}) is None
+
+
+def test_numpy_arguments_are_compared_by_value() -> None:
+    array = np.arange(3.0)
+    captured = capture(lambda x, a: x * torch.tensor(a), (torch.ones(3), array))
+    assert captured.match((torch.ones(3), np.arange(3.0)), {}) is not None
+    array[0] = 5
+    assert "argument a" in miss(captured, torch.ones(3), array)
+
+
+def _scaled(x, options):
+    return x * options.scale
+
+
+def test_objects_as_arguments() -> None:
+    options = types.SimpleNamespace(scale=2.0, inner=types.SimpleNamespace(flag=True))
+    captured = capture(lambda x, options: _scaled(x, options), (torch.ones(3), options))
+    assert captured.match((torch.ones(3), options), {}) is not None
+    options.inner.flag = False
+    assert miss(captured, torch.ones(3), options) == "argument options.inner.flag: False, compiled for True"
+    options.inner.flag, options.scale = True, 3.0
+    assert miss(captured, torch.ones(3), options) == "argument options.scale: 3.0, compiled for 2.0"
 
 
 def test_keyword_and_dict_keys() -> None:

@@ -75,3 +75,12 @@ def test_cross_entropy_special_cases():
 )
 def test_decomposed(loss):
     assert not externs(check(loss, X, Y))
+
+
+@pytest.mark.parametrize("zero_infinity", [False, True])
+def test_ctc(zero_infinity):
+    log_probs = ordinary(6, 2, 5).log_softmax(-1)
+    targets, lengths = torch.tensor([[1, 2, 3], [4, 4, 4]]), torch.tensor([3, 3])
+    loss = nn.CTCLoss(zero_infinity=zero_infinity)
+    check(loss, log_probs, targets, torch.tensor([6, 4]), lengths)
+    check(lambda x, t: F.ctc_loss(x, t, (6, 6), (3, 2), reduction="sum"), log_probs, targets)

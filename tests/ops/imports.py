@@ -120,7 +120,8 @@ def _result_strides(importer: Importer, value: Value, rule: Rule, operands: dict
     if not pointwise:
         return layout.contiguous(value.shape)  # type: ignore[arg-type]
     return layout.tensor_iterator_strides(
-        value.shape, [(v.shape, s) for v, s in operands.items()]  # type: ignore[arg-type, misc]
+        value.shape,
+        [(v.shape, s) for v, s in operands.items()],  # type: ignore[arg-type, misc]
     )
 
 

@@ -18,20 +18,25 @@ from tests.ops.imports import CheckRules
 Call = Callable[[Any], Any]
 aten = torch.ops.aten
 
-UNARY = (
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+UNARY = _words(
     "acos acosh asin asinh atan atanh cos cosh digamma erf erfc erfinv exp exp2 expm1 lgamma log log10 log1p log2 "
-    "reciprocal rsqrt sin sinh sqrt tan tanh abs neg sign sgn bitwise_not logical_not floor ceil trunc round frac isnan "
-    "isinf isposinf isneginf isfinite signbit sinc deg2rad rad2deg angle nan_to_num square positive"
-).split()
-BINARY = (
+    "reciprocal rsqrt sin sinh sqrt tan tanh abs neg sign sgn bitwise_not logical_not floor ceil trunc round frac "
+    "isnan isinf isposinf isneginf isfinite signbit sinc deg2rad rad2deg angle nan_to_num square positive"
+)
+BINARY = _words(
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor remainder fmod "
-    "floor_divide maximum minimum fmax fmin atan2 copysign hypot add sub mul div pow logaddexp logaddexp2 xlogy heaviside "
-    "nextafter ldexp float_power rsub"
-).split()
-WITH_NUMBER = (
-    "eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder fmod floor_divide copysign add sub mul div pow xlogy "
-    "float_power rsub"
-).split()
+    "floor_divide maximum minimum fmax fmin atan2 copysign hypot add sub mul div pow logaddexp logaddexp2 xlogy "
+    "heaviside nextafter ldexp float_power rsub"
+)
+WITH_NUMBER = _words(
+    "eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor remainder fmod floor_divide copysign add sub mul div pow "
+    "xlogy float_power rsub"
+)
 
 
 def _functions() -> dict[str, Call]:
@@ -153,7 +158,9 @@ REDUCTIONS: dict[str, Call] = {
     "std": lambda t: (t.x.std(), t.cube.std((0, 1), correction=2), *torch.std_mean(t.cube, 2)),
     "var_mean": lambda t: (*torch.var_mean(t.cube, 1), *torch.var_mean(t.x, correction=0)),
     "logsumexp": lambda t: (t.x.logsumexp(0), t.cube.logsumexp((0, 2), keepdim=True)),
-    "norms": lambda t: tuple(torch.linalg.vector_norm(t.cube, p, 1) for p in (0, 1, 2, 3.5, float("inf"), float("-inf"))),
+    "norms": lambda t: tuple(
+        torch.linalg.vector_norm(t.cube, p, 1) for p in (0, 1, 2, 3.5, float("inf"), float("-inf"))
+    ),
     "norm": lambda t: (t.x.norm(), t.x.norm(1, 1), torch.norm(t.cube, 3, (0, 1), True)),
     "dist": lambda t: (torch.dist(t.x, t.y), torch.dist(t.x, t.row, 1)),
     "cumsum": lambda t: (t.x.cumsum(0), t.cube.cumsum(-1), t.turned.cumsum(1), t.s.cumsum(0), t.x[:0].cumsum(0)),
@@ -184,9 +191,12 @@ INDEXING: dict[str, Call] = {
     "take": lambda t: torch.take(t.x, t.places),
     "gather": lambda t: (torch.gather(t.x, 1, t.places % 4), torch.gather(t.x, 0, t.places % 3), t.s.gather(0, t.zero)),
     "index": lambda t: (t.x[t.where % 3], t.cube[:, t.where % 3], t.x[-t.where % 3 - 1]),
-    "index two": lambda t: (t.x[t.where % 3, t.where], t.cube[:, t.where % 3, t.where], t.cube[t.where % 2, :, t.where]),
+    "index two": lambda t: (t.x[t.where % 3, t.where], t.cube[:, t.where % 3, t.where]),
+    "index apart": lambda t: t.cube[t.where % 2, :, t.where],
     "index broadcast": lambda t: (t.cube[:, t.where[:3, None] % 3, t.where], t.x[None, t.where % 3]),
-    "index turned": lambda t: (t.turned[:, t.where], t.turned_cube[:, t.where % 3], t.turned_cube[t.where % 2, :, t.where]),
+    "index turned": lambda t: (
+        t.turned[:, t.where], t.turned_cube[:, t.where % 3], t.turned_cube[t.where % 2, :, t.where],
+    ),
     "index int32": lambda t: t.x[t.where.int() % 3],
     "index nothing": lambda t: t.x[t.where[:0]],
     "index_put": lambda t: (t.x.index_put((t.where[:2],), t.y[:2]), t.cube.index_put((None, t.where[:2]), t.row)),
@@ -197,7 +207,7 @@ INDEXING: dict[str, Call] = {
     "index_add": lambda t: (torch.index_add(t.x, 1, t.where % 2, t.y), t.x.index_add(0, t.where[:3], t.y, alpha=2)),
     "index_copy": lambda t: torch.index_copy(t.x, 0, t.where[:3], t.y),
     "index_fill": lambda t: (torch.index_fill(t.x, 1, t.where[:2], 2), torch.index_fill(t.turned, 0, t.where[:2], t.s)),
-    "scatter": lambda t: (t.x.scatter(1, t.perms, t.y), t.x.scatter(1, t.perms[:2], 1), t.x.scatter(0, t.places[:0], 1)),
+    "scatter": lambda t: (t.x.scatter(1, t.perms, t.y), t.x.scatter(1, t.perms[:2], 1), t.x.scatter(0, t.none, 1)),
     "scatter reduce": lambda t: (
         t.x.scatter(1, t.perms, t.y, reduce="add"), t.x.scatter(1, t.perms, t.y, reduce="multiply"),
         t.x.scatter(1, t.perms, 2, reduce="add"),
@@ -217,7 +227,13 @@ REARRANGE: dict[str, Call] = {
     "cat empty vector": lambda t: torch.cat([torch.empty(0), t.x]),
     "cat channels_last": lambda t: torch.cat([t.pixels, t.pixels], 1),
     "stack": lambda t: (torch.stack([t.x, t.y]), torch.stack([t.x, t.turned], -1), torch.stack([t.s, t.s])),
-    "repeat": lambda t: (t.x.repeat(2, 3), t.row.repeat(2, 1, 3), t.s.repeat(4), t.x.repeat(0, 1), t.turned.repeat(1, 2)),
+    "repeat": lambda t: (
+        t.x.repeat(2, 3),
+        t.row.repeat(2, 1, 3),
+        t.s.repeat(4),
+        t.x.repeat(0, 1),
+        t.turned.repeat(1, 2),
+    ),
     "flip": lambda t: (t.x.flip(0), t.cube.flip(0, 2), t.turned.flip(1), t.x.flip([])),
     "roll": lambda t: (t.x.roll(1), t.x.roll(-5, 1), t.cube.roll((1, 2), (0, 2)), t.turned.roll(1, 0)),
     "pad": lambda t: (torch.nn.functional.pad(t.x, (1, 2)), torch.nn.functional.pad(t.cube, (1, -1, 0, 2), value=3)),
@@ -247,7 +263,8 @@ IN_PLACE: dict[str, Call] = {
 
 CALLS = {**CREATION, **REDUCTIONS, **CONTRACTION, **INDEXING, **REARRANGE}
 DTYPES = (
-    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8,
+    torch.bool,
 )  # fmt: skip
 
 
@@ -277,6 +294,7 @@ def samples(dtype: torch.dtype) -> SimpleNamespace:
         mask=random((3, 4), torch.bool, seed=9),
         places=random((3, 4), torch.int64, seed=10).abs() % 12,
         where=torch.tensor([0, 2, 1, 3]),
+        none=torch.empty(0, 4, dtype=torch.int64),
         perms=torch.tensor([generator.sample(range(4), 4) for _ in range(3)]),
         zero=torch.tensor(0),
     )

@@ -37,7 +37,9 @@ def test_gather(dim: int) -> None:
 def test_take(dim: int, shape: tuple[int, ...]) -> None:
     x = random((3, 4, 5))
     indices = places(shape, x.shape[dim])
-    expected = torch.movedim(torch.movedim(x, dim, 0)[indices], tuple(range(len(shape))), tuple(range(dim, dim + len(shape))))
+    expected = torch.movedim(
+        torch.movedim(x, dim, 0)[indices], tuple(range(len(shape))), tuple(range(dim, dim + len(shape)))
+    )
     assert torch.equal(check("take", x, indices, dim=dim), expected)
 
 
@@ -62,7 +64,11 @@ def test_index(dims: tuple[int, ...], at: int, shapes: list[tuple[int, ...]]) ->
 @pytest.mark.parametrize("dim", [0, 1])
 def test_scatter(mode: str, dim: int) -> None:
     x = random((4, 5))
-    indices = torch.stack([torch.randperm(4)[:3] for _ in range(5)], 1) if dim == 0 else torch.arange(5).expand(3, 5).contiguous()
+    indices = (
+        torch.stack([torch.randperm(4)[:3] for _ in range(5)], 1)
+        if dim == 0
+        else torch.arange(5).expand(3, 5).contiguous()
+    )
     check("scatter", x, indices, random(tuple(indices.shape), seed=2), dim=dim, mode=mode)
 
 
@@ -112,7 +118,9 @@ def test_type_rules_refuse() -> None:
     refuses("index: at=3 must be an int", "index", x, n, n, dims=(0, 1), at=3)
     refuses("scatter: mode='mean' is none of", "scatter", x, places((2, 2), 3), random((2, 2)), dim=0, mode="mean")
     refuses("scatter: indices .* differ in shape", "scatter", x, places((2, 2), 3), random((2, 3)), dim=0, mode="set")
-    refuses("scatter: base .* differ in dtype", "scatter", x, places((2, 2), 3), random((2, 2)).double(), dim=0, mode="set")
+    refuses(
+        "scatter: base .* differ in dtype", "scatter", x, places((2, 2), 3), random((2, 2)).double(), dim=0, mode="set"
+    )
     refuses("put: the source is", "put", x, n, random((2, 2)), dim=0, mode="set")
 
 

@@ -1,4 +1,4 @@
-"""Elementwise ops: every scalar operator on every dtype it takes, special values, broadcasting, numbers, host scalars."""
+"""Elementwise ops: every scalar operator on every dtype, special values, broadcasting, numbers, host scalars."""
 
 from __future__ import annotations
 
@@ -144,7 +144,12 @@ def test_cast(source: torch.dtype) -> None:
 
 
 def test_cast_to_bool_is_not_zero() -> None:
-    assert check("cast", torch.tensor([0.0, -0.0, 0.3, float("nan")]), dtype=bool_).tolist() == [False, False, True, True]
+    assert check("cast", torch.tensor([0.0, -0.0, 0.3, float("nan")]), dtype=bool_).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_casts_that_are_refused() -> None:

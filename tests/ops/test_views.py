@@ -54,7 +54,9 @@ def test_permute_of_few_elements() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [((), (2, 3)), ((1,), (3,)), ((3,), (2, 3)), ((2, 1), (4, 2, 3)), ((1, 3), (0, 3)), ((2,), (2,))], ids=str
+    ("old", "new"),
+    [((), (2, 3)), ((1,), (3,)), ((3,), (2, 3)), ((2, 1), (4, 2, 3)), ((1, 3), (0, 3)), ((2,), (2,))],
+    ids=str,
 )
 def test_expand(old: tuple[int, ...], new: tuple[int, ...]) -> None:
     x = random(old)
@@ -95,7 +97,14 @@ def test_concat(sizes: tuple[int, ...], dim: int) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "strides", "offset"),
-    [((2, 3), (1, 4), 2), ((3, 3), (1, 1), 0), ((), (), 5), ((4,), (0,), 3), ((0, 2), (5, 1), 0), ((2, 1, 2), (9, 7, 4), 1)],
+    [
+        ((2, 3), (1, 4), 2),
+        ((3, 3), (1, 1), 0),
+        ((), (), 5),
+        ((4,), (0,), 3),
+        ((0, 2), (5, 1), 0),
+        ((2, 1, 2), (9, 7, 4), 1),
+    ],
     ids=str,
 )
 def test_as_strided(shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> None:
@@ -106,7 +115,10 @@ def test_as_strided(shape: tuple[int, ...], strides: tuple[int, ...], offset: in
 
 @pytest.mark.parametrize(
     ("shape", "strides", "offset"),
-    [((2, 3), (7, 2), 1), ((3, 2), (2, 7), 1), ((), (), 5), ((3,), (6,), 0), ((0, 2), (5, 1), 0), ((1, 2), (1, 1), 3), ((3, 5), (5, 1), 0)],
+    [
+        ((2, 3), (7, 2), 1), ((3, 2), (2, 7), 1), ((), (), 5), ((3,), (6,), 0), ((0, 2), (5, 1), 0),
+        ((1, 2), (1, 1), 3), ((3, 5), (5, 1), 0),
+    ],
     ids=str,
 )  # fmt: skip
 def test_update_strided(shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> None:
@@ -152,9 +164,24 @@ def test_update_of_a_0d_tensor() -> None:
         ("pad: low=.* need one entry per dim", "pad", [(4, 2)], {"low": (1,), "high": (1,), "value": 0}),
         ("concat: needs at least one", "concat", [], {"dim": 0}),
         ("concat: .* differ in another dim", "concat", [(2, 3), (2, 4)], {"dim": 0}),
-        ("as_strided: elements 0 to 9 are outside", "as_strided", [(4, 2)], {"shape": (10,), "strides": (1,), "offset": 0}),
-        ("update_strided: the source is", "update_strided", [(4,), (3,)], {"shape": (2,), "strides": (1,), "offset": 0}),
-        ("update_strided: strides=.* overlap", "update_strided", [(4,), (2, 2)], {"shape": (2, 2), "strides": (1, 1), "offset": 0}),
+        (
+            "as_strided: elements 0 to 9 are outside",
+            "as_strided",
+            [(4, 2)],
+            {"shape": (10,), "strides": (1,), "offset": 0},
+        ),
+        (
+            "update_strided: the source is",
+            "update_strided",
+            [(4,), (3,)],
+            {"shape": (2,), "strides": (1,), "offset": 0},
+        ),
+        (
+            "update_strided: strides=.* overlap",
+            "update_strided",
+            [(4,), (2, 2)],
+            {"shape": (2, 2), "strides": (1, 1), "offset": 0},
+        ),
         ("update_slice: .* is outside", "update_slice", [(4,), (3,)], {"starts": (2,), "steps": (1,)}),
         ("update_slice: .* differ in their number of dims", "update_slice", [(4,), (3,)], {"starts": (), "steps": ()}),
     ],

@@ -57,7 +57,9 @@ def _same(mine: Any, reference: Any, exact: bool) -> None:
     if reference.numel():
         sizes = zip(reference.shape, mine.stride(), reference.stride(), strict=True)
         assert all(n == 1 or a == b for n, a, b in sizes), f"strides {mine.stride()}, eager {reference.stride()}"
-    tolerance = 0.0 if exact or not reference.is_floating_point() else 1e-5 if reference.dtype != torch.float64 else 1e-12
+    tolerance = (
+        0.0 if exact or not reference.is_floating_point() else 1e-5 if reference.dtype != torch.float64 else 1e-12
+    )
     if reference.dtype in (torch.bfloat16, torch.float16):
         tolerance = 0.0 if exact else 0.02
     torch.testing.assert_close(mine, reference, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -62,14 +62,17 @@ graph f(%x: f32[4, 8, 3] arg "x") {
 
 
 def test_log_softmax_and_gather_need_no_stored_probabilities() -> None:
-    plan = planned("""
+    plan = planned(
+        """
 graph f(%x: f32[16, 10] arg "x", %t: i64[16] arg "t") {
   %0: f32[16, 10] = log_softmax(%x) {dim=1}
   %1: i64[16, 1] = reshape(%t) {shape=[16, 1]}
   %2: f32[16, 1] = gather(%0, %1) {dim=1}
   %3: f32[16, 1] = neg(%2)
   return %3
-}""", [torch.randn(16, 10), torch.randint(0, 10, (16,))])
+}""",
+        [torch.randn(16, 10), torch.randint(0, 10, (16,))],
+    )
     text = only_kernel(plan)
     assert "axes(i0: 16 parallel, r0: 10 row)" in text
 
@@ -133,13 +136,16 @@ graph f(%x: f32[64, 32] arg "x") {
 
 
 def test_full_reduction_with_scalar_epilogue() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph mean(%x: f32[12, 5] arg "x") {
   %0: f32[] = sum(%x) {dims=[0, 1], keepdim=False}
   %1: f32[] = div(%0, 60.0)
   %2: f32[] = sqrt(%1)
   return %1, %2
-}""", [torch.rand(12, 5)])
+}""",
+        [torch.rand(12, 5)],
+    )
     text = only_kernel(plan)
     assert "axes(r0: 60 row)" in text and text.count("store") == 2
 
@@ -165,7 +171,8 @@ graph f(%x: f32[2000] arg "x") {
 
 
 def test_views_between_ops_are_index_arithmetic() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%x: f32[4, 6] arg "x") {
   %0: f32[4, 6] = neg(%x)
   %1: f32[6, 4] = permute(%0) {dims=[1, 0]}
@@ -175,7 +182,9 @@ graph f(%x: f32[4, 6] arg "x") {
   %5: f32[2, 3, 4] = expand(%4) {shape=[2, 3, 4]}
   %6: f32[2, 3, 4] = mul(%5, 3.0)
   return %6
-}""", exact=True)
+}""",
+        exact=True,
+    )
     assert only_kernel(plan).count("load") == 1
 
 
@@ -257,13 +266,16 @@ graph f(%x: {shape} arg "x") {{
 
 
 def test_pad_and_concat_are_masked_reads() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%x: f32[4, 5] arg "x", %y: f32[4, 3] arg "y") {
   %0: f32[4, 8] = concat(%x, %y) {dim=1}
   %1: f32[6, 8] = pad(%0) {low=[1, 0], high=[1, 0], value=-1.0}
   %2: f32[6, 8] = relu(%1)
   return %2
-}""" .replace("relu(%1)", "maximum(%1, 0.0)"), exact=True)
+}""".replace("relu(%1)", "maximum(%1, 0.0)"),
+        exact=True,
+    )
     assert only_kernel(plan).count("mask") >= 2
 
 
@@ -278,8 +290,33 @@ graph f(%x: f32[4, 5] arg "x", %y: f32[4, 3] arg "y") {
     assert len(kernel_calls(plan)) == 2  # a reduction is never computed under a mask
 
 
-def test_embedding_with_positions_and_norm() -> None:
+def test_pieces_of_a_long_concat_are_stored_by_the_kernels_that_make_them() -> None:
+    lines = "".join(
+        f"  %a{n}: f32[4, 4] = matmul(%{f'b{n - 1}' if n else 'x'}, %w)\n  %b{n}: f32[4, 4] = tanh(%a{n})\n"
+        f"  %c{n}: f32[1, 4, 4] = reshape(%b{n}) {{shape=[1, 4, 4]}}\n"
+        for n in range(12)
+    )
+    pieces = ", ".join(f"%c{n}" for n in reversed(range(12)))
+    plan = check_plan(
+        f'graph rnn(%x: f32[4, 4] arg "x", %w: f32[4, 4] arg "w") {{\n{lines}'
+        f"  %y: f32[12, 4, 4] = concat({pieces}) {{dim=0}}\n  return %y\n}}"
+    )
+    assert len(kernel_calls(plan)) == 12 and len(plan.kernels) <= 2 and plan.arena_bytes == 128
+
+
+def test_pieces_of_a_big_concat_are_copied_one_by_one() -> None:
     plan = check_plan("""
+graph cache(%p: f32[2, 63, 64] arg "past", %n: f32[2, 1, 64] arg "new", %q: f32[2, 64, 1] arg "q") {
+  %0: f32[2, 64, 64] = concat(%p, %n) {dim=1}
+  %1: f32[2, 64, 1] = matmul(%0, %q)
+  return %1
+}""")
+    assert len(kernel_calls(plan)) == 2 and "mask" not in "".join(map(str, plan.kernels.values()))
+
+
+def test_embedding_with_positions_and_norm() -> None:
+    plan = check_plan(
+        """
 graph f(%w: f32[11, 6] param "wte", %p: f32[8, 6] param "wpe", %i: i64[2, 8] arg "ids") {
   %0: f32[2, 8, 6] = take(%w, %i) {dim=0}
   %1: i64[8] = iota() {size=8, start=0, step=1, dtype=i64, device="cpu"}
@@ -287,7 +324,9 @@ graph f(%w: f32[11, 6] param "wte", %p: f32[8, 6] param "wpe", %i: i64[2, 8] arg
   %3: f32[2, 8, 6] = add(%0, %2)
   %4: f32[2, 8] = sum(%3) {dims=[2], keepdim=False}
   return %3, %4
-}""", [torch.randn(11, 6), torch.randn(8, 6), torch.randint(0, 11, (2, 8))])
+}""",
+        [torch.randn(11, 6), torch.randn(8, 6), torch.randint(0, 11, (2, 8))],
+    )
     text = only_kernel(plan)
     assert text.count("minimum") == 1  # the counted positions need no bounds check
 
@@ -406,23 +445,29 @@ graph f(%x: bf16[4, 8] arg "x", %y: bf16[4, 8] arg "y") {
 
 
 def test_explicit_casts_always_round() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%x: f32[64] arg "x") {
   %0: f16[64] = cast(%x) {dtype=f16}
   %1: f32[64] = cast(%0) {dtype=f32}
   %2: f32[64] = mul(%1, 70000.0)
   return %2
-}""", exact=True)
+}""",
+        exact=True,
+    )
     assert "f16 = cast" in only_kernel(plan)
 
 
 def test_complex_views_are_calls() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%x: c64[4, 6] arg "x") {
   %0: c64[6, 4] = permute(%x) {dims=[1, 0]}
   %1: c64[24] = reshape(%0) {shape=[24]}
   return %1
-}""", [torch.randn(4, 6, dtype=torch.complex64)])
+}""",
+        [torch.randn(4, 6, dtype=torch.complex64)],
+    )
     assert not kernel_calls(plan) and len(aten_calls(plan)) == 2
 
 

@@ -147,12 +147,15 @@ def test_filling_rows_one_by_one_is_linear() -> None:
 
 
 def test_two_inputs_swap() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph swap(%a: f32[4, 4] arg "a", %b: f32[4, 4] arg "b") {
   write %a <- %b
   write %b <- %a
   return %a, %b
-}""", exact=True)
+}""",
+        exact=True,
+    )
     assert plan.written == (0, 1)
 
 
@@ -170,12 +173,15 @@ graph f(%a: f32[4, 4] arg "a", %b: f32[4, 4] arg "b") {
 
 
 def test_an_input_gets_its_own_transpose() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%a: f32[4, 4] arg "a") {
   %0: f32[4, 4] = permute(%a) {dims=[1, 0]}
   write %a <- %0
   return %a
-}""", exact=True)
+}""",
+        exact=True,
+    )
     assert plan.arena_bytes == 64
 
 
@@ -321,44 +327,55 @@ graph f(%a: f32[4] arg "a") {
 
 
 def test_memory_of_a_library_is_never_overwritten() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%a: f32[4] arg "a") {
   %0: f32[4] = extern(%a) {op="aten.sort.default", args=[$0], kwargs={}}
   %1: f32[4] = extern(%0) {op="aten.exp_.default", args=[$0], kwargs={}, mutates=[0]}
   return %1
-}""".replace("%0: f32[4] = extern(%a)", "%0: f32[4], %9: i64[4] = extern(%a)"))
+}""".replace("%0: f32[4] = extern(%a)", "%0: f32[4], %9: i64[4] = extern(%a)")
+    )
     assert len(kernel_calls(plan)) == 1
     assert [spec.kind for spec in plan.buffers].count(EXTERNAL) == 1
 
 
 @pytest.mark.parametrize("mode", ["set", "add"])
 def test_put_into_a_cache_is_done_in_place(mode: str) -> None:
-    plan = check_plan(f"""
+    plan = check_plan(
+        f"""
 graph f(%c: f32[16, 4] buffer "c", %i: i64[2] arg "i", %x: f32[2, 4] arg "x") {{
   %0: f32[16, 4] = put(%c, %i, %x) {{dim=0, mode="{mode}"}}
   write %c <- %0
   return %x
-}}""", [torch.randn(16, 4), torch.tensor([3, 9]), torch.randn(2, 4)])
+}}""",
+        [torch.randn(16, 4), torch.tensor([3, 9]), torch.randn(2, 4)],
+    )
     assert aten_calls(plan) == ["aten.index_put_.default"] and not kernel_calls(plan)
 
 
 def test_scatter_into_something_kept_makes_its_own_copy() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%c: f32[5, 4] arg "c", %i: i64[2, 4] arg "i", %x: f32[2, 4] arg "x") {
   %0: f32[5, 4] = scatter(%c, %i, %x) {dim=0, mode="add"}
   return %0
-}""", [torch.randn(5, 4), torch.randint(0, 5, (2, 4)), torch.randn(2, 4)])
+}""",
+        [torch.randn(5, 4), torch.randint(0, 5, (2, 4)), torch.randn(2, 4)],
+    )
     assert aten_calls(plan) == ["aten.scatter_add.default"] and not kernel_calls(plan)
 
 
 def test_scatter_into_fresh_zeros_is_done_in_place() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%i: i64[2, 4] arg "i", %x: f32[2, 4] arg "x") {
   %c: f32[5, 4] = full() {shape=[5, 4], dtype=f32, value=0.0, device="cpu"}
   %0: f32[5, 4] = scatter(%c, %i, %x) {dim=0, mode="add"}
   %1: f32[5, 4] = mul(%0, 2.0)
   return %1
-}""", [torch.randint(0, 5, (2, 4)), torch.randn(2, 4)])
+}""",
+        [torch.randint(0, 5, (2, 4)), torch.randn(2, 4)],
+    )
     assert aten_calls(plan) == ["aten.scatter_add_.default"] and len(kernel_calls(plan)) == 2
 
 
@@ -376,7 +393,8 @@ graph f(%a: f32[4] arg "a") {
 
 
 def test_host_scalars_go_in_and_out() -> None:
-    plan = check_plan("""
+    plan = check_plan(
+        """
 graph f(%x: f32[3, 4] arg "x", %lr: f64[]@host scalar "lr") {
   %0: f32[] = sum(%x) {dims=[0, 1], keepdim=False}
   %1: f64[]@host = item(%0)
@@ -384,7 +402,9 @@ graph f(%x: f32[3, 4] arg "x", %lr: f64[]@host scalar "lr") {
   %3: f32[3, 4] = mul(%x, %2)
   %4: f32[] = to_tensor(%2) {dtype=f32, device="cpu"}
   return %3, %4, %2
-}""", [torch.ones(3, 4), 0.25])
+}""",
+        [torch.ones(3, 4), 0.25],
+    )
     assert [spec.host for spec in plan.buffers if spec.kind == INPUT] == [False, True]
 
 
