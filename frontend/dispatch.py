@@ -425,7 +425,8 @@ def _as_is(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 def _higher_order(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise UnsupportedError(
-        f"the higher-order operator {func} (torch.cond, flex_attention, ...) is not supported; write the function without it"
+        f"the higher-order operator {func} (torch.cond, flex_attention, ...) is not supported; write the "
+        "function without it"
     )
 
 

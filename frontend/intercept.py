@@ -136,13 +136,13 @@ def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
 def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
-    Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as they are.
+    Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as written.
     """
     call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
     cache = torch.is_autocast_cache_enabled()
     _running.recorder = recorder
     torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
-    torch.compile = _compile(compile_)  # type: ignore[assignment]
+    torch.compile = _compile(compile_)
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

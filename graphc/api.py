@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from graphc import driver
-from graphc.driver import Compilation, Options, Report
+from graphc.driver import STAGES, Compilation, Options, Report
 from graphc.errors import FallbackWarning, GraphcWarning, UnsupportedError
 from graphc.frontend.capture import is_capturing
 from graphc.settings import override, settings
@@ -22,8 +22,6 @@ from graphc.settings import override, settings
 if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.ir.graph import Graph
-
-STAGES = ("captured", "optimized", "scheduled")
 
 
 @dataclass

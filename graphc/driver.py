@@ -11,6 +11,7 @@ build and load   compiler, disk cache, dlopen                         runtime
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "triton", "c", "interpret", "eager")
 NUMERICS = ("default", "eager")
+STAGES = ("captured", "optimized", "scheduled")
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,32 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
         seconds[phase] = time.perf_counter() - start
 
 
+def _log(compilation: Compilation) -> None:
+    """What GRAPHC_DEBUG asks for, on stderr: 1 a line per program, 2 its report, 3 its IR, 4 its generated code."""
+    level = settings().debug
+    if level >= 1:
+        times = ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in compilation.seconds.items())
+        print(f"graphc: {compilation.options.name}: backend {compilation.backend}, {times}", file=sys.stderr)
+    if level >= 2:
+        print(compilation.report(), file=sys.stderr)
+    if level >= 3:
+        print(*(compilation.stage(stage) for stage in STAGES), sep="\n", file=sys.stderr)
+    if level >= 4:
+        print(*compilation.sources().values(), sep="\n", file=sys.stderr)
+
+
 def compile_graph(graph: Graph, options: Options) -> Compilation:
     """Optimize, plan, generate, build and load a graph for the backend that its device and the options ask for.
 
     Raises:
         BackendUnavailableError: the backend asked for cannot run here.
     """
+    compilation = _compile(graph, options)
+    _log(compilation)
+    return compilation
+
+
+def _compile(graph: Graph, options: Options) -> Compilation:
     backend = _choose_backend(graph, options)
     if backend == "interpret":
         return _interpreted(graph, options)

@@ -72,7 +72,7 @@ def normalise(index: Index, shape: tuple[Dim, ...], ranges: Ranges) -> Index:
 
 
 class _Notes:
-    """An `ElementContext` that writes down reads. Its values are numbers `t0`, `t1`, ... with the axes they vary with."""
+    """An `ElementContext` that writes down reads. Its values are `t0`, `t1`, ... with the axes they vary with."""
 
     def __init__(self, op: Op, ranges: Ranges) -> None:
         self.op = op

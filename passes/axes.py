@@ -1,4 +1,4 @@
-"""Axes of a lowered kernel, made simple: cut where index expressions divide, joined where they step evenly, in memory order.
+"""Axes of a lowered kernel, made simple: cut where indices divide, joined where they step evenly, in memory order.
 
 load x[(i0 // 64)*64 + i1*512 + i0 % 64]  axes i0: 512, i1: 8       as written from a reshape and a permute
 load x[i0*64 + i1*512 + i2]               axes i0: 8, i1: 8, i2: 64 after cutting
@@ -168,7 +168,7 @@ def _step(expr: Dim, name: str) -> int | None:
     for monomial, coefficient in expr.terms:
         if len(monomial) == 1 and isinstance(monomial[0], Sym) and monomial[0].name == name:
             found = coefficient
-        elif any(not isinstance(a, Sym) and name in symbols(_atom(a)) or isinstance(a, Sym) and a.name == name
+        elif any((not isinstance(a, Sym) and name in symbols(_atom(a))) or (isinstance(a, Sym) and a.name == name)
                  for a in monomial):  # fmt: skip
             return None
     return found

@@ -2,12 +2,12 @@
 
 First sweep, consumers before producers: a value is taken into the group of its only reader, or into the groups of all
 its readers when computing it again costs less than reading it back; else it becomes the root of a group of its own.
-Views, constants and masks are never stored: groups read through them. Then `graphc.passes.merge` joins groups that share
-an iteration space: that is what makes softmax, layer_norm with its residual, or batch_norm with its running statistics
-one kernel.
+Views, constants and masks are never stored: groups read through them. Then `graphc.passes.merge` joins groups that
+share an iteration space: that is what makes softmax, layer_norm with its residual, or batch_norm with its running
+statistics one kernel.
 
-What the program overwrites (`Write`, `update_slice` chains, `mutates` of extern calls) is stored in place whenever every
-reader of the old contents can come first; otherwise a copy is made.
+What the program overwrites (`Write`, `update_slice` chains, `mutates` of extern calls) is stored in place whenever
+every reader of the old contents can come first; otherwise a copy is made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, group_of
-from graphc.passes.layout import Layouts, Place, int_shape, is_dense, same_strides, view_strides, wanted_strides
+from graphc.passes.layout import (
+    Layouts,
+    Place,
+    flat_index,
+    int_shape,
+    is_dense,
+    same_strides,
+    view_strides,
+    wanted_strides,
+)
 
 KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
 UPDATES = ("update_slice", "update_strided")
@@ -277,7 +286,7 @@ class _Fuser:
             return
         strides = [0] * rank
         for stride, dim in zip(contiguous_strides(reader.results[0].shape), reader.attrs["dims"], strict=True):
-            strides[dim] = stride  # type: ignore[call-overload]  # static
+            strides[dim] = stride  # type: ignore[assignment]  # static
         self.layouts.chosen[result] = tuple(strides)
 
     def _place_outputs(self) -> None:
@@ -363,7 +372,7 @@ class _Fuser:
         self.groups.append(group)
 
     def _start_join(self, op: Op) -> None:
-        """Groups that store the pieces of a concat, each into its part: in the kernels that make them, where possible."""
+        """Groups that store the pieces of a concat, each into its part: where possible in the kernels that make them."""
         value, dim = op.results[0], op.attrs["dim"]
         memory = Value(f"{value.name}_parts", value.type)
         strides = self.layouts.strides(value)
@@ -523,14 +532,11 @@ def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
             continue
         place = group.stores.get(value)
         strides = layouts.strides(value) if place is None else place.strides
-        target = 0 if place is None else place.offset
-        for part, stride in zip(group.roots[value], strides, strict=True):
-            target = target + part * stride  # type: ignore[assignment]  # an expression
-        target = simplify(target, group.ranges)  # type: ignore[assignment]
-        for index in read:
-            flat = sum((part * stride for part, stride in zip(index, layouts.strides(base), strict=True)), 0)
-            if simplify(flat, group.ranges) != target:
-                return True
+        offset = 0 if place is None else place.offset
+        target = simplify(flat_index(group.roots[value], strides) + offset, group.ranges)
+        own = layouts.strides(base)
+        if any(simplify(flat_index(index, own), group.ranges) != target for index in read):
+            return True
     return False
 
 

@@ -53,7 +53,7 @@ class Group:
     """
 
     device: str
-    position: int
+    position: float
     axes: dict[str, int] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
     roots: dict[Value, Index] = field(default_factory=dict)
@@ -199,10 +199,10 @@ class Group:
         for monomial, coefficient in flat.terms:
             if len(monomial) != 1:
                 return None
-            part = self._axis_part(monomial[0])
-            if part is None:
+            found = self._axis_part(monomial[0])
+            if found is None:
                 return None
-            name, kind, extent = part
+            name, kind, extent = found
             halves.setdefault(name, []).append((kind, extent))
             steps.append((coefficient, extent))
         if not all(_complete(parts, self.axes[name]) for name, parts in halves.items()):
@@ -325,7 +325,7 @@ def device_of(value: Value) -> str:
     return "cpu" if value.device == HOST else value.device
 
 
-def group_of(value: Value, position: int) -> Group:
+def group_of(value: Value, position: float) -> Group:
     """A group that computes one value, with an axis per dim; nothing is expanded yet."""
     group = Group(device_of(value), position)
     index = tuple(group.add_axis(size) for size in int_shape(value))

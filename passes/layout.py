@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
+from graphc.ir.dims import Dim
 from graphc.ir.graph import Input, Op, Value
 from graphc.ir.types import contiguous_strides
 
@@ -36,6 +37,14 @@ def span(shape: tuple[int, ...], strides: Strides) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def flat_index(index: Sequence[Dim], strides: Sequence[int]) -> Dim:
+    """Elements from the first one to the one at `index`."""
+    flat: Dim = 0
+    for part, stride in zip(index, strides, strict=True):
+        flat = flat + part * stride
+    return flat
 
 
 def same_strides(shape: tuple[int, ...], a: Strides, b: Strides) -> bool:

@@ -1,8 +1,8 @@
 """Fusion groups to kernels: every root's element is written out by the lowering rules of its ops.
 
 Groups of the same structure (48 layers of one model) are lowered once: a key is made of everything that the kernel
-depends on, and only what it is called with differs. Views of stored values become strides of loads, and constant offsets
-go into the call, so slices at different places share one kernel too.
+depends on, and only what it is called with differs. Views of stored values become strides of loads, and constant
+offsets go into the call, so slices at different places share one kernel too.
 
 Numerics: bf16 and f16 are loaded, widened to f32 and rounded where stored and where the program casts to them; with
 numerics="eager" after every op.
@@ -23,7 +23,7 @@ from graphc.ops.rules import broadcast_index
 from graphc.passes.access import Index, attrs_key, normalise
 from graphc.passes.axes import tidy
 from graphc.passes.group import Group
-from graphc.passes.layout import Layouts, Place, int_shape, span
+from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
 
 
@@ -224,8 +224,8 @@ class _Missing(Exception):
 class _Writer:
     """An `ElementContext` that writes a group into a kernel.
 
-    A lowering rule that asks for an element not written yet is stopped and run again later, so depth costs no stack; what
-    it wrote before is found again by the builder, statement for statement.
+    A lowering rule that asks for an element not written yet is stopped and run again later, so depth costs no stack;
+    what it wrote before is found again by the builder, statement for statement.
     """
 
     def __init__(self, outline: _Outline, numerics: str) -> None:
@@ -245,14 +245,16 @@ class _Writer:
     def write(self) -> tuple[Kernel, tuple[int, ...]]:
         """The kernel, and which argument of the outline each of its buffers is."""
         outline, builder = self.outline, self.builder
-        for root, place in outline.stores.items():
+        values: list[str] = []
+        for root in outline.stores:
             source = outline.source(root)
-            index = self.group.roots[root]
-            value = self._evaluate(source, normalise(index, int_shape(source), builder.ranges))
+            index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
+            values.append(self._to_memory(self._evaluate(source, index), root))
+        # stores come last: one may go to memory that another value is loaded from
+        for (root, place), value in zip(outline.stores.items(), values, strict=True):
             number = outline.argument(place, True)
             self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
-            flat = sum((part * stride for part, stride in zip(index, place.strides, strict=True)), 0)
-            builder.store(self.names[number], flat, self._to_memory(value, root))
+            builder.store(self.names[number], flat_index(self.group.roots[root], place.strides), value)
         buffers = tuple(
             Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], "out" if a.stored else "in")
             for number, a in enumerate(outline.arguments)
@@ -315,7 +317,7 @@ class _Writer:
     def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
         number = self.outline.argument(place, False)
         self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
-        flat = sum((part * stride for part, stride in zip(index, place.strides, strict=True)), 0)
+        flat = flat_index(index, place.strides)
         dtype = memory_dtype(value)
         filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
         loaded = self.builder.load(self.names[number], dtype, flat, mask, 0 if mask is None else filler)

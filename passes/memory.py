@@ -1,4 +1,4 @@
-"""The arena: which bytes of one block of memory each intermediate value takes, so that those alive together never meet."""
+"""The arena: which bytes of one block each intermediate value takes, so that those alive together never meet."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _round_up(size: int) -> int:
 def place_blocks(blocks: Sequence[Block]) -> tuple[list[int], int]:
     """Offsets of blocks in one arena.
 
-    Greedy by size: the biggest block first, each at the smallest gap that holds it between those already placed that are
-    alive at the same time. Source: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference,
+    Greedy by size: the biggest block first, each at the smallest gap that holds it between those already placed that
+    are alive at the same time. Source: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference,
     arXiv 2001.03288.
 
     Returns:

@@ -1,6 +1,6 @@
 """Joining groups that share an iteration space into one kernel.
 
-Two groups become one when one reads what the other stores (the store may then fall away) or both read the same big value,
+Two groups become one when one reads what the other stores (the store may then fall away) or both read the same value,
 when elements match one to one, and when no third node has to run between them. A row-level value (one number per row)
 meets an element-level group by making the axes that it does not depend on row axes: so a maximum, a sum and a division
 become softmax. The order of nodes is a list; a merge moves only the nodes between the two.
@@ -12,7 +12,7 @@ from graphc.ir.dims import Dim, substitute, symbol, symbols
 from graphc.ir.graph import Value
 from graphc.passes.access import Index, normalise
 from graphc.passes.fuse import ELEMENTS_PER_ROW, overwrites_its_input
-from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, Visit, bare, worth_rows
+from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, worth_rows
 from graphc.passes.layout import int_shape
 from graphc.passes.nodes import Node, Nodes
 

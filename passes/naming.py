@@ -13,11 +13,13 @@ from graphc.passes.group import Group
 
 MAX_WORDS, MAX_NOTES = 4, 12
 _QUIET = frozenset(("cast", "full", "iota", "where", "to_tensor"))
-_RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while tl triton min max "
-    "exp log sqrt abs pow floor ceil round sin cos tan tanh erf index".split()
-)
+_RESERVED = frozenset((
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
+    "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
+    "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "tl",
+    "triton", "min", "max", "exp", "log", "sqrt", "abs", "pow", "floor", "ceil", "round", "sin", "cos", "tan",
+    "tanh", "erf", "index",
+))  # fmt: skip
 
 
 class HasValue(Protocol):

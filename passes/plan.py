@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from graphc.ir.graph import Attr, Graph, Input, Op, Ref, Value
@@ -102,7 +103,7 @@ class _Planner:
         return {
             v
             for v in group.roots
-            if v in group.overwrites or v in writes and v in group.stores or self._needs_memory(v)
+            if v in group.overwrites or (v in writes and v in group.stores) or self._needs_memory(v)
         }
 
     def _lower(self) -> None:
@@ -117,8 +118,8 @@ class _Planner:
                 self._forget(node)
                 continue
             self.lowered[node] = self.lowering.lower(node, kept)
-            for value in [value for value in node.overwrites if not self._may_overwrite(node, value)]:
-                order.append(self._store_later(node, value))
+            early = [value for value in node.overwrites if not self._may_overwrite(node, value)]
+            order.extend(self._store_later(node, value) for value in early)
         self.order = order
 
     def _forget(self, node: Group) -> None:
@@ -414,9 +415,7 @@ class _Planner:
 
 
 def _at(spec: BufferSpec, offset: int) -> BufferSpec:
-    return BufferSpec(
-        spec.index, spec.kind, spec.dtype, spec.shape, spec.strides, spec.nbytes, spec.device, spec.source, offset, spec.host
-    )  # fmt: skip
+    return replace(spec, arena_offset=offset)
 
 
 def _location(group: Group) -> Location:

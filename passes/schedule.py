@@ -25,8 +25,8 @@ class Task:
 def order_tasks(tasks: Sequence[Task], sizes: Mapping[int, int], kept: frozenset[int]) -> list[int]:
     """A valid order in which little memory is alive at a time.
 
-    List scheduling: of the tasks that are ready, one that frees at least what it allocates goes first; otherwise the first
-    in the given order. Linear in the number of dependencies, but for the heap.
+    List scheduling: of the tasks that are ready, one that frees at least what it allocates goes first; otherwise the
+    first in the given order. Linear in the number of dependencies, but for the heap.
 
     Args:
         tasks: in a valid order already.

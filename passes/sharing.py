@@ -21,9 +21,9 @@ class Sharing:
     def allows(self, kernel: Kernel, loaded: Collection[str], stored: str) -> bool:
         """Whether buffer `stored` may lie exactly where the `loaded` ones do.
 
-        Legal when every load reads the very element that is stored at the same point, and nothing that comes of it (short
-        of a reduction, which is complete by then) is needed in a later stage than the store's, where it might be loaded
-        again.
+        Legal when every load reads the very element that is stored at the same point, and nothing that comes of it
+        (short of a reduction, which is complete by then) is needed in a later stage than the store's, where it might be
+        loaded again.
 
         Args:
             kernel: any kernel.

@@ -1,7 +1,7 @@
 """Runs a plan with the oracles: the loop-IR interpreter for kernels, torch for library calls.
 
-The arena is one byte array filled with garbage, and so is every output, so that a value read before it is written, or after
-its memory was given to another one, shows.
+The arena is one byte array filled with garbage, and so is every output, so that a value read before it is written, or
+after its memory was given to another one, shows.
 """
 
 from __future__ import annotations

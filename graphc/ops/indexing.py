@@ -1,7 +1,7 @@
 """Reading and writing at places that are data: gather, take, index, scatter, put.
 
-Indices are integer tensors. As in eager, negative ones count from the end in take, index and put, and are not allowed in
-gather and scatter. One out of range reads the nearest valid place in generated kernels, and raises in library ones.
+Indices are integer tensors. As in eager, negative ones count from the end in take, index and put, and are not allowed
+in gather and scatter. One out of range reads the nearest valid place in generated kernels, and raises in library calls.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 25, budget
 
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Most bytes that one call had allocated from torch's CPU allocator at any moment, its results included."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

@@ -374,3 +374,22 @@ def test_run_checks_its_inputs() -> None:
         graphc.run(graph, torch.ones(3), torch.ones(3))
     with pytest.raises(ValueError, match="float64"):
         graphc.run(graph, torch.ones(3, dtype=torch.float64))
+
+
+def test_debug_levels_and_dump(tmp_path, capsys) -> None:
+    f = lambda x: torch.softmax(x, -1) + 1
+    with override(debug=4, dump=tmp_path / "dump"):
+        graphc.compile(f, name="watched", backend="c")(torch.ones(2, 3))
+    printed = capsys.readouterr().err
+    assert "graphc: watched: backend c" in printed
+    assert "kernel_calls: 1" in printed
+    assert "graph watched(" in printed
+    assert "static" in printed
+    names = {path.name for path in (tmp_path / "dump" / "watched").iterdir()}
+    assert {"captured.graph", "optimized.graph", "scheduled.plan", "program.c"} <= names
+
+
+def test_print_after_and_verify_passes(capsys) -> None:
+    with override(print_after=("cse",), verify_passes=True, cache=False):
+        assert graphc.compile(lambda x: (x + 1) * (x + 1), name="f")(torch.ones(2)).tolist() == [4.0, 4.0]
+    assert "cse" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random as python_random
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -311,6 +312,7 @@ def works(call: Call, t: Any) -> bool:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("table", [POINTWISE, CALLS], ids=["pointwise", "others"])
+@pytest.mark.filterwarnings("ignore:The reduce argument")
 def test_call_by_call(table: dict[str, Call], dtype: torch.dtype) -> None:
     t, mode = samples(dtype), CheckRules()
     for call in table.values():
@@ -345,6 +347,7 @@ def _checked(calls: Sequence[Call], t: SimpleNamespace) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*CALLS, *IN_PLACE])
+@pytest.mark.filterwarnings("ignore:The reduce argument")
 def test_through_the_capture(name: str) -> None:
     call = {**CALLS, **IN_PLACE}[name]
     t = samples(torch.float32)
@@ -358,6 +361,34 @@ def test_pointwise_calls_through_the_capture() -> None:
         valid = [call for call in POINTWISE.values() if works(call, t)]
         for start in range(0, len(valid), 20):
             _checked(valid[start : start + 20], t)
+
+
+SAMPLED = frozenset(
+    _words(
+        "add addcmul addmm addr amax any arange argmin baddbmm cat clamp constant_pad_nd copysign count_nonzero cumsum "
+        "diag_embed diagonal_scatter div dot einsum embedding eye fill flip floor_divide fmod full_like gather "
+        "heaviside index_add index_put index_select lerp linspace logaddexp logit logsumexp masked_fill matmul max nan_to_num pow "
+        "prod remainder repeat roll round scatter scatter_reduce select_scatter sinc slice_scatter std sum take tril "
+        "var_mean where xlogy zeros_like"
+    )
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_samples_of_the_operator_database(dtype: torch.dtype) -> None:
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    mode = CheckRules()
+    for entry in op_db:
+        if entry.name not in SAMPLED or dtype not in entry.dtypes or entry.variant_test_name:
+            continue
+        torch.manual_seed(0)
+        for sample in itertools.islice(entry.sample_inputs("cpu", dtype), 3):
+            with mode, torch.no_grad():
+                entry.op(sample.input, *sample.args, **sample.kwargs)
+    assert not mode.mistakes, "\n".join(mode.mistakes)
+    assert len(mode.used) > 40
 
 
 def test_every_rule_names_an_overload_of_torch() -> None:

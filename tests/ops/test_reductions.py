@@ -104,6 +104,7 @@ def test_composites(dtype: torch.dtype, dims: tuple[int, ...]) -> None:
             )
 
 
+@pytest.mark.filterwarnings("ignore:var")
 def test_composites_of_few_elements() -> None:
     for shape, dims in (((), ()), ((3, 0), (1,)), ((1, 3), (0,))):
         x = random(shape)

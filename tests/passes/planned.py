@@ -51,7 +51,7 @@ def _copy(item: Any) -> Any:
 
 def _same(mine: Any, reference: Any, exact: bool) -> None:
     if not isinstance(reference, torch.Tensor):
-        assert mine == reference or mine != mine and reference != reference
+        assert mine == reference or (mine != mine and reference != reference)
         return
     assert mine.shape == reference.shape and mine.dtype == reference.dtype
     if reference.numel():

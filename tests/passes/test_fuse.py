@@ -79,10 +79,12 @@ graph f(%x: f32[16, 10] arg "x", %t: i64[16] arg "t") {
 
 def test_bias_residual_layer_norm_is_one_kernel_with_two_results() -> None:
     plan = planned("""
-graph f(%x: f32[4, 8, 16] arg "x", %b: f32[16] arg "b", %r: f32[4, 8, 16] arg "r", %w: f32[16] arg "w", %c: f32[16] arg "c") {
+graph f(%x: f32[4, 8, 16] arg "x", %b: f32[16] arg "b", %r: f32[4, 8, 16] arg "r", %w: f32[16] arg "w",
+        %c: f32[16] arg "c") {
   %0: f32[4, 8, 16] = add(%x, %b)
   %1: f32[4, 8, 16] = add(%r, %0)
-  %2: f32[4, 8, 16], %3: f32[4, 8, 1], %4: f32[4, 8, 1] = layer_norm(%1, %w, %c) {dims=1, eps=1e-05, weight=True, bias=True}
+  %2: f32[4, 8, 16], %3: f32[4, 8, 1], %4: f32[4, 8, 1] = layer_norm(%1, %w, %c) {
+    dims=1, eps=1e-05, weight=True, bias=True}
   return %1, %2
 }""")
     text = only_kernel(plan)
@@ -386,7 +388,8 @@ graph f(%x: f32[3, 0] arg "x", %y: f32[0, 2] arg "y") {
 def test_convolution_is_a_call_with_a_fused_epilogue() -> None:
     plan = check_plan("""
 graph conv(%x: f32[2, 3, 8, 8] arg "x", %w: f32[4, 3, 3, 3] param "w", %b: f32[4] param "b") {
-  %0: f32[2, 4, 6, 6] = convolution(%x, %w, %b) {stride=[1, 1], padding=[0, 0], dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=1, bias=True}
+  %0: f32[2, 4, 6, 6] = convolution(%x, %w, %b) {
+    stride=[1, 1], padding=[0, 0], dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=1, bias=True}
   %1: f32[2, 4, 6, 6] = maximum(%0, 0.0)
   return %1
 }""")
@@ -478,5 +481,5 @@ graph f(%x: c64[4] arg "x") {
   %1: c64[4] = cummax_values(%0) {dim=0}
   return %1
 }""")
-    with pytest.raises(LoweringError, match="cummax_values on .* neither a lowering nor a library call"):
+    with pytest.raises(LoweringError, match=r"cummax_values on .* neither a lowering nor a library call"):
         make_plan(graph)

@@ -17,7 +17,7 @@ from tests.triton.data import as_array, as_tensor
 
 torch.set_num_threads(1)
 
-COUNT = int(os.environ.get("GRAPHC_RANDOM_KERNELS", "40"))
+COUNT = int(os.environ.get("GRAPHC_RANDOM_KERNELS", "24"))
 # large tiles across rows, which the interpreter runs fast, and short steps along them
 FORMS = {
     "whole": Limits(pointwise=4096, row=8192, strided=256, fill=1),
