@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import GraphcError
+from graphc.errors import GraphcError, UnsupportedError
 from graphc.frontend.aten import extern
 from graphc.ir.types import Location
 
@@ -30,7 +30,7 @@ def raise_as_eager(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[s
     """
     if extern.operand_bytes(args, kwargs) > _LIMIT_BYTES:
         return
-    with located(location):
+    with located(location), contextlib.suppress(UnsupportedError):
         extern.call_on_zeros(imp, func, args, kwargs)
 
 

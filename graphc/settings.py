@@ -48,7 +48,9 @@ class Settings:
     """All knobs of graphc. Every field can be set by its environment variable or by `override(field=value)`."""
 
     eager: bool = _setting("GRAPHC_EAGER", _parse_bool, "run every decorated function as plain PyTorch", default=False)
-    debug: int = _setting("GRAPHC_DEBUG", int, "on stderr: 1 a line per program, 2 its report, 3 its IR, 4 its code", default=0)
+    debug: int = _setting(
+        "GRAPHC_DEBUG", int, "on stderr: 1 a line per program, 2 its report, 3 its IR, 4 its code", default=0
+    )
     dump: Path | None = _setting(
         "GRAPHC_DUMP", Path, "folder for the IR of every stage and generated code", default=None
     )

@@ -372,7 +372,7 @@ class _Fuser:
         self.groups.append(group)
 
     def _start_join(self, op: Op) -> None:
-        """Groups that store the pieces of a concat, each into its part: where possible in the kernels that make them."""
+        """Groups that store the pieces of a concat, each into its part: by the kernels that make them, if possible."""
         value, dim = op.results[0], op.attrs["dim"]
         memory = Value(f"{value.name}_parts", value.type)
         strides = self.layouts.strides(value)

@@ -68,7 +68,6 @@ class _RowWriter:
         self.chunks: _Chunks | None = None
         self.choose_blocks()
         self.stages = plan_stages(facts, self.row_buffer_limit())
-        self.accumulators: dict[str, Accumulator] = {}
 
     def choose_blocks(self) -> None:
         """Lanes per block, and chunks of the row where the rows alone keep too few threads busy."""
@@ -225,13 +224,12 @@ class _RowWriter:
     def stage(self, stage: Stage) -> None:
         """The loops of one stage, and the results of its reductions."""
         found = [accumulator(s, self.facts.dtypes[s.arg]) for s in stage.reduces]
-        self.accumulators.update({a.id: a for a in found})
         args = {s.id: s.arg for s in stage.reduces}
         if self.chunks is None:
             self.declare(found, args)
             self.nest(stage, found, args)
             for a in found:
-                self.finish(a, args[a.id], "")
+                self.finish(a, args[a.id])
         else:
             self.chunked(stage, found, args)
 
@@ -316,11 +314,11 @@ class _RowWriter:
             return a.add_exactly(a.name + place, a.error + place, value, use)
         return (a.combine(a.name + place, value, use),) if place else a.update(value)
 
-    def finish(self, a: Accumulator, arg: str, suffix: str) -> None:
+    def finish(self, a: Accumulator, arg: str) -> None:
         """From here on the reduction can be read as a value."""
         writer = self.writer
         if self.has_lanes(arg):
-            place = f"{suffix}[{self.lane} - {self.lane}_block]"
+            place = f"[{self.lane} - {self.lane}_block]"
             value = a.name + place
             if a.is_compensated:
                 value = f"({a.compensated(value, a.error + place)})"
@@ -411,4 +409,4 @@ class _RowWriter:
         if lanes:
             writer.close()
         writer.close()
-        self.finish(a, arg, "")
+        self.finish(a, arg)

@@ -24,14 +24,14 @@ from __future__ import annotations
 import keyword
 from dataclasses import dataclass
 
-from graphc.codegen.triton.body import Body, needed, neutral
+from graphc.codegen.triton.body import Body, neutral
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
+from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, power_of_two
 from graphc.errors import CodegenError
-from graphc.ir.dims import symbols
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Define, Kernel, Reduce, Scan, Store, operands
+from graphc.loopir.kernel import Kernel, Reduce, Scan, Store
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
 _RESERVED = frozenset(keyword.kwlist) | {
@@ -119,7 +119,7 @@ class _Writer:
         self._finish(body, self.name)
 
     def _looped(self) -> None:
-        passes = _Passes(self.kernel, self.in_row)
+        passes = Passes(self.kernel, self.in_row)
         body = self._body()
         self._parallel_prologue(body)
         for number in range(passes.count):
@@ -136,7 +136,7 @@ class _Writer:
         self._finish(body, self.name)
 
     def _split(self) -> None:
-        passes = _Passes(self.kernel, self.in_row)
+        passes = Passes(self.kernel, self.in_row)
         for number in range(passes.count):
             for s in passes.reductions(number):
                 self._allocate(s)
@@ -186,12 +186,12 @@ class _Writer:
                 body.mask_variable(dim)
             body.axis_variables(dim)
 
-    def _row_values(self, body: Body, passes: _Passes, number: int) -> None:
+    def _row_values(self, body: Body, passes: Passes, number: int) -> None:
         """Values without a row index that wait for exactly `number` passes."""
         for s in passes.row_values(number):
             body.define(s)
 
-    def _loop(self, body: Body, passes: _Passes, reductions: list[Reduce], stores: list[Store]) -> None:
+    def _loop(self, body: Body, passes: Passes, reductions: list[Reduce], stores: list[Store]) -> None:
         row = body.row
         assert row is not None
         for reduction in reductions:
@@ -280,7 +280,7 @@ class _Writer:
             address = f"{partial.pointer} + (part * {_rows(self.tiling)} + {self._row_offset()})"
             body.line(f"tl.store({address}, {value}{mask})")
 
-    def _earlier(self, body: Body, passes: _Passes, number: int) -> None:
+    def _earlier(self, body: Body, passes: Passes, number: int) -> None:
         """Reductions that launches before this one left in scratch memory, and the row values made of them."""
         wanted = passes.wanted_rows(number)
         for earlier in range(number + 1):
@@ -311,7 +311,7 @@ class _Writer:
         else:
             body.bind(s, body.reduced_text(s.op, values[0], s.dtype), body.reduced)
 
-    def _row_stores_by_first(self, body: Body, passes: _Passes) -> None:
+    def _row_stores_by_first(self, body: Body, passes: Passes) -> None:
         if not passes.row_stores:
             return
         body.line("if part == 0:")
@@ -331,56 +331,6 @@ class _Writer:
         notes = "".join(f"    # src[{note}]\n" for note in self.source.notes)
         self.functions.append(header + notes + (used or "    pass") + "\n")
         self.launches.append(Launch(name, (self.tiling.programs, parts, 1), constexprs, self.tiling.num_warps))
-
-
-class _Passes:
-    """Which pass over the row each statement of a looped kernel belongs to.
-
-    Pass 0 comes first; a reduction over values of pass k is known after pass k. A scan runs inside a pass. Stores of
-    elements all stand in the last pass, so that no pass reads what an earlier one overwrote in place.
-    """
-
-    def __init__(self, kernel: Kernel, in_row: set[str]) -> None:
-        self.kernel, self.in_row = kernel, in_row
-        self.of: dict[str, int] = {}
-        self.operands = {s.id: operands(s) for s in kernel.defines}
-        for s in kernel.defines:
-            number = max((self.of[name] for name in self.operands[s.id]), default=0)
-            self.of[s.id] = number + 1 if isinstance(s, Reduce) else number
-        self.element_stores = [s for s in kernel.stores if self._touches_row(s)]
-        self.row_stores = [s for s in kernel.stores if not self._touches_row(s)]
-        last = [self.of[s.arg] for s in kernel.defines if isinstance(s, Reduce)]
-        last += [self.of[name] for s in self.element_stores for name in operands(s)] or [0]
-        self.count = max(last) + 1
-
-    def _touches_row(self, s: Store) -> bool:
-        rows = {axis.name for axis in self.kernel.row_axes}
-        return bool(symbols(s.index) & rows) or any(name in self.in_row for name in operands(s))
-
-    def reductions(self, number: int) -> list[Reduce]:
-        return [s for s in self.kernel.defines if isinstance(s, Reduce) and self.of[s.arg] == number]
-
-    def row_values(self, number: int) -> list[Define]:
-        """Plain statements without a row index that can be computed after exactly `number` passes."""
-        return [
-            s
-            for s in self.kernel.defines
-            if s.id not in self.in_row and not isinstance(s, Reduce) and self.of[s.id] == number
-        ]
-
-    def elements(self, reductions: list[Reduce], stores: list[Store]) -> list[Define]:
-        """Statements with a row index that the loop of a pass needs, in order."""
-        wanted = {s.arg for s in reductions} | {name for s in stores for name in operands(s)}
-        per_element = [s for s in self.kernel.defines if s.id in self.in_row]
-        return needed(per_element, wanted)
-
-    def wanted_rows(self, number: int) -> set[str]:
-        """Ids of all values that launch `number` of the split form needs."""
-        last = number >= self.count - 1
-        roots: set[str] = {s.arg for s in self.reductions(number)} if number < self.count else set()
-        stores = [*(self.element_stores if number == self.count - 1 else []), *(self.row_stores if last else [])]
-        roots |= {name for s in stores for name in operands(s)}
-        return {s.id for s in needed(self.kernel.defines, roots)}
 
 
 def _rows(tiling: Tiling) -> int:

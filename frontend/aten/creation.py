@@ -26,7 +26,7 @@ def _options(imp: Importer, options: dict[str, Any], like: Value | None = None) 
         raise Decline("pinned or not strided")
     dtype = imp.dtype(options.get("dtype"), like.dtype if like is not None else None)
     device = imp.device(options.get("device"), like)
-    if device == "meta" or dtype not in SUPPORTED:
+    if device == "meta" or dtype.name not in SUPPORTED:
         raise Decline("the meta device, or a dtype kernels do not compute with")
     return dtype, device
 

@@ -208,6 +208,8 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         answer = call_on_zeros(imp, func, args, kwargs)
     except (IndexError, NotImplementedError, TypeError, ValueError):  # wrong whatever the values are
         raise
+    except UnsupportedError:
+        raise
     except Exception as error:  # values may matter (a matrix of zeros has no inverse): metadata decides then
         try:
             return _try_fake(imp, func, args, kwargs)
@@ -259,7 +261,12 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
     random = torch.Tag.nondeterministic_seeded in func.tags
     cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")}
     with torch.no_grad(), torch.random.fork_rng(list(cards), enabled=random):
-        return func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
+        answer = func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
+    if any(isinstance(made[v], torch.Tensor) and tuple(made[v].shape) != v.shape for v in made):
+        raise UnsupportedError(
+            f"{func} changes the shape of a tensor that it writes to; give it the right shape before"
+        )
+    return answer
 
 
 def _filled(imp: Importer, value: Value, number: int) -> Any:

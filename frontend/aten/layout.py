@@ -42,7 +42,7 @@ def channels_last(shape: Sequence[int]) -> Shape:
     strides, step = [0] * len(shape), 1
     for dim in (1, *range(len(shape) - 1, 1, -1), 0):
         strides[dim] = step
-        step *= max(shape[dim], 1)
+        step *= shape[dim]
     return tuple(strides)
 
 

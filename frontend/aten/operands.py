@@ -16,8 +16,8 @@ from graphc.ir.graph import Operand, Value
 from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
 
 Number: TypeAlias = bool | int | float
-SUPPORTED = frozenset((f64, f32, f16, bf16, i64, i32, i16, i8, u8, bool_))
-"""Dtypes that generated kernels compute with; tensors of others are left to ATen."""
+SUPPORTED = frozenset(d.name for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, bool_))
+"""Names of the dtypes that generated kernels compute with; tensors of others are left to ATen."""
 
 _INTEGER_BOUNDS = {d: (-(1 << 8 * d.itemsize - 1), (1 << 8 * d.itemsize - 1) - 1) for d in (i64, i32, i16, i8)} | {
     u8: (0, 255),
@@ -33,7 +33,7 @@ def supported(*values: Operand | None) -> None:
         Decline: one is not.
     """
     for value in values:
-        if isinstance(value, complex) or (isinstance(value, Value) and value.type.dtype not in SUPPORTED):
+        if isinstance(value, complex) or (isinstance(value, Value) and value.type.dtype.name not in SUPPORTED):
             raise Decline("a dtype kernels do not compute with")
 
 
@@ -59,7 +59,7 @@ def fitting(value: Number, dtype: DType) -> Number:
 
 def converted(imp: Importer, args: Sequence[Operand], dtype: DType) -> list[Operand]:
     """Operands of a pointwise op computed in `dtype`: tensors cast, numbers converted, traced numbers as they are."""
-    if dtype not in SUPPORTED:
+    if dtype.name not in SUPPORTED:
         raise Decline(f"arithmetic in {dtype.name}")
     result: list[Operand] = []
     for arg in args:
@@ -100,10 +100,10 @@ def rounding_once(fn: RuleFn) -> RuleFn:
     @functools.wraps(fn)
     def rule(imp: Importer, *args: Any, **kwargs: Any) -> Value:
         tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value) and not arg.type.is_host]
-        dtype = promotion.common_dtype(tensors)
-        if not dtype.is_reduced or dtype not in SUPPORTED:
+        if not any(value.type.dtype.is_reduced for value in tensors):
             plain: Value = fn(imp, *args, **kwargs)
             return plain
+        dtype = promotion.common_dtype(tensors)
         wide = {value: imp.cast(value, f32) for value in tensors if value.dtype.is_reduced}
 
         def widened(arg: Any) -> Any:

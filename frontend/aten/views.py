@@ -368,4 +368,6 @@ def view_dtype(self: TensorState, dtype: torch.dtype) -> TensorState:
     plain = ("float", "int", "uint")
     if new.itemsize != self.dtype.itemsize or new.kind not in plain or self.dtype.kind not in plain:
         raise Decline("view(dtype) between dtypes of different sizes")
+    if new.is_reduced or self.dtype.is_reduced:
+        raise Decline("kernels hold no bits of reduced floats, which they compute in f32")
     return self.view(Bitcast(self.dtype, new), self.shape, self.strides, dtype=new)

@@ -216,7 +216,7 @@ class Graph:
         twin = Graph(self.name)
         twin.inputs = [Input(i.name, i.type, i.role, i.path, i.strides) for i in self.inputs]
         inputs = dict(zip(self.inputs, twin.inputs, strict=True))
-        new: dict[Value, Value] = {**inputs}
+        new: dict[Value, Value] = dict(zip(self.inputs, twin.inputs, strict=True))
         for op in self.ops:
             operands = [new[operand] if isinstance(operand, Value) else operand for operand in op.operands]
             types, names = [r.type for r in op.results], [r.name for r in op.results]

@@ -55,7 +55,7 @@ def _as_stated(value: Value, datum: Datum) -> Datum:
         return datum
     strides = contiguous_strides(tuple(datum.shape)) if value.strides is None else value.strides
     same = all(n < 2 or s == t for n, s, t in zip(datum.shape, datum.stride(), strides, strict=True))
-    return datum if same or 0 in datum.shape else _laid_out(datum, strides)
+    return datum if same or 0 in datum.shape else _laid_out(datum, strides)  # type: ignore[arg-type]  # static shapes
 
 
 def _last_uses(graph: Graph) -> dict[Op, list[Value]]:

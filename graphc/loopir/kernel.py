@@ -239,7 +239,7 @@ class Kernel:
             if isinstance(s, (Load, Store)):
                 from dataclasses import replace
 
-                return type(s), replace(s, buffer=str(position[s.buffer]))
+                return type(s), replace(s, buffer=str(position[s.buffer])), repr(getattr(s, "other", None))
             return type(s), s, repr(s.value) if isinstance(s, Const) else None
 
         return (

@@ -10,7 +10,7 @@ from graphc.codegen.c.emit import COptions
 from tests.ccompile import CKernels
 from tests.kernel_strategies import assert_agree, make_buffers, oracle, random_kernels
 
-COUNT = 120
+COUNT = 80
 OPTIONS = {
     "serial": COptions(parallel=False),
     "threads": COptions(parallel_cost=0, chunk=4),

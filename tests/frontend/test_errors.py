@@ -193,6 +193,17 @@ def test_shape_errors_are_eagers_own() -> None:
         expect(type(eager.value), str(eager.value).splitlines()[0], fn, x, y)
 
 
+def test_out_of_another_shape() -> None:
+    def with_rule(x):
+        torch.add(x, 1, out=torch.empty(0))  # here
+
+    def without_rule(x):
+        torch.linalg.inv(x, out=torch.empty(0))  # here
+
+    for fn in (with_rule, without_rule):
+        expect(UnsupportedError, "right shape", fn, torch.randn(2, 2))
+
+
 def test_write_to_expanded() -> None:
     def fn(x):
         x.expand(2, 3).add_(1)  # here

@@ -367,9 +367,9 @@ SAMPLED = frozenset(
     _words(
         "add addcmul addmm addr amax any arange argmin baddbmm cat clamp constant_pad_nd copysign count_nonzero cumsum "
         "diag_embed diagonal_scatter div dot einsum embedding eye fill flip floor_divide fmod full_like gather "
-        "heaviside index_add index_put index_select lerp linspace logaddexp logit logsumexp masked_fill matmul max nan_to_num pow "
-        "prod remainder repeat roll round scatter scatter_reduce select_scatter sinc slice_scatter std sum take tril "
-        "var_mean where xlogy zeros_like"
+        "heaviside index_add index_put index_select lerp linspace logaddexp logit logsumexp masked_fill "
+        "matmul max nan_to_num pow prod remainder repeat roll round scatter scatter_reduce select_scatter "
+        "sinc slice_scatter std sum take tril var_mean where xlogy zeros_like"
     )
 )
 

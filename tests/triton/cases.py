@@ -303,14 +303,28 @@ CASES: dict[str, Callable[[], Kernel]] = {
 }  # fmt: skip
 
 
+def scalar_ops(ops: tuple[str, ...], n: int, dtype: DType) -> Kernel:
+    """Several operators on the same operands, each stored on its own."""
+    b = KernelBuilder((Axis("i", n),))
+    condition = b.load("c", bool_, X)
+    loaded = [b.load(f"x{k}", dtype, X) for k in range(2)]
+    buffers = [given("c", bool_, n), given("x0", dtype, n), given("x1", dtype, n)]
+    for op in ops:
+        args = [condition, *loaded] if op == "where" else loaded[: SCALAR_OPS[op].arity]
+        value = b.compute(op, *args)
+        b.store(f"y_{op}", X, value)
+        buffers.append(out(f"y_{op}", b.dtypes[value], n))
+    return b.finish(f"ops_{dtype.name}", tuple(buffers))
+
+
 def scalar_op_cases() -> dict[str, Callable[[], Kernel]]:
-    """One kernel per scalar operator and dtype kind it takes."""
+    """Every scalar operator on every kind of dtype it takes, sixteen to a kernel."""
     dtypes = {"float": (f32, f64), "int": (i32, i64, i8), "uint": (u8,), "bool": (bool_,)}
     found: dict[str, Callable[[], Kernel]] = {}
-    for op, rule in SCALAR_OPS.items():
-        if op in ("cast", "bitcast"):
-            continue
-        for kind in rule.kinds:
-            for dtype in dtypes[kind]:
-                found[f"{op}_{dtype.name}"] = lambda op=op, dtype=dtype: scalar_op(op, 64, dtype)
+    for kind, members in dtypes.items():
+        ops = [op for op, rule in SCALAR_OPS.items() if kind in rule.kinds and op not in ("cast", "bitcast")]
+        for dtype in members:
+            for first in range(0, len(ops), 16):
+                part = tuple(ops[first : first + 16])
+                found[f"{dtype.name}_{first // 16}"] = lambda part=part, dtype=dtype: scalar_ops(part, 64, dtype)
     return found

@@ -1,4 +1,4 @@
-"""Runs the tests that need Triton's interpreter in processes of their own, which have it switched on."""
+"""Runs the tests that need Triton's interpreter in a process of its own, which has it switched on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the tests are collected in this process")
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_in_the_interpreter(file: str) -> None:
+def test_in_the_interpreter() -> None:
     command = [
         sys.executable,
         "-m",
@@ -27,7 +26,7 @@ def test_in_the_interpreter(file: str) -> None:
         "--import-mode=importlib",
         "-p",
         "no:cacheprovider",
-        FOLDER / file,
+        FOLDER,
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)

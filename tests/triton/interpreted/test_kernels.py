@@ -40,7 +40,10 @@ def test_kernel_agrees_with_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("form", ["looped", "split"])
 @pytest.mark.parametrize("name", ROW_CASES)
 def test_longer_rows_agree_with_the_oracle(name: str, form: str) -> None:
-    check(CASES[name](), FORMS[form])
+    kernel = CASES[name]()
+    if form == "split" and choose_tiling(kernel, FORMS[form]).split == 1:
+        return  # the same as looped: a scan, or too short a row
+    check(kernel, FORMS[form])
 
 
 @pytest.mark.parametrize("name", ["chain_odd", "transpose_batch", "concat", "softmax", "middle_sum", "cummax"])
@@ -50,11 +53,11 @@ def test_small_tiles_agree_with_the_oracle(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["chain", "softmax", "layer_norm", "max_all", "min_rows", "argmax_all", "argmin_rows",
                                   "argmax_strided", "cummax", "sum_all", "masked_store", "transpose"])  # fmt: skip
-@pytest.mark.parametrize("form", ["whole", "looped", "split"])
+@pytest.mark.parametrize("form", ["whole", "split"])
 def test_nan_and_inf_pass_through(name: str, form: str) -> None:
     check(CASES[name](), FORMS[form], special=True)
 
 
 @pytest.mark.parametrize("name", scalar_op_cases())
-def test_scalar_operator(name: str) -> None:
+def test_scalar_operators(name: str) -> None:
     check(scalar_op_cases()[name](), Limits(), special=True, slack=4)

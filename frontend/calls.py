@@ -1,0 +1,151 @@
+"""The two ends of a recorded call: its arguments as graph values, and its results as tensors with eager's strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from graphc.errors import CaptureError, UnsupportedError
+from graphc.frontend import host, replay
+from graphc.frontend.aten import layout
+from graphc.frontend.aten.extern import import_extern
+from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, Rule
+from graphc.frontend.functionalize import read
+from graphc.frontend.recorder import Recorder
+from graphc.frontend.traced import TracedTensor
+from graphc.ir.graph import Value
+from graphc.ops.registry import Kind, get
+
+
+class Operands(dict[Value, tuple[int, ...]]):
+    """Eager's strides of the tensors of a call, by value.
+
+    Attributes:
+        layouts: shape and strides of each tensor; one value may stand for two tensors that are laid out differently.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layouts: list[layout.Layout] = []
+
+
+def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
+    """An argument with tensors as Values and traced numbers as host Values."""
+    kind = type(item)
+    if kind is TracedTensor or isinstance(item, torch.Tensor):
+        state = recorder.state_of(item)
+        value = read(recorder.builder, state)
+        operands[value] = state.strides
+        operands.layouts.append((state.shape, state.strides))
+        return value
+    if kind in _PLAIN:
+        return item
+    if kind is list or kind is tuple:  # a traced integer in a list is a size: it must be known
+        return kind(int(p) if isinstance(p, torch.SymInt) else to_values(recorder, p, operands) for p in item)
+    node = host.node_of(item)
+    return item if node is None else node.value
+
+
+_PLAIN = frozenset((int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format))
+
+
+def call_values(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Operands
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call as rules get them; `operands` receives the strides of its tensors."""
+    if any(isinstance(arg, torch.SymInt) for arg in (*args, *kwargs.values())):
+        args, kwargs = _fix_integers(func, args, kwargs)
+    values = tuple([to_values(recorder, arg, operands) for arg in args])
+    return values, {key: to_values(recorder, item, operands) for key, item in kwargs.items()} if kwargs else kwargs
+
+
+def _fix_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Traced integers where the schema wants a size or a dim: they must be known. As operands they stay."""
+    declared = {a.name: str(a.type) for a in func._schema.arguments}
+    kinds = list(declared.values())
+    fixed = [int(a) if isinstance(a, torch.SymInt) and "int" in kind.lower() else a for a, kind in zip(args, kinds)]
+    return (*fixed, *args[len(fixed) :]), {
+        key: int(a) if isinstance(a, torch.SymInt) and "int" in declared[key].lower() else a
+        for key, a in kwargs.items()
+    }
+
+
+def to_states(recorder: Recorder, item: Any) -> Any:
+    """An argument of a view: tensors as states; sizes must be plain numbers."""
+    if isinstance(item, torch.Tensor):
+        return recorder.state_of(item)
+    if isinstance(item, (list, tuple)):
+        return [to_states(recorder, part) for part in item]
+    return int(item) if isinstance(item, torch.SymInt) else item
+
+
+def wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: Operands) -> Any:
+    """What a rule gave as the tensors and traced numbers that the user gets."""
+    if type(result) is Value or isinstance(result, Value):
+        if result.type.is_host:
+            kind = {"f64": float, "i64": int, "bool": bool}[result.dtype.name]
+            return host.wrap(host.HostNode(recorder, result, kind))
+        return recorder.wrap(result, _result_strides(recorder, result, rule_layout, operands))
+    if isinstance(result, (list, tuple)):
+        return type(result)(wrap_results(recorder, part, rule_layout, operands) for part in result)
+    return result
+
+
+def _result_strides(recorder: Recorder, value: Value, rule_layout: str, operands: Operands) -> Sequence[int]:
+    given = recorder.imp.given_strides(value)
+    if given is not None:
+        return given
+    shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+    pointwise = rule_layout == POINTWISE
+    if not pointwise and rule_layout != CONTIGUOUS and value.op is not None:
+        pointwise = get(value.op.name).kind is Kind.POINTWISE
+    if not pointwise or len(shape) <= 1:
+        return layout.contiguous(shape)
+    return layout.tensor_iterator_strides(shape, operands.layouts)
+
+
+def has_no_rules(value: Value) -> bool:
+    """Import rules do not cover complex numbers and 8-bit floats."""
+    return value.dtype.kind == "complex" or value.dtype.name.startswith("f8")
+
+
+def import_functional(
+    recorder: Recorder, rule: Rule | None, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+    operands: Operands,
+) -> Any:  # fmt: skip
+    """Import a call on Values; returns Values."""
+    imp = recorder.imp
+    imp.begin(operands)
+    if rule is None or any(map(has_no_rules, operands)):
+        return import_extern(imp, func, args, kwargs).returned
+    mark = len(recorder.graph.ops)
+    try:
+        return rule.fn(imp, *args, **kwargs)
+    except Decline:
+        del recorder.graph.ops[mark:]
+    except Exception as error:
+        del recorder.graph.ops[mark:]
+        fault(recorder, func, args, kwargs, error)
+    imp.begin(operands)  # forgets what the rule said before it gave up
+    return import_extern(imp, func, args, kwargs).returned
+
+
+def fault(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], error: Exception) -> None:
+    """A rule failed: raise what eager raises for such arguments, or note that the call runs as it is."""
+    if isinstance(error, (UnsupportedError, CaptureError)):
+        raise error
+    replay.raise_as_eager(recorder.imp, func, args, kwargs, recorder.builder.location)
+    recorder.warnings.append(
+        f"{recorder.builder.location.file}:{recorder.builder.location.line}: {func} runs as it is: {error}"
+    )
+
+
+def snapshot(recorder: Recorder, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments as Values, for asking eager about a call."""
+    operands = Operands()
+    values = tuple(to_values(recorder, arg, operands) for arg in args)
+    keywords = {key: to_values(recorder, item, operands) for key, item in kwargs.items()}
+    recorder.imp.begin(operands)
+    return values, keywords

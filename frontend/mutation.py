@@ -1,0 +1,143 @@
+"""Calls that write to their arguments: in-place and `out=` overloads, and `copy_`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from graphc.errors import UnsupportedError
+from graphc.frontend import replay
+from graphc.frontend.aten import promotion
+from graphc.frontend.aten.extern import import_extern, written_arguments
+from graphc.frontend.aten.registry import CONTIGUOUS, Decline, Rule
+from graphc.frontend.calls import Operands, call_values, fault, has_no_rules, snapshot, to_values, wrap_results
+from graphc.frontend.functionalize import TensorState
+from graphc.frontend.recorder import Recorder
+from graphc.ir.graph import Value
+
+
+def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
+    """In-place and out= overloads: the functional rule and a write-back, else an extern that mutates."""
+    names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    is_out = bool(func._schema.arguments[-1].kwarg_only and func._schema.arguments[-1].is_out)
+
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        written = list(written_arguments(func, args, kwargs))
+        operands = Operands()
+        inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
+        values, keywords = call_values(recorder, func, args, inputs, operands)
+        keywords = dict(keywords)
+        new: list[Value] | None = None
+        if rule is not None:
+            new = _functional_results(recorder, rule, func, values, keywords, operands, written)
+        if new is None:
+            keywords.update({key: to_values(recorder, kwargs[key], operands) for key in kwargs if key not in inputs})
+            recorder.imp.begin(operands)
+            with replay.located(recorder.builder.location):
+                answer = import_extern(recorder.imp, func, values, keywords)
+            new, returned = answer.mutated, answer.returned
+        else:
+            returned = None
+        with replay.located(recorder.builder.location):
+            for tensor, value in zip(written, new, strict=True):
+                recorder.write(tensor, value)
+        return _returned(recorder, func, args, kwargs, returned, operands)
+
+    return handle
+
+
+def _functional_results(
+    recorder: Recorder, rule: Rule, func: Any, values: tuple[Any, ...], keywords: dict[str, Any],
+    operands: Operands, written: list[torch.Tensor],
+) -> list[Value] | None:  # fmt: skip
+    """New contents of the written tensors by the functional rule; None when they must come from the call itself."""
+    imp = recorder.imp
+    imp.begin(operands)
+    if any(map(has_no_rules, operands)):
+        return None
+    mark = len(recorder.graph.ops)
+    try:
+        result = rule.fn(imp, *values, **keywords)
+    except Decline:
+        del recorder.graph.ops[mark:]
+        return None
+    except Exception as error:
+        del recorder.graph.ops[mark:]
+        full = dict(keywords)
+        full.update(_out_values(recorder, func, written))
+        fault(recorder, func, values, full, error)
+        return None
+    results = [r for r in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(r, Value)]
+    states = [recorder.state_of(tensor) for tensor in written]
+    fits = len(results) == len(states) and all(
+        r.shape == s.shape and r.device == s.device and _can_cast(r, s) for r, s in zip(results, states, strict=True)
+    )
+    if not fits:
+        del recorder.graph.ops[mark:]
+        full = dict(keywords)
+        full.update(_out_values(recorder, func, written))
+        replay.raise_as_eager(imp, func, values, full, recorder.builder.location)
+        _refuse_resize(func, results, states)
+        return None
+    return [imp.cast(r, s.dtype) for r, s in zip(results, states, strict=True)]  # type: ignore[misc]
+
+
+def _refuse_resize(func: Any, results: list[Value], states: list[TensorState]) -> None:
+    """Eager would give the `out=` tensor another shape."""
+    if len(results) == len(states) and any(r.shape != s.shape for r, s in zip(results, states, strict=True)):
+        raise UnsupportedError(f"{func}: the out= tensor has another shape than the result; give it the right shape")
+
+
+def _out_values(recorder: Recorder, func: Any, written: list[torch.Tensor]) -> dict[str, Any]:
+    names = [a.name for a in func._schema.arguments if a.is_out]
+    return dict(zip(names, (recorder.value_of(tensor) for tensor in written), strict=False))
+
+
+def _can_cast(value: Value, state: TensorState) -> bool:
+    if value.dtype == state.dtype:
+        return True
+    return torch.can_cast(promotion.to_torch(value.dtype), promotion.to_torch(state.dtype))
+
+
+def _returned(recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], own: Any, operands: Operands) -> Any:
+    """The return value of a mutating call: its arguments where the schema says so."""
+    returns = func._schema.returns
+    if not returns:
+        return None
+    by_alias: dict[frozenset[str], Any] = {}
+    for position, declared in enumerate(func._schema.arguments):
+        if declared.alias_info is not None and declared.alias_info.is_write:
+            given = args[position] if position < len(args) else kwargs.get(declared.name)
+            by_alias[frozenset(declared.alias_info.before_set)] = given
+    parts: Iterator[Any] = iter(own if isinstance(own, tuple) else (own,) * len(returns))
+    found = []
+    for declared in returns:
+        mine = next(parts)
+        if declared.alias_info is not None and declared.alias_info.is_write:
+            found.append(by_alias[frozenset(declared.alias_info.before_set)])
+        else:
+            found.append(wrap_results(recorder, mine, CONTIGUOUS, operands))
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`target.copy_(source)`: cast, broadcast, moved between devices."""
+    target, source = recorder.state_of(args[0]), recorder.value_of(args[1])
+    imp = recorder.imp
+    if has_no_rules(source) or has_no_rules(recorder.value_of(args[0])):
+        return mutating_handler(func, None)(recorder, func, args, kwargs)
+    values, _ = snapshot(recorder, args[:2], {})
+    if source.device != target.device:
+        moved = import_extern(imp, "aten._to_copy.default", (source,), {"device": torch.device(target.device)})
+        source = moved.returned
+    lead = len(target.shape) - len(source.shape)
+    fits = lead >= 0 and all(s in (1, t) for s, t in zip(source.shape, target.shape[lead:], strict=True))
+    if not fits:
+        replay.raise_as_eager(imp, func, values, {}, recorder.builder.location)
+        raise RuntimeError(f"copy_: shape {source.shape} does not broadcast to {target.shape}")
+    new = imp.expand(imp.cast(source, target.dtype), target.shape)  # type: ignore[arg-type]
+    with replay.located(recorder.builder.location):
+        recorder.write(args[0], new)
+    return args[0]

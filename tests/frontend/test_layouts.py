@@ -1,0 +1,55 @@
+"""Strides of results are eager's, whatever the operands' own."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.frontend.harness import check
+
+LAYOUTS = {
+    "contiguous": torch.randn(2, 3, 4, 5),
+    "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "permuted": torch.randn(5, 2, 4, 3).permute(1, 3, 2, 0),
+    "gaps": torch.randn(2, 6, 4, 5)[:, ::2],
+    "expanded": torch.randn(2, 1, 4, 5).expand(2, 3, 4, 5),
+    "broadcast": torch.randn(3, 1, 5).transpose(0, 2).reshape(3, 1, 5),
+    "size_one": torch.randn(2, 1, 4, 1).transpose(0, 2).transpose(0, 2),
+    "scalar": torch.randn(()),
+    "empty": torch.randn(2, 3, 0, 5).transpose(0, 1).transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations_with_replacement(LAYOUTS, 2)))
+def test_pointwise_of_two(first: str, second: str) -> None:
+    x, y = LAYOUTS[first], LAYOUTS[second]
+    try:
+        x + y
+    except RuntimeError:
+        pytest.skip("these shapes do not broadcast")
+    check(lambda x, y: (x + y, torch.maximum(y, x), torch.where(x > y, x, y), x > y), x, y, calls=1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_of_one(name: str) -> None:
+    def fn(x):
+        return (
+            x.exp(),
+            x * 2,
+            1 - x,
+            x.clone(),
+            x.contiguous(),
+            x.double(),
+            torch.zeros_like(x),
+            x.sum(0) if x.dim() else x.sum(),
+            x.softmax(-1),
+            torch.nn.functional.gelu(x),
+            x.clamp(0, 1),
+            x.cumsum(-1),
+            x.flip(0) if x.dim() else x,
+            x.to(memory_format=torch.channels_last) if x.dim() == 4 else x,
+        )
+
+    check(fn, LAYOUTS[name], calls=1)

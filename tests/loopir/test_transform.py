@@ -1,0 +1,122 @@
+"""Rewrites of kernels as text, each run before and after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from graphc.ir.dims import symbol
+from graphc.loopir import Kernel, parse_kernel, verify
+from graphc.loopir.analysis import KernelFacts, breakpoints, known_truths
+from graphc.loopir.transform import (
+    drop_dead,
+    drop_unit_axes,
+    lower_arg_reductions,
+    merge_axes,
+    split_axis,
+    split_divided_axes,
+)
+from tests.kernel_strategies import kernels, make_buffers, oracle
+
+
+def same_results(before: Kernel, after: Kernel) -> None:
+    verify(after)
+    buffers = make_buffers(before)
+    expected, actual = oracle(before, buffers), oracle(after, buffers)
+    for name in expected:
+        assert np.allclose(expected[name], actual[name], rtol=1e-6, equal_nan=True), f"{name}\n{before}\n{after}"
+
+
+def axes_of(kernel: Kernel) -> list[tuple[str, object]]:
+    return [(axis.name, axis.extent) for axis in kernel.axes]
+
+
+@settings(max_examples=60, deadline=None)
+@given(kernels())
+def test_rewrites_keep_the_meaning(kernel: Kernel) -> None:
+    lowered = lower_arg_reductions(drop_dead(kernel))
+    same_results(kernel, lowered)
+    dropped = drop_unit_axes(lowered)
+    same_results(kernel, dropped)
+    split = split_divided_axes(dropped)
+    same_results(kernel, split)
+    same_results(kernel, merge_axes(split))
+
+
+RELU = """kernel relu(x: in f32[24], y: out f32[24]) axes(i: 2 parallel, j: 3 parallel, k: 4 parallel) {
+  v0: f32 = load x[i*12 + j*4 + k]
+  v1: f32 = neg v0
+  store y[i*12 + j*4 + k] = v1
+}"""
+
+
+def test_contiguous_axes_become_one() -> None:
+    merged = merge_axes(parse_kernel(RELU))
+    assert axes_of(merged) == [("k", 24)]
+    assert str(merged.body[0].index) == "k"  # type: ignore[union-attr]
+    broadcast = RELU.replace("v1: f32 = neg v0", "v1: f32 = load x[k]")
+    assert axes_of(merge_axes(parse_kernel(broadcast))) == [("j", 6), ("k", 4)]
+
+
+def test_unit_axes_go_but_one_row_axis_stays() -> None:
+    text = """kernel k(x: in f32[5], y: out f32[5]) axes(i: 1 parallel, j: 5 parallel, r: 1 row, s: 1 row) {
+  v0: f32 = load x[i*5 + j + r + s]
+  v1: f32 = reduce sum v0
+  v2: i64 = index i
+  store y[i*5 + j] = v1
+}"""
+    kernel = drop_unit_axes(parse_kernel(text))
+    assert axes_of(kernel) == [("j", 5), ("s", 1)]
+    assert "v2: i64 = const 0" in str(kernel)
+
+
+def test_divided_axes_are_split_where_extents_allow() -> None:
+    text = """kernel k(x: in f32[40], b: in f32[5], y: out f32[40]) axes(i: 40 parallel) {
+  v0: f32 = load x[(i % 8)*5 + (i // 8)]
+  v1: f32 = load b[(i // 8)]
+  v2: f32 = add v0 v1
+  store y[i] = v2
+}"""
+    kernel = split_divided_axes(parse_kernel(text))
+    assert axes_of(kernel) == [("ia", 5), ("i", 8)]
+    assert str(kernel.body[0].index) == "i*5 + ia"  # type: ignore[union-attr]
+    odd = parse_kernel(text.replace("i: 40 parallel", "i: 37 parallel"))
+    assert split_divided_axes(odd) is odd
+    with pytest.raises(ValueError, match="axis i of extent 37 is not a multiple of 8"):
+        split_axis(odd, "i", 8)
+
+
+def test_dead_values_go() -> None:
+    kernel = parse_kernel(RELU.replace("v1: f32 = neg v0", "v1: f32 = neg v0\n  v2: f32 = exp v1"))
+    assert "exp" not in str(drop_dead(kernel))
+
+
+def test_masks_cut_an_axis() -> None:
+    text = """kernel k(x: in f32[10], y: out f32[30]) axes(i: 30 parallel) {
+  v0: i64 = index i
+  v1: i64 = const 10
+  v2: bool = ge v0 v1
+  v3: i64 = const 19
+  v4: bool = le v0 v3
+  v5: bool = logical_and v2 v4
+  v6: f32 = load x[i - 10] mask v5 other 0.0
+  store y[i] = v6
+}"""
+    facts = KernelFacts(parse_kernel(text))
+    assert breakpoints(facts, "i", ["v2", "v4", "v5"]) == [10, 20]
+    assert known_truths(facts, {"i": (10, 19)}) == {"v2": True, "v4": True, "v5": True}
+    assert known_truths(facts, {"i": (0, 9)})["v5"] is False
+    assert "v2" not in known_truths(facts, {"i": (5, 15)})
+
+
+def test_axes_that_own_their_places() -> None:
+    text = """kernel k(x: in f32[32], t: in i64[8], y: inout f32[64]) axes(i: 8 parallel, j: 4 parallel) {
+  v0: i64 = load t[i]
+  v1: f32 = load x[i*4 + j]
+  store y[v0*4 + j] = v1 mode add
+}"""
+    facts = KernelFacts(parse_kernel(text))
+    assert facts.is_disjoint("j") and not facts.is_disjoint("i")
+    assert facts.step(symbol("i") * 4 + symbol("j"), "j") == 1
+    assert facts.vector_axis(["i", "j"]) == "j"
