@@ -89,7 +89,7 @@ def _find_cut(kernel: Kernel) -> tuple[str, int] | None:
     if any(isinstance(s, Scan) for s in kernel.body):
         extents = {axis.name: axis.extent for axis in kernel.parallel_axes}
     for expr in index_expressions(kernel):
-        for atom in _divisions(expr):
+        for atom in divisions(expr):
             name, divisor = _axis_of(atom.numerator), atom.denominator
             extent = extents.get(name or "")
             if name is None or not isinstance(divisor, int) or not isinstance(extent, int):
@@ -99,14 +99,14 @@ def _find_cut(kernel: Kernel) -> tuple[str, int] | None:
     return None
 
 
-def _divisions(expr: Dim) -> Iterable[FloorDiv | Mod]:
+def divisions(expr: Dim) -> Iterable[FloorDiv | Mod]:
     """Floor divisions and modulos, inner ones first."""
     if isinstance(expr, int):
         return
     for monomial, _ in expr.terms:
         for atom in monomial:
             if not isinstance(atom, Sym):
-                yield from _divisions(atom.numerator)
+                yield from divisions(atom.numerator)
                 yield atom
 
 

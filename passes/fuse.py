@@ -13,40 +13,31 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from graphc.errors import LoweringError
-from graphc.ir.dims import simplify
 from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, contiguous_strides
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.registry import Kind, get
-from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, group_of
+from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.layout import (
     Layouts,
     Place,
-    flat_index,
     int_shape,
     is_dense,
     same_strides,
     view_strides,
     wanted_strides,
 )
+from graphc.passes.updates import UPDATES, chain_of, copy_op, update_place, updates
 
 KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
-UPDATES = ("update_slice", "update_strided")
-IN_PLACE_CALLS = {
-    "aten.scatter.src": "aten.scatter_.src",
-    "aten.scatter_add.default": "aten.scatter_add_.default",
-    "aten.scatter_reduce.two": "aten.scatter_reduce_.two",
-    "aten.index_put.default": "aten.index_put_.default",
-}
 MANY_PIECES, BIG_CONCAT = 8, 4096
 """Operands, and elements, from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
-ELEMENTS_PER_ROW = {"c": 65_536, "triton": 16_384}
+ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
 
@@ -175,10 +166,10 @@ class _Fuser:
         written = {write.value: write.target for write in self.graph.writes}
         kept = self.live | set(written)
         bases = {
-            value: base for op in self.ops if op.name not in UPDATES or is_kernel_op(op) for value, base in _updates(op)
+            value: base for op in self.ops if op.name not in UPDATES or is_kernel_op(op) for value, base in updates(op)
         }
         for value, target in written.items():
-            chain = _chain(value, bases)
+            chain = chain_of(value, bases)
             if chain[-1] is target and len(chain) > 1 and not any(link in self.live for link in chain[:-1]):
                 self.in_inputs.update(chain[:-1])
         updated = set(bases.values())
@@ -218,7 +209,7 @@ class _Fuser:
     def _add_writes(self) -> None:
         """Each write that is not an update in place becomes a copy of a stored value; `merge` makes them one kernel."""
         for write in self.graph.writes:
-            if _chain(write.value, self.overwritten)[-1] is write.target:
+            if chain_of(write.value, self.overwritten)[-1] is write.target:
                 self.needed.add(write.value)
                 continue
             source = write.value
@@ -345,7 +336,7 @@ class _Fuser:
         self.groups.append(group)
         for place in list(group.visits[value]):
             if get(op.name).kind in (Kind.REDUCTION, Kind.SCAN):
-                admitted = group.admit(op, place, 1 << 62)
+                admitted = group.admit(op, place, ALWAYS)
                 assert admitted
             self._expand(group, value)
 
@@ -367,7 +358,7 @@ class _Fuser:
         self.needed.add(source)
         group = group_of(source, position)
         group.roots = {value: next(iter(group.roots.values()))}
-        group.stores[value] = _update_place(op, self.layouts.strides(value))
+        group.stores[value] = update_place(op, self.layouts.strides(value))
         group.overwrites[value] = base
         self.groups.append(group)
 
@@ -427,7 +418,7 @@ class _Fuser:
         if len(places) != 1 or _full(group):
             return False
         ((place, visit),) = places.items()
-        return not visit.masked and group.admit(op, place, ELEMENTS_PER_ROW[self.backend])
+        return not visit.masked and group.admit(op, place, ROW_LIMITS[self.backend])
 
     def _worth_computing_again(self, op: Op, value: Value, groups: list[Group]) -> bool:
         if any(_full(group) for group in groups):
@@ -442,7 +433,7 @@ class _Fuser:
             return True  # reading the table costs no more than reading what was gathered from it
         (group,) = groups
         size, effort = _count(value), _work(op)
-        points = sum(_iterations(group, place) for place in group.visits[value])
+        points = sum(iterations(group, place) for place in group.visits[value])
         return points <= size or (points - size) * effort <= REDUNDANT_WORK
 
     # library calls
@@ -462,7 +453,7 @@ class _Fuser:
             return
         for result in results:  # the library decides how its results lie, as it does for eager
             self.layouts.chosen.setdefault(result, wanted_strides(result))
-        overwrites = {value: base for value, base in _updates(op) if value in self.overwritten}
+        overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         operands = [
             None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x)
@@ -524,63 +515,6 @@ class _Fuser:
         return self._own(value)
 
 
-def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
-    """Whether a group stores into memory that it reads at another place in the same kernel."""
-    for value, base in group.overwrites.items():
-        read = group.visits.get(base)
-        if not read:
-            continue
-        place = group.stores.get(value)
-        strides = layouts.strides(value) if place is None else place.strides
-        offset = 0 if place is None else place.offset
-        target = simplify(flat_index(group.roots[value], strides) + offset, group.ranges)
-        own = layouts.strides(base)
-        if any(simplify(flat_index(index, own), group.ranges) != target for index in read):
-            return True
-    return False
-
-
-def _updates(op: Op) -> Iterable[tuple[Value, Value]]:
-    """(result, operand) pairs of which the result is the operand with some elements changed."""
-    if op.name in UPDATES or get(op.name).kind is Kind.SCATTER:
-        base = op.operands[0]
-        assert isinstance(base, Value)
-        yield op.results[0], base
-    elif op.name == "extern":
-        mutates = op.attrs.get("mutates", ())
-        for number, result in zip(mutates, op.results[len(op.results) - len(mutates) :], strict=True):
-            operand = op.operands[number]
-            assert isinstance(operand, Value)
-            yield result, operand
-
-
-def _chain(value: Value, bases: dict[Value, Value]) -> list[Value]:
-    """The value, what it updates, what that updates, and so on."""
-    chain = [value]
-    while chain[-1] in bases:
-        chain.append(bases[chain[-1]])
-    return chain
-
-
-def _update_place(op: Op, strides: tuple[int, ...]) -> Place:
-    value, source = op.results[0], op.operands[1]
-    assert isinstance(source, Value)
-    if op.name == "update_strided":
-        return Place(value, op.attrs["shape"], op.attrs["strides"], op.attrs["offset"])
-    steps = tuple(step * stride for step, stride in zip(op.attrs["steps"], strides, strict=True))
-    offset = sum(start * stride for start, stride in zip(op.attrs["starts"], strides, strict=True))
-    return Place(value, int_shape(source), steps, offset)
-
-
-def copy_op(value: Value) -> Op:
-    """A fresh op that gives the same value, in memory of its own."""
-    location = value.op.location if value.op is not None else None
-    names = [f"{value.name}_copy"]
-    if location is None:
-        return Op("reshape", [value], {"shape": value.shape}, [value.type], result_names=names)
-    return Op("reshape", [value], {"shape": value.shape}, [value.type], location, names)
-
-
 def _splits_batch(value: Value, product: Value) -> bool:
     """Whether `value` is a product of rank 3 with its batch dim split."""
     op, shape, own = value.op, int_shape(value), int_shape(product)
@@ -614,14 +548,3 @@ def _work(op: Op) -> int:
         return rule.cost
     kind = get(op.name).kind
     return 4 if kind is Kind.INDEXING else 2 if op.name in ("pad", "concat", *UPDATES) else 0
-
-
-def _iterations(group: Group, index: tuple[object, ...]) -> int:
-    """How often an element is computed when loops run in axis order, rows innermost."""
-    used = group.axes_of(index)  # type: ignore[arg-type]
-    total = seen = 1
-    for name in (*group.parallel, *group.rows):
-        total *= group.axes[name]
-        if name in used:
-            seen = total
-    return seen

@@ -24,6 +24,22 @@ MAX_ARGUMENTS = 48
 """Size at which a group takes nothing more in: beyond it kernels spill registers and compile slowly."""
 
 
+@dataclass(frozen=True)
+class RowLimits:
+    """When a row may be walked more than once by one worker: there are many rows, or they are short.
+
+    Args:
+        many: rows that keep a machine busy.
+        short: elements that one worker may walk alone.
+    """
+
+    many: int
+    short: int
+
+
+ALWAYS = RowLimits(0, 0)
+
+
 @dataclass
 class Visit:
     """A value at one element.
@@ -231,13 +247,13 @@ class Group:
 
     # reductions
 
-    def admit(self, op: Op, index: Index, elements_per_row: int) -> bool:
+    def admit(self, op: Op, index: Index, limits: RowLimits) -> bool:
         """Make room for a reduction or scan at `index`: set row axes if they are not set yet.
 
         Args:
             op: the reduction.
             index: the element of its result that is needed here.
-            elements_per_row: greatest row that may be walked again for elements when there are few rows.
+            limits: which rows may be walked again for elements.
 
         Returns:
             False when this space cannot hold it; then nothing has changed.
@@ -246,13 +262,13 @@ class Group:
         for read in found.reads:
             operand = op.operands[read.operand]
             assert isinstance(operand, Value)
-            if read.dims is not None and not self._admit_reduce(operand, read, elements_per_row):
+            if read.dims is not None and not self._admit_reduce(operand, read, limits):
                 return False
             if read.scan is not None and not self._admit_scan(operand, read.index, read.scan):
                 return False
         return True
 
-    def _admit_reduce(self, operand: Value, read: Read, elements_per_row: int) -> bool:
+    def _admit_reduce(self, operand: Value, read: Read, limits: RowLimits) -> bool:
         assert read.dims is not None
         extents = tuple(size for size in (int_shape(operand)[d] for d in read.dims) if size != 1)
         used = self.axes_of(read.index)
@@ -269,7 +285,7 @@ class Group:
             names = tuple(_name(self.add_axis(extent, "r")) for extent in extents)
             self.rows = names
             return True
-        if self.extent(rest) != row or not worth_rows(self.extent(used), row, elements_per_row):
+        if self.extent(rest) != row or not worth_rows(self.extent(used), row, limits):
             return False
         self.rows = rest
         return True
@@ -287,9 +303,9 @@ class Group:
         return True
 
 
-def worth_rows(row_count: int, row: int, elements_per_row: int) -> bool:
-    """Whether rows are many, or short, enough to be walked several times by one worker each."""
-    return row_count >= 8 or row <= elements_per_row
+def worth_rows(count: int, row: int, limits: RowLimits) -> bool:
+    """Whether `count` rows of `row` elements are to be walked several times by one worker each."""
+    return count >= limits.many or row <= limits.short
 
 
 def _complete(parts: list[tuple[str, int]], extent: int) -> bool:
@@ -337,3 +353,14 @@ def group_of(value: Value, position: float) -> Group:
 def rename(group: Group, mapping: dict[str, Dim], ranges: Ranges, index: Index) -> Index:
     """An index of `group` over other axes."""
     return tuple(simplify(substitute(part, mapping), ranges) for part in index)
+
+
+def iterations(group: Group, index: Index) -> int:
+    """How often an element is computed when loops run in axis order, rows innermost."""
+    used = group.axes_of(index)
+    total = seen = 1
+    for name in (*group.parallel, *group.rows):
+        total *= group.axes[name]
+        if name in used:
+            seen = total
+    return seen

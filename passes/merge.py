@@ -8,13 +8,15 @@ become softmax. The order of nodes is a list; a merge moves only the nodes betwe
 
 from __future__ import annotations
 
-from graphc.ir.dims import Dim, substitute, symbol, symbols
+from graphc.ir.dims import Dim, simplify, substitute, symbol, symbols
 from graphc.ir.graph import Value
 from graphc.passes.access import Index, normalise
-from graphc.passes.fuse import ELEMENTS_PER_ROW, overwrites_its_input
-from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, worth_rows
+from graphc.passes.axes import divisions
+from graphc.passes.fuse import ROW_LIMITS
+from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iterations, worth_rows
 from graphc.passes.layout import int_shape
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.updates import overwrites_its_input
 
 REACH = 256
 """Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
@@ -22,7 +24,7 @@ SHARED_BYTES = 64
 """Least size of a value worth merging two of its readers for."""
 MAX_SHARERS = 8
 """Readers of one value beyond which they are not compared with each other."""
-ROUNDS = 3
+ROUNDS, MAX_CUTS = 3, 4
 
 
 def merge_groups(nodes: Nodes) -> list[Node]:
@@ -40,10 +42,13 @@ class _Merger:
         self.fusion = nodes.fusion
         self.order: list[Node | None] = list(nodes.order())
         self.place: dict[Node, int] = {node: at for at, node in enumerate(self.order) if node is not None}
+        outputs = {output.value for output in self.fusion.graph.outputs}
+        views = {place.base for place in self.fusion.output_places.values()}
+        self.kept = outputs | views | set(self.fusion.homes)
 
     def run(self) -> list[Node]:
         for _ in range(ROUNDS):
-            if not self._join_producers() and not self._join_sharers():
+            if not self._join_producers() | self._join_sharers():
                 break
         return [node for node in self.order if node is not None]
 
@@ -57,7 +62,8 @@ class _Merger:
                     if not isinstance(reader, Group) or reader is producer or reader not in self.place:
                         continue
                     assert isinstance(producer, Group)
-                    merged |= self._try(producer, reader, value, vertical=True) is not None
+                    found = self._try(producer, reader, value, vertical=True) or self._dissolve(producer, reader, value)
+                    merged |= found is not None
         return merged
 
     def _join_sharers(self) -> bool:
@@ -90,15 +96,50 @@ class _Merger:
         if between is None:
             return None
         shape = int_shape(value)
-        merged = _align(first, second, at_first, at_second, shape) or _align(second, first, at_second, at_first, shape)
+        merged = _match(first, second, at_first, at_second, shape)
         if merged is None or not self._is_sound(merged, first, second):
             return None
         if _is_walked_again(merged, first, second, at_first, at_second, vertical) and not worth_rows(
-            merged.extent(merged.parallel), merged.extent(merged.rows), ELEMENTS_PER_ROW[self.fusion.backend]
+            merged.extent(merged.parallel), merged.extent(merged.rows), ROW_LIMITS[self.fusion.backend]
         ):
             return None
         self._commit(first, second, merged, between)
         return merged
+
+    def _dissolve(self, producer: Group, reader: Group, value: Value) -> Group | None:
+        """Compute a value where its only reader needs it, at several places, when that is no more work."""
+        if producer.rows or producer.overwrites or len(producer.roots) > 1 or value in self.kept:
+            return None
+        places = reader.visits.get(value)
+        if not places or len(self.nodes.readers[value]) > 1 or producer.device != reader.device:
+            return None
+        if producer.size * len(places) + reader.size > MAX_VISITS:
+            return None
+        size = 1
+        for extent in int_shape(value):
+            size *= extent
+        if sum(iterations(reader, place) for place in places) > size:
+            return None
+        between = self._between(producer, reader, vertical=True)
+        merged = _space(reader)
+        _take_over(merged, reader, {})
+        own = producer.roots[value]
+        for place, visit in places.items():
+            mapping = {name: part for name, part in zip(map(bare, own), place, strict=True) if name is not None}
+            _take_over(merged, producer, mapping, is_masked=visit.masked)
+        del merged.roots[value]
+        if between is None or self._count_reads(merged) + len(merged.roots) > MAX_ARGUMENTS:
+            return None
+        if merged.overwrites and overwrites_its_input(merged, self.fusion.layouts):
+            return None
+        self.fusion.stored.discard(value)
+        del self.nodes.readers[value]
+        self._commit(producer, reader, merged, between)
+        return merged
+
+    def _count_reads(self, group: Group) -> int:
+        stored = self.fusion.stored
+        return sum(value in stored and value not in group.roots for value in group.visits)
 
     def _is_sound(self, merged: Group, first: Group, second: Group) -> bool:
         """Every value that one group stores and the other reads is read where it is computed, and sizes are sane."""
@@ -109,9 +150,7 @@ class _Merger:
                         return False
                 elif any(index != merged.roots[root] for index in merged.visits.get(root, ())):
                     return False
-        stored = self.fusion.stored
-        reads = sum(value in stored and value not in merged.roots for value in merged.visits)
-        if reads + len(merged.roots) > MAX_ARGUMENTS:
+        if self._count_reads(merged) + len(merged.roots) > MAX_ARGUMENTS:
             return False
         if not merged.overwrites:
             return True
@@ -164,7 +203,7 @@ class _Merger:
             nodes.next[node].add(merged)
         for group in (first, second):
             for value in nodes.reads(group):
-                nodes.readers[value].pop(group, None)
+                nodes.readers.get(value, {}).pop(group, None)
         for value in merged.roots:
             nodes.producer[value] = merged
         for value in nodes.reads(merged):
@@ -192,6 +231,48 @@ def _is_walked_again(
         return True
     is_row_number = bool(first.rows) and first.axes_of(at_first).isdisjoint(first.rows)
     return vertical and is_row_number and second.axes_of(at_second) != second.axes.keys()
+
+
+def _match(first: Group, second: Group, at_first: Index, at_second: Index, shape: tuple[int, ...]) -> Group | None:
+    """Both groups as one over the axes of either; axes are cut where the shared value is read by a part of one."""
+    for _ in range(MAX_CUTS):
+        merged = _align(first, second, at_first, at_second, shape) or _align(second, first, at_second, at_first, shape)
+        if merged is not None:
+            return merged
+        if (cut := _cut(first, at_first)) is not None:
+            first, at_first = cut
+        elif (cut := _cut(second, at_second)) is not None:
+            second, at_second = cut
+        else:
+            return None
+    return None
+
+
+def _cut(group: Group, index: Index) -> tuple[Group, Index] | None:
+    """The group with one axis, that `index` divides, as two; and `index` over them."""
+    for part in index:
+        for atom in divisions(part):
+            name, inner = bare(atom.numerator), atom.denominator
+            if name not in group.axes or not isinstance(inner, int) or not 1 < inner < group.axes[name]:
+                continue
+            if group.axes[name] % inner or (group.has_scan and name in group.rows):
+                continue
+            return _cut_axis(group, name, inner, index)
+    return None
+
+
+def _cut_axis(group: Group, name: str, inner: int, index: Index) -> tuple[Group, Index]:
+    cut = Group(group.device, group.position)
+    mapping: dict[str, Dim] = {}
+    for axis, extent in group.axes.items():
+        sizes = {axis: extent} if axis != name else {f"{axis}h": extent // inner, f"{axis}l": inner}
+        for part, size in sizes.items():
+            cut.axes[part], cut.ranges[part] = size, (0, max(size - 1, 0))
+        mapping[axis] = symbol(axis) if axis != name else symbol(f"{axis}h") * inner + symbol(f"{axis}l")
+    halves = {name: (f"{name}h", f"{name}l")}
+    cut.rows = tuple(part for axis in group.rows for part in halves.get(axis, (axis,)))
+    _take_over(cut, group, mapping)
+    return cut, tuple(simplify(substitute(part, mapping), cut.ranges) for part in index)
 
 
 def _align(mover: Group, stayer: Group, at_mover: Index, at_stayer: Index, shape: tuple[int, ...]) -> Group | None:
@@ -284,7 +365,7 @@ def _space(group: Group) -> Group:
     )
 
 
-def _take_over(merged: Group, part: Group, mapping: dict[str, Dim]) -> None:
+def _take_over(merged: Group, part: Group, mapping: dict[str, Dim], is_masked: bool = False) -> None:
     """Add everything of a group, with its axes replaced; without a mapping it is over the same axes."""
     full = dict(mapping)
     if mapping:
@@ -306,7 +387,7 @@ def _take_over(merged: Group, part: Group, mapping: dict[str, Dim]) -> None:
     for value, places in part.visits.items():
         for index, visit in places.items():
             at = moved(index, int_shape(value))
-            merged.visit(value, at, visit.masked)
+            merged.visit(value, at, visit.masked or is_masked)
             found = merged.visits[value][at]
             found.expanded = found.expanded or visit.expanded
     merged.overwrites.update(part.overwrites)

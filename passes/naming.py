@@ -53,12 +53,12 @@ def kernel_name(ops: Sequence[Op], group: Group) -> str:
 
 def _activations(words: list[str]) -> list[str]:
     """Words with the ops of a well-known activation replaced by its name."""
-    found = set(words)
-    if {"erf", "mul", "add"} <= found:
-        return [word for word in words if word not in ("mul", "add", "erf")] + ["gelu"]
-    if {"neg", "exp", "add", "div"} <= found:
-        return [word for word in words if word not in ("neg", "exp", "add", "div")] + ["sigmoid"]
-    return words
+    found, gone, added = set(words), set[str](), list[str]()
+    for parts, name in ((("neg", "exp", "add", "div"), "sigmoid"), (("erf", "mul", "add"), "gelu")):
+        if found.issuperset(parts):
+            gone.update(parts)
+            added.append(name)
+    return [word for word in words if word not in gone] + added
 
 
 def _row_pattern(names: list[str]) -> list[str]:

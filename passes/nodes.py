@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 from graphc.ir.graph import Input, Value
 from graphc.ops.extern import effect
-from graphc.passes.fuse import Fusion, Library, copy_op
+from graphc.passes.fuse import Fusion, Library
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import Place
+from graphc.passes.updates import copy_op
 
 Node: TypeAlias = Group | Library
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from graphc.ir.graph import Attr, Graph, Input, Op, Ref, Value
+from graphc.errors import LoweringError
+from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, UNKNOWN, Location
 from graphc.loopir.kernel import Kernel
-from graphc.ops.registry import Kind, get
-from graphc.passes.fuse import IN_PLACE_CALLS, Library, fuse
+from graphc.passes.fuse import Library, fuse
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.lower import Lowered, Lowering, memory_dtype
@@ -20,6 +20,8 @@ from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
+from graphc.passes.steps import call_of, normal_product, reason, resolve, traffic
+from graphc.passes.updates import IN_PLACE_CALLS
 from graphc.program.plan import (
     ARENA,
     EXTERNAL,
@@ -50,8 +52,11 @@ def make_plan(graph: Graph, *, numerics: str = "default", backend: str = "c") ->
         `arena_bytes_without_reuse`.
 
     Raises:
-        LoweringError: an op has neither a lowering nor a library call.
+        LoweringError: an op has neither a lowering nor a library call, or an input has a symbolic size.
     """
+    for item in graph.inputs:
+        if not all(isinstance(size, int) for size in item.shape):
+            raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
     return _Planner(graph, numerics, backend).run()
 
 
@@ -340,7 +345,7 @@ class _Planner:
             strides = view_strides(out.shape, out.strides, wide)
             assert strides is not None, "splitting a dim is always a view"
             out = View(out.buffer, out.dtype, wide, strides, out.offset)
-        a, b, out = _normal_product(a, b, out)
+        a, b, out = normal_product(a, b, out)
         self.steps.append(GemmStep(a, b, out, False, node.op.location))
 
     def _add_fill(self, value: Value, location: Location) -> None:
@@ -359,7 +364,7 @@ class _Planner:
             out = self.buffer_of.get(op.results[0], -1)
             self.steps.append(AtenStep("aten._local_scalar_dense.default", (value,), (), (out,), (), op.location))
             return
-        name, args, kwargs, mutated = _call_of(op)
+        name, args, kwargs, mutated = call_of(op)
         self.calls.append((op, name))
         if node.overwrites and op.name != "extern":
             name, mutated = IN_PLACE_CALLS[name], (0,)
@@ -367,8 +372,8 @@ class _Planner:
         else:
             results = op.results[: len(op.results) - len(mutated)]
         numbers: list[int] = []
-        resolved = tuple(_resolve(item, op, views, numbers) for item in args)
-        named = tuple((key, _resolve(item, op, views, numbers)) for key, item in kwargs.items())
+        resolved = tuple(resolve(item, op, views, numbers) for item in args)
+        named = tuple((key, resolve(item, op, views, numbers)) for key, item in kwargs.items())
         mutates = tuple(at for at, number in enumerate(numbers) if number in mutated)
         outs = tuple(self.buffer_of[r] if self._needs_memory(r) else -1 for r in results)
         self.steps.append(AtenStep(name, resolved, named, outs, mutates, op.location))
@@ -398,7 +403,7 @@ class _Planner:
             fused.update(
                 value.op for value, at in group.visits.items() if value.op and any(v.expanded for v in at.values())
             )
-        read, written = _traffic(plan)
+        read, written = traffic(plan)
         return {
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
@@ -406,7 +411,7 @@ class _Planner:
             "kernel_calls": sum(isinstance(step, KernelStep) for step in plan.steps),
             "gemm_calls": sum(isinstance(step, GemmStep) for step in plan.steps),
             "extern": dict(externs),
-            "extern_reasons": {name: _reason(op) for op, name in self.calls},
+            "extern_reasons": {name: reason(op) for op, name in self.calls},
             "bytes_read": read,
             "bytes_written": written,
             "arena_bytes": plan.arena_bytes,
@@ -431,86 +436,3 @@ def _step_buffers(step: Step) -> list[int]:
     if isinstance(step, GemmStep):
         return [step.a.buffer, step.b.buffer, step.out.buffer]
     return [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]
-
-
-def _call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, ...]]:
-    """Overload, args, kwargs and the operands written to."""
-    if op.name == "extern":
-        mutates = op.attrs.get("mutates") or ()
-        return op.attrs["op"], op.attrs.get("args") or (), op.attrs.get("kwargs") or {}, tuple(mutates)
-    call = get(op.name).call
-    assert call is not None
-    name, args, kwargs = call(op)
-    return name, args, dict(kwargs), ()
-
-
-def _reason(op: Op) -> str:
-    """Why an op is an ATen call."""
-    if op.name == "extern":
-        return "graphc has no rule for this operator"
-    kind = get(op.name).kind
-    if kind is Kind.CONTRACTION:
-        return "library call"
-    return "the order of colliding writes matters" if kind is Kind.SCATTER else "kernels do not hold its dtype"
-
-
-def _resolve(template: Attr, op: Op, views: Sequence[View | None], numbers: list[int]) -> Any:
-    """A template of a call with views for its operands; notes which operands the tensors in it are, in order."""
-    if isinstance(template, Ref):
-        view = views[template.index]
-        if view is None:
-            return op.operands[template.index]
-        numbers.append(template.index)
-        return view
-    if isinstance(template, tuple):
-        return tuple(_resolve(item, op, views, numbers) for item in template)
-    return template
-
-
-def _normal_product(a: View, b: View, out: View) -> tuple[View, View, View]:
-    """A product as few-dimensional as it goes: one matrix b for all batches makes their rows one matrix a."""
-    batch = out.shape[:-2]
-    rows, inner, columns = out.shape[-2], a.shape[-1], out.shape[-1]
-    if all(size == 1 for size in b.shape[:-2]):
-        flat = rows
-        for size in batch:
-            flat *= size
-        a_strides = view_strides(a.shape, a.strides, (flat, inner)) if a.shape[:-2] == batch else None
-        out_strides = view_strides(out.shape, out.strides, (flat, columns))
-        if a_strides is not None and out_strides is not None:
-            b = View(b.buffer, b.dtype, b.shape[-2:], b.strides[-2:], b.offset)
-            return (
-                View(a.buffer, a.dtype, (flat, inner), a_strides, a.offset),
-                b,
-                View(out.buffer, out.dtype, (flat, columns), out_strides, out.offset),
-            )
-    return _broadcast(a, batch), _broadcast(b, batch), out
-
-
-def _broadcast(view: View, batch: tuple[int, ...]) -> View:
-    own = view.shape[:-2]
-    lead = len(batch) - len(own)
-    strides = tuple(
-        0 if d < lead or (own[d - lead] == 1 and size != 1) else view.strides[d - lead] for d, size in enumerate(batch)
-    )
-    return View(view.buffer, view.dtype, (*batch, *view.shape[-2:]), (*strides, *view.strides[-2:]), view.offset)
-
-
-def _traffic(plan: Plan) -> tuple[int, int]:
-    """Bytes that all steps read and write, each buffer counted once per step that touches it."""
-    read = written = 0
-    for step in plan.steps:
-        if isinstance(step, KernelStep):
-            for index, buffer in zip(step.buffers, plan.kernels[step.kernel].buffers, strict=True):
-                size = min(plan.buffers[index].nbytes, int(buffer.size) * buffer.dtype.itemsize)  # type: ignore[arg-type]
-                if buffer.access == "in":
-                    read += size
-                else:
-                    written += size
-        elif isinstance(step, GemmStep):
-            read += plan.buffers[step.a.buffer].nbytes + plan.buffers[step.b.buffer].nbytes
-            written += plan.buffers[step.out.buffer].nbytes
-        else:
-            read += sum(plan.buffers[view.buffer].nbytes for view in step.views())
-            written += sum(plan.buffers[index].nbytes for index in step.outs if index >= 0)
-    return read, written

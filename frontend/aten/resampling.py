@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from graphc.frontend.aten.activation import floats
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.memory_format import like_input
@@ -26,6 +24,8 @@ def _sizes(self: Value, output_size: Sequence[int], spatial: int) -> tuple[int, 
 
 def _scale(size: int, count: int, given: float | None, wide: bool) -> float:
     """Source pixels per result pixel, in the precision eager computes it in."""
+    import numpy as np  # 80 ms, which programs without resampling need not pay
+
     number = np.float64 if wide else np.float32
     if given is not None and given > 0:
         return float(number(1.0 / given))

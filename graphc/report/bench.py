@@ -159,7 +159,7 @@ def bench_target(
                 warm=starts[1],
                 kernels=ours.get("kernels"),
                 kernel_calls=ours.get("kernel_calls"),
-                externs=ours.get("extern_calls"),
+                externs=sum(ours["extern"].values()) if ours else None,
                 peak=peaks[contender] + ours.get("arena_bytes", 0),
                 max_error=max_difference(results[contender], results["eager"]),
             )

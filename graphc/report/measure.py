@@ -122,6 +122,7 @@ def _probe(spec: str, contender: str, folder: str) -> ColdStart:
     package_root = str(Path(__file__).resolve().parents[2])
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, env.get("PYTHONPATH"))))
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # users import from byte code
     env["GRAPHC_CACHE_DIR"] = os.path.join(folder, "graphc")
     env["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
     command = [sys.executable, "-m", "graphc.report.probe", spec, contender]

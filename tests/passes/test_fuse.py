@@ -116,6 +116,39 @@ graph batch_norm(%x: f32[4, 3, 5, 2] arg "x", %w: f32[3] param "w", %m: f32[3] b
     assert plan.written == (2,) and plan.arena_bytes == 0
 
 
+def test_group_norm_cuts_the_channel_axis_and_is_one_kernel() -> None:
+    plan = planned("""
+graph group_norm(%x: f32[2, 6, 5] arg "x", %w: f32[6] param "w") {
+  %0: f32[2, 3, 10] = reshape(%x) {shape=[2, 3, 10]}
+  %1: f32[2, 3, 1] = sum(%0) {dims=[2], keepdim=True}
+  %2: f32[2, 3, 10] = sub(%0, %1)
+  %3: f32[2, 6, 5] = reshape(%2) {shape=[2, 6, 5]}
+  %4: f32[6, 1] = reshape(%w) {shape=[6, 1]}
+  %5: f32[2, 6, 5] = mul(%3, %4)
+  return %5
+}""")
+    assert "axes(i0: 2 parallel, i1: 3 parallel, r0: 2 row, r1: 5 row)" in only_kernel(plan)
+
+
+def test_gates_of_a_recurrent_cell_are_one_kernel() -> None:
+    plan = check_plan("""
+graph cell(%g: f32[4, 32] arg "g", %b: f32[32] arg "b", %c: f32[4, 8] arg "c") {
+  %0: f32[4, 32] = add(%g, %b)
+  %1: f32[4, 32] = sin(%0)
+  %2: f32[4, 8] = slice(%1) {dim=1, start=0, stop=8, step=1}
+  %3: f32[4, 8] = slice(%1) {dim=1, start=8, stop=16, step=1}
+  %4: f32[4, 8] = slice(%1) {dim=1, start=16, stop=24, step=1}
+  %5: f32[4, 8] = slice(%1) {dim=1, start=24, stop=32, step=1}
+  %6: f32[4, 8] = mul(%2, %c)
+  %7: f32[4, 8] = mul(%3, %4)
+  %8: f32[4, 8] = add(%6, %7)
+  %9: f32[4, 8] = tanh(%8)
+  %10: f32[4, 8] = mul(%5, %9)
+  return %8, %10
+}""")
+    assert only_kernel(plan).count(" sin ") == 4 and plan.arena_bytes == 0
+
+
 def test_reductions_over_the_same_axes_share_a_kernel() -> None:
     plan = check_plan("""
 graph f(%x: f32[64, 32] arg "x", %y: f32[64, 32] arg "y") {

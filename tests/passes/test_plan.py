@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from graphc.ir import Graph
+from graphc.errors import LoweringError
+from graphc.ir import Graph, parse
 from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i32, i64
 from graphc.passes.plan import make_plan
+from graphc.program.plan import AtenStep
 from tests.passes.planned import check_plan
 from tests.strategies import graphs, random_inputs
 
@@ -56,3 +58,32 @@ def test_plans_are_the_same_every_time() -> None:
         assert one.steps == two.steps and one.buffers == two.buffers and one.kernels == two.kernels
 
     check()
+
+
+def test_a_plan_for_another_device_is_made_without_it() -> None:
+    graph = parse("""
+graph f(%x: f32[64, 32]@cuda:0 arg "x", %s: f32[] arg "s", %lr: f64[]@host scalar "lr") {
+  %0: f32[64, 1]@cuda:0 = amax(%x) {dims=[1], keepdim=True}
+  %1: f32[64, 32]@cuda:0 = sub(%x, %0)
+  %2: f32[64, 32]@cuda:0 = mul(%1, %s)
+  %3: f32[64, 32]@cuda:0 = mul(%2, %lr)
+  %4: f32[]@cuda:0 = sum(%3) {dims=[0, 1], keepdim=False}
+  %5: f64[]@host = item(%4)
+  return %3, %5
+}
+""")
+    plan = make_plan(graph, backend="triton")
+    assert [spec.device for spec in plan.buffers] == ["cuda:0", "cpu", "cpu", "cuda:0", "cuda:0", "cpu"]
+    assert [step.op for step in plan.steps if isinstance(step, AtenStep)] == ["aten._local_scalar_dense.default"]
+    assert len(plan.kernels) == 2
+
+
+def test_symbolic_sizes_are_refused() -> None:
+    graph = parse("""
+graph f(%x: f32[n] arg "x") {
+  %0: f32[n] = neg(%x)
+  return %0
+}
+""")
+    with pytest.raises(LoweringError, match="symbolic size"):
+        make_plan(graph)

@@ -1,0 +1,78 @@
+"""Values that are another value with some elements changed: what they change, and where that lies in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from graphc.ir.dims import simplify
+from graphc.ir.graph import Op, Value
+from graphc.ops.registry import Kind, get
+from graphc.passes.group import Group
+from graphc.passes.layout import Layouts, Place, flat_index, int_shape
+
+UPDATES = ("update_slice", "update_strided")
+IN_PLACE_CALLS = {
+    "aten.scatter.src": "aten.scatter_.src",
+    "aten.scatter_add.default": "aten.scatter_add_.default",
+    "aten.scatter_reduce.two": "aten.scatter_reduce_.two",
+    "aten.index_put.default": "aten.index_put_.default",
+}
+"""The form of a scatter that writes to its first operand."""
+
+
+def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
+    """Whether a group stores into memory that it reads at another place in the same kernel."""
+    for value, base in group.overwrites.items():
+        read = group.visits.get(base)
+        if not read:
+            continue
+        place = group.stores.get(value)
+        strides = layouts.strides(value) if place is None else place.strides
+        offset = 0 if place is None else place.offset
+        target = simplify(flat_index(group.roots[value], strides) + offset, group.ranges)
+        own = layouts.strides(base)
+        if any(simplify(flat_index(index, own), group.ranges) != target for index in read):
+            return True
+    return False
+
+
+def updates(op: Op) -> Iterable[tuple[Value, Value]]:
+    """(result, operand) pairs of which the result is the operand with some elements changed."""
+    if op.name in UPDATES or get(op.name).kind is Kind.SCATTER:
+        base = op.operands[0]
+        assert isinstance(base, Value)
+        yield op.results[0], base
+    elif op.name == "extern":
+        mutates = op.attrs.get("mutates", ())
+        for number, result in zip(mutates, op.results[len(op.results) - len(mutates) :], strict=True):
+            operand = op.operands[number]
+            assert isinstance(operand, Value)
+            yield result, operand
+
+
+def chain_of(value: Value, bases: Mapping[Value, Value]) -> list[Value]:
+    """The value, what it updates, what that updates, and so on."""
+    chain = [value]
+    while chain[-1] in bases:
+        chain.append(bases[chain[-1]])
+    return chain
+
+
+def update_place(op: Op, strides: tuple[int, ...]) -> Place:
+    """The part of a value's memory, laid out with `strides`, that an update stores its source into."""
+    value, source = op.results[0], op.operands[1]
+    assert isinstance(source, Value)
+    if op.name == "update_strided":
+        return Place(value, op.attrs["shape"], op.attrs["strides"], op.attrs["offset"])
+    steps = tuple(step * stride for step, stride in zip(op.attrs["steps"], strides, strict=True))
+    offset = sum(start * stride for start, stride in zip(op.attrs["starts"], strides, strict=True))
+    return Place(value, int_shape(source), steps, offset)
+
+
+def copy_op(value: Value) -> Op:
+    """A fresh op that gives the same value, in memory of its own."""
+    location = value.op.location if value.op is not None else None
+    names = [f"{value.name}_copy"]
+    if location is None:
+        return Op("reshape", [value], {"shape": value.shape}, [value.type], result_names=names)
+    return Op("reshape", [value], {"shape": value.shape}, [value.type], location, names)
