@@ -1,4 +1,4 @@
-"""`extern`: any ATen overload as it is, which is how everything PyTorch has runs from the first day.
+"""`extern`: any ATen overload as it is, which is how operators without a definition of their own run.
 
     %r: f32[4] = extern(%a, %b) {op="aten.foo.default", args=[$0, 2, [$1, None]], kwargs={flag=True}, mutates=[0]}
 
