@@ -23,7 +23,7 @@ from graphc.codegen.gemm import GEMM_SYMBOLS, REAL_NAMES, aten_line, blas_call, 
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.program.lifetimes import last_external_uses
-from graphc.program.plan import INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step
+from graphc.program.plan import INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step
 from graphc.program.record import NATIVE, PYTHON, Program, Segment
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class _NativeWriter:
         self.plan, self.emit_kernel = plan, emit_kernel
         self.symbols: dict[str, str] = {}
         if exported("aoti_torch_get_data_ptr"):
-            self.symbols.update(text.INPUT_SYMBOLS)
+            self.symbols.update({**text.INPUT_SYMBOLS, **text.CALL_SYMBOLS})
+            if exported(text.REQUIRES_GRAD):
+                self.symbols.update(text.GUARD_SYMBOLS)
         self.calls: dict[str, str] = {}  # body of an ATen call -> name of its C function
         self.kernels: dict[str, EmittedKernel] = {}
         self.gemm_one: set[str] = set()
@@ -177,19 +179,26 @@ class _NativeWriter:
         self.uses_tensors = True
         self.symbols.update(text.SHIM)
 
-    def _inputs_function(self) -> str:
-        inputs = [spec for spec in self.plan.buffers if spec.kind == INPUT and not spec.host]
-        if not inputs or text.INPUT_SYMBOLS.keys() - self.symbols.keys():
+    def _call_functions(self, runs: list[str]) -> str:
+        """How a call begins: where its tensors are, whether they are as guards want them, and all at once."""
+        if text.INPUT_SYMBOLS.keys() - self.symbols.keys():
             return ""
+        inputs = [spec for spec in self.plan.buffers if spec.kind == INPUT and not spec.host]
+        outputs = [spec for spec in self.plan.buffers if spec.kind == OUTPUT and not spec.host]
         numbers = {
             "COUNT": str(len(inputs)),
-            "SOURCES": ", ".join(str(spec.source) for spec in inputs),
-            "BUFFERS": ", ".join(str(spec.index) for spec in inputs),
+            "SOURCES": ", ".join(str(spec.source) for spec in inputs) or "0",
+            "BUFFERS": ", ".join(str(spec.index) for spec in inputs) or "0",
+            "MADE": str(len(outputs)),
+            "PLACES": ", ".join(map(str, range(len(outputs)))) or "0",
+            "RESULTS": ", ".join(str(spec.index) for spec in outputs) or "0",
         }
         found = text.INPUTS
         for word, value in numbers.items():
             found = found.replace(word, value)
-        return found
+        if len(runs) == 1:
+            found += "\n" + text.CALL.replace("ENTRY", "graphc_run_0")
+        return found if text.GUARD_SYMBOLS.keys() - self.symbols.keys() else f"{found}\n{text.GUARD}"
 
     def _run_function(self, segment: Segment, lines: list[str | None]) -> str:
         body = "\n".join(f"  {line}" for line in lines)
@@ -233,7 +242,7 @@ class _NativeWriter:
             parts.append(text.MATMUL_ATEN)
         for body, name in self.calls.items():
             parts.append(f"STRAIGHT static int {name}(void **p, AtenTensorHandle *h, const int *b) {{\n{body}\n}}\n")
-        parts += [*runs, self._inputs_function()]
+        parts += [*runs, self._call_functions(runs)]
         parts.append(_bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
 

@@ -205,20 +205,127 @@ static int matmul_aten(int accumulate, int32_t dtype, int rank, const int64_t *s
 }
 """
 
-# Reading input addresses: Python keeps at::Tensor `offset` bytes into a tensor object; the runtime finds out where.
+# Looking at the caller's tensors: Python keeps at::Tensor `offset` bytes into a tensor object; the runtime finds out
+# where that is.
 INPUT_SYMBOLS: dict[str, str] = {
     "PyList_GetItem": "void *NAME(void *, ptrdiff_t)",
     "aoti_torch_get_data_ptr": SHIM["aoti_torch_get_data_ptr"],
 }
 
 INPUTS = """\
-/* Fill in where the input tensors are; the caller holds the interpreter's lock. Gives 0, or 1 on failure. */
-int graphc_inputs(void *list, ptrdiff_t offset, void **p) {
-  static const int count = COUNT, sources[] = {SOURCES}, buffers[] = {BUFFERS};
+/* Fill in where tensors of a list are. */
+static int locate(ptrdiff_t offset, void *list, int count, const int *sources, const int *buffers, void **p) {
   for (int i = 0; i < count; i++) {
     char *object = PyList_GetItem(list, sources[i]);
     if (!object || aoti_torch_get_data_ptr((AtenTensorHandle)(object + offset), &p[buffers[i]])) return 1;
   }
   return 0;
 }
+
+/* Fill in where input and output tensors are; the caller holds the interpreter's lock. Gives 0, or 1 on failure. */
+int graphc_locate(ptrdiff_t offset, void *inputs, void *outputs, void **p) {
+  static const int sources[] = {SOURCES}, buffers[] = {BUFFERS}, places[] = {PLACES}, results[] = {RESULTS};
+  return locate(offset, inputs, COUNT, sources, buffers, p) || locate(offset, outputs, MADE, places, results, p);
+}
 """
+
+CALL_SYMBOLS: dict[str, str] = {
+    "PyEval_SaveThread": "void *NAME(void)",
+    "PyEval_RestoreThread": "void NAME(void *)",
+}
+
+CALL = """\
+/* A whole call of a program that is one run: -1 when the tensors could not be located, else what the run gives. */
+int graphc_call(ptrdiff_t offset, void *inputs, void *outputs, void **p, AtenTensorHandle *h) {
+  if (graphc_locate(offset, inputs, outputs, p)) return -1;
+  void *thread = PyEval_SaveThread();
+  const int status = ENTRY(p, h);
+  PyEval_RestoreThread(thread);
+  return status;
+}
+"""
+
+REQUIRES_GRAD = "_ZNK3c1010TensorImpl13requires_gradEv"  # bool c10::TensorImpl::requires_grad() const
+
+GUARD_SYMBOLS: dict[str, str] = {
+    "PyDict_GetItemWithError": "void *NAME(void *, void *)",
+    "PyDict_Next": "int NAME(void *, ptrdiff_t *, void **, void **)",
+    "PyTuple_GetItem": "void *NAME(void *, ptrdiff_t)",
+    **{f"aoti_torch_get_{part}": SHIM[f"aoti_torch_get_{part}"] for part in ("dim", "dtype", "sizes", "strides")},
+    REQUIRES_GRAD: "_Bool NAME(const void *)",
+}
+
+# Layouts are those of the ctypes structures in runtime/native_facts.py.
+GUARD = """\
+/* table[key] is this value; entries of one table stand together, in its order as far as that is known */
+struct entry { void *table, *key, *value; };
+
+/* metadata of a tensor; `requires_grad` is negative where it does not matter */
+struct metadata {
+  void *type;
+  uint64_t keys;
+  int32_t rank, dtype, requires_grad, unused;
+  const int64_t *sizes, *strides;
+};
+
+/* `object` is NULL for an argument */
+struct expected {
+  void *object;
+  const struct metadata *metadata;
+};
+
+/* where things are: type and at::Tensor in a tensor object, and the dispatch keys in a TensorImpl */
+struct facts {
+  ptrdiff_t type, handle, keys;
+  int64_t entry_count, argument_count, tensor_count;
+  const struct entry *entries;
+  const struct expected *tensors;
+};
+
+STRAIGHT static int entries_hold(const struct facts *facts) {
+  void *table = NULL, *key = NULL, *value = NULL;
+  ptrdiff_t position = 0;
+  for (const struct entry *e = facts->entries, *end = e + facts->entry_count; e < end; e++) {
+    if (e->table != table) {
+      table = e->table, position = 0;
+      if (!PyDict_Next(table, &position, &key, &value)) key = NULL;
+    }
+    if (key == e->key) { /* walking along is quicker than looking up */
+      if (value != e->value) return 0;
+      if (!PyDict_Next(table, &position, &key, &value)) key = NULL;
+    } else if (PyDict_GetItemWithError(table, e->key) != e->value)
+      return 0;
+  }
+  return 1;
+}
+
+STRAIGHT static int as_expected(const char *object, const struct metadata *e, const struct facts *facts) {
+  const AtenTensorHandle t = (AtenTensorHandle)(object + facts->handle);
+  const char *impl = *(char **)t;
+  int64_t rank, *found;
+  int32_t dtype;
+  if (*(void **)(object + facts->type) != e->type || *(const uint64_t *)(impl + facts->keys) != e->keys) return 0;
+  if (aoti_torch_get_dtype(t, &dtype) || dtype != e->dtype || aoti_torch_get_dim(t, &rank) || rank != e->rank) return 0;
+  if (aoti_torch_get_sizes(t, &found)) return 0;
+  for (int64_t i = 0; i < rank; i++) if (found[i] != e->sizes[i]) return 0;
+  if (aoti_torch_get_strides(t, &found)) return 0;
+  for (int64_t i = 0; i < rank; i++) if (found[i] != e->strides[i]) return 0;
+  return e->requires_grad < 0 || REQUIRES_GRAD(impl) == e->requires_grad;
+}
+
+/* Do all facts hold, and are all tensors different objects? 1 or 0; the caller holds the interpreter's lock. */
+STRAIGHT int graphc_guard(const struct facts *facts, void *arguments) {
+  const struct expected *tensors = facts->tensors;
+  if (!entries_hold(facts)) return 0;
+  for (int64_t i = 0; i < facts->tensor_count; i++) {
+    const void *object = i < facts->argument_count ? PyTuple_GetItem(arguments, i) : tensors[i].object;
+    if (!as_expected(object, tensors[i].metadata, facts)) return 0;
+    if (i >= facts->argument_count) continue;
+    for (int64_t j = 0; j < i; j++)
+      if (PyTuple_GetItem(arguments, j) == object) return 0;
+    for (int64_t j = facts->argument_count; j < facts->tensor_count; j++)
+      if (tensors[j].object == object) return 0;
+  }
+  return 1;
+}
+""".replace("REQUIRES_GRAD", REQUIRES_GRAD)

@@ -57,6 +57,10 @@ class Captured:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
+        self._alone = first.number if first.host is None else -1  # the output which is all that is returned
+
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
         return self.guards.match(args, kwargs)
@@ -79,6 +83,8 @@ class Captured:
             outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
             inputs: the program's inputs of this call.
         """
+        if self._alone >= 0:
+            return outputs[self._alone]
         node = self.out_node
         if node.kind == "leaf":
             return _leaf(self.out_leaves[0], outputs)

@@ -10,11 +10,12 @@ import torch
 
 from graphc.frontend import tree
 from graphc.frontend.aten import layout
-from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, is_plain
+from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, TensorFacts, is_plain
 from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.reads import Reads
 from graphc.ir.graph import Graph
+from graphc.program.facts import TensorFact
 
 _INSTALLED: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 
@@ -26,6 +27,11 @@ class StateGuard:
         self._own = _INSTALLED.GlobalStateGuard() if hasattr(_INSTALLED, "GlobalStateGuard") else None
         self._then = global_state()
         self.check = self._own.check if self._own is not None else lambda: global_state() == self._then
+
+    @property
+    def grad_mode(self) -> bool:
+        """Was grad mode on?"""
+        return bool(self._then["grad mode"])
 
     def describe(self, scope: dict[str, Any]) -> str:
         """Names the setting that changed."""
@@ -82,12 +88,12 @@ class Facts:
         self._storages(g, bindings)
         for value, binding in zip(graph.inputs, bindings, strict=True):
             for access in binding.accesses:
-                g.is_object(f"{g.hold(access.root)}{access.suffix}", binding.tensor, f"tensor {value.path}")
+                g.is_object(access, binding.tensor, f"tensor {value.path}")
         self._modules.guards(g)
         for path, access, value in self._reads.values:
-            g.equals(f"{g.hold(access.root)}{access.suffix}", value, path)
+            g.equals(access, value, path)
         for path, access, item in self._reads.identities:
-            g.is_object(f"{g.hold(access.root)}{access.suffix}", item, path)
+            g.is_object(access, item, path)
         self._tensors(g, graph, bindings)
         self._apart(g, graph, bindings)
         return g.build(self._inputs(g, bindings))
@@ -183,7 +189,7 @@ class Facts:
         fixed = [
             (v.path, b.tensor)
             for v, b in zip(graph.inputs, bindings, strict=True)
-            if b.accesses and b.tensor is not None
+            if b.tensor is not None and (b.accesses or b.kind is BindingKind.FIXED)
         ]
         names += [f"tensor {path}" for path, _ in fixed]
         tensors += [tensor for _, tensor in fixed]
@@ -193,7 +199,39 @@ class Facts:
         if fixed:
             listed.append(f"*{g.hold(tuple(tensor for _, tensor in fixed))}")
         check = _metadata_check(tensors)
-        g.check(f"{g.hold(check)}({', '.join(listed)})", _describe_metadata(names, tensors, expressions))
+        g.check(
+            f"{g.hold(check)}({', '.join(listed)})",
+            _describe_metadata(names, tensors, expressions),
+            self._native_facts(g, tensors, expressions),
+        )
+
+    def _native_facts(self, g: GuardBuilder, tensors: list[torch.Tensor], expressions: list[str]) -> TensorFacts:
+        """The same for native code.
+
+        That does not see how this thread adds to and takes from the dispatch keys of all tensors, which depends on
+        their own keys alone; torch is still asked about it, for one tensor of each set of keys.
+        """
+        given = len(expressions)
+        facts: list[TensorFact] = []
+        samples: dict[int, tuple[torch.Tensor, str]] = {}
+        for index, tensor in enumerate(tensors):
+            keys = torch._C._dispatch_keys(tensor).raw_repr()
+            samples.setdefault(keys, (tensor, expressions[index] if index < given else g.hold(tensor)))
+            facts.append(
+                TensorFact(
+                    tensor=None if index < given else tensor,
+                    cls=type(tensor),
+                    keys=keys,
+                    dtype=tensor.dtype,
+                    device=tensor.device,
+                    shape=tuple(tensor.shape),
+                    strides=tensor.stride(),
+                    requires_grad=tensor.requires_grad if self._state.grad_mode else None,
+                )
+            )
+        check = g.hold(_metadata_check([tensor for tensor, _ in samples.values()]))
+        rest = f"{check}({', '.join(where for _, where in samples.values())})"
+        return TensorFacts(tuple(facts), tuple(expressions), rest)
 
     def _storages(self, g: GuardBuilder, bindings: Sequence[Binding]) -> None:
         """Tensors that share a storage which is one input: still the same storage, at the same offsets."""

@@ -2,17 +2,24 @@
 
 The function walks the arguments, compares what must not change, and returns the program's inputs, or None. A second
 reading of the same lines, one by one, says which fact failed.
+
+Most facts of a large module are of two kinds: a table has this very object under a name, a tensor has this metadata.
+Once there is a program whose native code can check those, the function leaves them to it: one call for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 
+from graphc.frontend.inputs import Access
+from graphc.program.facts import EntryFact, FactCheck, FactChecker, TensorFact
+
 Describe: TypeAlias = Callable[[dict[str, Any]], str]
+Match: TypeAlias = Callable[[Sequence[Any], dict[str, Any]], list[Any] | None]
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,27 @@ class Check:
     Args:
         test: a Python expression over locals and held constants.
         describe: given the locals at that line, says what changed.
+        fact: the same in a form that native code can check.
     """
 
     test: str
     describe: Describe
+    fact: EntryFact | TensorFacts | None = None
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """Metadata of all tensors, each of which is there once.
+
+    Args:
+        tensors: those of arguments first.
+        arguments: expressions for the arguments.
+        rest: a test of what native code does not see of these tensors.
+    """
+
+    tensors: tuple[TensorFact, ...]
+    arguments: tuple[str, ...]
+    rest: str
 
 
 @dataclass(frozen=True)
@@ -42,11 +66,27 @@ class GuardSet:
         lines: in order; they may use `args` and `kwargs`.
         constants: names for objects they refer to.
         result: expression for the list of program inputs.
+
+    Attributes:
+        match: the guard function: the program's inputs for a call, or None when a fact does not hold.
     """
 
     def __init__(self, lines: list[Check | Let], constants: dict[str, Any], result: str) -> None:
         self._lines, self._constants, self._result = lines, constants, result
-        self.match: Callable[[Sequence[Any], dict[str, Any]], list[Any] | None] = self._compile()
+        self._native: FactCheck | None = None
+        self.match: Match = self._first_match
+
+    def use(self, checker: FactChecker) -> None:
+        """Leave to native code what that can check; the other facts, and what explains a miss, stay as they are."""
+        facts = [line.fact for line in self._lines if isinstance(line, Check) and line.fact is not None]
+        tensors = next((fact.tensors for fact in facts if isinstance(fact, TensorFacts)), ())
+        self._native = checker([fact for fact in facts if isinstance(fact, EntryFact)], tensors)
+        self.match = self._first_match
+
+    def _first_match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The guard function is compiled when it is first called: by then it is known what is left to it."""
+        self.match = self._compile()
+        return self.match(args, kwargs)
 
     def __len__(self) -> int:
         return sum(isinstance(line, Check) for line in self._lines)
@@ -55,7 +95,7 @@ class GuardSet:
         """Text of the guard function."""
         body = []
         run: list[str] = []
-        for line in [*self._lines, None]:
+        for line in [*self._tested(), None]:
             if isinstance(line, Check):
                 run.append(line.test)
                 if len(run) < 64:
@@ -68,10 +108,25 @@ class GuardSet:
         text = "\n        ".join([*body, f"return {self._result}"])
         return f"def match(args, kwargs):\n    try:\n        {text}\n    except _MISS:\n        return None\n"
 
-    def _compile(self) -> Callable[[Sequence[Any], dict[str, Any]], list[Any] | None]:
-        namespace = {**self._constants, "_MISS": MISS}
+    def _tested(self) -> list[Check | Let]:
+        """The lines of the guard function. One native test stands where the tensors are looked at, else at the end."""
+        if self._native is None:
+            return self._lines
+        lines: list[Check | Let] = []
+        test = "_native(())"
+        for line in self._lines:
+            if isinstance(line, Let) or line.fact is None:
+                lines.append(line)
+            elif isinstance(line.fact, TensorFacts):
+                arguments = "".join(f"{argument}, " for argument in line.fact.arguments)
+                lines += [replace(line, test=f"_native(({arguments}))"), replace(line, test=line.fact.rest)]
+                test = ""
+        return [*lines, Check(test, _nothing)] if test else lines
+
+    def _compile(self) -> Match:
+        namespace = {**self._constants, "_MISS": MISS, "_native": self._native}
         exec(compile(self.source(), "<graphc guards>", "exec"), namespace)
-        found: Callable[[Sequence[Any], dict[str, Any]], list[Any] | None] = namespace["match"]
+        found: Match = namespace["match"]
         return found
 
     def explain(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
@@ -90,6 +145,10 @@ class GuardSet:
 
 MISS = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 """What looking at changed objects may raise; each means that a fact does not hold."""
+
+
+def _nothing(scope: dict[str, Any]) -> str:
+    return ""
 
 
 class GuardBuilder:
@@ -117,27 +176,35 @@ class GuardBuilder:
         """Add an assignment."""
         self.lines.append(Let(line))
 
-    def check(self, test: str, describe: Describe | str) -> None:
+    def check(self, test: str, describe: Describe | str, fact: EntryFact | TensorFacts | None = None) -> None:
         """Add a fact; one that is there already is not added again."""
         if test in self._seen:
             return
         self._seen.add(test)
-        self.lines.append(Check(test, describe if callable(describe) else lambda scope, text=describe: text))  # type: ignore[misc]
+        said: Describe = describe if callable(describe) else lambda scope, text=describe: text  # type: ignore[misc]
+        self.lines.append(Check(test, said, fact))
 
-    def is_object(self, expression: str, item: Any, what: str) -> None:
-        """The expression gives this very object."""
+    def is_object(self, where: str | Access, item: Any, what: str) -> None:
+        """What an expression or an access gives is this very object."""
+        expression = self._expression(where)
+        entry = where.entry() if isinstance(where, Access) else None
+        fact = EntryFact(*entry, item) if entry is not None else None
         if item is None or isinstance(item, bool):
-            self.check(f"{expression} is {item!r}", self._changed(expression, item, what))
+            self.check(f"{expression} is {item!r}", self._changed(expression, item, what), fact)
         else:
-            self.check(f"{expression} is {self.hold(item)}", f"{what} is another object than when compiled")
+            self.check(f"{expression} is {self.hold(item)}", f"{what} is another object than when compiled", fact)
 
-    def equals(self, expression: str, item: Any, what: str) -> None:
-        """The expression gives an equal value of the same type."""
+    def equals(self, where: str | Access, item: Any, what: str) -> None:
+        """What an expression or an access gives is an equal value of the same type."""
         if item is None or isinstance(item, bool):
-            return self.is_object(expression, item, what)
+            return self.is_object(where, item, what)
+        expression = self._expression(where)
         name = self.hold(snapshot(item))
         test = f"{expression} is {name} or _same({expression}, {name})"
         self.check(f"({test})", self._changed(expression, item, what))
+
+    def _expression(self, where: str | Access) -> str:
+        return where if isinstance(where, str) else f"{self.hold(where.root)}{where.suffix}"
 
     def _changed(self, expression: str, item: Any, what: str) -> Describe:
         def describe(scope: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import re
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -37,6 +38,15 @@ class Access:
     def resolve(self) -> Any:
         """The object found there now."""
         return eval(f"_root{self.suffix}", {"_root": self.root})
+
+    def entry(self) -> tuple[dict[Any, Any], str] | None:
+        """The dict and the key, when it is a dict's entry under a string and nothing more."""
+        found = _ENTRY.fullmatch(self.suffix)
+        return (self.root, found[1]) if found is not None and type(self.root) in _DICTS else None
+
+
+_ENTRY = re.compile(r"\['([^'\\]*)'\]")
+_DICTS = (dict, OrderedDict)  # looking into them runs no Python code
 
 
 @dataclass(frozen=True, eq=False)

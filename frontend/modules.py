@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graphc.errors import CaptureError
 from graphc.frontend.guards import GuardBuilder, is_plain, snapshot
-from graphc.frontend.inputs import SourceMap
+from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.reads import attribute_names
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import TracedTensor
@@ -135,7 +135,10 @@ def _module_guards(g: GuardBuilder, state: ModuleState) -> None:
     own = g.hold(state.module.__dict__)
     where = f"{state.path}." if state.path else ""
     for key, value in state.plain.items():
-        g.equals(f"{own}[{key!r}]", value, f"attribute {where}{key}")
+        g.equals(Access(state.module.__dict__, f"[{key!r}]"), value, f"attribute {where}{key}")
+    for name, then in state.tables.items():
+        if then:
+            g.is_object(Access(state.module.__dict__, f"[{name!r}]"), state.module.__dict__[name], f"{where}{name}")
     if state.tables["_modules"]:
         table = state.module.__dict__["_modules"]
         g.check(
@@ -145,6 +148,6 @@ def _module_guards(g: GuardBuilder, state: ModuleState) -> None:
     for name in ("_parameters", "_buffers"):
         for key, item in state.tables[name].items():
             if item is None:
-                g.is_object(f"{g.hold(state.module.__dict__[name])}[{key!r}]", None, f"tensor {where}{key}")
+                g.is_object(Access(state.module.__dict__[name], f"[{key!r}]"), None, f"tensor {where}{key}")
     if not type(state.module).__module__.startswith("torch.nn."):
         g.check(f"len({own}) == {len(state.own)}", f"the set of attributes of {state.path or 'the module'}")

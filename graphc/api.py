@@ -113,6 +113,9 @@ class CompiledFunction:
             return _Entry(captured, None, None)
         compilation = driver.compile_graph(captured.graph, self.options)
         self._stats.compiles += 1
+        checker = getattr(compilation.execute, "fact_check", None)
+        if checker is not None:
+            captured.guards.use(checker)
         return _Entry(captured, compilation, compilation.execute)
 
     def _note_recompile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -183,7 +186,7 @@ class CompiledModule:
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.compiled(*args, **kwargs)
+        return self._graphc[1](*args, **kwargs)
 
     _graphc: tuple[torch.nn.Module, CompiledFunction]
 

@@ -94,3 +94,39 @@ def tensor_offset() -> int | None:
         if words == [sample._cdata for sample in samples]:
             return offset
     return None
+
+
+@functools.cache
+def type_offset() -> int | None:
+    """Bytes into a Python object at which the address of its type stands, its last common field; None where not."""
+    offset = object.__basicsize__ - ctypes.sizeof(ctypes.c_void_p)
+    samples: list[object] = [object(), Path(), int, 1.5]
+    if sys.implementation.name != "cpython":
+        return None
+    words = [ctypes.c_void_p.from_address(id(sample) + offset).value for sample in samples]
+    return offset if words == [id(type(sample)) for sample in samples] else None
+
+
+@functools.cache
+def key_set_offset() -> int | None:
+    """Bytes into torch's tensor record (a TensorImpl) at which its dispatch key set stands, or None.
+
+    Looked up as in `tensor_offset`, on tensors whose key sets differ: the word there must be what torch says.
+    """
+    import torch
+
+    of_keys = getattr(torch._C, "_dispatch_keys", None)
+    if of_keys is None:
+        return None
+    wide = torch.empty(2, dtype=torch.complex64)
+    with torch.inference_mode():
+        inference = torch.empty(2)
+    samples = [torch.empty(2), wide, wide.conj(), wide.conj().imag, inference]
+    expected = [of_keys(sample).raw_repr() for sample in samples]
+    for offset in range(0, _LEAST_TENSOR_BYTES, 8):
+        if [ctypes.c_uint64.from_address(sample._cdata + offset).value for sample in samples] == expected:
+            return offset
+    return None
+
+
+_LEAST_TENSOR_BYTES = 176  # no TensorImpl has been smaller on a 64-bit machine

@@ -8,6 +8,7 @@ memory in every call, so nothing that the user holds is ever overwritten.
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 import torch
 
 from graphc.errors import LoweringError
+from graphc.program.facts import EntryFact, FactCheck, TensorFact
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.plan import ARENA, EXTERNAL, INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, OutputSpec, Step, View
 from graphc.program.record import NATIVE, Program, Segment
 from graphc.runtime.arena import Pool, allocate
 from graphc.runtime.aten_calls import AtenCall, add_location, run_aten, run_call, run_gemm
 from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
-from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into
+from graphc.runtime.native_facts import native_check
+from graphc.runtime.tensors import bump_versions, empty_strided, same_strides, torch_dtype, view_into
 
 _CPU = torch.device("cpu")
 
@@ -48,10 +51,11 @@ class Frame:
         self.arguments = (self.table_address, ctypes.addressof(self.handles))
         self.arena = allocate(program.arena_bytes)
         self.inputs: Sequence[Any] = ()
-        self.fresh: dict[int, torch.Tensor] = {}
+        self.made: Sequence[torch.Tensor] = ()
         self.external: dict[int, torch.Tensor] = {}
         self.arena_views: dict[int, torch.Tensor] = {}
         self._getters = getters
+        self._places = {spec.index: place for place, spec in enumerate(made_buffers(program))}
         for spec in program.buffers:
             if spec.host:
                 self.table[spec.index] = ctypes.addressof(self.cells) + 8 * spec.index
@@ -69,6 +73,10 @@ class Frame:
             empty = torch.empty(0, dtype=torch_dtype(view.dtype), device=_CPU)
             return empty.set_(self.arena.untyped_storage(), offset, view.shape, view.strides)
 
+    def output(self, index: int) -> torch.Tensor:
+        """The tensor of an OUTPUT buffer."""
+        return self.made[self._places[index]]
+
     def adopt(self, index: int) -> torch.Tensor:
         """The tensor of an EXTERNAL buffer, taken over from native code when that made it."""
         handle = self.handles[index]
@@ -79,9 +87,7 @@ class Frame:
 
     def clear(self) -> None:
         """Let go of everything that belongs to one call."""
-        self.inputs = ()
-        if self.fresh:
-            self.fresh = {}
+        self.inputs = self.made = ()
         if self.external:
             self.external.clear()
 
@@ -91,6 +97,11 @@ class Frame:
             if handle is not None:
                 _tensor_from_handle(handle)
                 self.handles[index] = None
+
+
+def made_buffers(program: Program) -> list[BufferSpec]:
+    """The buffers that are fresh memory in every call, in the order in which it is made."""
+    return [spec for spec in program.buffers if spec.kind == OUTPUT and not spec.host]
 
 
 def getter(spec: BufferSpec, view: View) -> Getter:
@@ -109,7 +120,7 @@ def getter(spec: BufferSpec, view: View) -> Getter:
         return of_arena
     bases: dict[str, Getter] = {
         INPUT: lambda frame: frame.inputs[source],
-        OUTPUT: lambda frame: frame.fresh[index],
+        OUTPUT: lambda frame: frame.output(index),
         EXTERNAL: lambda frame: frame.adopt(index),
     }
     base = bases[spec.kind]
@@ -150,12 +161,15 @@ class NativeProgram:
             if segment.kind != NATIVE
             for step in program.steps[segment.first : segment.stop]
         )
-        self._pack_inputs = _input_packer(program.buffers, self._library)
-        self._fresh = [
-            (spec.index, torch.empty(0, dtype=torch_dtype(spec.dtype), device=_CPU), spec.shape, spec.strides)
-            for spec in program.buffers
-            if spec.kind == OUTPUT and not spec.host
-        ]
+        self._inputs = [spec for spec in program.buffers if spec.kind == INPUT and not spec.host]
+        self._numbers = [spec for spec in program.buffers if spec.kind == INPUT and spec.host]
+        self._made = made_buffers(program)
+        self._layouts = [(spec.shape, spec.strides, torch_dtype(spec.dtype)) for spec in self._made]
+        self._locate = _list_function(self._library, "graphc_locate", 1)
+        in_one_call = len(program.segments) == 1 and not self._calls_torch
+        self._call = _list_function(self._library, "graphc_call", 2) if in_one_call else None
+        whole = [output.buffer for output in program.outputs if output.whole]
+        self._returns_made = whole == [spec.index for spec in self._made] and len(whole) == len(program.outputs)
         self._outputs = [_output_maker(program.buffers[output.buffer], output) for output in program.outputs]
         self._written = tuple(program.written)
 
@@ -174,23 +188,43 @@ class NativeProgram:
         frame = self._pool.take()
         try:
             frame.inputs = inputs
-            self._pack_inputs(frame, inputs)
-            for index, like, shape, strides in self._fresh:
-                tensor = like.new_empty_strided(shape, strides)
-                frame.fresh[index] = tensor
-                frame.table[index] = tensor.data_ptr()
+            frame.made = made = [empty_strided(*layout) for layout in self._layouts]
+            for spec in self._numbers:
+                write_cell(frame.cell_bytes, spec, inputs[spec.source])
             torch.get_num_threads()  # brings this thread's OpenMP and MKL to torch's setting
-            if self._calls_torch:
-                self._run_calling_torch(frame)
-            else:
-                for run in self._runners:
-                    run(frame)
-            return [make(frame) for make in self._outputs]
+            if self._call is None or type(inputs) is not list:
+                self._run_segments(frame)
+            elif status := self._call(inputs, made, *frame.arguments):
+                if status > 0:
+                    _explain_failure(self.program.steps[status - 1], frame)
+                self._run_segments(frame)
+            return made if self._returns_made else [make(frame) for make in self._outputs]
         finally:
             if self._written:
                 bump_versions([inputs[index] for index in self._written])
             frame.clear()
             self._pool.give_back(frame)
+
+    def _run_segments(self, frame: Frame) -> None:
+        """Tell native code where the tensors are, and run segment by segment."""
+        if not self._runners:
+            return
+        if self._locate is None or type(frame.inputs) is not list or self._locate(
+            frame.inputs, frame.made, frame.table_address
+        ):  # fmt: skip
+            for spec in self._inputs:
+                frame.table[spec.index] = frame.inputs[spec.source].data_ptr()
+            for spec, tensor in zip(self._made, frame.made, strict=True):
+                frame.table[spec.index] = tensor.data_ptr()
+        if self._calls_torch:
+            self._run_calling_torch(frame)
+        else:
+            for run in self._runners:
+                run(frame)
+
+    def fact_check(self, entries: Sequence[EntryFact], tensors: Sequence[TensorFact]) -> FactCheck | None:
+        """A check of guards by this program's native code, or None where that cannot be; see `FactChecker`."""
+        return None if self._library is None else native_check(self._library, entries, tensors)
 
     def _run_calling_torch(self, frame: Frame) -> None:
         """Run with autograd and autocast out of the way: the graph has been captured below both."""
@@ -255,31 +289,20 @@ class NativeProgram:
         raise LoweringError(f"kernel {step.kernel} cannot be run from Python", step.location)
 
 
-def _input_packer(buffers: Sequence[BufferSpec], library: ctypes.CDLL | None) -> Callable[[Frame, Sequence[Any]], None]:
-    """Writes the addresses of input tensors, and the values of input numbers, where native code reads them."""
-    tensors = [spec for spec in buffers if spec.kind == INPUT and not spec.host]
-    numbers = [spec for spec in buffers if spec.kind == INPUT and spec.host]
-    native = _native_packer(library) if tensors else None
+def _list_function(library: ctypes.CDLL | None, name: str, addresses: int) -> Callable[..., int] | None:
+    """A function of the program that looks into lists of tensors, 10 ns each, where that is possible.
 
-    def pack(frame: Frame, inputs: Sequence[Any]) -> None:
-        if native is None or type(inputs) is not list or native(inputs, frame.table_address):
-            for spec in tensors:
-                frame.table[spec.index] = inputs[spec.source].data_ptr()
-        for spec in numbers:
-            write_cell(frame.cell_bytes, spec, inputs[spec.source])
-
-    return pack
-
-
-def _native_packer(library: ctypes.CDLL | None) -> Callable[[list[Any], int], int] | None:
-    """The program's own function that reads the addresses of all input tensors, 20 ns each, where that is possible."""
+    Args:
+        addresses: how many arguments it has after the lists of inputs and of outputs.
+    """
     offset = tensor_offset()
-    if library is None or offset is None or not hasattr(library, "graphc_inputs"):
+    if library is None or offset is None or not hasattr(library, name):
         return None
-    address = ctypes.cast(library.graphc_inputs, ctypes.c_void_p).value or 0
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    lists = (ctypes.py_object, ctypes.py_object)
     # a PYFUNCTYPE keeps the interpreter's lock during the call
-    function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_ssize_t, ctypes.c_void_p)(address)
-    return lambda inputs, table: function(inputs, offset, table)
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, *lists, *[ctypes.c_void_p] * addresses)
+    return functools.partial(prototype(address), offset)
 
 
 def read_cell(cells: memoryview, spec: BufferSpec) -> bool | int | float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import torch
 
 from graphc.ir.types import DType
@@ -11,6 +14,28 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     found = getattr(torch, dtype.torch_name)
     assert isinstance(found, torch.dtype)
     return found
+
+
+EmptyStrided: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]
+
+
+def _empty_strided() -> EmptyStrided:
+    quick: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", None)
+    if quick is not None:
+        found: EmptyStrided = quick
+        return found
+    like = {}
+
+    def slow(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if dtype not in like:
+            like[dtype] = torch.empty(0, dtype=dtype, device="cpu")
+        return like[dtype].new_empty_strided(shape, strides)
+
+    return slow
+
+
+empty_strided = _empty_strided()
+"""Fresh CPU memory `(shape, strides, dtype)`: torch's function for generated code, where it has that."""
 
 
 def view_into(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from graphc import driver
 from graphc.frontend.capture import capture
+from graphc.frontend.captured import Captured
 from tests.frontend.harness import call
 
 FACTOR = 2.0
@@ -233,3 +236,153 @@ def test_guard_source_is_readable() -> None:
     text = captured.guards.source()
     assert text.startswith("def match(args, kwargs):")
     assert "len(args) == 1" in text
+
+
+class Tied(nn.Module):
+    """Two names for one parameter, a buffer, a plain tensor attribute, and a parameter of one element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.again = nn.Linear(3, 3)
+        self.again.weight = self.fc.weight
+        self.gain = nn.Parameter(torch.ones(1))
+        self.register_buffer("shift", torch.ones(3))
+        self.register_buffer("unused", None)
+        self.offset = torch.ones(3)
+        self.steps = 2
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = self.again(self.fc(x)) * self.gain + self.shift + self.offset
+        return x * self.steps + y
+
+
+class OwnParameter(nn.Parameter):
+    pass
+
+
+def _swap_data(data: torch.Tensor):
+    def change(net: Tied) -> None:
+        net.fc.weight.data = data
+
+    return change
+
+
+def _inference_buffer(net: Tied) -> None:
+    with torch.inference_mode():
+        net.shift = torch.ones(3)
+
+
+def _negative_view(net: Tied) -> None:
+    net.shift.data = torch._neg_view(torch.ones(3))
+
+
+def _replace_table(net: Tied) -> None:
+    net.fc.__dict__["_parameters"] = {"weight": nn.Parameter(torch.zeros(3, 3)), "bias": net.fc.bias}
+
+
+def _swap(net: Tied) -> None:
+    torch.utils.swap_tensors(net.shift, torch.ones(3, dtype=torch.float64))
+
+
+def _in_place(net: Tied) -> None:
+    net.fc.weight.transpose_(0, 1)
+
+
+CHANGES = [
+    (_swap_data(torch.ones(3, 3, dtype=torch.float64)), "tensor fc.weight: dtype torch.float64"),
+    (_swap_data(torch.ones(4, 3)), "tensor fc.weight: shape (4, 3)"),
+    (_swap_data(torch.ones(3)), "tensor fc.weight: shape (3,)"),
+    (_swap_data(torch.ones(3, 3).t()), "tensor fc.weight: strides (1, 3)"),
+    (_in_place, "tensor fc.weight: strides (1, 3)"),
+    (lambda net: net.shift.resize_(4), "tensor shift: shape (4,)"),
+    (lambda net: net.shift.set_(torch.ones(6)[::2]), "tensor shift: strides (2,)"),
+    (lambda net: net.fc.half(), "tensor fc.weight: dtype torch.float16"),
+    (lambda net: setattr(net, "shift", torch.ones(3)), "tensor shift"),
+    (lambda net: setattr(net, "offset", torch.ones(3)), "tensor offset"),
+    (lambda net: setattr(net, "gain", nn.Parameter(torch.ones(1))), "tensor gain"),
+    (lambda net: setattr(net.again, "weight", nn.Parameter(net.fc.weight.clone())), "tensor fc.weight"),
+    (lambda net: setattr(net.fc.weight, "__class__", OwnParameter), "tensor fc.weight: type OwnParameter"),
+    (lambda net: setattr(net, "unused", torch.ones(1)), "tensor unused"),
+    (lambda net: setattr(net, "steps", 3), "attribute steps: 3, compiled for 2"),
+    (lambda net: delattr(net, "offset"), "tensor offset"),
+    (lambda net: net.train(), "attribute training: True"),
+    (_inference_buffer, "tensor shift"),
+    (_negative_view, "tensor shift: dispatch keys"),
+    (_replace_table, "fc._parameters"),
+    (_swap, "tensor shift: dtype torch.float64"),
+]
+
+
+def _checked_natively(net: Tied) -> Captured:
+    """Captured, and its guards left to the native code of the program made of it."""
+    args = (torch.ones(2, 3), torch.ones(2, 3))
+    captured = capture(net, args)
+    checker = driver.compile_graph(captured.graph, driver.make_options(net, backend="c")).execute.fact_check
+    captured.guards.use(checker)
+    assert "_native" in captured.guards.source()
+    assert "['weight']" not in captured.guards.source()
+    assert captured.match(args, {}) is not None
+    return captured
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+@pytest.mark.parametrize("native", [False, True])
+def test_what_parameters_and_buffers_may_become(change, words, native) -> None:
+    net = Tied().eval()
+    args = (torch.ones(2, 3), torch.ones(2, 3))
+    with torch.no_grad():
+        captured = _checked_natively(net) if native else capture(net, args)
+        change(net)
+        assert words in miss(captured, *args)
+
+
+def test_native_guards_see_what_torch_sees() -> None:
+    """Arguments and torch's own state, with grad mode off and on."""
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            net = Tied().eval().requires_grad_(not enabled)
+            captured = _checked_natively(net)
+            x, y = torch.zeros(2, 3), torch.zeros(2, 3)
+            assert captured.match((x, y), {}) is not None
+            assert "one tensor with another" in miss(captured, x, x)
+            assert "shape" in miss(captured, x, torch.ones(3))
+            assert "type Parameter" in miss(captured, x, nn.Parameter(y, requires_grad=False))
+            assert "a float" in miss(captured, x, 1.0)
+            assert "dispatch keys" in miss(captured, x, torch._neg_view(y))
+            with torch.inference_mode():
+                assert "mode" in miss(captured, x, y)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert "autocast" in miss(captured, x, y)
+            with torch.set_grad_enabled(not enabled):
+                assert "grad mode" in miss(captured, x, y)
+            net.requires_grad_(enabled)
+            grown = torch.ones(2, 3, requires_grad=True)
+            if enabled:
+                assert "tensor fc.weight: requires_grad True" in miss(captured, x, y)
+                net.requires_grad_(False)
+                assert "argument y: requires_grad True" in miss(captured, x, grown)
+            assert captured.match((x, y), {}) is not None
+            assert (captured.match((x, grown), {}) is None) == enabled
+
+
+def test_a_parameter_as_argument_is_seen() -> None:
+    net = Tied().eval()
+    square = torch.ones(3, 3)
+    with torch.no_grad():
+        net.offset = square
+        captured = capture(net, (torch.ones(3, 3), torch.ones(3, 3)))
+        options = driver.make_options(net, backend="c")
+        captured.guards.use(driver.compile_graph(captured.graph, options).execute.fact_check)
+        assert captured.match((torch.ones(3, 3), torch.ones(3, 3)), {}) is not None
+        assert "offset is one tensor with another argument" in miss(captured, torch.ones(3, 3), square)
+
+
+def test_a_tensor_found_nowhere_is_guarded_by_its_metadata() -> None:
+    hidden = torch.ones(3)
+    give = functools.partial(getattr, types.SimpleNamespace(deep=hidden), "deep")
+    captured = capture(lambda x: x + give(), (torch.ones(3),))
+    assert captured.warnings
+    assert captured.match((torch.ones(3),), {}) is not None
+    hidden.data = torch.ones(3, dtype=torch.float64)
+    assert "dtype torch.float64" in miss(captured, torch.ones(3))
