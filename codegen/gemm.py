@@ -134,6 +134,37 @@ def blas_call(p: Product) -> BlasCall | None:
     return BlasCall(p, swapped, (first[0], second[0]), (first[1], second[1], leading))
 
 
+# Sizes at which products by register tiles were measured to beat BLAS; see `graphc.codegen.tile_text`.
+_TILED_ROWS, _TILED_COLUMNS, _TILED_INNER = 16, 32, range(16, 1025)
+_PANEL = 16
+
+
+def fits_tiles(step: GemmStep, call: BlasCall) -> bool:
+    """True for the products that are computed by tiles: rows of `a` in one piece, and few columns of padding."""
+    p = call.product
+    padded = -(-p.n // _PANEL) * _PANEL
+    return (
+        step.out.dtype is f32
+        and not p.batch
+        and call.transpose[1] == "N"
+        and p.m >= _TILED_ROWS
+        and p.n >= _TILED_COLUMNS
+        and p.k in _TILED_INNER
+        and 7 * padded <= 8 * p.n
+    )
+
+
+def tile_line(step: GemmStep, call: BlasCall) -> str:
+    """The C statement of a product by tiles."""
+    p = call.product
+    first, second = (step.a, step.b) if call.swapped else (step.b, step.a)
+    b_strides = (call.leading[0], 1) if call.transpose[0] == "N" else (1, call.leading[0])
+    return (
+        f"matmul_tiles({p.m}, {p.n}, {p.k}, {address(second)}, {call.leading[1]}, {address(first)}, {b_strides[0]}, "
+        f"{b_strides[1]}, {int(step.accumulate)}, {address(step.out)}, {call.leading[2]});"
+    )
+
+
 def is_empty(step: GemmStep) -> bool:
     """True when there is nothing to compute: no element, or nothing to add to any."""
     return 0 in step.out.shape or (step.accumulate and step.a.shape[-1] == 0)

@@ -16,10 +16,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from graphc.codegen import native_text as text
+from graphc.codegen import tile_text
 from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported, shim_call
+from graphc.codegen.attention import attention_call, attention_text
 from graphc.codegen.c.flags import CFLAGS, LIBRARIES
 from graphc.codegen.c.prelude import prelude
-from graphc.codegen.gemm import GEMM_SYMBOLS, REAL_NAMES, aten_line, blas_call, blas_line, is_empty, product_of
+from graphc.codegen.gemm import (
+    GEMM_SYMBOLS,
+    REAL_NAMES,
+    aten_line,
+    blas_call,
+    blas_line,
+    fits_tiles,
+    is_empty,
+    product_of,
+    tile_line,
+)
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.program.lifetimes import last_external_uses
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
     from graphc.loopir.kernel import Kernel
 
 SOURCE = "program.c"
+TILES = "tiles.c"
 _KERNELS_IN_ONE_FILE = 3
 _KERNELS_PER_FILE = 8
 _MOST_FILES = 8
@@ -80,7 +93,8 @@ class _NativeWriter:
         self.kernels: dict[str, EmittedKernel] = {}
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
-        self.uses_tensors = self.uses_matmul_aten = False
+        self.attentions: dict[str, str] = {}  # text of an attention kernel -> name of its C function
+        self.uses_tensors = self.uses_matmul_aten = self.uses_tiles = False
         self.reasons: dict[str, str] = {}
         self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
 
@@ -152,6 +166,9 @@ class _NativeWriter:
             if exported(symbol):
                 self.symbols[symbol] = text.BLAS[symbol]
                 (self.gemm_batch if batched else self.gemm_one).add(REAL_NAMES[dtype])
+                if fits_tiles(step, call):
+                    self.uses_tiles = True
+                    return tile_line(step, call) + _comment(step.location)
                 return blas_line(step, call) + _comment(step.location)
         if not all(exported(symbol) for symbol in text.MATMUL_SHIM):
             raise NotNative(f"libtorch exports no matrix product for {dtype.name}")
@@ -163,6 +180,10 @@ class _NativeWriter:
     def _aten_line(self, number: int, step: AtenStep) -> str:
         call: ShimCall = shim_call(step, self.plan.buffers)
         self._need_tensors()
+        attention = attention_text(step, self.plan.buffers)
+        if attention is not None:
+            kernel = self.attentions.setdefault(attention, f"attention_{len(self.attentions)}")
+            call = attention_call(step, self.plan.buffers, call, kernel)
         self.symbols.update(call.symbols)
         name = self.calls.get(call.body)
         if name is None:
@@ -209,14 +230,15 @@ class _NativeWriter:
 
     def _sources(self, runs: list[str]) -> dict[str, str]:
         kernels = list(self.kernels.values())
+        tiles = {TILES: self._tiles()} if self.uses_tiles or self.attentions else {}
         if len(kernels) <= _KERNELS_IN_ONE_FILE:
-            return {SOURCE: self._source(runs, kernels, [])}
+            return {SOURCE: self._source(runs, kernels, []), **tiles}
         # the file with the steps goes first, then kernels by weight, heaviest first to the lightest file
         count = min(_MOST_FILES, max(2, len(kernels) // _KERNELS_PER_FILE))
         files: list[list[EmittedKernel]] = [[] for _ in range(count)]
         for kernel in sorted(kernels, key=lambda kernel: -len(kernel.text)):
             min(files, key=lambda file: sum(len(other.text) for other in file)).append(kernel)
-        sources = {SOURCE: self._source(runs, [], kernels)}
+        sources = {SOURCE: self._source(runs, [], kernels), **tiles}
         for number, file in enumerate(files):
             sources[f"kernels_{number}.c"] = _kernel_file(file)
         return sources
@@ -235,6 +257,10 @@ class _NativeWriter:
                 parts.append(text.GEMM_ONE.replace("REAL", real).replace("GEMM", one))
             if real in self.gemm_batch:
                 parts.append(text.GEMM_BATCH.replace("REAL", real).replace("GEMM", batch))
+        if self.uses_tiles:
+            parts.append(tile_text.PRODUCT_CALL)
+        for name in self.attentions.values():
+            parts.append(f"{_HIDDEN} {tile_text.ATTENTION_PROTOTYPE.replace('NAME', name)};\n")
         if self.uses_tensors:
             parts.append(f"enum {{ CPU = {constant('device_type_cpu')}, STRIDED = {constant('layout_strided')} }};\n")
             parts.append(text.TENSORS)
@@ -245,6 +271,15 @@ class _NativeWriter:
         parts += [*runs, self._call_functions(runs)]
         parts.append(_bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
+
+    def _tiles(self) -> str:
+        """The file of products and attention by tiles."""
+        parts = [prelude({"expf"} if self.attentions else ()), tile_text.MICRO_KERNEL]
+        if self.uses_tiles:
+            parts.append(tile_text.PRODUCT_TILE)
+            parts.append(f"{_HIDDEN} {tile_text.PRODUCT.replace('PROTOTYPE', tile_text.PRODUCT_PROTOTYPE)}")
+        parts += [f"{_HIDDEN} {body.replace('NAME', name)}" for body, name in self.attentions.items()]
+        return "\n".join(parts)
 
 
 _HIDDEN = '__attribute__((visibility("hidden")))'
