@@ -1,4 +1,4 @@
-"""Matrix products in the native program: BLAS calls where strides allow, libtorch's own product otherwise.
+"""Matrix products in the native program: register tiles or BLAS where strides allow, else libtorch's own product.
 
 BLAS is column-major, so `out = a b` in row-major order is computed as `out^T = b^T a^T`: a row-major matrix is, read
 in column-major order, its own transpose. Transposed operands cost nothing: they set BLAS's transpose flag.
@@ -136,6 +136,7 @@ def blas_call(p: Product) -> BlasCall | None:
 
 # Sizes at which products by register tiles were measured to beat BLAS; see `graphc.codegen.tile_text`.
 _TILED_ROWS, _TILED_COLUMNS, _TILED_INNER = 16, 32, range(16, 1025)
+_BATCHED_ROWS, _BATCHED_COLUMNS = 4, 16
 _PANEL = 16
 
 
@@ -145,10 +146,9 @@ def fits_tiles(step: GemmStep, call: BlasCall) -> bool:
     padded = -(-p.n // _PANEL) * _PANEL
     return (
         step.out.dtype is f32
-        and not p.batch
         and call.transpose[1] == "N"
-        and p.m >= _TILED_ROWS
-        and p.n >= _TILED_COLUMNS
+        and p.m >= (_BATCHED_ROWS if p.batch else _TILED_ROWS)
+        and p.n >= (_BATCHED_COLUMNS if p.batch else _TILED_COLUMNS)
         and p.k in _TILED_INNER
         and 7 * padded <= 8 * p.n
     )
@@ -159,10 +159,14 @@ def tile_line(step: GemmStep, call: BlasCall) -> str:
     p = call.product
     first, second = (step.a, step.b) if call.swapped else (step.b, step.a)
     b_strides = (call.leading[0], 1) if call.transpose[0] == "N" else (1, call.leading[0])
-    return (
-        f"matmul_tiles({p.m}, {p.n}, {p.k}, {address(second)}, {call.leading[1]}, {address(first)}, {b_strides[0]}, "
-        f"{b_strides[1]}, {int(step.accumulate)}, {address(step.out)}, {call.leading[2]});"
+    matrices = (
+        f"{p.m}, {p.n}, {p.k}, {address(second)}, {call.leading[1]}, {address(first)}, {b_strides[0]}, {b_strides[1]}, "
+        f"{int(step.accumulate)}, {address(step.out)}, {call.leading[2]}"
     )
+    if not p.batch:
+        return f"matmul_tiles({matrices});"
+    strides = ", ".join(longs(x.batch) for x in (p.a, p.b, p.out))
+    return f"matmul_batch_tiles({matrices}, {len(p.batch)}, {longs(p.batch)}, {strides});"
 
 
 def is_empty(step: GemmStep) -> bool:

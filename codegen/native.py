@@ -94,7 +94,7 @@ class _NativeWriter:
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
         self.attentions: dict[str, str] = {}  # text of an attention kernel -> name of its C function
-        self.uses_tensors = self.uses_matmul_aten = self.uses_tiles = False
+        self.uses_tensors = self.uses_matmul_aten = self.tiles = self.tiles_batch = False
         self.reasons: dict[str, str] = {}
         self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
 
@@ -167,7 +167,7 @@ class _NativeWriter:
                 self.symbols[symbol] = text.BLAS[symbol]
                 (self.gemm_batch if batched else self.gemm_one).add(REAL_NAMES[dtype])
                 if fits_tiles(step, call):
-                    self.uses_tiles = True
+                    self.tiles, self.tiles_batch = self.tiles or not batched, self.tiles_batch or batched
                     return tile_line(step, call) + _comment(step.location)
                 return blas_line(step, call) + _comment(step.location)
         if not all(exported(symbol) for symbol in text.MATMUL_SHIM):
@@ -230,7 +230,7 @@ class _NativeWriter:
 
     def _sources(self, runs: list[str]) -> dict[str, str]:
         kernels = list(self.kernels.values())
-        tiles = {TILES: self._tiles()} if self.uses_tiles or self.attentions else {}
+        tiles = {TILES: self._tiles()} if self.tiles or self.tiles_batch or self.attentions else {}
         if len(kernels) <= _KERNELS_IN_ONE_FILE:
             return {SOURCE: self._source(runs, kernels, []), **tiles}
         # the file with the steps goes first, then kernels by weight, heaviest first to the lightest file
@@ -257,8 +257,10 @@ class _NativeWriter:
                 parts.append(text.GEMM_ONE.replace("REAL", real).replace("GEMM", one))
             if real in self.gemm_batch:
                 parts.append(text.GEMM_BATCH.replace("REAL", real).replace("GEMM", batch))
-        if self.uses_tiles:
+        if self.tiles:
             parts.append(tile_text.PRODUCT_CALL)
+        if self.tiles_batch:
+            parts.append(tile_text.BATCH_CALL)
         for name in self.attentions.values():
             parts.append(f"{_HIDDEN} {tile_text.ATTENTION_PROTOTYPE.replace('NAME', name)};\n")
         if self.uses_tensors:
@@ -275,10 +277,11 @@ class _NativeWriter:
     def _tiles(self) -> str:
         """The file of products and attention by tiles."""
         parts = [prelude({"expf"} if self.attentions else ()), tile_text.MICRO_KERNEL]
-        if self.uses_tiles:
-            parts.append(tile_text.PRODUCT_TILE)
-            parts.append(f"{_HIDDEN} {tile_text.PRODUCT.replace('PROTOTYPE', tile_text.PRODUCT_PROTOTYPE)}")
-        parts += [f"{_HIDDEN} {body.replace('NAME', name)}" for body, name in self.attentions.items()]
+        if self.tiles or self.tiles_batch:
+            parts += [tile_text.PRODUCT_PART, tile_text.PRODUCT]
+        if self.tiles_batch:
+            parts.append(tile_text.BATCH)
+        parts += [f"HIDDEN {body.replace('NAME', name)}" for body, name in self.attentions.items()]
         return "\n".join(parts)
 
 

@@ -18,6 +18,7 @@ ATTENTION_WINS = "defined(__AVX2__) && !defined(__AVX512F__)"
 MICRO_KERNEL = """\
 int omp_get_num_threads(void);
 int omp_get_thread_num(void);
+int omp_get_max_threads(void);
 
 #pragma GCC optimize("fp-contract=fast") /* this file has no arithmetic but inner products and softmax */
 
@@ -26,8 +27,9 @@ enum { LANES = 8, TILE = 6 };
 #else
 enum { LANES = 4, TILE = 6 };
 #endif
-enum { VECTORS = 2, PANEL = VECTORS * LANES, DEPTH = 384, GROUP = 8 };
+enum { VECTORS = 2, PANEL = VECTORS * LANES, DEPTH = 384, GROUP = 8, SMALL = 1 << 15 };
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define HIDDEN __attribute__((visibility("hidden")))
 #define CACHE_LINE __attribute__((aligned(64)))
 
 /* Keeps gcc from loading the elements of all rows before it multiplies the first, which costs registers it lacks. */
@@ -105,7 +107,8 @@ static inline void transpose_eight(const float *from, long step, float *b) {
 #endif
 
 /* b[p][j] = from[p * row + j * column] for p < depth and j < columns, zero for the columns that fill the panel. */
-__attribute__((noinline)) static void pack_panel(const float *from, long row, long column, long depth, long columns, float *b) {
+__attribute__((noinline)) static void pack_panel(const float *from, long row, long column, long depth, long columns,
+                                                 float *b) {
   long p = 0;
   if (columns == PANEL && column == 1) {
     for (; p < depth; p++)
@@ -135,29 +138,17 @@ static void pack_rows(const float *from, long row, long rows, long depth, float 
 }
 """
 
-# c = a b (+ c): a and c row by row, b of any strides. Each thread has a range of rows and a range of panels.
-PRODUCT_TILE = """\
-/* One tile of the result, whole or padded. */
-static inline void product_tile(long rows, long columns, long depth, const float *a, long a_row, const float *b,
-                                float *c, long c_row, int accumulate) {
-  if (rows == TILE && columns == PANEL) {
-    multiply_tile(depth, a, a_row, b, c, c_row, accumulate);
-    return;
-  }
-  float whole[TILE * PANEL] CACHE_LINE;
-  multiply_tile(depth, a, a_row, b, whole, PANEL, 0);
-  for (long i = 0; i < rows; i++)
-    for (long j = 0; j < columns; j++)
-      c[i * c_row + j] = accumulate ? c[i * c_row + j] + whole[i * PANEL + j] : whole[i * PANEL + j];
-}
-"""
-
-PRODUCT_PROTOTYPE = (
-    "void multiply_by_tiles(long m, long n, long k, const float *a, long a_row, const float *b,"
-    " long b_row, long b_column, int accumulate, float *c, long c_row)"
+_OPERANDS = (
+    "long m, long n, long k, const float *a, long a_row, const float *b, long b_row, long b_column, int accumulate,"
+    " float *c, long c_row"
+)
+PRODUCT_PROTOTYPE = f"void multiply_by_tiles({_OPERANDS})"
+BATCH_PROTOTYPE = (
+    f"void multiply_batch_by_tiles({_OPERANDS}, int rank, const int64_t *sizes, const int64_t *a_batch,"
+    " const int64_t *b_batch, const int64_t *c_batch)"
 )
 
-# In the file of the steps: the product by tiles where that wins, else by BLAS.
+# In the file of the steps: products by tiles where these win, else by BLAS.
 PRODUCT_CALL = f"""\
 #if {PRODUCT_WINS}
 #define matmul_tiles multiply_by_tiles
@@ -169,50 +160,108 @@ static {PRODUCT_PROTOTYPE.replace("multiply_by_tiles", "matmul_tiles")} {{
 }}
 #endif
 """
+BATCH_CALL = f"""\
+#if {PRODUCT_WINS}
+#define matmul_batch_tiles multiply_batch_by_tiles
+__attribute__((visibility("hidden"))) {BATCH_PROTOTYPE};
+#else
+static {BATCH_PROTOTYPE.replace("multiply_batch_by_tiles", "matmul_batch_tiles")} {{
+  const int plain = b_column == 1;
+  matmul_batch_float(plain ? 'N' : 'T', 'N', n, m, k, b, plain ? b_row : b_column, a, a_row, accumulate, c, c_row, rank,
+                     sizes, b_batch, a_batch, c_batch);
+}}
+#endif
+"""
 
-PRODUCT = """\
-PROTOTYPE {
-  const long panels = (n + PANEL - 1) / PANEL, tiles = (m + TILE - 1) / TILE;
+# c = a b (+ c): a and c row by row, b of any strides.
+PRODUCT_PART = f"""\
+/* One tile of the result, whole or padded. */
+static inline void product_tile(long rows, long columns, long depth, const float *a, long a_row, const float *b,
+                                float *c, long c_row, int accumulate) {{
+  if (rows == TILE && columns == PANEL) {{
+    multiply_tile(depth, a, a_row, b, c, c_row, accumulate);
+    return;
+  }}
+  float whole[TILE * PANEL] CACHE_LINE;
+  multiply_tile(depth, a, a_row, b, whole, PANEL, 0);
+  for (long i = 0; i < rows; i++)
+    for (long j = 0; j < columns; j++)
+      c[i * c_row + j] = accumulate ? c[i * c_row + j] + whole[i * PANEL + j] : whole[i * PANEL + j];
+}}
+
+/* Some panels of some rows of tiles of c = a b (+ c). */
+__attribute__((noinline)) static void product_part({_OPERANDS}, long panel, long last_panel, long tile,
+                                                   long last_tile) {{
+  float right[GROUP * DEPTH * PANEL] CACHE_LINE, left[TILE * (DEPTH + 16)] CACHE_LINE;
   /* rows that lie a power of two apart fall into the same few sets of the cache: those are copied first */
   const int copies = a_row % 512 == 0;
-#pragma omp parallel
-  {
-    float right[GROUP * DEPTH * PANEL] CACHE_LINE, left[TILE * (DEPTH + 16)] CACHE_LINE;
+  for (; panel < last_panel; panel += GROUP) {{
+    const long group = last_panel - panel < GROUP ? last_panel - panel : GROUP;
+    for (long p = 0; p < k; p += DEPTH) {{
+      const long depth = k - p < DEPTH ? k - p : DEPTH;
+      for (long j = 0; j < group; j++) {{
+        const long at = (panel + j) * PANEL, columns = n - at < PANEL ? n - at : PANEL;
+        pack_panel(b + p * b_row + at * b_column, b_row, b_column, depth, columns, right + j * depth * PANEL);
+      }}
+      for (long t = tile; t < last_tile; t++) {{
+        const long i = t * TILE, rows = m - i < TILE ? m - i : TILE;
+        const float *from = a + i * a_row + p;
+        const int copy = copies || rows < TILE;
+        if (copy) pack_rows(from, a_row, rows, depth, left, DEPTH + 16);
+        for (long j = 0; j < group; j++) {{
+          const long at = (panel + j) * PANEL, columns = n - at < PANEL ? n - at : PANEL;
+          product_tile(rows, columns, depth, copy ? left : from, copy ? DEPTH + 16 : a_row, right + j * depth * PANEL,
+                       c + i * c_row + at, c_row, accumulate || p > 0);
+        }}
+      }}
+    }}
+  }}
+}}
+"""
+
+# Each thread has a range of rows and a range of panels.
+PRODUCT = f"""\
+HIDDEN {PRODUCT_PROTOTYPE} {{
+  const long panels = (n + PANEL - 1) / PANEL, tiles = (m + TILE - 1) / TILE;
+#pragma omp parallel if (m * n * k > SMALL)
+  {{
     const long threads = omp_get_num_threads(), thread = omp_get_thread_num();
     long across = threads; /* threads side by side; the others share the rows */
     while (across > 1 && (threads % across != 0 || panels < 4 * across)) across--;
     const long down = threads / across, x = thread % across, y = thread / across;
-    const long last_panel = panels * (x + 1) / across, last_tile = tiles * (y + 1) / down;
-    for (long first = panels * x / across; first < last_panel; first += GROUP) {
-      const long group = last_panel - first < GROUP ? last_panel - first : GROUP;
-      for (long p = 0; p < k; p += DEPTH) {
-        const long depth = k - p < DEPTH ? k - p : DEPTH;
-        for (long j = 0; j < group; j++) {
-          const long at = (first + j) * PANEL, columns = n - at < PANEL ? n - at : PANEL;
-          pack_panel(b + p * b_row + at * b_column, b_row, b_column, depth, columns, right + j * depth * PANEL);
-        }
-        for (long t = tiles * y / down; t < last_tile; t++) {
-          const long i = t * TILE, rows = m - i < TILE ? m - i : TILE;
-          const float *from = a + i * a_row + p;
-          const int copy = copies || rows < TILE;
-          if (copy) pack_rows(from, a_row, rows, depth, left, DEPTH + 16);
-          for (long j = 0; j < group; j++) {
-            const long at = (first + j) * PANEL, columns = n - at < PANEL ? n - at : PANEL;
-            product_tile(rows, columns, depth, copy ? left : from, copy ? DEPTH + 16 : a_row, right + j * depth * PANEL,
-                         c + i * c_row + at, c_row, accumulate || p > 0);
-          }
-        }
-      }
-    }
-  }
-}
+    product_part(m, n, k, a, a_row, b, b_row, b_column, accumulate, c, c_row, panels * x / across,
+                 panels * (x + 1) / across, tiles * y / down, tiles * (y + 1) / down);
+  }}
+}}
+"""
+
+# Each thread has whole products, or a part of each when they are few.
+BATCH = f"""\
+HIDDEN {BATCH_PROTOTYPE} {{
+  long count = 1;
+  for (int d = 0; d < rank; d++) count *= sizes[d];
+  const int whole = count >= 4 * omp_get_max_threads();
+#pragma omp parallel for schedule(static) if (whole && count * m * n * k > SMALL)
+  for (long number = 0; number < count; number++) {{
+    long rest = number, at_a = 0, at_b = 0, at_c = 0;
+    for (int d = rank - 1; d >= 0; d--) {{
+      const long index = rest % sizes[d];
+      rest /= sizes[d], at_a += index * a_batch[d], at_b += index * b_batch[d], at_c += index * c_batch[d];
+    }}
+    if (whole)
+      product_part(m, n, k, a + at_a, a_row, b + at_b, b_row, b_column, accumulate, c + at_c, c_row, 0,
+                   (n + PANEL - 1) / PANEL, 0, (m + TILE - 1) / TILE);
+    else
+      multiply_by_tiles(m, n, k, a + at_a, a_row, b + at_b, b_row, b_column, accumulate, c + at_c, c_row);
+  }}
+}}
 """
 
 ATTENTION_PROTOTYPE = "void NAME(const float *query, const float *key, const float *value, float *out)"
 
-# softmax(scale * query key^T) value per (batch, head), TILE rows at a time: their scores are held by the cache whole, so
-# no running maximum is needed, and what a causal mask hides is not computed. Keys and values are packed once per head.
-# SIZES: batch, heads, rows, keys, width (of a query), out_width (of a value); strides are those of batch, head, row.
+# softmax(scale * query key^T) value per (batch, head), TILE rows at a time: the cache holds all their scores, so no
+# running maximum is needed, and what a causal mask hides is not computed. Keys and values are packed once per head.
+# Strides are those of batch, head and row.
 ATTENTION = """\
 PROTOTYPE {
   enum { BATCH = %(batch)d, HEADS = %(heads)d, ROWS = %(rows)d, KEYS = %(keys)d, WIDTH = %(width)d, OUT = %(out_width)d,

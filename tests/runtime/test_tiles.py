@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,33 @@ def test_products(tmp_path: Path) -> None:
             raise AssertionError(f"{name}: {error}") from None
 
 
+def test_batches(tmp_path: Path) -> None:
+    """Many and few products, batch dims of any strides, one operand for all."""
+    torch.manual_seed(0)
+    heads = torch.randn(2, 13, 3, 24).transpose(1, 2)
+    cases = {
+        "many": (torch.randn(20, 5, 33), torch.randn(20, 33, 17 + 15)),
+        "few": (torch.randn(2, 19, 17), torch.randn(2, 48, 17).mT),
+        "heads": (heads, torch.randn(2, 16, 3, 24).permute(0, 2, 3, 1)),
+        "one a": (torch.randn(1, 7, 20).expand(9, 7, 20), torch.randn(9, 20, 31)),
+        "two broadcast batches": (
+            torch.randn(3, 1, 4, 16).expand(3, 5, 4, 16),
+            torch.randn(1, 5, 16, 16).expand(3, 5, 16, 16),
+        ),
+    }
+    builder = PlanBuilder()
+    inputs: list[torch.Tensor] = []
+    for a, b in cases.values():
+        add(builder, inputs, a, b, builder.output(FLOAT, (*a.shape[:-1], b.shape[-1])))
+    program = builder.program()
+    assert program.sources[STEPS].count("  matmul_batch_tiles(") == len(cases)
+    for found, (name, (a, b)) in zip(load(program, tmp_path)(inputs), cases.items(), strict=True):
+        try:
+            assert_contract(found, a @ b, a.double() @ b.double())
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+
+
 def test_accumulated_product(tmp_path: Path) -> None:
     """`out += a b` over more than one depth, and nothing beside the output is written."""
     torch.manual_seed(0)
@@ -119,6 +147,26 @@ def test_the_number_of_threads_does_not_show(tmp_path: Path) -> None:
         assert all(torch.equal(x, y) for x, y in zip(found[0], others, strict=True))
 
 
+def test_processors_without_the_instructions_use_the_libraries(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 20, 16)
+    pairs = [(torch.randn(20, 70), torch.randn(70, 48)), (torch.randn(20, 70), torch.randn(48, 70).t())]
+    pairs += [(torch.randn(9, 20, 30), torch.randn(9, 30, 32)), (torch.randn(9, 20, 30), torch.randn(9, 32, 30).mT)]
+    builder = PlanBuilder()
+    inputs: list[torch.Tensor] = []
+    for a, b in pairs:
+        add(builder, inputs, a, b, builder.output(FLOAT, (*a.shape[:-1], b.shape[-1])))
+    attend(builder, inputs, q, q, q, True, None)
+    program = builder.program()
+    assert tile_calls(program) == 2
+    flags = tuple("-march=x86-64" if flag == "-march=native" else flag for flag in program.flags)
+    assert flags != program.flags
+    *products, attention = load(replace(program, flags=flags), tmp_path)(inputs)
+    for found, (a, b) in zip(products, pairs, strict=True):
+        assert_contract(found, a @ b, a.double() @ b.double())
+    assert_contract(attention.contiguous(), *flash(q, q, q, True, None))
+
+
 @pytest.mark.parametrize(
     ("m", "n", "k", "transposed", "dtype"),
     [
@@ -157,7 +205,7 @@ def attend(
     numbers = [builder.input(x) for x in (q, k, v)]
     inputs += [q, k, v]
     shape = (*q.shape[:3], v.shape[3])
-    batch, heads, rows, width = shape
+    _, heads, rows, width = shape
     if arena:
         out = builder.output(FLOAT, shape)
     else:
@@ -168,7 +216,7 @@ def attend(
 
 
 # batch, heads, rows, keys, width
-HEADS = [(2, 3, 16, 16, 32), (1, 2, 1, 9, 8), (1, 1, 7, 1, 4), (2, 1, 13, 40, 20), (1, 2, 50, 17, 33), (1, 1, 6, 33, 1)]
+HEADS = [(2, 3, 16, 16, 32), (1, 2, 8, 9, 8), (1, 1, 7, 1, 4), (2, 1, 13, 40, 20), (1, 2, 50, 17, 33), (1, 1, 6, 33, 1)]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -181,7 +229,11 @@ def test_attention(causal: bool, tmp_path: Path) -> None:
     for batch, heads, rows, keys, width in HEADS:
         plain = [torch.randn(batch, heads, size, width) for size in (rows, keys, keys)]
         merged = torch.randn(batch, keys, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
-        for operands, scale, arena in ((plain, None, False), (plain, 0.75 if causal else -0.75, True), (merged, 0.5, False)):
+        for operands, scale, arena in (
+            (plain, None, False),
+            (plain, 0.75 if causal else -0.75, True),
+            (merged, 0.5, False),
+        ):
             q, k, v = operands
             attend(builder, inputs, q, k, v, causal, scale, arena)
             cases.append((q, k, v, scale))
@@ -217,13 +269,14 @@ def test_attention_of_special_values(tmp_path: Path) -> None:
 
 
 def test_other_attention_stays_with_libtorch() -> None:
-    """A mask, other dtypes, log-sum-exp, long keys, rows that are not in one piece."""
+    """A mask, log-sum-exp, long keys, few rows, other dtypes, rows that are not in one piece."""
     q, long, double = torch.empty(1, 2, 8, 16), torch.empty(1, 2, 9000, 16), torch.empty(1, 2, 8, 16).double()
     spread = torch.empty(1, 2, 16, 8).transpose(2, 3)
     for operands, mask, summed in (
         ((q, q, q), True, False),
         ((q, q, q), False, True),
         ((q, long, long), False, False),
+        ((q[:, :, :5], q, q), False, False),
         ((double, double, double), False, False),
         ((spread, q, q), False, False),
     ):
