@@ -49,7 +49,7 @@ __attribute__((noinline)) static void multiply_tile(long depth, const float *a, 
 #pragma GCC unroll 2
     for (int j = 0; j < VECTORS; j++) sum[i][j] = (vector){0};
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (long p = 0; p < depth; p++) {
     vector right[VECTORS];
 #pragma GCC unroll 2
