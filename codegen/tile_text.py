@@ -1,10 +1,10 @@
 """The fixed C text of products and attention by register tiles: what a native program runs where BLAS is slower.
 
 One micro kernel does all arithmetic: TILE rows of `a`, each element broadcast, times a packed panel of `b`, PANEL
-columns wide and as long as the inner products, both held by the first-level cache. A tile of the result stays in vector
-registers from the first to the last step of an inner product. Rows and columns that do not fill a tile are computed in
-a padded one, so there is one micro kernel, and a result does not depend on where in a tile it lies, nor on how many
-threads share the work. Inner products are accumulated in float32 with fused multiply-adds, as BLAS does.
+columns wide, both held by the first-level cache. CHUNK products are summed in vector registers, in float32 with fused
+multiply-adds, and such sums added up: the rounding errors are those of the BLAS in libtorch. Rows and columns that do
+not fill a tile are computed in a padded one, so there is one micro kernel, and a result does not depend on where in a
+tile it lies, nor on how many threads share the work.
 
 Source: the loop order is that of K. Goto and R. van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008.
 """
@@ -27,7 +27,7 @@ enum { LANES = 8, TILE = 6 };
 #else
 enum { LANES = 4, TILE = 6 };
 #endif
-enum { VECTORS = 2, PANEL = VECTORS * LANES, DEPTH = 384, GROUP = 8, SMALL = 1 << 15 };
+enum { VECTORS = 2, PANEL = VECTORS * LANES, CHUNK = 128, DEPTH = 384, GROUP = 8, SMALL = 1 << 15 };
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define HIDDEN __attribute__((visibility("hidden")))
 #define CACHE_LINE __attribute__((aligned(64)))
@@ -39,9 +39,9 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define IN_ORDER(x) (void)(x)
 #endif
 
-/* c[i][j] (+)= sum over p < depth of a[i][p] b[p][j] for TILE rows i and PANEL columns j; b is packed. */
-__attribute__((noinline)) static void multiply_tile(long depth, const float *a, long a_row, const float *b, float *c,
-                                                    long c_row, int accumulate) {
+/* c[i][j] (+)= sum over p < depth of a[i][p] b[p][j] for TILE rows i and PANEL columns j of the packed b. */
+__attribute__((noinline)) static void multiply_chunk(long depth, const float *a, long a_row, const float *b, float *c,
+                                                     long c_row, int accumulate) {
   vector sum[TILE][VECTORS];
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; i++) {
@@ -72,6 +72,13 @@ __attribute__((noinline)) static void multiply_tile(long depth, const float *a, 
       else
         *to = sum[i][j];
     }
+}
+
+/* The same of any depth: sums of CHUNK products each, added up, which halves the rounding errors of one long sum. */
+static inline void multiply_tile(long depth, const float *a, long a_row, const float *b, float *c, long c_row,
+                                 int accumulate) {
+  for (long p = 0; p < depth; p += CHUNK)
+    multiply_chunk(depth - p < CHUNK ? depth - p : CHUNK, a + p, a_row, b + p * PANEL, c, c_row, accumulate || p > 0);
 }
 
 #if defined(__has_builtin)
