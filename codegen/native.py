@@ -4,14 +4,15 @@
     segments:     graphc_run_0 ─────────────────────   Python              graphc_run_1
 
 Consecutive steps that C can do become one function, so a plan without Python-only steps is a single foreign call. The
-text is meant to be read: kernels first, each once, then one call per step in order with the user's source line. With
-more than a few kernels these stand in files of their own, which are compiled at the same time.
+text is meant to be read: kernels first, each once, then one row per step in order with the user's source line. With
+more than a few kernels these stand in files of their own, which are compiled at the same time, and may be compiled
+before the rest of the program is known.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +25,7 @@ from graphc.codegen.c.prelude import prelude
 from graphc.codegen.gemm import (
     GEMM_SYMBOLS,
     REAL_NAMES,
+    Product,
     aten_line,
     blas_call,
     blas_line,
@@ -32,6 +34,7 @@ from graphc.codegen.gemm import (
     product_of,
     tile_line,
 )
+from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.program.lifetimes import last_external_uses
@@ -64,6 +67,21 @@ class EmittedKernel(Protocol):
     def helpers(self) -> Iterable[str]: ...
 
 
+def kernel_files(kernels: Sequence[EmittedKernel]) -> dict[str, str]:
+    """The kernels of a program as files of their own, by name; none when there are few, which stand with the steps.
+
+    The files depend on nothing but the kernels, whatever their order: they can be built while a plan is being made.
+    """
+    if len(kernels) <= _KERNELS_IN_ONE_FILE:
+        return {}
+    # by weight, heaviest first to the lightest file
+    count = min(_MOST_FILES, max(2, len(kernels) // _KERNELS_PER_FILE))
+    files: list[list[EmittedKernel]] = [[] for _ in range(count)]
+    for kernel in sorted(kernels, key=lambda kernel: (-len(kernel.text), kernel.name)):
+        min(files, key=lambda file: sum(len(other.text) for other in file)).append(kernel)
+    return {f"kernels_{number}.c": _kernel_file(file) for number, file in enumerate(files)}
+
+
 def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> Program:
     """The plan as C.
 
@@ -89,7 +107,7 @@ class _NativeWriter:
             self.symbols.update({**text.INPUT_SYMBOLS, **text.CALL_SYMBOLS})
             if exported(text.REQUIRES_GRAD):
                 self.symbols.update(text.GUARD_SYMBOLS)
-        self.calls: dict[str, str] = {}  # body of an ATen call -> name of its C function
+        self.table = StepTable()
         self.kernels: dict[str, EmittedKernel] = {}
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
@@ -130,15 +148,16 @@ class _NativeWriter:
             if isinstance(step, KernelStep):
                 line = self._kernel_line(step)
             elif isinstance(step, GemmStep):
-                line = self._gemm_line(number, step)
+                line = self._gemm_line(step)
             else:
-                line = self._aten_line(number, step)
+                line = self._aten_line(step)
         except NotNative as reason:
             self.reasons[str(number)] = str(reason)
             return None
+        line += _comment(step.location)
         for index in self.releases.get(number, ()):
             self._need_tensors()
-            line += f"\n  release(h, {index});"
+            line += f"\n    {self.table.release(index)}"
         return line
 
     def _kernel_line(self, step: KernelStep) -> str:
@@ -148,15 +167,17 @@ class _NativeWriter:
             if kernel is None:
                 raise CodegenError(f"the plan has no kernel named {step.kernel}", step.location)
             emitted = self.kernels[step.kernel] = self.emit_kernel(kernel)
-        arguments = []
+        arguments: list[str] = []
+        numbers: list[int] = []
         for index, offset in zip(step.buffers, step.offsets, strict=True):
-            bytes_in = offset * self.plan.buffers[index].dtype.itemsize
-            arguments.append(f"p[{index}]" if not bytes_in else f"AT({index}, {bytes_in})")
-        return f"{emitted.name}({', '.join(arguments)});{_comment(step.location)}"
+            first = len(numbers)
+            arguments.append(f"AT(b[{first}], b[{first + 1}])" if offset else f"p[b[{first}]]")
+            numbers += [index, offset * self.plan.buffers[index].dtype.itemsize] if offset else [index]
+        return self.table.row(step.kernel, f"  {emitted.name}({', '.join(arguments)});\n  return 0;", numbers)
 
-    def _gemm_line(self, number: int, step: GemmStep) -> str:
+    def _gemm_line(self, step: GemmStep) -> str:
         if is_empty(step):
-            return f"/* empty matrix product */{_comment(step.location)}"
+            return self.table.row("empty_matrix_product", "  return 0;", ())
         product = product_of(step)
         dtype = step.out.dtype
         call = blas_call(product) if dtype in GEMM_SYMBOLS else None
@@ -168,16 +189,17 @@ class _NativeWriter:
                 (self.gemm_batch if batched else self.gemm_one).add(REAL_NAMES[dtype])
                 if fits_tiles(step, call):
                     self.tiles, self.tiles_batch = self.tiles or not batched, self.tiles_batch or batched
-                    return tile_line(step, call) + _comment(step.location)
-                return blas_line(step, call) + _comment(step.location)
+                    return self.table.statement(_gemm_name(product), tile_line(step, call))
+                return self.table.statement(_gemm_name(product), blas_line(step, call))
         if not all(exported(symbol) for symbol in text.MATMUL_SHIM):
             raise NotNative(f"libtorch exports no matrix product for {dtype.name}")
         self._need_tensors()
         self.uses_matmul_aten = True
         self.symbols.update(text.MATMUL_SHIM)
-        return _guarded(number, aten_line(step, product, dtype_code(dtype)), step.location)
+        line = aten_line(step, product, dtype_code(dtype))
+        return self.table.statement(_gemm_name(product), line, fallible=True)
 
-    def _aten_line(self, number: int, step: AtenStep) -> str:
+    def _aten_line(self, step: AtenStep) -> str:
         call: ShimCall = shim_call(step, self.plan.buffers)
         self._need_tensors()
         attention = attention_text(step, self.plan.buffers)
@@ -185,11 +207,7 @@ class _NativeWriter:
             kernel = self.attentions.setdefault(attention, f"attention_{len(self.attentions)}")
             call = attention_call(step, self.plan.buffers, call, kernel)
         self.symbols.update(call.symbols)
-        name = self.calls.get(call.body)
-        if name is None:
-            name = self.calls[call.body] = f"{step.op.split('.')[1].strip('_')}_{len(self.calls)}"
-        arguments = ", ".join(map(str, call.buffers)) or "0"
-        return _guarded(number, f"{name}(p, h, (const int[]){{{arguments}}})", step.location)
+        return self.table.row(step.op.split(".")[1].strip("_"), call.body, call.buffers)
 
     def _need_tensors(self) -> None:
         if self.uses_tensors:
@@ -222,26 +240,20 @@ class _NativeWriter:
         return found if text.GUARD_SYMBOLS.keys() - self.symbols.keys() else f"{found}\n{text.GUARD}"
 
     def _run_function(self, segment: Segment, lines: list[str | None]) -> str:
-        body = "\n".join(f"  {line}" for line in lines)
+        rows = "\n".join(f"    {line}" for line in lines)
         return (
             f"/* steps {segment.first} to {segment.stop - 1}; gives 0, or 1 + the step that failed */\n"
-            f"STRAIGHT int {segment.entry}(void **p, AtenTensorHandle *h) {{\n{body}\n  return 0;\n}}\n"
+            f"int {segment.entry}(void **p, AtenTensorHandle *h) {{\n"
+            f"  static const int64_t steps[] = {{\n{rows}\n  }};\n"
+            f"  return walk({segment.first}, steps, steps + sizeof steps / sizeof *steps, p, h);\n}}\n"
         )
 
     def _sources(self, runs: list[str]) -> dict[str, str]:
         kernels = list(self.kernels.values())
+        files = kernel_files(kernels)
+        here, elsewhere = ([], kernels) if files else (kernels, [])
         tiles = {TILES: self._tiles()} if self.tiles or self.tiles_batch or self.attentions else {}
-        if len(kernels) <= _KERNELS_IN_ONE_FILE:
-            return {SOURCE: self._source(runs, kernels, []), **tiles}
-        # the file with the steps goes first, then kernels by weight, heaviest first to the lightest file
-        count = min(_MOST_FILES, max(2, len(kernels) // _KERNELS_PER_FILE))
-        files: list[list[EmittedKernel]] = [[] for _ in range(count)]
-        for kernel in sorted(kernels, key=lambda kernel: -len(kernel.text)):
-            min(files, key=lambda file: sum(len(other.text) for other in file)).append(kernel)
-        sources = {SOURCE: self._source(runs, [], kernels), **tiles}
-        for number, file in enumerate(files):
-            sources[f"kernels_{number}.c"] = _kernel_file(file)
-        return sources
+        return {SOURCE: self._source(runs, here, elsewhere), **files, **tiles}
 
     def _source(self, runs: list[str], here: list[EmittedKernel], elsewhere: list[EmittedKernel]) -> str:
         plan = self.plan
@@ -268,9 +280,7 @@ class _NativeWriter:
             parts.append(text.TENSORS)
         if self.uses_matmul_aten:
             parts.append(text.MATMUL_ATEN)
-        for body, name in self.calls.items():
-            parts.append(f"STRAIGHT static int {name}(void **p, AtenTensorHandle *h, const int *b) {{\n{body}\n}}\n")
-        parts += [*runs, self._call_functions(runs)]
+        parts += [self.table.functions_text(), *runs, self._call_functions(runs)]
         parts.append(_bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
 
@@ -328,8 +338,8 @@ def _describe(spec: BufferSpec) -> str:
     return f"{shape} {spec.kind}{where}"
 
 
-def _guarded(number: int, condition: str, location: Location) -> str:
-    return f"if ({condition}) return {number + 1};{_comment(location)}"
+def _gemm_name(product: Product) -> str:
+    return f"matmul_{'x'.join(map(str, (*product.batch, product.m, product.n, product.k)))}"
 
 
 def _comment(location: Location) -> str:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
     from graphc.frontend.captured import Captured
     from graphc.ir.graph import Graph
+    from graphc.loopir.kernel import Kernel
     from graphc.program.plan import Plan
     from graphc.program.record import Program
+    from graphc.runtime.load import Executable
 
 BACKENDS = ("auto", "triton", "c", "interpret", "eager")
 NUMERICS = ("default", "eager")
@@ -281,17 +283,19 @@ def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
     return copy
 
 
-def _plan(graph: Graph, options: Options, backend: str) -> Plan:
+def _plan(
+    graph: Graph, options: Options, backend: str, on_kernels: Callable[[list[Kernel]], None] | None = None
+) -> Plan:
     from graphc.passes.plan import make_plan
 
-    plan = make_plan(graph, numerics=options.numerics, backend=backend)
+    plan = make_plan(graph, numerics=options.numerics, backend=backend, on_kernels=on_kernels)
     _dump(options.name, "scheduled.plan", lambda: str(plan))
     return plan
 
 
 def _built(graph: Graph, options: Options, backend: str) -> Compilation:
     """From the disk cache when this very graph has been built here before, else through the whole pipeline."""
-    from graphc.runtime.load import build_program, find_program
+    from graphc.runtime.load import find_program
 
     found = Compilation(graph, options, backend)
     text = str(graph)
@@ -302,21 +306,56 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
     if executable is None:
         with _timed(found.seconds, "optimize"):
             found.stage("optimized")
-        with _timed(found.seconds, "plan"):
-            plan = found.stage("scheduled")
-        with _timed(found.seconds, "generate"):
-            program = _generate(plan, backend)
-        found.program = program
-        with _timed(found.seconds, "build"):
-            try:
-                executable = build_program(program, key)
-            except BackendUnavailableError as error:
-                found.execute = _unavailable(error)  # its sources can still be read
-                return found
+        try:
+            executable = (_build_triton if backend == "triton" else _build_native)(found, key)
+        except BackendUnavailableError as error:
+            found.execute = _unavailable(error)  # its sources can still be read
+            return found
     found.execute, found.program = executable, executable.program
     for name, source in found.program.sources.items():
         _dump(options.name, name, source.__str__)
     return found
+
+
+def _build_native(found: Compilation, key: str) -> Executable:
+    """Plan, generate, build. Kernels are built from the moment they are known, while the plan is still being made."""
+    from graphc.codegen.c.emit import CKernel, emit_kernel
+    from graphc.codegen.c.flags import CFLAGS
+    from graphc.codegen.native import generate_native, kernel_files
+    from graphc.runtime.build import Build
+    from graphc.runtime.load import build_program
+
+    emitted: dict[int, tuple[Kernel, CKernel]] = {}
+
+    def emit(kernel: Kernel) -> CKernel:
+        if id(kernel) not in emitted:
+            emitted[id(kernel)] = (kernel, emit_kernel(kernel))  # holding the kernel keeps its id
+        return emitted[id(kernel)][1]
+
+    with Build(CFLAGS) as build:
+
+        def start(kernels: list[Kernel]) -> None:
+            for name, text in kernel_files([emit(kernel) for kernel in kernels]).items():
+                build.start(name, text)
+
+        with _timed(found.seconds, "plan"):
+            found._plan = plan = _plan(found.stage("optimized"), found.options, found.backend, start)
+        with _timed(found.seconds, "generate"):
+            found.program = generate_native(plan, emit)
+        with _timed(found.seconds, "build"):
+            return build_program(found.program, key, build)
+
+
+def _build_triton(found: Compilation, key: str) -> Executable:
+    from graphc.codegen.triton.program import generate
+    from graphc.runtime.load import build_program
+
+    with _timed(found.seconds, "plan"):
+        plan = found.stage("scheduled")
+    with _timed(found.seconds, "generate"):
+        found.program = generate(plan)
+    with _timed(found.seconds, "build"):
+        return build_program(found.program, key)
 
 
 def _unavailable(error: BackendUnavailableError) -> Callable[[list[Any]], list[Any]]:
@@ -330,17 +369,6 @@ def _cache_key(text: str, options: Options, backend: str) -> str:
     from graphc.runtime.cache import program_key
 
     return program_key(text, {"backend": backend, "numerics": options.numerics})
-
-
-def _generate(plan: Plan, backend: str) -> Program:
-    if backend == "triton":
-        from graphc.codegen.triton.program import generate
-
-        return generate(plan)
-    from graphc.codegen.c.emit import emit_kernel
-    from graphc.codegen.native import generate_native
-
-    return generate_native(plan, emit_kernel)
 
 
 def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,13 +38,21 @@ from graphc.program.plan import (
 )
 
 
-def make_plan(graph: Graph, *, numerics: str = "default", backend: str = "c") -> Plan:
+def make_plan(
+    graph: Graph,
+    *,
+    numerics: str = "default",
+    backend: str = "c",
+    on_kernels: Callable[[list[Kernel]], None] | None = None,
+) -> Plan:
     """Schedule a graph.
 
     Args:
         graph: optimised: composites expanded, shapes static. It is not changed.
         numerics: `default`: a kernel keeps bf16 and f16 in f32 from load to store; `eager`: rounds after each op.
         backend: `c` or `triton`: what the kernels are meant for.
+        on_kernels: called with the kernels as soon as they are known, before the plan is done, so that they can be
+            built meanwhile. In rare cases (a product that is a sum of nothing) the plan has others in the end.
 
     Returns:
         The plan. `stats` counts: `graph_ops`, `fused_ops` (done by kernels), `kernels` (distinct), `kernel_calls`,
@@ -57,7 +65,7 @@ def make_plan(graph: Graph, *, numerics: str = "default", backend: str = "c") ->
     for item in graph.inputs:
         if not all(isinstance(size, int) for size in item.shape):
             raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
-    return _Planner(graph, numerics, backend).run()
+    return _Planner(graph, numerics, backend).run(on_kernels)
 
 
 class _Planner:
@@ -79,8 +87,11 @@ class _Planner:
         self.calls: list[tuple[Op, str]] = []
         self.arena_bytes = self.plain_bytes = 0
 
-    def run(self) -> Plan:
+    def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
         self._lower()
+        if on_kernels is not None:
+            kernels = {id(item.kernel): item.kernel for item in self.lowered.values() if not self._is_empty(item)}
+            on_kernels(list(kernels.values()))
         self._choose_memory()
         self._schedule()
         self._build_steps()
@@ -316,13 +327,17 @@ class _Planner:
                 self._add_call(node)
 
     def _add_kernel(self, lowered: Lowered, location: Location) -> None:
-        if any(axis.extent == 0 for axis in lowered.kernel.parallel_axes):
+        if self._is_empty(lowered):
             return
         buffers = tuple(self.buffer_of[argument.value] for argument in lowered.arguments)
-        if all(0 in self.buffers[b].shape for b, a in zip(buffers, lowered.arguments, strict=True) if a.stored):
-            return
         offsets = tuple(argument.offset for argument in lowered.arguments)
         self.steps.append(KernelStep(lowered.kernel.name, buffers, offsets, location))
+
+    def _is_empty(self, lowered: Lowered) -> bool:
+        """No element is computed, or none stored."""
+        if any(axis.extent == 0 for axis in lowered.kernel.parallel_axes):
+            return True
+        return all(0 in self.nodes.head(a.value).shape for a in lowered.arguments if a.stored)
 
     def _view(self, place: Place) -> View:
         return View(self.buffer_of[place.base], memory_dtype(place.base), place.shape, place.strides, place.offset)

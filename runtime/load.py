@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from graphc.errors import BackendUnavailableError, CacheError
 from graphc.program.record import Program
-from graphc.runtime.build import build_library
+from graphc.runtime.build import Build
 from graphc.runtime.cache import disk_cache, read_entry, temporary_entry
 from graphc.settings import settings
 
@@ -62,15 +62,27 @@ def find_program(key: str) -> Executable | None:
         return None
 
 
-def build_program(program: Program, key: str) -> Executable:
+def build_program(program: Program, key: str, build: Build | None = None) -> Executable:
     """Build a program, store it under its key, and make it callable.
+
+    Args:
+        program: what to build.
+        key: its place in the cache.
+        build: where some of its sources may have been started already.
 
     Raises:
         CompilerError: it could not be built.
     """
-    files = {RECORD: program.to_json().encode(), **{name: text.encode() for name, text in program.sources.items()}}
-    if program.sources and program.backend != "triton":
-        files[LIBRARY] = build_library(program)
+    files = {name: text.encode() for name, text in program.sources.items()}
+    if not program.sources or program.backend == "triton":
+        files[RECORD] = program.to_json().encode()
+    elif build is None:
+        with Build(program.flags) as fresh:
+            return build_program(program, key, fresh)
+    else:
+        build.begin(program)
+        files[RECORD] = program.to_json().encode()  # while the compiler works
+        files[LIBRARY] = build.library(program)
     if not settings().cache:
         return load_program(program, temporary_entry(key, files))
     folder = disk_cache().put(key, files)
