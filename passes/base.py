@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -86,6 +86,10 @@ class Rules:
 
         return register
 
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        """Apply the rules all over a graph, in one walk."""
+        return Rewriter(graph, ctx).run(self.rewrite, self.by_name)
+
     def rewrite(self, rewriter: Rewriter, op: Op) -> Sequence[Value] | None:
         """Apply the first rule that fits."""
         for rule in self.by_name.get(op.name, ()):
@@ -115,13 +119,28 @@ class Rewriter:
         self.escaping = {output.value for output in graph.outputs}
         self.modified = False
 
-    def run(self, rewrite: Rewrite) -> PassResult:
-        """Walk the graph once."""
+    def run(self, rewrite: Rewrite, names: Container[str] | None = None) -> PassResult:
+        """Walk the graph once.
+
+        Args:
+            rewrite: shown every op.
+            names: of the ops that it may do something with, when it knows; the others are then passed by.
+        """
         ops, self.graph.ops = self.graph.ops, []
+        built, replaced = self.graph.ops, self.replaced
         for op in ops:
-            self._visit(op, rewrite, 0)
-        redirect_ends(self.graph, self.replaced)
+            if names is None or op.name in names:
+                self._visit(op, rewrite, 0)
+                continue
+            if replaced and not replaced.keys().isdisjoint(op.operands):
+                self._update_operands(op)
+            built.append(op)
+        redirect_ends(self.graph, replaced)
         return PassResult(self.modified)
+
+    def _update_operands(self, op: Op) -> None:
+        replaced = self.replaced
+        op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
 
     def op(self, name: str, *operands: Operand, **attrs: Attr) -> Value:
         """Build an op with one result at the place, and with the location, of the one being rewritten."""
@@ -134,9 +153,8 @@ class Rewriter:
         )
 
     def _visit(self, op: Op, rewrite: Rewrite, depth: int) -> None:
-        replaced = self.replaced
-        if replaced:
-            op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
+        if self.replaced and not self.replaced.keys().isdisjoint(op.operands):
+            self._update_operands(op)
         built = self.graph.ops
         mark = len(built)
         self.builder.location = op.location

@@ -40,7 +40,7 @@ class Canonicalize:
     name: ClassVar[str] = "canonicalize"
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        return Rewriter(graph, ctx).run(RULES.rewrite)
+        return RULES.run(graph, ctx)
 
 
 def _source(op: Op) -> Value:

@@ -34,7 +34,7 @@ class EliminateCommonSubexpressions:
         escaping = {output.value for output in graph.outputs}
         kept: list[Op] = []
         for op in graph.ops:
-            if replaced:
+            if replaced and not replaced.keys().isdisjoint(op.operands):
                 op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
             definition = ctx.get_def(op.name)
             if definition.effect or op.attrs.get("effect"):
@@ -61,13 +61,18 @@ def _merge(earlier: Op, op: Op, escaping: set[Value], replaced: dict[Value, Valu
 
 
 def _key(op: Op, definition: OpDef) -> Any:
-    # id() is safe: the values live as long as the graph does
-    operands = [id(item) if isinstance(item, Value) else (item.__class__, repr(item)) for item in op.operands]
-    if definition.commutative and op.name not in ORDERED_ZEROS and str(operands[0]) > str(operands[1]):
-        operands.reverse()
+    # values are compared by identity; two numbers only with their type and every bit
+    operands = tuple([item if isinstance(item, Value) else (item.__class__, repr(item)) for item in op.operands])
+    if definition.commutative and op.name not in ORDERED_ZEROS and _order(operands[0]) > _order(operands[1]):
+        operands = operands[::-1]
     attrs = tuple(sorted([(key, _attr_key(value)) for key, value in op.attrs.items()])) if op.attrs else ()
     # equal operands and attributes give equal types; layouts are hints and may differ
-    return op.name, tuple(operands), attrs, tuple([value.strides for value in op.results])
+    return op.name, operands, attrs, tuple([value.strides for value in op.results])
+
+
+def _order(operand: Any) -> tuple[bool, int | str]:
+    """Any order will do, as long as equal pairs of operands get one."""
+    return (False, id(operand)) if isinstance(operand, Value) else (True, operand[1])
 
 
 def _attr_key(value: Attr) -> str:

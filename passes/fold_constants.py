@@ -37,7 +37,7 @@ class FoldConstants:
     name: ClassVar[str] = "fold-constants"
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        return Rewriter(graph, ctx).run(RULES.rewrite)
+        return RULES.run(graph, ctx)
 
 
 @RULES.add(*_POINTWISE)

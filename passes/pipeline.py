@@ -32,6 +32,11 @@ CLEAN_UP: tuple[Pass, ...] = (
     EliminateCommonSubexpressions(),  # expansions of neighbours share work, such as a mean
     EliminateDeadCode(),
 )
+_WOKEN_BY: dict[Pass, frozenset[Pass]] = {
+    EliminateCommonSubexpressions(): frozenset(CLEAN_UP) - {EliminateCommonSubexpressions()},  # one walk finds all
+    EliminateDeadCode(): frozenset(),  # no pass asks how often a value is read
+}
+"""Which passes may find something new after a pass has changed the graph; all of them where nothing is said."""
 MAX_ROUNDS = 3
 """Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
 
@@ -69,11 +74,15 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
     """
     context = ctx or PassContext()
     records = [run_pass(item, graph, context) for item in PREPARE]
+    pending = set(CLEAN_UP)  # passes that may find something
     for _ in range(MAX_ROUNDS):
-        round_records = [run_pass(item, graph, context) for item in CLEAN_UP]
-        records.extend(round_records)
-        if not any(record.modified for record in round_records):
-            break
+        for item in CLEAN_UP:
+            if item not in pending:
+                continue
+            pending.discard(item)
+            records.append(run_pass(item, graph, context))
+            if records[-1].modified:
+                pending |= _WOKEN_BY.get(item, frozenset(CLEAN_UP))
     return records
 
 

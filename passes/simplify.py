@@ -33,7 +33,7 @@ class Simplify:
     name: ClassVar[str] = "simplify"
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        return Rewriter(graph, ctx).run(RULES.rewrite)
+        return RULES.run(graph, ctx)
 
 
 def _number(op: Op, position: int) -> Literal | None:

@@ -278,24 +278,33 @@ class Builder:
         self.infer = infer
         self.location = UNKNOWN
         self._next = len(graph.ops)
-        self._taken = {value.name for value in graph.values()}
+        self._ops = graph.ops  # a pass that builds ops anew gives the graph another list
+        self._names: set[str] | None = None
+
+    @property
+    def _taken(self) -> set[str]:
+        """Names in use; found out when the first one is made, which many passes never come to."""
+        if self._names is None:
+            self._names = {value.name for value in self.graph.inputs}
+            self._names.update([result.name for op in self._ops for result in op.results])
+        return self._names
 
     def fresh_name(self) -> str:
-        while str(self._next) in self._taken:
-            self._next += 1
-        name = str(self._next)
-        self._taken.add(name)
-        self._next += 1
+        taken, number = self._taken, self._next
+        while (name := str(number)) in taken:
+            number += 1
+        taken.add(name)
+        self._next = number + 1
         return name
 
     def input(
         self, name: str, type: TensorType, role: Role, path: str, strides: tuple[Dim, ...] | None = None
     ) -> Input:
         """Add an input; `name` is made unique."""
-        unique, count = name, 1
-        while unique in self._taken:
+        taken, unique, count = self._taken, name, 1
+        while unique in taken:
             unique, count = f"{name}_{count}", count + 1
-        self._taken.add(unique)
+        taken.add(unique)
         value = Input(unique, type, role, path, strides)
         self.graph.inputs.append(value)
         return value
