@@ -7,8 +7,7 @@ only takes notes. There is no second description of any op.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, Ranges, simplify, symbol, symbols
@@ -21,27 +20,25 @@ Index: TypeAlias = tuple[Dim, ...]
 """One index expression per dim of a value; 0 for dims of size 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """One access of an op to an operand.
 
     Args:
         operand: its position.
-        index: the element; for a reduction its position along the dims that are kept.
+        place: the element; for a reduction its position along the dims that are kept.
         masked: the element is not read everywhere.
         dims: the dims reduced over, or None.
         scan: the dim of a running reduction, or None.
     """
 
     operand: int
-    index: Index
+    place: Index
     masked: bool = False
     dims: tuple[int, ...] | None = None
     scan: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DataIndex:
+class DataIndex(NamedTuple):
     """A symbol of an index expression whose value is loaded.
 
     Args:
@@ -55,8 +52,7 @@ class DataIndex:
     extent: int
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """All accesses of one op for one element of its result, and the data-dependent indices in them (`d0`, `d1`)."""
 
     reads: tuple[Read, ...]
@@ -172,13 +168,13 @@ def trace(op: Op, index: Index, ranges: Mapping[str, tuple[int, int | None]]) ->
 
 
 def _pointwise(op: Op, index: Index) -> Trace:
-    return Trace(
-        tuple(
-            Read(number, broadcast_index(operand, index))
-            for number, operand in enumerate(op.operands)
-            if isinstance(operand, Value)
-        )
-    )
+    shape = op.results[0].type.shape
+    reads = []
+    for number, operand in enumerate(op.operands):
+        if isinstance(operand, Value):
+            place = index if operand.type.shape == shape else broadcast_index(operand, index)
+            reads.append(Read(number, place))
+    return Trace(tuple(reads))
 
 
 def _key(op: Op, index: Index, ranges: Mapping[str, tuple[int, int | None]]) -> object:
@@ -187,13 +183,18 @@ def _key(op: Op, index: Index, ranges: Mapping[str, tuple[int, int | None]]) -> 
     return (
         op.name,
         attrs_key(op),
-        tuple((operands.index(item), item.shape) if isinstance(item, Value) else repr(item) for item in operands),
-        op.results[0].shape,
+        tuple(
+            [(operands.index(item), item.type.shape) if isinstance(item, Value) else repr(item) for item in operands]
+        ),
+        op.results[0].type.shape,
         index,
-        tuple((name, ranges[name]) for name in sorted(names)),
+        tuple([ranges[name] for name in sorted(names)]),
     )
 
 
 def attrs_key(op: Op) -> str:
     """Attributes as text; what `==` would confuse (1, 1.0, True) stays apart."""
-    return repr(sorted(op.attrs.items())) if op.attrs else ""
+    attrs = op.attrs
+    if len(attrs) > 1:
+        return repr(sorted(attrs.items()))
+    return repr(attrs) if attrs else ""

@@ -98,8 +98,10 @@ def is_kernel_op(op: Op) -> bool:
     """Whether generated kernels can compute the op: it has a lowering and all dtypes are real numbers."""
     if get(op.name).lower is None:
         return False
-    values = [*op.inputs, *op.results]
-    return all(value.dtype.name in KERNEL_DTYPES for value in values)
+    for value in (*op.operands, *op.results):
+        if isinstance(value, Value) and value.type.dtype.name not in KERNEL_DTYPES:
+            return False
+    return True
 
 
 def fuse(graph: Graph, backend: str = "c") -> Fusion:
@@ -240,13 +242,16 @@ class _Fuser:
                 continue
             result = op.results[0]
             work, leaves = _work(op), frozenset[Value]()
-            for operand in op.inputs:
-                found = self.cheap.get(operand)
-                work += 0 if found is None else found[0]
-                leaves |= frozenset((operand,)) if found is None else found[1]
+            for operand in op.operands:
+                if isinstance(operand, Value):
+                    more, below = self.cheap.get(operand) or (0, frozenset((operand,)))
+                    work += more
+                    leaves = leaves | below if leaves else below
+            if work > (CHEAP_WORK if leaves else FREE_WORK):
+                continue
             size = _count(result)
-            read = sum(min(size, _count(leaf)) * leaf.dtype.itemsize for leaf in leaves)
-            if work <= (CHEAP_WORK if leaves else FREE_WORK) and 4 * read <= 5 * size * result.dtype.itemsize + 2048:
+            read = sum([min(size, _count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
+            if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048:
                 self.cheap[result] = (work, leaves)
 
     def _widen_products(self) -> None:
@@ -255,7 +260,16 @@ class _Fuser:
         So operands and results are read through their views instead of being copied. A product that is then only read
         transposed and reshaped is stored so that both are views of it.
         """
-        users = self.graph.uses()
+        users: dict[Value, list[Op]] = {}  # of products, and of what reads them in another shape
+        for op in self.graph.ops:
+            if not users.keys().isdisjoint(op.operands):
+                for operand in dict.fromkeys(op.inputs):
+                    if operand in users:
+                        users[operand].append(op)
+                        if op.name in ("permute", "reshape"):
+                            users[op.results[0]] = []
+            if op.name == "matmul":
+                users[op.results[0]] = []
         for op in self.graph.ops:
             if op.name != "matmul":
                 continue
@@ -535,10 +549,7 @@ def _full(group: Group) -> bool:
 
 
 def _count(value: Value) -> int:
-    total = 1
-    for size in int_shape(value):
-        total *= size
-    return total
+    return math.prod(int_shape(value))
 
 
 def _work(op: Op) -> int:

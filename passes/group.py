@@ -40,7 +40,7 @@ class RowLimits:
 ALWAYS = RowLimits(0, 0)
 
 
-@dataclass
+@dataclass(slots=True)
 class Visit:
     """A value at one element.
 
@@ -117,17 +117,18 @@ class Group:
         """
         op = value.op
         assert op is not None
-        visit = self.visits[value][index]
-        if not any(other.expanded for other in self.visits[value].values()):
+        places = self.visits[value]
+        visit = places[index]
+        if not any(other.expanded for other in places.values()):
             self.open -= 1
         visit.expanded = True
         found = trace(op, index, self.ranges)
-        renamed = self._adopt_data(found.data)
+        renamed = self._adopt_data(found.data) if found.data else {}
         reached: list[Value] = []
         for read in found.reads:
             operand = op.operands[read.operand]
             assert isinstance(operand, Value)
-            place = self._place(operand, read, renamed)
+            place = read.place if read.dims is None and not renamed else self._place(operand, read, renamed)
             self.visit(operand, place, visit.masked or read.masked)
             reached.append(operand)
         return reached
@@ -144,7 +145,7 @@ class Group:
         return renamed
 
     def _place(self, operand: Value, read: Read, renamed: dict[str, Dim]) -> Index:
-        index = tuple(substitute(part, renamed) for part in read.index) if renamed else read.index
+        index = tuple(substitute(part, renamed) for part in read.place) if renamed else read.place
         if read.dims is None:
             return index
         return self.row_index(operand, read.dims, index)
@@ -264,14 +265,14 @@ class Group:
             assert isinstance(operand, Value)
             if read.dims is not None and not self._admit_reduce(operand, read, limits):
                 return False
-            if read.scan is not None and not self._admit_scan(operand, read.index, read.scan):
+            if read.scan is not None and not self._admit_scan(operand, read.place, read.scan):
                 return False
         return True
 
     def _admit_reduce(self, operand: Value, read: Read, limits: RowLimits) -> bool:
         assert read.dims is not None
         extents = tuple(size for size in (int_shape(operand)[d] for d in read.dims) if size != 1)
-        used = self.axes_of(read.index)
+        used = self.axes_of(read.place)
         if not extents:
             return True
         row = 1

@@ -11,6 +11,7 @@ numerics="eager" after every op.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, bounds, simplify, symbol
@@ -27,8 +28,7 @@ from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """A buffer argument of a kernel call: where in which value's memory it points. `stored` = written."""
 
     value: Value
@@ -161,7 +161,7 @@ class _Outline:
                 raise LoweringError(f"{value!r} has no memory and no definition")
             stack.append((value, True))
             visits = self.group.visits
-            stack.extend((item, False) for item in reversed(list(op.inputs)) if item in visits)
+            stack.extend([(x, False) for x in reversed(op.operands) if isinstance(x, Value) and x in visits])
 
     def _load_place(self, value: Value) -> Place | None:
         """Where a value is read from memory; None when it is computed."""
@@ -170,6 +170,8 @@ class _Outline:
             if value in roots and value not in self.group.stores:
                 return None
             return Place(value, int_shape(value), self.layouts.strides(value))
+        if value.op is None or get(value.op.name).kind is not Kind.VIEW:
+            return None
         place = self.layouts.place(value, self.stored)
         if place.base in self.stored and (place.base not in roots):
             return place
@@ -194,23 +196,31 @@ class _Outline:
                     op.name,
                     attrs_key(op),
                     tuple(
-                        number.get(item, -1) if isinstance(item, Value) else (type(item), repr(item))
-                        for item in op.operands
+                        [
+                            number.get(item, -1) if isinstance(item, Value) else (type(item), repr(item))
+                            for item in op.operands
+                        ]
                     ),
-                    op.results[0].type,
+                    _type_key(op.results[0]),
                 )
                 for op in self.ops
             ),
             tuple(
-                (number[value], self.argument(place, False), memory_dtype(value), value.type, place.strides)
+                (number[value], self.argument(place, False), _type_key(value), place.strides)
                 for value, place in self.loads.items()
             ),
             tuple(
                 (number[self.source(root)], group.roots[root], self.argument(place, True), place.shape, place.strides)
                 for root, place in self.stores.items()
             ),
-            tuple(memory_dtype(argument.value) for argument in self.arguments),
+            tuple([memory_dtype(argument.value).name for argument in self.arguments]),
         )
+
+
+def _type_key(value: Value) -> tuple[object, ...]:
+    """A type as plain data, which is quick to hash."""
+    type = value.type
+    return type.dtype.name, type.shape, type.device
 
 
 class _Missing(Exception):

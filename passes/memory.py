@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 ALIGNMENT = 64
 EXACT_BLOCKS = 600
 """Blocks up to which all pairs are looked at; beyond it, one sweep in order of time."""
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Memory alive from step `first` to step `last`, both included.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from graphc.errors import LoweringError
@@ -79,6 +78,7 @@ class _Planner:
         self.sharing = Sharing()
         self.lowered: dict[Group, Lowered] = {}
         self.live = {output.value for output in graph.outputs} | {p.base for p in self.fusion.output_places.values()}
+        self.writes = {write.value for write in graph.writes}
         self.buffers: list[BufferSpec] = []
         self.buffer_of: dict[Value, int] = {}
         self.kinds: dict[Value, str] = {}
@@ -115,11 +115,10 @@ class _Planner:
         return value in self.live or value in self.fusion.homes or bool(self.nodes.readers.get(value))
 
     def _kept(self, group: Group) -> set[Value]:
-        writes = {write.value for write in self.graph.writes}
         return {
             v
             for v in group.roots
-            if v in group.overwrites or (v in writes and v in group.stores) or self._needs_memory(v)
+            if v in group.overwrites or (v in self.writes and v in group.stores) or self._needs_memory(v)
         }
 
     def _lower(self) -> None:
@@ -415,9 +414,9 @@ class _Planner:
         externs = Counter(step.op for step in plan.steps if isinstance(step, AtenStep))
         fused: set[Op] = set()
         for group in self.lowered:
-            fused.update(
-                value.op for value, at in group.visits.items() if value.op and any(v.expanded for v in at.values())
-            )
+            for value, at in group.visits.items():
+                if value.op is not None and any(visit.expanded for visit in at.values()):
+                    fused.add(value.op)
         read, written = traffic(plan)
         return {
             "graph_ops": len(self.graph.ops),
@@ -435,7 +434,8 @@ class _Planner:
 
 
 def _at(spec: BufferSpec, offset: int) -> BufferSpec:
-    return replace(spec, arena_offset=offset)
+    s = spec  # a call of the constructor takes a tenth of the time of `replace`
+    return BufferSpec(s.index, s.kind, s.dtype, s.shape, s.strides, s.nbytes, s.device, s.source, offset, s.host)
 
 
 def _location(group: Group) -> Location:
