@@ -37,6 +37,8 @@ class Access:
 
     def resolve(self) -> Any:
         """The object found there now."""
+        if not self.suffix:
+            return self.root
         return eval(f"_root{self.suffix}", {"_root": self.root})
 
     def entry(self) -> tuple[dict[Any, Any], str] | None:

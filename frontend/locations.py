@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from functools import lru_cache
-from types import CodeType
+from types import CodeType, FrameType
 
 from graphc.ir.types import UNKNOWN, Location
 
@@ -29,10 +29,18 @@ def _prefixes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return _internal_prefixes(), stdlib
 
 
-@lru_cache(maxsize=8192)
+_USER_FILES: dict[str, bool] = {}  # whether code of a file is the user's; a code object would be slow to hash
+
+
 def is_user_code(code: CodeType) -> bool:
     """The code was written by the user or by a library that stands on torch."""
-    file = code.co_filename
+    found = _USER_FILES.get(code.co_filename)
+    if found is None:
+        found = _USER_FILES[code.co_filename] = _is_user_file(code.co_filename)
+    return found
+
+
+def _is_user_file(file: str) -> bool:
     internal, stdlib = _prefixes()
     if file.startswith(internal) or file.startswith("<frozen"):
         return False
@@ -48,18 +56,22 @@ class Locator:
 
     def __init__(self, module_path: Callable[[], str]) -> None:
         self._module_path = module_path
-        self._known: dict[tuple[CodeType, int, str], Location] = {}
+        self._known: dict[tuple[str, int, str, str], Location] = {}
 
     def here(self) -> Location:
         """The location of the call being made, or `UNKNOWN` when no frame is the user's."""
-        frame = sys._getframe(1)
-        while frame is not None and not is_user_code(frame.f_code):
-            frame = frame.f_back  # type: ignore[assignment]
-        if frame is None:
+        frame: FrameType | None = sys._getframe(1)
+        known = _USER_FILES
+        while frame is not None:
+            code = frame.f_code
+            is_user = known.get(code.co_filename)
+            if is_user or (is_user is None and is_user_code(code)):
+                break
+            frame = frame.f_back
+        else:
             return UNKNOWN
-        key = (frame.f_code, frame.f_lineno, self._module_path())
+        key = (code.co_filename, frame.f_lineno, code.co_qualname, self._module_path())
         found = self._known.get(key)
         if found is None:
-            found = Location(key[0].co_filename, key[1], key[0].co_qualname, key[2])
-            self._known[key] = found
+            found = self._known[key] = Location(*key)
         return found

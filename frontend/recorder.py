@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,7 @@ class Recorder:
         known = self._states.get(id(tensor))
         if known is not None:
             return known
-        check_supported(tensor, path, self.locator.here())
+        check_supported(tensor, path, self.locator)
         key = 0 if role is Role.CONST else tensor.untyped_storage()._cdata
         if key in self._merged and key:
             state = self._merged_state(tensor, key, role, path, binding)
@@ -224,8 +225,8 @@ class Recorder:
         return self.locator.here()
 
 
-def check_supported(tensor: torch.Tensor, path: str, location: Location) -> None:
-    """Refuse tensors that graphs cannot hold.
+def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
+    """Refuse tensors that graphs cannot hold, at the user's line.
 
     Raises:
         CaptureError: a tensor subclass.
@@ -236,15 +237,18 @@ def check_supported(tensor: torch.Tensor, path: str, location: Location) -> None
             f"{path} is a {type(tensor).__module__}.{type(tensor).__qualname__}, a tensor subclass, which graphc does "
             "not compile; pass a plain tensor (for example its `.as_subclass(torch.Tensor)`), or run this with "
             "graphc.eager()",
-            location,
+            locator.here(),
         )
     bad = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else ""
     bad = bad or (f"of layout {tensor.layout}" if tensor.layout != torch.strided else "")
     bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")
     if bad:
-        raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", location)
+        raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", locator.here())
+
+
+_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_.]")
 
 
 def _identifier(path: str) -> str:
-    name = "".join(c if (c.isalnum() and c.isascii()) or c in "_." else "_" for c in path).strip("_.") or "input"
+    name = _NOT_IN_NAMES.sub("_", path).strip("_.") or "input"
     return f"_{name}" if name.isdigit() else name

@@ -99,8 +99,8 @@ class _Printer:
     """Prints ops, remembering the texts of types and locations: a graph has far fewer of them than ops."""
 
     def __init__(self) -> None:
-        self._types: dict[TensorType, str] = {}
-        self._locations: dict[Location, str] = {}
+        self._types: dict[tuple[str, tuple[Dim, ...], str], str] = {}
+        self._locations: dict[int, str] = {}  # by id: ops of one line share the object, and it is slow to hash
 
     def op_line(self, op: Op) -> str:
         results = ", ".join([self._result(value) for value in op.results])
@@ -116,14 +116,15 @@ class _Printer:
         return f"{value_name(value.name)}: {self._type(value.type)}{strides}"
 
     def _type(self, type: TensorType) -> str:
-        text = self._types.get(type)
+        key = type.dtype.name, type.shape, type.device
+        text = self._types.get(key)
         if text is None:
-            text = self._types[type] = str(type)
+            text = self._types[key] = str(type)
         return text
 
     def _location(self, location: Location) -> str:
-        text = self._locations.get(location)
+        text = self._locations.get(id(location))
         if text is None:
             comment = location_comment(location)
-            text = self._locations[location] = f"  {comment}" if comment else ""
+            text = self._locations[id(location)] = f"  {comment}" if comment else ""
         return text
