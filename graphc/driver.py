@@ -250,7 +250,7 @@ def _compile(graph: Graph, options: Options) -> Compilation:
 
 
 def _choose_backend(graph: Graph, options: Options) -> str:
-    devices = {value.device.partition(":")[0] for value in graph.values() if not value.type.is_host}
+    devices = {device.partition(":")[0] for device in {value.type.device for value in graph.values()}}
     on_gpu = bool(devices & {"cuda", "xpu"})
     backend = ("triton" if on_gpu else "c") if options.backend == "auto" else options.backend
     if backend == "c" and on_gpu:

@@ -118,6 +118,7 @@ class Rewriter:
         self.replaced: dict[Value, Value] = {}
         self.escaping = {output.value for output in graph.outputs}
         self.modified = False
+        self._names: Container[str] | None = None
 
     def run(self, rewrite: Rewrite, names: Container[str] | None = None) -> PassResult:
         """Walk the graph once.
@@ -127,15 +128,10 @@ class Rewriter:
             names: of the ops that it may do something with, when it knows; the others are then passed by.
         """
         ops, self.graph.ops = self.graph.ops, []
-        built, replaced = self.graph.ops, self.replaced
+        self._names = names
         for op in ops:
-            if names is None or op.name in names:
-                self._visit(op, rewrite, 0)
-                continue
-            if replaced and not replaced.keys().isdisjoint(op.operands):
-                self._update_operands(op)
-            built.append(op)
-        redirect_ends(self.graph, replaced)
+            self._visit(op, rewrite, 0)
+        redirect_ends(self.graph, self.replaced)
         return PassResult(self.modified)
 
     def _update_operands(self, op: Op) -> None:
@@ -156,6 +152,9 @@ class Rewriter:
         if self.replaced and not self.replaced.keys().isdisjoint(op.operands):
             self._update_operands(op)
         built = self.graph.ops
+        if (self._names is not None and op.name not in self._names) or depth > _MAX_DEPTH:
+            built.append(op)
+            return
         mark = len(built)
         self.builder.location = op.location
         for _ in range(_MAX_UPDATES):
@@ -173,10 +172,7 @@ class Rewriter:
         del built[mark:]
         self._hand_over(op, values, fresh)
         for new in fresh:
-            if depth < _MAX_DEPTH:
-                self._visit(new, rewrite, depth + 1)
-            else:
-                built.append(new)
+            self._visit(new, rewrite, depth + 1)
         if not self._replace(op, values):
             built.append(op)
         else:

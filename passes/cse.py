@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphc.ir.graph import Attr, Graph, Op, Value
+from graphc.ir.graph import Graph, Op, Value
 from graphc.ops.registry import OpDef
 from graphc.passes.base import ORDERED_ZEROS, PassContext, PassResult, redirect_ends
 
@@ -65,7 +65,7 @@ def _key(op: Op, definition: OpDef) -> Any:
     operands = tuple([item if isinstance(item, Value) else (item.__class__, repr(item)) for item in op.operands])
     if definition.commutative and op.name not in ORDERED_ZEROS and _order(operands[0]) > _order(operands[1]):
         operands = operands[::-1]
-    attrs = tuple(sorted([(key, _attr_key(value)) for key, value in op.attrs.items()])) if op.attrs else ()
+    attrs = "" if not op.attrs else repr(op.attrs) if len(op.attrs) == 1 else repr(sorted(op.attrs.items()))
     # equal operands and attributes give equal types; layouts are hints and may differ
     return op.name, operands, attrs, tuple([value.strides for value in op.results])
 
@@ -73,7 +73,3 @@ def _key(op: Op, definition: OpDef) -> Any:
 def _order(operand: Any) -> tuple[bool, int | str]:
     """Any order will do, as long as equal pairs of operands get one."""
     return (False, id(operand)) if isinstance(operand, Value) else (True, operand[1])
-
-
-def _attr_key(value: Attr) -> str:
-    return f"{value.__class__.__name__} {value!r}"

@@ -32,11 +32,6 @@ CLEAN_UP: tuple[Pass, ...] = (
     EliminateCommonSubexpressions(),  # expansions of neighbours share work, such as a mean
     EliminateDeadCode(),
 )
-_WOKEN_BY: dict[Pass, frozenset[Pass]] = {
-    EliminateCommonSubexpressions(): frozenset(CLEAN_UP) - {EliminateCommonSubexpressions()},  # one walk finds all
-    EliminateDeadCode(): frozenset(),  # no pass asks how often a value is read
-}
-"""Which passes may find something new after a pass has changed the graph; all of them where nothing is said."""
 MAX_ROUNDS = 3
 """Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
 
@@ -81,8 +76,9 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
                 continue
             pending.discard(item)
             records.append(run_pass(item, graph, context))
-            if records[-1].modified:
-                pending |= _WOKEN_BY.get(item, frozenset(CLEAN_UP))
+            # each pass finds all there is for it in one walk, and none asks who reads a value
+            if records[-1].modified and item.name != EliminateDeadCode.name:
+                pending.update(other for other in CLEAN_UP if other is not item)
     return records
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Graph, Literal, Op, Operand, Value
-from graphc.ir.types import DType
+from graphc.ir.types import HOST, DType
 from graphc.passes.base import PassContext, PassResult, Rewriter, Rules, constant_of, defined_by, literal_as
 
 RULES = Rules()
@@ -44,8 +44,11 @@ def _number(op: Op, position: int) -> Literal | None:
 
 def _data_dtype(op: Op) -> DType:
     """The dtype that the operands of a pointwise op of two operands have in common."""
-    values = list(op.inputs)
-    return next((value.dtype for value in values if not value.type.is_host), values[0].dtype)
+    values = [item.type for item in op.operands if isinstance(item, Value)]
+    for type in values:
+        if type.device != HOST:
+            return type.dtype
+    return values[0].dtype
 
 
 def _is(number: Literal | None, wanted: float) -> bool:
@@ -75,8 +78,10 @@ def drop_multiplication_by_one(rewriter: Rewriter, op: Op) -> Value | None:
 @RULES.add("add")
 def drop_addition_of_zero(rewriter: Rewriter, op: Op) -> Value | None:
     """`x + 0` is x for integers, `x + -0.0` for floats."""
-    zero = -0.0 if _data_dtype(op).is_float else 0
-    return _value(op.operands[0]) if _is(_number(op, 1), zero) else None
+    number = _number(op, 1)
+    if number is None:
+        return None
+    return _value(op.operands[0]) if _is(number, -0.0 if _data_dtype(op).is_float else 0) else None
 
 
 @RULES.add("sub")
