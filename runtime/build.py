@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,15 +44,19 @@ class Build:
         self._deadline = time.monotonic() + timeout
         self._running: set[subprocess.Popen[bytes]] = set()
         self._objects: dict[tuple[str, str], Future[str]] = {}
+        self._cpus = len(os.sched_getaffinity(0))
+        self._slots = threading.Semaphore(max(self._cpus - 1, 1))  # one CPU is left to the planning meanwhile
+        self._is_early, self._is_over = True, False
 
     def __enter__(self) -> Build:
         self._temporary = tempfile.TemporaryDirectory(prefix="graphc-build-")
         self._folder = Path(self._temporary.name)
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(self._cpus)
         return self
 
     def __exit__(self, *failure: object) -> None:
         """Stop what still runs: after an error, or because the program turned out not to need it."""
+        self._is_over = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in list(self._running):
             _kill(process)
@@ -65,7 +70,10 @@ class Build:
             self._objects[source, text] = self._pool.submit(self._compile, _compiler(), folder, source, text)
 
     def begin(self, program: Program) -> None:
-        """Start what has not been started of a program of several sources."""
+        """Start what has not been started of a program of several sources, on all CPUs."""
+        if self._is_early and self._cpus > 1:
+            self._slots.release()
+        self._is_early = False
         if len(program.sources) > 1:
             for source, text in program.sources.items():
                 self.start(source, text)
@@ -92,9 +100,11 @@ class Build:
 
     def _compile(self, compiler: str, folder: Path, source: str, text: str) -> str:
         """Compile a source to an object file, whose name this gives."""
-        folder.mkdir()
-        (folder / source).write_text(text)
-        self._run([compiler, "-c", "-fPIC", *self._flags, source, "-o", f"{source}.o"], folder)
+        with self._slots:
+            if not self._is_over:
+                folder.mkdir()
+                (folder / source).write_text(text)
+                self._run([compiler, "-c", "-fPIC", *self._flags, source, "-o", f"{source}.o"], folder)
         return f"{folder.name}/{source}.o"
 
     def _run(self, command: list[str], folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from graphc.errors import CompilerError
 from graphc.program.record import Program
-from graphc.runtime.build import build_library, compiler_version
+from graphc.runtime.build import Build, build_library, compiler_version
 from graphc.settings import override
 
 
@@ -104,3 +104,33 @@ def test_builds_leave_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_compiler_version(tmp_path: Path) -> None:
     assert "9.9" in compiler_version(fake_compiler(tmp_path, "echo mycc 9.9; echo more"))
     assert compiler_version(str(tmp_path / "absent")) == ""
+
+
+def test_sources_started_early_are_compiled_once(tmp_path: Path) -> None:
+    """A source given ahead is taken as it is if the program has it, and left out if the program has another text."""
+    log = tmp_path / "log"
+    compiler = fake_compiler(tmp_path, f'echo "$@" >> {log}\nexec gcc "$@"')
+    record = program()
+    record.sources = {"a.c": "int two(void) { return 2; }\n", "b.c": "int five(void) { return 5; }\n"}
+    with override(cc=compiler), Build(record.flags) as build:
+        build.start("a.c", record.sources["a.c"])
+        build.start("b.c", "int four(void) { return 4; }\n")
+        library = build.library(record)
+    assert b"two" in library
+    assert b"five" in library
+    assert b"four" not in library
+    assert sum("a.c.o" in line and "-c" in line.split() for line in log.read_text().splitlines()) == 1
+
+
+def test_leaving_a_build_stops_the_compiler(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    compiler = fake_compiler(tmp_path, f"sleep 60 &\necho $! > {pid_file}\nwait")
+    with override(cc=compiler), pytest.raises(ZeroDivisionError), Build(()) as build:
+        for name in ("a.c", "b.c", "c.c"):
+            build.start(name, "")
+        for _ in range(100):
+            if pid_file.exists() and pid_file.read_text():
+                break
+            threading.Event().wait(0.05)
+        raise ZeroDivisionError
+    assert not _alive(int(pid_file.read_text()))
