@@ -38,7 +38,7 @@ from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.program.lifetimes import last_external_uses
-from graphc.program.plan import INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step
+from graphc.program.plan import CHECKS, INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step
 from graphc.program.record import NATIVE, PYTHON, Program, Segment
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _NativeWriter:
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
         self.attentions: dict[str, str] = {}  # text of an attention kernel -> name of its C function
-        self.uses_tensors = self.uses_matmul_aten = self.tiles = self.tiles_batch = False
+        self.uses_tensors = self.uses_matmul_aten = self.uses_checks = self.tiles = self.tiles_batch = False
         self.reasons: dict[str, str] = {}
         self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
 
@@ -134,6 +134,7 @@ class _NativeWriter:
             outputs=list(plan.outputs),
             written=plan.written,
             arena_bytes=plan.arena_bytes,
+            checks=dict(plan.checks),
             segments=segments,
             sources=sources,
             symbols=tuple(self.symbols),
@@ -173,7 +174,11 @@ class _NativeWriter:
             first = len(numbers)
             arguments.append(f"AT(b[{first}], b[{first + 1}])" if offset else f"p[b[{first}]]")
             numbers += [index, offset * self.plan.buffers[index].dtype.itemsize] if offset else [index]
-        return self.table.row(step.kernel, f"  {emitted.name}({', '.join(arguments)});\n  return 0;", numbers)
+        call, ending = f"{emitted.name}({', '.join(arguments)});", "return 0;"
+        if step.buffers and self.plan.buffers[step.buffers[-1]].kind == CHECKS:
+            self.uses_checks = True
+            ending = f"return failed({arguments[-1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
+        return self.table.row(step.kernel, f"  {call}\n  {ending}", numbers)
 
     def _gemm_line(self, step: GemmStep) -> str:
         if is_empty(step):
@@ -275,6 +280,8 @@ class _NativeWriter:
             parts.append(tile_text.BATCH_CALL)
         for name in self.attentions.values():
             parts.append(f"{_HIDDEN} {tile_text.ATTENTION_PROTOTYPE.replace('NAME', name)};\n")
+        if self.uses_checks:
+            parts.append(text.FAILED)
         if self.uses_tensors:
             parts.append(f"enum {{ CPU = {constant('device_type_cpu')}, STRIDED = {constant('layout_strided')} }};\n")
             parts.append(text.TENSORS)

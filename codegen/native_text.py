@@ -95,6 +95,15 @@ static void matmul_batch_REAL(char ta, char tb, int m, int n, int k, const void 
 }
 """
 
+# What kernels report in the cells of their checks; INT64_MIN is nothing.
+FAILED = """\
+static int failed(const int64_t *cells, int count) {
+  for (int i = 0; i < count; i++)
+    if (__builtin_expect(cells[i] != INT64_MIN, 0)) return 1;
+  return 0;
+}
+"""
+
 # Tensor handles. All helpers report failure as 1; libtorch keeps the message, and the runtime asks for it.
 TENSORS = """\
 static void drop(AtenTensorHandle t) {

@@ -96,3 +96,14 @@ class GraphcWarning(UserWarning):
 
 class FallbackWarning(GraphcWarning):
     """Something ran slower than asked for (no compiler, autograd needed, read-only cache); says why and what to do."""
+
+
+def add_location(error: BaseException, location: HasPosition | None) -> None:
+    """Say in an error's message which line of the user's program it comes from; its class stays."""
+    if location is None or not location.line or isinstance(error, GraphcError):
+        return
+    where = f"  at {location.file}:{location.line}"
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{where}",)
+    else:
+        error.add_note(where)

@@ -117,6 +117,9 @@ class _Notes:
         self.ranges[name] = (0, max(extent - 1, 0))
         return symbol(name)
 
+    def check(self, failed: str, value: str, error: str, message: str) -> None:
+        """Reads nothing."""
+
     def reduce(self, op: str, operand: Operand, dims: tuple[int, ...], index: Index, dtype: DType) -> str:
         assert isinstance(operand, Value)
         kept = tuple(size for dim, size in enumerate(operand.shape) if dim not in dims)

@@ -11,12 +11,12 @@ numerics="eager" after every op.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, bounds, simplify, symbol
 from graphc.ir.graph import Op, Operand, Value
-from graphc.ir.types import HOST, DType, bool_, f64, i64
+from graphc.ir.types import HOST, UNFAILED, DType, bool_, f64, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
 from graphc.ops.registry import Kind, get
@@ -37,11 +37,24 @@ class Argument(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """What a kernel finds wrong with data: the op that eager would raise in, the error's class and its message."""
+
+    op: Op
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Lowered:
-    """A kernel and what it is called with, in the order of its buffers."""
+    """A kernel and what it is called with, in the order of its buffers.
+
+    A kernel that checks data has one more buffer, the last: a cell per failure.
+    """
 
     kernel: Kernel
     arguments: tuple[Argument, ...]
+    failures: tuple[Failure, ...] = ()
 
 
 def memory_dtype(value: Value) -> DType:
@@ -62,7 +75,7 @@ class Lowering:
 
     def __init__(self, layouts: Layouts, stored: set[Value], numerics: str) -> None:
         self.layouts, self.stored, self.numerics = layouts, stored, numerics
-        self._kernels: dict[object, tuple[Kernel, tuple[int, ...]]] = {}
+        self._kernels: dict[object, tuple[Kernel, tuple[int, ...], tuple[_Check, ...]]] = {}
         self._distinct: dict[object, Kernel] = {}
         self._names: dict[str, int] = {}
 
@@ -82,11 +95,15 @@ class Lowering:
         key = outline.key()
         found = self._kernels.get(key)
         if found is None:
-            kernel, order = _Writer(outline, self.numerics).write()
-            found = (self._distinct_kernel(kernel), order)
+            kernel, order, checks = _Writer(outline, self.numerics).write()
+            found = (self._distinct_kernel(kernel), order, checks)
             self._kernels[key] = found
-        kernel, order = found
-        return Lowered(kernel, tuple(outline.arguments[number] for number in order))
+        kernel, order, checks = found
+        return Lowered(
+            kernel,
+            tuple(outline.arguments[number] for number in order),
+            tuple(Failure(outline.ops[number], error, message) for number, error, message in checks),
+        )
 
     def _distinct_kernel(self, kernel: Kernel) -> Kernel:
         key = kernel.key()
@@ -98,6 +115,10 @@ class Lowering:
             found = Kernel(name, kernel.axes, kernel.buffers, kernel.body, kernel.notes)
             self._distinct[key] = found
         return found
+
+
+_Check: TypeAlias = tuple[int, str, str]
+"""Which op of an outline checks data, and the class and message of what eager raises."""
 
 
 class _Outline:
@@ -251,15 +272,18 @@ class _Writer:
         self.widened: dict[str, str] = {}  # f32 values that are bf16 or f16 ones, widened
         self.op: Op | None = None
         self.mask: str | None = None
+        # per check what fails it: conditions with the values to report
+        self.checks: dict[tuple[Op, str, str], dict[tuple[str, str], None]] = {}
 
-    def write(self) -> tuple[Kernel, tuple[int, ...]]:
-        """The kernel, and which argument of the outline each of its buffers is."""
+    def write(self) -> tuple[Kernel, tuple[int, ...], tuple[_Check, ...]]:
+        """The kernel, which argument of the outline each of its buffers is, and what its checks are."""
         outline, builder = self.outline, self.builder
         values: list[str] = []
         for root in outline.stores:
             source = outline.source(root)
             index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
             values.append(self._to_memory(self._evaluate(source, index), root))
+        checks = self._store_checks()
         # stores come last: one may go to memory that another value is loaded from
         for (root, place), value in zip(outline.stores.items(), values, strict=True):
             number = outline.argument(place, True)
@@ -269,8 +293,29 @@ class _Writer:
             Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], "out" if a.stored else "in")
             for number, a in enumerate(outline.arguments)
         )
+        if checks:
+            buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
         kernel = tidy(builder.finish(kernel_name(outline.ops, self.group), buffers, notes(outline.ops)))
-        return _drop_unused_buffers(kernel)
+        kernel, order = _drop_unused_buffers(kernel)
+        return kernel, order[: len(order) - bool(checks)], checks
+
+    def _store_checks(self) -> tuple[_Check, ...]:
+        """Write the checks: each has a cell that takes the largest offending value."""
+        position = {op: number for number, op in enumerate(self.outline.ops)} if self.checks else {}
+        for cell, found in enumerate(self.checks.values()):
+            for failed, value in found:
+                if value not in self.builder.constants:  # no offending value may look like none
+                    value = self.compute("maximum", value, self.constant(UNFAILED + 1, i64), dtype=i64)
+                self.builder.store(self.cells, cell, value, failed, "max")
+        return tuple((position[op], error, message) for op, error, message in self.checks)
+
+    @property
+    def cells(self) -> str:
+        """Name of the buffer of the checks' cells."""
+        name = "failed"
+        while name in self.names:
+            name += "_"
+        return name
 
     def _to_memory(self, value: str, root: Value) -> str:
         return self.compute("cast", value, dtype=memory_dtype(root))
@@ -446,6 +491,14 @@ class _Writer:
             return known
         self.builder.set_range(value, extent)
         return symbol(value)
+
+    def check(self, failed: str, value: str, error: str, message: str) -> None:
+        """Have the program raise where a condition holds."""
+        assert self.op is not None
+        if self.mask is not None:
+            failed = self.compute("logical_and", self.mask, failed, dtype=bool_)
+        if self.builder.constants.get(failed) is not False:
+            self.checks.setdefault((self.op, error, message), {})[failed, value] = None
 
     def reduce(self, op: str, operand: Operand, dims: tuple[int, ...], index: Index, dtype: DType) -> str:
         """A reduction over the row axes."""

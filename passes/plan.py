@@ -8,7 +8,7 @@ from typing import Any
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.types import HOST, UNKNOWN, Location
+from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.passes.fuse import Library, fuse
 from graphc.passes.group import Group, device_of, group_of
@@ -23,11 +23,13 @@ from graphc.passes.steps import call_of, normal_product, reason, resolve, traffi
 from graphc.passes.updates import IN_PLACE_CALLS
 from graphc.program.plan import (
     ARENA,
+    CHECKS,
     EXTERNAL,
     INPUT,
     OUTPUT,
     AtenStep,
     BufferSpec,
+    Check,
     GemmStep,
     KernelStep,
     OutputSpec,
@@ -85,6 +87,9 @@ class _Planner:
         self.steps: list[Step] = []
         self.offsets: list[int] = []
         self.calls: list[tuple[Op, str]] = []
+        self.checks: dict[int, list[Check]] = {}
+        self.checks_of: dict[str, int] = {}
+        self.op_numbers: dict[Op, int] = {}
         self.arena_bytes = self.plain_bytes = 0
 
     def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
@@ -101,6 +106,8 @@ class _Planner:
             steps=self.steps,
             written=tuple(number for number, item in enumerate(self.graph.inputs) if item in self._written()),
         )
+        self._close_checks()
+        plan.checks = self.checks
         self._place_arena(plan)
         plan.outputs = self._outputs()
         plan.stats = self._stats(plan)
@@ -152,7 +159,8 @@ class _Planner:
         loaded = [a for a in lowered.arguments if not a.stored and a.value is base]
         if not loaded:
             return True
-        names = {a: b.name for a, b in zip(lowered.arguments, lowered.kernel.buffers, strict=True)}
+        # a buffer of checks has no argument
+        names = {a: b.name for a, b in zip(lowered.arguments, lowered.kernel.buffers, strict=False)}
         same = all(a.offset == stored[0].offset for a in loaded)
         return same and self.sharing.allows(lowered.kernel, [names[a] for a in loaded], names[stored[0]])
 
@@ -330,6 +338,10 @@ class _Planner:
             return
         buffers = tuple(self.buffer_of[argument.value] for argument in lowered.arguments)
         offsets = tuple(argument.offset for argument in lowered.arguments)
+        if lowered.failures:
+            devices = (self.buffers[b].device for b in buffers if not self.buffers[b].host)
+            index, first = self._add_checks(lowered, max(devices, key=lambda device: device != "cpu", default="cpu"))
+            buffers, offsets = (*buffers, index), (*offsets, first)
         self.steps.append(KernelStep(lowered.kernel.name, buffers, offsets, location))
 
     def _is_empty(self, lowered: Lowered) -> bool:
@@ -337,6 +349,24 @@ class _Planner:
         if any(axis.extent == 0 for axis in lowered.kernel.parallel_axes):
             return True
         return all(0 in self.nodes.head(a.value).shape for a in lowered.arguments if a.stored)
+
+    def _add_checks(self, lowered: Lowered, device: str) -> tuple[int, int]:
+        """Cells for the checks of one call of a kernel: their buffer, and the first one's number in it."""
+        index = self.checks_of.get(device)
+        if index is None:
+            index = self.checks_of[device] = len(self.buffers)
+            self.buffers.append(BufferSpec(index, CHECKS, i64, (0,), (1,), 0, device))
+        if not self.op_numbers:
+            self.op_numbers.update((op, number) for number, op in enumerate(self.graph.ops))
+        found = self.checks.setdefault(index, [])
+        first = len(found)
+        found += [Check(f.error, f.message, self.op_numbers.get(f.op, 0), f.op.location) for f in lowered.failures]
+        return index, first
+
+    def _close_checks(self) -> None:
+        """Buffers of cells get their sizes."""
+        for index, found in self.checks.items():
+            self.buffers[index] = replace(self.buffers[index], shape=(len(found),), nbytes=8 * len(found))
 
     def _view(self, place: Place) -> View:
         return View(self.buffer_of[place.base], memory_dtype(place.base), place.shape, place.strides, place.offset)

@@ -16,6 +16,8 @@ IN_PLACE_CALLS = {
     "aten.scatter_add.default": "aten.scatter_add_.default",
     "aten.scatter_reduce.two": "aten.scatter_reduce_.two",
     "aten.index_put.default": "aten.index_put_.default",
+    "aten.index_add.default": "aten.index_add_.default",
+    "aten.index_copy.default": "aten.index_copy_.default",
 }
 """The form of a scatter that writes to its first operand."""
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from graphc.errors import GraphcError, HasPosition, LoweringError, UnsupportedError
+from graphc.errors import LoweringError, UnsupportedError, add_location
 from graphc.ir.graph import Named
 from graphc.ir.types import DType
 from graphc.program.plan import AtenStep, GemmStep, View
@@ -162,14 +162,3 @@ def run_gemm(step: GemmStep, tensor_of: TensorOf) -> None:
     except Exception as error:
         add_location(error, step.location)
         raise
-
-
-def add_location(error: BaseException, location: HasPosition | None) -> None:
-    """Say in an error's message which line of the user's program it comes from; its class stays."""
-    if location is None or not location.line or isinstance(error, GraphcError):
-        return
-    where = f"  at {location.file}:{location.line}"
-    if len(error.args) == 1 and isinstance(error.args[0], str):
-        error.args = (f"{error.args[0]}\n{where}",)
-    else:
-        error.add_note(where)

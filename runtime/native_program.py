@@ -16,13 +16,27 @@ from typing import Any
 
 import torch
 
-from graphc.errors import LoweringError
+from graphc.errors import LoweringError, add_location
 from graphc.program.facts import EntryFact, FactCheck, TensorFact
 from graphc.program.lifetimes import last_external_uses
-from graphc.program.plan import ARENA, EXTERNAL, INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, OutputSpec, Step, View
+from graphc.program.plan import (
+    ARENA,
+    CHECKS,
+    EXTERNAL,
+    INPUT,
+    OUTPUT,
+    AtenStep,
+    BufferSpec,
+    GemmStep,
+    KernelStep,
+    OutputSpec,
+    Step,
+    View,
+)
 from graphc.program.record import NATIVE, Program, Segment
 from graphc.runtime.arena import Pool, allocate
-from graphc.runtime.aten_calls import AtenCall, add_location, run_aten, run_call, run_gemm
+from graphc.runtime.aten_calls import AtenCall, run_aten, run_call, run_gemm
+from graphc.runtime.checks import Cells, raise_failed
 from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
 from graphc.runtime.native_facts import native_check
 from graphc.runtime.tensors import bump_versions, empty_strided, same_strides, torch_dtype, view_into
@@ -54,6 +68,7 @@ class Frame:
         self.made: Sequence[torch.Tensor] = ()
         self.external: dict[int, torch.Tensor] = {}
         self.arena_views: dict[int, torch.Tensor] = {}
+        self.failed: dict[int, Cells] = {}
         self._getters = getters
         self._places = {spec.index: place for place, spec in enumerate(made_buffers(program))}
         for spec in program.buffers:
@@ -61,6 +76,9 @@ class Frame:
                 self.table[spec.index] = ctypes.addressof(self.cells) + 8 * spec.index
             elif spec.kind == ARENA:
                 self.table[spec.index] = self.arena.data_ptr() + spec.arena_offset
+            elif spec.kind == CHECKS:
+                self.failed[spec.index] = Cells(program.checks[spec.index])
+                self.table[spec.index] = self.failed[spec.index].address
 
     def tensor_of(self, view: View) -> Any:
         """The tensor of a view in the program's steps, or the number of a view of a host buffer."""
@@ -357,6 +375,8 @@ def _end(frame: Frame, index: int) -> None:
 def _explain_failure(step: Step, frame: Frame) -> None:
     """Raise for a native step that failed: done again from Python it raises torch's own class and message."""
     message = last_error()
+    if isinstance(step, KernelStep):
+        raise_failed(frame.failed.values())
     if isinstance(step, AtenStep):
         run_aten(step, frame.tensor_of)
     elif isinstance(step, GemmStep):

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from graphc.errors import LoweringError, UnsupportedError
+from graphc.errors import LoweringError, UnsupportedError, add_location
 from graphc.ir.types import HOST, f64, i64
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.plan import (
     ARENA,
+    CHECKS,
     EXTERNAL,
     INPUT,
     OUTPUT,
@@ -29,7 +30,8 @@ from graphc.program.plan import (
 )
 from graphc.program.record import Program
 from graphc.program.triton_kernel import TritonKernel
-from graphc.runtime.aten_calls import AtenCall, add_location, run_call, run_gemm
+from graphc.runtime.aten_calls import AtenCall, run_call, run_gemm
+from graphc.runtime.checks import DeviceCells, raise_failed
 from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into
 from graphc.runtime.triton_launcher import CudaKernel, InterpretedKernel, require_interpreter, torch_type
 from graphc.runtime.triton_module import is_interpreting
@@ -71,6 +73,7 @@ class TritonProgram:
             name: TritonKernel.from_plain(program.sources[f"{name}.triton.py"], plain)
             for name, plain in program.kernels.items()
         }
+        self._cells = {index: DeviceCells(found, self._buffers[index].device) for index, found in program.checks.items()}
         self._interpreted: dict[str, InterpretedKernel] = {}
         self._compiled: dict[tuple[str, int], CudaKernel] = {}
         ended = last_external_uses(program.buffers, program.steps, program.outputs)
@@ -105,8 +108,10 @@ class TritonProgram:
 
         Raises:
             What an ATen call in the program raises, of its own class, with the user's source line added.
+            What eager raises for bad data, likewise; on a GPU the call that comes after the device got there does.
             torch.OutOfMemoryError: with the program's own peak added.
         """
+        raise_failed(self._cells.values())
         frame = _Frame(inputs)
         written = self.program.written
         was_enabled = torch.is_grad_enabled()
@@ -120,6 +125,8 @@ class TritonProgram:
             else:
                 for run in self._runners:
                     run(frame)
+            for cells in self._cells.values():
+                cells.fetch()
             return [make(frame) for make in self._outputs]
         finally:
             torch._C._set_grad_enabled(was_enabled)
@@ -163,6 +170,8 @@ class TritonProgram:
             base = frame.inputs[spec.source]
             assert isinstance(base, torch.Tensor)
             return base
+        if spec.kind == CHECKS:
+            return self._cells[spec.index].values
         return frame.made[spec.index]
 
     def _number(self, frame: _Frame, spec: BufferSpec) -> Any:
@@ -219,6 +228,7 @@ class TritonProgram:
         run_kernel = kernel
         dtypes = [torch_type(kind) for _, kind in self.kernels[step.kernel].signature]
         places = list(zip(step.buffers, step.offsets, dtypes))
+        reports = [self._cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
 
         def run(frame: _Frame) -> None:
             tensors = [self._flat(frame, index, offset, dtype, device) for index, offset, dtype in places]
@@ -227,6 +237,10 @@ class TritonProgram:
             except Exception as error:
                 add_location(error, step.location)
                 raise
+            for cells in reports:
+                cells.fetch()
+                cells.wait()
+            raise_failed(reports)
 
         return run
 
@@ -284,6 +298,9 @@ class TritonProgram:
         if spec.kind == ARENA:
             total, place = skip + spec.arena_offset, spec.device
             return lambda frame: frame.arenas[place].data_ptr() + total
+        if spec.kind == CHECKS:
+            address = self._cells[index].values.data_ptr() + skip
+            return lambda frame: address
         if spec.kind == INPUT:
             source = spec.source
             return lambda frame: frame.inputs[source].data_ptr() + skip

@@ -109,6 +109,8 @@ class _KernelDraw:
             self.compute()
         for number in range(self.random.randint(1, 2)):
             self.output(number)
+        if self.random.random() < 0.3:
+            self.checks()
         kernel = self.builder.finish("random", tuple(self.buffers))
         verify(kernel)
         return kernel
@@ -238,6 +240,15 @@ class _KernelDraw:
         if result is not None:
             exact = value in self.pool.exact and not (is_float and op == "sum")
             self.pool.add(result, i64 if op.startswith("arg") else DTYPES[dtype], exact)
+
+    def checks(self) -> None:
+        """Cells that take maxima where conditions hold."""
+        count = self.random.randint(1, 2)
+        for cell in range(count):
+            value = self.value("i64", True)
+            assert value
+            self.builder.store("failed", cell, value, self.value("bool", True), "max")
+        self.buffers.append(Buffer("failed", i64, count, "inout"))
 
     def output(self, number: int) -> None:
         used = {name for s in self.builder.body for name in operands(s)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from graphc.codegen.c.accumulators import Accumulator
 from graphc.codegen.c.writer import Writer
+from graphc.ir.dims import Dim
 from graphc.loopir.analysis import breakpoints, closure, known_truths
 from graphc.loopir.kernel import Define, Scan, Statement, Store, operands
 from graphc.loopir.transform import substitute_known
@@ -110,6 +111,7 @@ class _NestWriter:
         nest, depth = self.nest, len(self.nest.loops)
         segments = self.segments()
         needed = frozenset().union(*(segment.needed for segment in segments))
+        cells = self.cells()
         outer = replace(self.segment(None, None, self.writer.ranges, []), needed=needed)
         for level in range(depth):
             self.statements(outer, level)
@@ -119,11 +121,25 @@ class _NestWriter:
             self.statements(segments[0], 0)
             return
         self.writer.line(*nest.before)
+        for variable in cells.values():
+            self.writer.line(f"int64_t {variable} = INT64_MIN;")
         for segment in segments:
             self.innermost(segment)
+        for (buffer, index), variable in cells.items():
+            cell = self.writer.element(buffer, index)
+            self.writer.line(f"if ({variable} != INT64_MIN) {self.writer.use('gc_cell_max')}(&{cell}, {variable});")
         self.writer.line(*nest.after)
         for _ in range(depth - 1):
             self.writer.close()
+
+    def cells(self) -> dict[tuple[str, Dim], str]:
+        """Variables that the innermost loop keeps maxima in, so that it can be vectorised, by the cells they go to."""
+        depth = len(self.nest.loops)
+        found: dict[tuple[str, Dim], str] = {}
+        for s in self.nest.stores:
+            if s.mode == "max" and depth and self.level(self.facts.domain(s)) == depth:
+                found.setdefault((s.buffer, s.index), f"gc_{s.buffer}_{len(found)}")
+        return found
 
     def open(self, loop: Loop) -> None:
         if loop.pragma:
@@ -139,6 +155,7 @@ class _NestWriter:
             high = _tighter(writer, "min", high, segment.high)
             writer.ranges = {**saved, loop.axis: (segment.low, segment.high - 1)}
         pragma = " ".join(part for part in (loop.pragma, self.nest.simd) if part)
+        pragma += "".join(f" reduction(max:{variable})" for variable in self.cells().values()) if pragma else ""
         if pragma:
             writer.pragma(pragma)
         writer.open(loop.head(low, high))
@@ -195,9 +212,18 @@ class _NestWriter:
             if max(self.value_level(value), self.row_level) == level:
                 assert nest.update_lines is not None
                 writer.line(*nest.update_lines(accumulator, writer.read(value)))
+        cells = self.cells() if level == len(nest.loops) else {}
         for store in segment.stores:
-            if self.level(self.facts.domain(store)) == level:
+            if self.level(self.facts.domain(store)) != level:
+                continue
+            variable = cells.get((store.buffer, store.index)) if store.mode == "max" else None
+            if variable is None:
                 writer.store(store)
+                continue
+            value = writer.read(store.value)
+            if store.mask is not None:
+                value = f"{writer.read(store.mask)} ? {value} : INT64_MIN"
+            writer.line(f"{variable} = {writer.use('gc_max_index')}({variable}, {value});")
 
     def value_level(self, name: str) -> int:
         return self.level(self.facts.domains[name])

@@ -262,6 +262,12 @@ static inline T gc_whole_INT_DTYPE(T a) {
 }"""
 
 _FIXED: dict[str, str] = {
+    # a cell becomes the maximum of itself and a value, whatever other threads do
+    "gc_cell_max": """
+static __attribute__((noinline, cold)) void gc_cell_max(int64_t *cell, int64_t value) {
+  int64_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
+  while (seen < value && !__atomic_compare_exchange_n(cell, &seen, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}""",
     # to an integer and back, without the negative zeros of trunc
     **{
         f"gc_whole_{integer}_{dtype}": _WHOLE.replace("T ", f"{C_TYPES[dtype]} ")

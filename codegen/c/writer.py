@@ -148,7 +148,13 @@ class Writer:
         self.line(f"const {c_type(s.dtype)} {s.id} = {self.value_text(s)};")
         self.declare(s.id)
 
+    def guard(self, s: Store) -> str:
+        return f"if ({self.read(s.mask)}) " if s.mask is not None else ""
+
     def store(self, s: Store) -> None:
-        guard = f"if ({self.read(s.mask)}) " if s.mask is not None else ""
+        if s.mode == "max":
+            self.line(f"{self.guard(s)}{self.use('gc_cell_max')}(&{self.element(s.buffer, s.index)}, {self.read(s.value)});")
+            return
+        guard = self.guard(s)
         operator = "+=" if s.mode == "add" else "="
         self.line(f"{guard}{self.element(s.buffer, s.index)} {operator} {self.read(s.value)};")

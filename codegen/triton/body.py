@@ -185,7 +185,7 @@ class Body:
         return cast(text + ")", buffer.dtype, s.dtype), shape
 
     def store(self, s: Store) -> None:
-        """Write a store; `add` is an atomic addition by every point of the iteration space."""
+        """Write a store; `add` is an atomic addition by every point of the iteration space, `max` an atomic maximum."""
         buffer = self.buffers[s.buffer]
         shape = self.index_shape(s.index) | self.shapes[s.value]
         if s.mask is not None:
@@ -195,11 +195,11 @@ class Body:
         value = self.operand(s.value)
         masks = [*([self.operand(s.mask).typed] if s.mask is not None else []), *self.edge_masks(shape)]
         converted = cast(value.typed, value.dtype, buffer.dtype)
-        function = "tl.store" if s.mode == "set" else "tl.atomic_add"
+        function = {"set": "tl.store", "add": "tl.atomic_add", "max": "tl.atomic_max"}[s.mode]
         if s.mode == "add" and (buffer.dtype.itemsize < 4 and buffer.dtype.name != "f16"):
             raise CodegenError(f"no atomic addition on {buffer.dtype.name} in Triton; accumulate in f32 or i32")
         mask = f", mask={' & '.join(masks)}" if masks else ""
-        relaxed = ', sem="relaxed"' if s.mode == "add" else ""
+        relaxed = ', sem="relaxed"' if s.mode != "set" else ""
         self.line(f"{function}({self._address(s.buffer, s.index, shape)}, {converted}{mask}{relaxed})")
 
     # ------------------------------------------------------------------------------------------ reductions and scans

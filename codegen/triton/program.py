@@ -33,6 +33,7 @@ def generate(plan: Plan) -> Program:
         outputs=list(plan.outputs),
         written=plan.written,
         arena_bytes=plan.arena_bytes,
+        checks=dict(plan.checks),
         segments=[Segment(PYTHON, 0, len(plan.steps))] if plan.steps else [],
         sources=sources,
         kernels=kernels,

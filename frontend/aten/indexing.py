@@ -9,7 +9,7 @@ from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import fitting, supported, wrap_dim
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
-from graphc.ir.graph import Operand, Value
+from graphc.ir.graph import Attr, Operand, Value
 from graphc.ir.types import bool_, i32, i64
 from graphc.ops.rules import broadcast
 
@@ -51,7 +51,7 @@ def embedding(
         raise Decline("eager raises")
     _index_of(weight, indices)
     _something(_shape(weight)[0], indices)
-    return imp.b.op("take", weight, indices, dim=0)
+    return imp.b.op("take", weight, indices, dim=0, check="embedding")
 
 
 @rule("aten.index_select.default", layout=CONTIGUOUS)
@@ -64,7 +64,8 @@ def index_select(imp: Importer, self: Value, dim: int, index: Value) -> Value:
             raise Decline("eager raises")
         return self
     _something(_shape(self)[axis], index)
-    return imp.b.op("take", self, imp.reshape(index, (index.type.numel,)), dim=axis)  # type: ignore[arg-type]  # static
+    places = imp.reshape(index, (index.type.numel,))  # type: ignore[arg-type]  # static
+    return imp.b.op("take", self, places, dim=axis, check="index_select" if axis == 1 else "embedding")
 
 
 @rule("aten.take.default", layout=CONTIGUOUS)
@@ -74,7 +75,7 @@ def take(imp: Importer, self: Value, index: Value) -> Value:
         raise Decline("eager raises")
     flat = imp.reshape(self, (self.type.numel,))  # type: ignore[arg-type]  # static
     _something(_shape(flat)[0], index)
-    return imp.b.op("take", flat, index, dim=0)
+    return imp.b.op("take", flat, index, dim=0, check="take")
 
 
 @rule("aten.gather.default", layout=CONTIGUOUS)
@@ -239,14 +240,14 @@ def index_add(imp: Importer, self: Value, dim: int, index: Value, source: Value,
     if alpha != 1 or isinstance(alpha, Value):
         factor = alpha if isinstance(alpha, Value) else fitting(alpha, source.dtype)  # type: ignore[arg-type]  # real
         source = imp.b.op("mul", source, factor)
-    return _put_rows(imp, self, dim, index, source, "add")
+    return _put_rows(imp, self, dim, index, source, "add", call="index_add")
 
 
 @rule("aten.index_copy.default", layout=CONTIGUOUS)
 def index_copy(imp: Importer, self: Value, dim: int, index: Value, source: Value) -> Value:
     if index.dtype != i64:
         raise Decline("eager raises")
-    return _put_rows(imp, self, dim, index, source, "set")
+    return _put_rows(imp, self, dim, index, source, "set", call="index_copy")
 
 
 @rule("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
@@ -264,7 +265,9 @@ def index_fill(imp: Importer, self: Value, dim: int, index: Value, value: Operan
     return imp.with_strides(_put_rows(imp, self, dim, index, source, "set"), imp.preserved_strides(self))
 
 
-def _put_rows(imp: Importer, self: Value, dim: int, index: Value, source: Value, mode: str) -> Value:
+def _put_rows(
+    imp: Importer, self: Value, dim: int, index: Value, source: Value, mode: str, **attrs: Attr
+) -> Value:
     supported(self, source)
     _index_of(self, index, ranks=(0, 1))
     if self.dtype != source.dtype or (self.dtype == bool_ and mode == "add") or not self.shape:
@@ -277,7 +280,7 @@ def _put_rows(imp: Importer, self: Value, dim: int, index: Value, source: Value,
         if source.type.numel != 1 or math.prod(expected) != 1:
             raise Decline("eager raises")
         source = imp.reshape(source, expected)
-    return imp.b.op("put", self, rows, source, dim=axis, mode=mode)
+    return imp.b.op("put", self, rows, source, dim=axis, mode=mode, **attrs)
 
 
 @rule("aten.scatter.src", layout=CONTIGUOUS)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch
 
-from graphc.errors import InvalidGraphError
+from graphc.errors import InvalidGraphError, add_location
 from graphc.ir.definitions import GetDefinition, registry
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Graph, Input, Op, Output, Value
@@ -34,6 +34,7 @@ def run(graph: Graph, inputs: Sequence[Datum], get_def: GetDefinition | None = N
     Raises:
         InvalidGraphError: wrong number of inputs, an op gave another number of results than it states, or a layout
             with symbolic sizes.
+        What eager raises for the data, with the user's source line added.
 
     Numerics: each op as eager computes it; reduced-precision intermediates are rounded after each op.
     """
@@ -79,7 +80,11 @@ def _run_op(op: Op, environment: dict[Value, Datum], lookup: GetDefinition) -> N
             _as_stated(item, datum) if isinstance(item, Value) else datum
             for item, datum in zip(op.operands, operands, strict=True)
         ]
-    answer = lookup(op.name).reference(*operands, **op.attrs)
+    try:
+        answer = lookup(op.name).reference(*operands, **op.attrs)
+    except Exception as error:
+        add_location(error, op.location)
+        raise
     results = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
     if len(results) != len(op.results):
         raise InvalidGraphError(f"{op.name} gave {len(results)} results instead of {len(op.results)}", op.location)

@@ -73,6 +73,9 @@ DTYPES: dict[str, DType] = {
 }  # fmt: skip
 BY_TORCH_NAME: dict[str, DType] = {d.torch_name: d for d in DTYPES.values()}
 
+UNFAILED = -(1 << 63)
+"""What the i64 cell of a check of data holds as long as nothing has failed it."""
+
 HOST = "host"
 """The pseudo-device of Python scalars: `.item()` results and scalar inputs. Such values have shape ()."""
 

@@ -146,7 +146,7 @@ class _Interpreter:
         array = self.buffers[s.buffer]
         index, mask = self.addresses(s.buffer, s.index, None if s.mask is None else self.values[s.mask])
         value = self.values[s.value]
-        if s.mode == "add" and mask is None:
+        if s.mode != "set" and mask is None:
             mask = np.ones((1,) * len(self.extents), np.bool_)
         parts = [index, value] if mask is None else [index, value, mask]
         parts = list(np.broadcast_arrays(*parts))
@@ -157,6 +157,8 @@ class _Interpreter:
         where, what = parts[0].reshape(-1), parts[1].reshape(-1)
         if s.mode == "add":
             np.add.at(array, where, what)
+        elif s.mode == "max":
+            np.maximum.at(array, where, what)
         else:
             array[where] = what
 

@@ -132,7 +132,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Store:
-    """`store buffer[index] = value`, where `mask` holds; mode `set`, or `add` (atomic when indices may collide)."""
+    """`store buffer[index] = value`, where `mask` holds.
+
+    mode: `set`; `add` (atomic when indices may collide); or `max` on an i64 cell, which becomes the largest of itself and
+    all values stored there. A kernel checks data with it: the cell starts at `UNFAILED`, and what is stored, where the
+    check fails, is the offending value.
+    """
 
     buffer: str
     index: Dim

@@ -221,7 +221,7 @@ class _Verifier:
 
     def check_store(self, s: Store) -> None:
         domain = self.check_access(s.buffer, s.index, s.mask, ("out", "inout"))
-        if s.mode not in ("set", "add"):
+        if s.mode not in ("set", "add", "max"):
             raise self.fail(f"there is no store mode {s.mode}")
         dtype = self.dtypes[s.value]
         if dtype != self.buffers[s.buffer].dtype:
@@ -231,6 +231,8 @@ class _Verifier:
             raise self.fail(f"several elements along {', '.join(sorted(whole - domain))} go to one place of {s.buffer}")
         if s.mode == "add":
             self.check_add(s, dtype, whole)
+        if s.mode == "max" and (self.buffers[s.buffer].access != "inout" or dtype != i64 or domain):
+            raise self.fail("a cell of which the maximum is kept is one place of an inout buffer of i64")
         self.stored.add(s.buffer)
 
     def check_add(self, s: Store, dtype: DType, domain: frozenset[str]) -> None:

@@ -1,7 +1,7 @@
 """Reading and writing at places that are data: gather, take, index, scatter, put.
 
-Indices are integer tensors. As in eager, negative ones count from the end in take, index and put, and are not allowed
-in gather and scatter. One out of range reads the nearest valid place in generated kernels, and raises in library calls.
+Indices are integer tensors. As in eager, negative ones count from the end or are refused, and those out of range are
+refused: `graphc.ops.checks` says what each eager function takes. The program raises what eager raises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Ref, Value
 from graphc.ir.types import TensorType
-from graphc.ops import rules
+from graphc.ops import checks, rules
 from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, OpDef, register
 
 SCATTER_MODES = ("set", "add", "prod", "amax", "amin")
@@ -37,7 +37,8 @@ def _check_not_empty(op: str, base: Value, dim: int, indices: Value) -> None:
 
 
 def _infer_gather(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    rules.check_attrs("gather", attrs, ("dim",))
+    rules.check_attrs("gather", attrs, ("dim",), ("check",))
+    checks.check_name("gather", attrs.get("check", "gather"))
     rules.check_count("gather", operands, 2)
     base, indices = rules.tensor("gather", operands, 0), _indices("gather", operands, 1)
     _check_along("gather", base, indices, attrs["dim"])
@@ -57,19 +58,21 @@ def _check_along(op: str, base: Value, indices: Value, dim: Attr) -> None:
 def _lower_gather(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
     base, dim = op.operands[0], op.attrs["dim"]
     assert isinstance(base, Value)
-    position = rules.data_index(ctx, op.operands[1], index, base.type.shape[dim])
+    check = op.attrs.get("check", "gather")
+    position = checks.data_index(ctx, op.operands[1], index, base.type.shape[dim], check, dim)
     return ctx.element(base, (*index[:dim], position, *index[dim + 1 :]))
 
 
-def _gather(x: torch.Tensor, indices: torch.Tensor, dim: int) -> torch.Tensor:
-    return torch.gather(x, dim, indices.long())
+def _gather(x: torch.Tensor, indices: torch.Tensor, dim: int, check: str = "gather") -> torch.Tensor:
+    return torch.gather(x, dim, checks.checked_indices(indices, x.shape[dim], check, dim))
 
 
 # take: indices of any rank in place of a dim
 
 
 def _infer_take(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    rules.check_attrs("take", attrs, ("dim",))
+    rules.check_attrs("take", attrs, ("dim",), ("check",))
+    checks.check_name("take", attrs.get("check", "index"))
     rules.check_count("take", operands, 2)
     base, indices = rules.tensor("take", operands, 0), _indices("take", operands, 1)
     dim = rules.check_dim("take", attrs["dim"], base.type.rank)
@@ -78,13 +81,8 @@ def _infer_take(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seque
     return (base.type.with_shape((*shape[:dim], *indices.type.shape, *shape[dim + 1 :])),)
 
 
-def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:
-    indices = indices.long()
-    return torch.where(indices < 0, indices + size, indices)
-
-
-def _take(x: torch.Tensor, indices: torch.Tensor, dim: int) -> torch.Tensor:
-    flat = torch.index_select(x, dim, _wrapped(indices, x.shape[dim]).reshape(-1))
+def _take(x: torch.Tensor, indices: torch.Tensor, dim: int, check: str = "index") -> torch.Tensor:
+    flat = torch.index_select(x, dim, checks.checked_indices(indices, x.shape[dim], check).reshape(-1))
     return flat.reshape((*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]))
 
 
@@ -92,11 +90,20 @@ def _lower_take(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValu
     (base, indices), dim = op.operands, op.attrs["dim"]
     assert isinstance(base, Value) and isinstance(indices, Value)
     rank = indices.type.rank
-    position = rules.data_index(ctx, indices, index[dim : dim + rank], base.type.shape[dim])
+    check = op.attrs.get("check", "index")
+    position = checks.data_index(ctx, indices, index[dim : dim + rank], base.type.shape[dim], check)
     return ctx.element(base, (*index[:dim], position, *index[dim + rank :]))
 
 
 def _take_call(op: Op) -> AtenCall:
+    check, (_, indices) = op.attrs.get("check", "index"), op.operands
+    if check == "take":
+        return "aten.take.default", (Ref(0), Ref(1)), {}
+    if check in ("embedding", "index_select"):
+        assert isinstance(indices, Value)
+        if indices.type.rank == 1:
+            return "aten.index_select.default", (Ref(0), op.attrs["dim"], Ref(1)), {}
+        return "aten.embedding.default", (Ref(0), Ref(1)), {}
     return "aten.index.Tensor", (Ref(0), (None,) * op.attrs["dim"] + (Ref(1),)), {}
 
 
@@ -123,7 +130,8 @@ def _infer_index(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequ
 def _index(x: torch.Tensor, *indices: torch.Tensor, dims: tuple[int, ...], at: int) -> torch.Tensor:
     common: tuple[int, ...] = rules.broadcast("index", [tuple(i.shape) for i in indices])  # type: ignore[assignment]
     kept = [d for d in range(x.dim()) if d not in dims]
-    found = x.permute(*dims, *kept)[tuple(i.long() for i in indices)]
+    places = [checks.checked_indices(i, x.shape[d], "index", n) for n, (i, d) in enumerate(zip(indices, dims))]
+    found = x.permute(*dims, *kept)[tuple(places)]
     order = [*range(len(common), len(common) + at), *range(len(common)), *range(len(common) + at, found.dim())]
     return found.permute(order).clone()
 
@@ -142,7 +150,8 @@ def _lower_index(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopVal
             continue
         indices = next(chosen)
         assert isinstance(indices, Value)
-        source.append(rules.data_index(ctx, indices, rules.broadcast_index(indices, common), size))
+        at_indices = rules.broadcast_index(indices, common)
+        source.append(checks.data_index(ctx, indices, at_indices, size, "index", dims.index(d)))
     return ctx.element(base, tuple(source))
 
 
@@ -188,11 +197,15 @@ def _scatter_call(op: Op) -> AtenCall:
 
 
 def _infer_put(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    rules.check_attrs("put", attrs, ("dim", "mode"))
+    rules.check_attrs("put", attrs, ("dim", "mode"), ("call",))
     rules.check_count("put", operands, 3)
     base, indices, source = _scatter_operands("put", operands, attrs["mode"], PUT_MODES)
     dim = rules.check_dim("put", attrs["dim"], base.type.rank)
     _check_not_empty("put", base, dim, indices)
+    modes = {"index_put": PUT_MODES, "index_add": ("add",), "index_copy": ("set",)}
+    call = attrs.get("call", "index_put")
+    if attrs["mode"] not in modes.get(call, ()) or (call != "index_put" and indices.type.rank != 1):
+        rules.fail("put", f"call={call!r} does not do mode={attrs['mode']!r} with {indices.type}")
     shape = base.type.shape
     expected = (*shape[:dim], *indices.type.shape, *shape[dim + 1 :])
     if source.type.shape != expected:
@@ -200,8 +213,12 @@ def _infer_put(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequen
     return (base.type,)
 
 
-def _put(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str) -> torch.Tensor:
-    indices = _wrapped(indices, base.shape[dim])
+def _put(
+    base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str, call: str = "index_put"
+) -> torch.Tensor:
+    if call != "index_put":
+        return getattr(torch, call)(base, dim, indices, source)  # type: ignore[no-any-return]  # of torch
+    indices = checks.checked_indices(indices, base.shape[dim], "index")
     result = base.clone()
     if mode == "set":
         result[(slice(None),) * dim + (indices,)] = source
@@ -211,6 +228,9 @@ def _put(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: i
 
 
 def _put_call(op: Op) -> AtenCall:
+    call = op.attrs.get("call", "index_put")
+    if call != "index_put":
+        return f"aten.{call}.default", (Ref(0), op.attrs["dim"], Ref(1), Ref(2)), {}
     indices = (None,) * op.attrs["dim"] + (Ref(1),)
     return "aten.index_put.default", (Ref(0), indices, Ref(2), op.attrs["mode"] == "add"), {}
 
@@ -246,12 +266,12 @@ def _expand_one_hot(builder: Builder, op: Op) -> Sequence[Value]:
 def _register_all() -> None:
     for definition in (
         OpDef(
-            "gather", Kind.INDEXING, "x[.., indices[i], ..] with an index per element: torch.gather. dim.",
+            "gather", Kind.INDEXING, "x[.., indices[i], ..] with an index per element: torch.gather. dim; check.",
             _infer_gather, _gather, lower=_lower_gather,
             call=lambda op: ("aten.gather.default", (Ref(0), op.attrs["dim"], Ref(1)), {}),
         ),
         OpDef(
-            "take", Kind.INDEXING, "x with `dim` replaced by the dims of the indices, as in an embedding. dim.",
+            "take", Kind.INDEXING, "x with `dim` replaced by the dims of the indices, as in an embedding. dim; check.",
             _infer_take, _take, lower=_lower_take, call=_take_call,
         ),
         OpDef(
@@ -265,7 +285,8 @@ def _register_all() -> None:
             _infer_scatter, _scatter, call=_scatter_call,
         ),
         OpDef(
-            "put", Kind.SCATTER, "The inverse of take: base[.., indices, ..] = or += source. dim; mode: set or add.",
+            "put", Kind.SCATTER, "The inverse of take: base[.., indices, ..] = or += source. dim; mode: set or add; call: which ATen operator does "
+            "it, by its rules for indices: index_put, index_add or index_copy.",
             _infer_put, _put, call=_put_call,
         ),
         OpDef(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
 from graphc.ir.types import TensorType, i64
-from graphc.ops import composite, rules
+from graphc.ops import checks, composite, rules
 from graphc.ops.registry import Kind, OpDef, register
 
 Formula: TypeAlias = Callable[[Builder, Value, Value, Mapping[str, Attr]], Value]
@@ -87,9 +87,17 @@ def _reference_bce(x: torch.Tensor, y: torch.Tensor, *rest: torch.Tensor, weight
     return F.binary_cross_entropy(x, y, rest[0] if weight else None, reduction=reduction)
 
 
+def _between_0_and_1(b: Builder, x: Value, what: str) -> Value:
+    message = f"all elements of {what} should be between 0 and 1"
+    return b.op("checked", x, low=0.0, high=1.0, error="RuntimeError", message=message)
+
+
 def _expand_bce(b: Builder, op: Op) -> Sequence[Value]:
     x, y, *rest = (composite.wide(b, composite.tensor(operand, op.name)) for operand in op.operands)
     (weight,) = _optional(rest, op.attrs, "weight")
+    x = _between_0_and_1(b, x, "input")
+    if checks.bce_checks_targets():
+        y = _between_0_and_1(b, y, "target")
     # logarithms are cut off at -100, so that a sure and wrong answer has a finite loss
     log_no = b.op("maximum", b.op("log1p", b.op("neg", x)), -100.0)
     log_yes = b.op("maximum", b.op("log", x), -100.0)
@@ -104,7 +112,7 @@ register(
         "binary_cross_entropy",
         Kind.COMPOSITE,
         "-(y log x + (1 - y) log(1 - x)) with logarithms cut off at -100, times weight (operand 2 if weight is set), "
-        "reduced. Eager raises for x outside [0, 1]; here such elements are NaN or -100.",
+        "reduced. x outside [0, 1] is refused.",
         _elementwise_type,
         _reference_bce,
         expand=_expand_bce,
@@ -168,10 +176,10 @@ def _expand_nll(b: Builder, op: Op) -> Sequence[Value]:
     kept = b.op("ne", target, op.attrs["ignore_index"])
     safe = b.op("where", kept, target, 0)
     index = b.op("reshape", safe, shape=(x.shape[0], 1, *x.shape[2:]))
-    picked = b.op("gather", x, index, dim=1)
+    picked = b.op("gather", x, index, dim=1, check="target")
     loss = b.op("neg", composite.reshape(b, composite.wide(b, picked), target.shape))
     if weight is not None:
-        chosen = composite.cast(b, composite.wide(b, b.op("take", weight, safe, dim=0)), loss.dtype)
+        chosen = composite.cast(b, composite.wide(b, b.op("take", weight, safe, dim=0, check="none")), loss.dtype)
         weights = b.op("where", kept, chosen, 0.0)
         loss = b.op("mul", loss, chosen)
     else:

@@ -14,9 +14,9 @@ import torch
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Value
-from graphc.ir.types import HOST, DType, TensorType, bool_
+from graphc.ir.types import HOST, DType, TensorType, bool_, i64
 from graphc.loopir.scalar import SCALAR_OPS, ScalarOp
-from graphc.ops import rules
+from graphc.ops import checks, rules
 from graphc.ops.registry import ElementContext, Kind, LoopValue, LowerRule, OpDef, TypeRule, register
 
 _TORCH: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
@@ -184,6 +184,8 @@ def _on_host(scalar: ScalarOp, fn: Callable[..., torch.Tensor], operands: Sequen
     if any(isinstance(x, torch.Tensor) for x in condition):
         # where(tensor, host, host): the result is a tensor of the host dtype
         return fn(*condition, *(torch.tensor(x, dtype=_host_dtype(data)) for x in data))
+    if scalar.name in _DIVISIONS and data[1] == 0:
+        checks.raise_error("ZeroDivisionError", "division by zero", 0)
     tensors = [torch.tensor(x, dtype=torch.bool) for x in condition]
     tensors += [torch.tensor(x, dtype=_host_dtype(data)) for x in data]
     return fn(*tensors).item()
@@ -198,12 +200,19 @@ def _host_dtype(numbers: Sequence[bool | int | float]) -> torch.dtype:
 # lowering
 
 
+_DIVISIONS = frozenset(("div", "floordiv", "truncdiv", "remainder", "fmod"))
+
+
 def _lower_rule(scalar: ScalarOp) -> LowerRule:
     name = scalar.name
 
     def lower(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
         dtype = _data_dtype(op.operands)
         args = [rules.operand_element(ctx, operand, index, dtype) for operand in op.operands]
+        if name in _DIVISIONS:
+            on_host = op.results[0].type.is_host
+            if on_host or (dtype.is_integral and name != "div"):
+                checks.nonzero(ctx, op.operands[1], args[1], dtype.compute, on_host)
         return ctx.compute(name, *args, dtype=op.results[0].type.dtype.compute)
 
     return lower
@@ -263,6 +272,33 @@ def _lower_bitcast(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopV
     return ctx.compute("bitcast", ctx.element(op.operands[0], index), dtype=op.results[0].type.dtype)
 
 
+# checks
+
+
+def _infer_checked(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("checked", attrs, ("low", "high", "error", "message"))
+    value = rules.only_tensor("checked", operands, ("float", "int", "uint"))
+    if attrs["error"] not in ("IndexError", "RuntimeError", "ValueError"):
+        rules.fail("checked", f"error={attrs['error']!r} is no class of errors in data")
+    return (value.type,)
+
+
+def _checked(x: torch.Tensor, low: float, high: float, error: str, message: str) -> torch.Tensor:
+    if not bool(((x >= low) & (x <= high)).all()):
+        checks.raise_error(error, message, 0)
+    return x.clone()
+
+
+def _lower_checked(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    value, dtype = ctx.element(op.operands[0], index), op.results[0].dtype.compute
+    at_least = ctx.compute("ge", value, ctx.constant(op.attrs["low"], dtype), dtype=bool_)
+    at_most = ctx.compute("le", value, ctx.constant(op.attrs["high"], dtype), dtype=bool_)
+    inside = ctx.compute("logical_and", at_least, at_most, dtype=bool_)  # false for NaN
+    failed = ctx.compute("logical_not", inside, dtype=bool_)
+    ctx.check(failed, ctx.constant(0, i64), op.attrs["error"], op.attrs["message"])
+    return value
+
+
 def _register_all() -> None:
     for name, (fn, doc) in _TORCH.items():
         scalar = SCALAR_OPS[name]
@@ -274,6 +310,13 @@ def _register_all() -> None:
         OpDef(
             "cast", Kind.POINTWISE, "The same number in another dtype: to integers rounds to zero, to bool is != 0.",
             _infer_cast, _cast, lower=_lower_cast,
+        )
+    )  # fmt: skip
+    register(
+        OpDef(
+            "checked", Kind.POINTWISE,
+            "The same number; the program raises error(message) if one is not in [low, high]. low, high, error, message.",
+            _infer_checked, _checked, lower=_lower_checked,
         )
     )  # fmt: skip
     register(

@@ -62,6 +62,15 @@ class ElementContext(Protocol):
     def data_index(self, value: LoopValue, extent: Dim) -> Dim:
         """A loaded integer (in `[0, extent)`, already wrapped) as a symbol usable in index expressions."""
 
+    def check(self, failed: LoopValue, value: LoopValue, error: str, message: str) -> None:
+        """Have the program raise where the bool `failed` holds for some element that it computes.
+
+        Args:
+            value: an i64 to be shown; the largest one is, when several elements fail.
+            error: name of a builtin class: what eager raises.
+            message: eager's, with `{value}` for the value.
+        """
+
     def reduce(
         self, op: str, operand: Operand, dims: tuple[int, ...], index: tuple[Dim, ...], dtype: DType
     ) -> LoopValue:

@@ -52,7 +52,7 @@ def _expand_nearest(b: Builder, op: Op) -> Sequence[Value]:
         if op.attrs["exact"]:
             position = b.op("add", position, 0.5)
         source = b.op("cast", b.op("floor", b.op("mul", position, float(scale))), dtype=i64)
-        x = b.op("take", x, b.op("minimum", source, size - 1), dim=dim)
+        x = b.op("take", x, b.op("minimum", source, size - 1), dim=dim, check="none")
     return [x]
 
 
@@ -106,8 +106,8 @@ def _expand_linear(b: Builder, op: Op) -> Sequence[Value]:
         fraction = b.op("sub", coordinate, b.op("cast", low, dtype=x.dtype))
         fraction = b.op("minimum", b.op("maximum", fraction, 0.0), 1.0)
         fraction = b.op("reshape", fraction, shape=(count, *(1 for _ in range(rank - 1 - dim))))
-        below = b.op("mul", b.op("take", x, low, dim=dim), b.op("sub", 1.0, fraction))
-        x = b.op("add", below, b.op("mul", b.op("take", x, high, dim=dim), fraction))
+        below = b.op("mul", b.op("take", x, low, dim=dim, check="none"), b.op("sub", 1.0, fraction))
+        x = b.op("add", below, b.op("mul", b.op("take", x, high, dim=dim, check="none"), fraction))
     return [composite.cast(b, x, source.dtype)]
 
 
@@ -169,7 +169,7 @@ def _by_index(source: Callable[[Builder, Value, int], Value]) -> Callable[[Build
             if low or high:
                 size = sizes[dim]
                 position = b.op("iota", size=size + low + high, start=-low, step=1, dtype=i64, device=x.device)
-                x = b.op("take", x, source(b, position, size), dim=dim)
+                x = b.op("take", x, source(b, position, size), dim=dim, check="none")
         return [x]
 
     return expand

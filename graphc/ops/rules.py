@@ -207,23 +207,6 @@ def all_of(ctx: ElementContext, conditions: Iterable[LoopValue | None]) -> LoopV
     return result
 
 
-def data_index(ctx: ElementContext, indices: Operand, at: tuple[Dim, ...], extent: Dim) -> Dim:
-    """Element `at` of an integer tensor as an index into a dim of size `extent`.
-
-    Negative ones count from the end. One that is still outside, for which eager raises, is moved to the nearest valid
-    index, so that memory outside the tensor is never touched.
-    """
-    value = ctx.element(indices, at)
-    if isinstance(indices, Value) and indices.type.dtype != i64:
-        value = ctx.compute("cast", value, dtype=i64)
-    zero, size = ctx.constant(0, i64), ctx.index_value(extent)
-    negative = ctx.compute("lt", value, zero, dtype=bool_)
-    value = ctx.compute("where", negative, ctx.compute("add", value, size, dtype=i64), value, dtype=i64)
-    last = ctx.index_value(extent - 1)
-    value = ctx.compute("minimum", ctx.compute("maximum", value, zero, dtype=i64), last, dtype=i64)
-    return ctx.data_index(value, extent)
-
-
 # references
 
 

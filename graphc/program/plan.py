@@ -19,7 +19,7 @@ from graphc.ir.types import DType, Location
 if TYPE_CHECKING:
     from graphc.loopir.kernel import Kernel
 
-INPUT, OUTPUT, ARENA, EXTERNAL = "input", "output", "arena", "external"
+INPUT, OUTPUT, ARENA, EXTERNAL, CHECKS = "input", "output", "arena", "external", "checks"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BufferSpec:
         index: position in `Plan.buffers`, by which all records name it.
         kind: INPUT (the user's tensor; `source` = graph input number), OUTPUT (fresh memory per call, handed to the
             user), ARENA (at byte `arena_offset` of the program's arena), EXTERNAL (memory that an ATen call returned,
-            alive until `last_use`).
+            alive until `last_use`), CHECKS (cells of i64 that kernels report bad data in: see `Check`).
         dtype: element type.
         shape, strides: how its defining value lies in it, in elements.
         nbytes: bytes from the first to the last element.
@@ -47,6 +47,23 @@ class BufferSpec:
     source: int = -1
     arena_offset: int = -1
     host: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that eager refuses in data and that a kernel looks for. Its cell tells the largest offending value.
+
+    Args:
+        error: name of the builtin class that eager raises.
+        message: eager's, with `{value}` for the offending value.
+        order: the place of its op in the user's program: of several failures the first one is raised.
+        location: the user's source line.
+    """
+
+    error: str
+    message: str
+    order: int
+    location: Location = Location()
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,7 @@ class Plan:
         outputs: one per graph output.
         written: graph inputs whose contents the program changes (their version counters are bumped after the run).
         arena_bytes: size of the arena.
+        checks: per buffer of kind CHECKS what its cells mean.
         stats: counters for `.explain()`: graph ops, fused ops, extern calls with reasons, bytes moved.
     """
 
@@ -154,6 +172,7 @@ class Plan:
     outputs: list[OutputSpec] = field(default_factory=list)
     written: tuple[int, ...] = ()
     arena_bytes: int = 0
+    checks: dict[int, list[Check]] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 from graphc.errors import CacheError
 from graphc.ir.graph import Named, Ref
 from graphc.ir.types import DTYPES, DType, Location
-from graphc.program.plan import AtenStep, BufferSpec, GemmStep, KernelStep, OutputSpec, Step, View
+from graphc.program.plan import AtenStep, BufferSpec, Check, GemmStep, KernelStep, OutputSpec, Step, View
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON form; a record of another version is not read."""
 
 NATIVE, PYTHON = "native", "python"
@@ -47,7 +47,7 @@ class Program:
     Attributes:
         name: of the user's function.
         backend: `c` or `triton`.
-        buffers, steps, outputs, written, arena_bytes, stats: as in `Plan`.
+        buffers, steps, outputs, written, arena_bytes, checks, stats: as in `Plan`.
         segments: a partition of the steps, in order.
         sources: generated files by name, in the order in which they are built.
         kernels: per kernel name what its launcher needs, as plain data (grid, constants, ...); empty for C.
@@ -62,6 +62,7 @@ class Program:
     outputs: list[OutputSpec] = field(default_factory=list)
     written: tuple[int, ...] = ()
     arena_bytes: int = 0
+    checks: dict[int, list[Check]] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -102,7 +103,7 @@ _FIELDS = tuple(Program.__dataclass_fields__)
 Json: TypeAlias = Any
 _RECORDS: dict[str, type] = {
     record.__name__: record
-    for record in (BufferSpec, View, KernelStep, GemmStep, AtenStep, OutputSpec, Segment, Location, Named, Ref)
+    for record in (BufferSpec, Check, View, KernelStep, GemmStep, AtenStep, OutputSpec, Segment, Location, Named, Ref)
 }
 _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
     record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]

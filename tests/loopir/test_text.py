@@ -96,7 +96,7 @@ HEAD = "kernel k(x: in f32[4], y: out f32[4]) axes(i: 4 parallel) {\n"
         (HEAD + "  v0: f32 = reduce mean v1\n}", 2, 20, "unknown reduction 'mean'"),
         (HEAD + "  v0: i64 = index i // 0\n}", 2, 21, "division by zero"),
         (HEAD + "  v0: i64 = index *\n}", 2, 19, "expected an index expression, found '*'"),
-        (HEAD + "  store y[i] = v0 mode max\n}", 2, 24, "unknown store mode 'max'"),
+        (HEAD + "  store y[i] = v0 mode min\n}", 2, 24, "unknown store mode 'min'"),
         (HEAD + "} kernel", 2, 3, "expected the end of the kernel, found 'kernel'"),
         (HEAD + "  v0: f32 = load x[i] & v1", 2, 23, "unexpected character '&'"),
     ],

@@ -10,7 +10,7 @@ from graphc import ops
 from graphc.errors import InvalidGraphError
 from graphc.ops import Kind
 
-HELPERS = {"registry", "rules", "composite"}
+HELPERS = {"registry", "rules", "composite", "checks"}
 
 
 def test_every_family_is_imported() -> None:
