@@ -100,6 +100,7 @@ class _NestWriter:
         row_levels = [level for axis, level in self.level_of_axis.items() if axis in nest.rows]
         self.row_level = max(row_levels, default=0)
         self.stop = writer.available
+        self.cells = self.name_cells()
         self.has_masks = any(dtype.kind == "bool" for dtype in self.facts.dtypes.values())
 
     def level(self, domain: Iterable[str]) -> int:
@@ -111,7 +112,6 @@ class _NestWriter:
         nest, depth = self.nest, len(self.nest.loops)
         segments = self.segments()
         needed = frozenset().union(*(segment.needed for segment in segments))
-        cells = self.cells()
         outer = replace(self.segment(None, None, self.writer.ranges, []), needed=needed)
         for level in range(depth):
             self.statements(outer, level)
@@ -121,24 +121,25 @@ class _NestWriter:
             self.statements(segments[0], 0)
             return
         self.writer.line(*nest.before)
-        for variable in cells.values():
+        for variable in self.cells.values():
             self.writer.line(f"int64_t {variable} = INT64_MIN;")
         for segment in segments:
             self.innermost(segment)
-        for (buffer, index), variable in cells.items():
+        for (buffer, index), variable in self.cells.items():
             cell = self.writer.element(buffer, index)
             self.writer.line(f"if ({variable} != INT64_MIN) {self.writer.use('gc_cell_max')}(&{cell}, {variable});")
         self.writer.line(*nest.after)
         for _ in range(depth - 1):
             self.writer.close()
 
-    def cells(self) -> dict[tuple[str, Dim], str]:
+    def name_cells(self) -> dict[tuple[str, Dim], str]:
         """Variables that the innermost loop keeps maxima in, so that it can be vectorised, by the cells they go to."""
         depth = len(self.nest.loops)
         found: dict[tuple[str, Dim], str] = {}
         for s in self.nest.stores:
             if s.mode == "max" and depth and self.level(self.facts.domain(s)) == depth:
-                found.setdefault((s.buffer, s.index), f"gc_{s.buffer}_{len(found)}")
+                if (s.buffer, s.index) not in found:
+                    found[s.buffer, s.index] = self.writer.fresh(f"gc_{s.buffer}")
         return found
 
     def open(self, loop: Loop) -> None:
@@ -155,7 +156,7 @@ class _NestWriter:
             high = _tighter(writer, "min", high, segment.high)
             writer.ranges = {**saved, loop.axis: (segment.low, segment.high - 1)}
         pragma = " ".join(part for part in (loop.pragma, self.nest.simd) if part)
-        pragma += "".join(f" reduction(max:{variable})" for variable in self.cells().values()) if pragma else ""
+        pragma += "".join(f" reduction(max:{variable})" for variable in self.cells.values()) if pragma else ""
         if pragma:
             writer.pragma(pragma)
         writer.open(loop.head(low, high))
@@ -212,7 +213,7 @@ class _NestWriter:
             if max(self.value_level(value), self.row_level) == level:
                 assert nest.update_lines is not None
                 writer.line(*nest.update_lines(accumulator, writer.read(value)))
-        cells = self.cells() if level == len(nest.loops) else {}
+        cells = self.cells if level == len(nest.loops) else {}
         for store in segment.stores:
             if self.level(self.facts.domain(store)) != level:
                 continue

@@ -36,12 +36,18 @@ class Writer:
         self.lines: list[str] = []
         self.helpers: set[str] = set()
         self.scopes: list[Scope] = [Scope()]
+        self._fresh = 0
         self.ranges: dict[str, tuple[int, int | None]] = dict(facts.ranges)
         self._constants = {
             name: number(s.value, s.dtype)
             for name, s in facts.by_id.items()
             if isinstance(s, Const) and s.dtype.kind == "int"
         }
+
+    def fresh(self, stem: str) -> str:
+        """A name that no other variable of the function has."""
+        self._fresh += 1
+        return f"{stem}_{self._fresh}"
 
     def use(self, helper: str) -> str:
         self.helpers.add(helper)
