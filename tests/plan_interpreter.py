@@ -6,6 +6,7 @@ after its memory was given to another one, shows.
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 import torch
 
 from graphc.ir.graph import Named
-from graphc.ir.types import DType
+from graphc.ir.types import UNFAILED, DType
 from graphc.loopir.interpreter import run as run_kernel
 from graphc.loopir.numpy_ops import NUMPY_DTYPES
 from graphc.loopir.verifier import verify
 from graphc.ops.extern import overload, own_returns, torch_constant
-from graphc.program.plan import ARENA, EXTERNAL, INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, View
+from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, View
 
 GARBAGE = 0xFB
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -53,6 +54,8 @@ class _Run:
                 assert spec.arena_offset % 64 == 0
                 assert spec.arena_offset + spec.nbytes <= max(plan.arena_bytes, spec.arena_offset)
                 self.memory[spec.index] = self.arena[spec.arena_offset : spec.arena_offset + spec.nbytes]
+            elif spec.kind == CHECKS:
+                self.memory[spec.index] = np.full(spec.shape, UNFAILED, np.int64).view(np.uint8)
             elif spec.kind != EXTERNAL:
                 self.memory[spec.index] = np.full(spec.nbytes, GARBAGE, np.uint8)
 
@@ -82,6 +85,13 @@ class _Run:
             usable = data[: data.size // dtype.itemsize * dtype.itemsize]
             arrays[buffer.name] = usable.view(dtype)[offset:]
         run_kernel(kernel, arrays)
+        self.raise_failed()
+
+    def raise_failed(self) -> None:
+        for index, checks in self.plan.checks.items():
+            for check, value in zip(checks, self.memory[index].view(np.int64), strict=True):
+                if value != UNFAILED:
+                    raise getattr(builtins, check.error)(check.message.replace("{value}", str(value)))
 
     def tensor(self, view: View) -> torch.Tensor:
         data, dtype = self.flat(view.buffer), getattr(torch, view.dtype.torch_name)

@@ -15,7 +15,7 @@ from graphc.codegen.c.accumulators import Accumulator
 from graphc.codegen.c.writer import Writer
 from graphc.ir.dims import Dim
 from graphc.loopir.analysis import breakpoints, closure, known_truths
-from graphc.loopir.kernel import Define, Scan, Statement, Store, operands
+from graphc.loopir.kernel import Const, Define, Scan, Statement, Store, operands
 from graphc.loopir.transform import substitute_known
 
 MAX_SEGMENTS = 8
@@ -93,6 +93,40 @@ class _Segment:
     needed: frozenset[str]
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """A variable that stands for a cell in the innermost loop: its maximum, or a flag where all values are one constant.
+
+    A flag is narrow, so it does not make the vectors of the loop shorter.
+    """
+
+    variable: str
+    constant: str | None
+
+    @property
+    def declaration(self) -> str:
+        return f"int64_t {self.variable} = INT64_MIN;" if self.constant is None else f"int {self.variable} = 0;"
+
+    @property
+    def clause(self) -> str:
+        return f"reduction({'max' if self.constant is None else '|'}:{self.variable})"
+
+    @property
+    def has_some(self) -> str:
+        return f"{self.variable} != INT64_MIN" if self.constant is None else self.variable
+
+    @property
+    def value(self) -> str:
+        return self.variable if self.constant is None else self.constant
+
+    def update(self, mask: str | None, value: str, maximum: str) -> str:
+        """The line of one step; `maximum` is the function of two."""
+        if self.constant is not None:
+            return f"{self.variable} |= {mask or '1'};"
+        chosen = value if mask is None else f"{mask} ? {value} : INT64_MIN"
+        return f"{self.variable} = {maximum}({self.variable}, {chosen});"
+
+
 class _NestWriter:
     def __init__(self, writer: Writer, nest: Nest) -> None:
         self.writer, self.nest, self.facts = writer, nest, writer.facts
@@ -121,25 +155,28 @@ class _NestWriter:
             self.statements(segments[0], 0)
             return
         self.writer.line(*nest.before)
-        for variable in self.cells.values():
-            self.writer.line(f"int64_t {variable} = INT64_MIN;")
+        self.writer.line(*(cell.declaration for cell in self.cells.values()))
         for segment in segments:
             self.innermost(segment)
-        for (buffer, index), variable in self.cells.items():
-            cell = self.writer.element(buffer, index)
-            self.writer.line(f"if ({variable} != INT64_MIN) {self.writer.use('gc_cell_max')}(&{cell}, {variable});")
+        for (buffer, index), cell in self.cells.items():
+            place = self.writer.element(buffer, index)
+            self.writer.line(f"if ({cell.has_some}) {self.writer.use('gc_cell_max')}(&{place}, {cell.value});")
         self.writer.line(*nest.after)
         for _ in range(depth - 1):
             self.writer.close()
 
-    def name_cells(self) -> dict[tuple[str, Dim], str]:
-        """Variables that the innermost loop keeps maxima in, so that it can be vectorised, by the cells they go to."""
+    def name_cells(self) -> dict[tuple[str, Dim], _Cell]:
+        """What the innermost loop keeps maxima in, so that it can be vectorised, by the places they go to."""
         depth = len(self.nest.loops)
-        found: dict[tuple[str, Dim], str] = {}
+        values: dict[tuple[str, Dim], set[str]] = {}
         for s in self.nest.stores:
             if s.mode == "max" and depth and self.level(self.facts.domain(s)) == depth:
-                if (s.buffer, s.index) not in found:
-                    found[s.buffer, s.index] = self.writer.fresh(f"gc_{s.buffer}")
+                values.setdefault((s.buffer, s.index), set()).add(s.value)
+        found: dict[tuple[str, Dim], _Cell] = {}
+        for place, names in values.items():
+            variable = self.writer.fresh(f"gc_{place[0]}")
+            constant = len(names) == 1 and isinstance(self.facts.by_id[min(names)], Const)
+            found[place] = _Cell(variable, self.writer.read(min(names)) if constant else None)
         return found
 
     def open(self, loop: Loop) -> None:
@@ -156,7 +193,7 @@ class _NestWriter:
             high = _tighter(writer, "min", high, segment.high)
             writer.ranges = {**saved, loop.axis: (segment.low, segment.high - 1)}
         pragma = " ".join(part for part in (loop.pragma, self.nest.simd) if part)
-        pragma += "".join(f" reduction(max:{variable})" for variable in self.cells.values()) if pragma else ""
+        pragma += "".join(f" {cell.clause}" for cell in self.cells.values()) if pragma else ""
         if pragma:
             writer.pragma(pragma)
         writer.open(loop.head(low, high))
@@ -217,14 +254,12 @@ class _NestWriter:
         for store in segment.stores:
             if self.level(self.facts.domain(store)) != level:
                 continue
-            variable = cells.get((store.buffer, store.index)) if store.mode == "max" else None
-            if variable is None:
+            cell = cells.get((store.buffer, store.index)) if store.mode == "max" else None
+            if cell is None:
                 writer.store(store)
-                continue
-            value = writer.read(store.value)
-            if store.mask is not None:
-                value = f"{writer.read(store.mask)} ? {value} : INT64_MIN"
-            writer.line(f"{variable} = {writer.use('gc_max_index')}({variable}, {value});")
+            else:
+                mask = None if store.mask is None else writer.read(store.mask)
+                writer.line(cell.update(mask, writer.read(store.value), writer.use("gc_max_index")))
 
     def value_level(self, name: str) -> int:
         return self.level(self.facts.domains[name])

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import graphc
+from graphc.driver import Options, compile_graph
 from graphc.program.plan import CHECKS, KernelStep
+from tests.e2e.agreement import by_oracle
 from tests.e2e.bad_data import BAD, CALLED, CASES, DIVISOR, LOWERED, SEVEN, X, check, refused
 
 
@@ -17,13 +19,17 @@ def test_refused_as_in_eager(name: str, backend: str) -> None:
     check(CASES[name], graphc.compile(CASES[name][0], backend=backend))
 
 
+@pytest.mark.parametrize("name", LOWERED)
+def test_refused_by_the_oracle_of_kernels(name: str) -> None:
+    fn, args = LOWERED[name]
+    ours, eager = refused(lambda *inputs: by_oracle(graphc.trace(fn, *args), list(inputs)), args), refused(fn, args)
+    assert type(ours) is type(eager) and str(ours) == str(eager).split("\n")[0]
+
+
 def test_the_cases_are_on_the_side_they_are_said_to_be() -> None:
     for name, (fn, args) in (LOWERED | CALLED).items():
-        plan = graphc.trace(fn, *args)
-        from graphc.driver import Options, compile_graph
-
-        steps = compile_graph(plan, Options("probe", backend="c")).stage("scheduled").checks
-        assert bool(steps) == (name in LOWERED), name
+        plan = compile_graph(graphc.trace(fn, *args), Options("probe", backend="c")).stage("scheduled")
+        assert bool(plan.checks) == (name in LOWERED), name
 
 
 def test_a_refused_call_leaves_nothing_behind() -> None:
@@ -97,8 +103,6 @@ def test_checks_do_not_cost_kernels() -> None:
     def head(i, table, w, t):
         return F.cross_entropy(F.embedding(i, table) @ w, t)
 
-    from graphc.driver import Options, compile_graph
-
     i = torch.zeros(64, dtype=torch.int64)
     graph = graphc.trace(head, i, torch.randn(10, 8), torch.randn(8, 50), i)
     plan = compile_graph(graph, Options("head", backend="c")).stage("scheduled")
@@ -108,8 +112,6 @@ def test_checks_do_not_cost_kernels() -> None:
 
 
 def test_indices_known_to_be_in_range_have_no_checks() -> None:
-    from graphc.driver import Options, compile_graph
-
     def crop(x):
         return x[torch.arange(3)] + F.interpolate(x[None, None], size=(3, 3), mode="bilinear")[0, 0]
 

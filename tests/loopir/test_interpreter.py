@@ -11,6 +11,7 @@ from graphc.loopir import parse_kernel, run
 from graphc.loopir.interpreter import KernelBoundsError
 from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, bf16_to_float, cast, float_to_bf16
 from graphc.loopir.scalar import SCALAR_OPS
+from graphc.loopir.verifier import verify
 
 SPECIAL = [
     float("nan"),
@@ -185,6 +186,18 @@ def test_scatter_add_counts_every_element() -> None:
     y = np.ones(3, np.float32)
     run(parse_kernel(text), {"x": np.arange(6, dtype=np.float32), "t": np.array([0, 1, 0, 1, 0, 0]), "y": y})
     assert y.tolist() == [1 + 0 + 2 + 4 + 5, 1 + 1 + 3, 1]
+
+
+def test_cells_keep_the_largest_value_stored() -> None:
+    kernel = parse_kernel(
+        "kernel k(x: in i64[6], failed: inout i64[2]) axes(i: 6 parallel) {\n"
+        "  v0: i64 = load x[i]\n  v1: i64 = const 3\n  v2: bool = gt v0 v1\n  v3: bool = lt v0 v1\n"
+        "  store failed[0] = v0 mask v2 mode max\n  store failed[1] = v0 mask v3 mode max\n}"
+    )
+    verify(kernel)
+    failed = np.array([-100, -100])
+    run(kernel, {"x": np.array([3, 7, 9, 4, 3, 5]), "failed": failed})
+    assert failed.tolist() == [9, -100]
 
 
 def test_scan_runs_along_the_row() -> None:

@@ -9,7 +9,7 @@ import pytest
 from graphc.errors import CacheError
 from graphc.ir.graph import Named
 from graphc.ir.types import Location, bf16, f32, i64
-from graphc.program.plan import AtenStep, BufferSpec, GemmStep, KernelStep, OutputSpec, View
+from graphc.program.plan import AtenStep, BufferSpec, Check, GemmStep, KernelStep, OutputSpec, View
 from graphc.program.record import NATIVE, PYTHON, Program, Segment
 
 VIEW = View(1, bf16, (2, 3), (3, 1), 4)
@@ -37,6 +37,7 @@ def sample() -> Program:
         outputs=[OutputSpec(0, (2,), (1,)), OutputSpec(1, (), (), 3, False)],
         written=(0,),
         arena_bytes=64,
+        checks={1: [Check("IndexError", "index {value}", 4, Location("a.py", 3)), Check("RuntimeError", "zero", 5)]},
         segments=[Segment(NATIVE, 0, 2, "graphc_run_0"), Segment(PYTHON, 2, 3)],
         sources={"program.c": "int x; /* \u03b1 */\n"},
         kernels={"relu": {"grid": (1, 2), "constants": {"N": 3, 4: [1, 2]}}},

@@ -137,6 +137,21 @@ def gather(n: int, m: int, table: int) -> Kernel:
     return b.finish("embedding", (given("w", f32, table * m), given("index", i64, n), out("y", f32, n * m)))
 
 
+def checked_gather(n: int, m: int) -> Kernel:
+    """Rows at indices that are checked, a cell for too low ones and one for others, scaled by a divisor per element."""
+    b = KernelBuilder((Axis("i", n), Axis("j", m)))
+    given_, zero, last = b.load("at", i64, X), b.constant(0, i64), b.constant(4, i64)
+    row = b.compute("minimum", b.compute("maximum", given_, zero), last)
+    b.set_range(row, 5)
+    divisor = b.load("d", i64, X * m + Y)
+    b.store("failed", 0, given_, b.compute("lt", given_, zero), mode="max")
+    b.store("failed", 1, given_, b.compute("gt", given_, last), mode="max")
+    b.store("failed", 2, zero, b.compute("eq", divisor, zero), mode="max")
+    b.store("y", X * m + Y, b.compute("floordiv", b.load("w", i64, symbol(row) * m + Y), divisor))
+    buffers = (given("w", i64, 5 * m), given("at", i64, n), given("d", i64, n * m), out("y", i64, n * m))
+    return b.finish("checked_rows", (*buffers, Buffer("failed", i64, 3, "inout")))
+
+
 def scatter_add(n: int, m: int, table: int, dtype: DType = f32) -> Kernel:
     """The gradient of an embedding."""
     b = KernelBuilder((Axis("i", n), Axis("j", m)))
@@ -283,6 +298,7 @@ CASES: dict[str, Callable[[], Kernel]] = {
     "cummin_i64": lambda: scan(4, 50, "min", i64),
     "brownian": lambda: scan_of_centred(5, 45),
     "gather": lambda: gather(20, 24, 11),
+    "checked_gather": lambda: checked_gather(20, 24),
     "scatter_add": lambda: scatter_add(30, 8, 5),
     "scatter_add_i64": lambda: scatter_add(30, 8, 5, i64),
     "concat": lambda: concat(6, 10, 7),

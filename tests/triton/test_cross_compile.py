@@ -25,6 +25,7 @@ SAMPLE = (
     "argmax_all",
     "cumsum",
     "scatter_add",
+    "checked_gather",
     "logic",
     "brownian",
 )
