@@ -49,7 +49,9 @@ class DeviceCells:
         self.checks = checks
         self.values = torch.full((len(checks),), UNFAILED, dtype=torch.int64, device=device)
         is_apart = self.values.device.type != "cpu"
-        self.seen = torch.full((len(checks),), UNFAILED, dtype=torch.int64, pin_memory=True) if is_apart else self.values
+        self.seen = (
+            torch.full((len(checks),), UNFAILED, dtype=torch.int64, pin_memory=True) if is_apart else self.values
+        )
 
     def fetch(self) -> None:
         """Have the device copy the cells to the CPU when it gets there; nothing waits for it."""
@@ -57,9 +59,9 @@ class DeviceCells:
             self.seen.copy_(self.values, non_blocking=True)
 
     def wait(self) -> None:
-        """Wait until everything fetched has come."""
+        """Copy the cells to the CPU when the device is done with everything so far on its current stream."""
         if self.seen is not self.values:
-            torch.cuda.synchronize(self.values.device)
+            self.seen.copy_(self.values)
 
     def take(self) -> Failed:
         """What has been seen to have failed; after this nothing has."""

@@ -73,7 +73,9 @@ class TritonProgram:
             name: TritonKernel.from_plain(program.sources[f"{name}.triton.py"], plain)
             for name, plain in program.kernels.items()
         }
-        self._cells = {index: DeviceCells(found, self._buffers[index].device) for index, found in program.checks.items()}
+        self._cells = {
+            index: DeviceCells(found, self._buffers[index].device) for index, found in program.checks.items()
+        }
         self._interpreted: dict[str, InterpretedKernel] = {}
         self._compiled: dict[tuple[str, int], CudaKernel] = {}
         ended = last_external_uses(program.buffers, program.steps, program.outputs)
@@ -238,7 +240,6 @@ class TritonProgram:
                 add_location(error, step.location)
                 raise
             for cells in reports:
-                cells.fetch()
                 cells.wait()
             raise_failed(reports)
 

@@ -95,7 +95,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A variable that stands for a cell in the innermost loop: its maximum, or a flag where all values are one constant.
+    """A variable that stands for a cell in the innermost loop: its maximum, or a flag where all values are one number.
 
     A flag is narrow, so it does not make the vectors of the loop shorter.
     """

@@ -159,7 +159,9 @@ class Writer:
 
     def store(self, s: Store) -> None:
         if s.mode == "max":
-            self.line(f"{self.guard(s)}{self.use('gc_cell_max')}(&{self.element(s.buffer, s.index)}, {self.read(s.value)});")
+            self.line(
+                f"{self.guard(s)}{self.use('gc_cell_max')}(&{self.element(s.buffer, s.index)}, {self.read(s.value)});"
+            )
             return
         guard = self.guard(s)
         operator = "+=" if s.mode == "add" else "="

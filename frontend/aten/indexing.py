@@ -265,9 +265,7 @@ def index_fill(imp: Importer, self: Value, dim: int, index: Value, value: Operan
     return imp.with_strides(_put_rows(imp, self, dim, index, source, "set"), imp.preserved_strides(self))
 
 
-def _put_rows(
-    imp: Importer, self: Value, dim: int, index: Value, source: Value, mode: str, **attrs: Attr
-) -> Value:
+def _put_rows(imp: Importer, self: Value, dim: int, index: Value, source: Value, mode: str, **attrs: Attr) -> Value:
     supported(self, source)
     _index_of(self, index, ranks=(0, 1))
     if self.dtype != source.dtype or (self.dtype == bool_ and mode == "add") or not self.shape:

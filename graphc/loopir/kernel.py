@@ -134,9 +134,9 @@ class Scan:
 class Store:
     """`store buffer[index] = value`, where `mask` holds.
 
-    mode: `set`; `add` (atomic when indices may collide); or `max` on an i64 cell, which becomes the largest of itself and
-    all values stored there. A kernel checks data with it: the cell starts at `UNFAILED`, and what is stored, where the
-    check fails, is the offending value.
+    mode: `set`; `add` (atomic when indices may collide); or `max` on an i64 cell, which becomes the largest of itself
+    and all values stored there. A kernel checks data with it: the cell starts at `graphc.ir.types.UNFAILED`, and where
+    the check fails the offending value is stored.
     """
 
     buffer: str

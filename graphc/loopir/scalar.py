@@ -2,9 +2,10 @@
 
 Semantics are torch's: integer arithmetic wraps; comparisons give bool; `maximum`/`minimum` give NaN when either side is
 NaN while `fmax`/`fmin` prefer the number; `floordiv` and `remainder` round to minus infinity (sign of the divisor),
-`truncdiv` and `fmod` to zero; `round` is half-to-even; integer division by zero gives a number
-that nobody sees (kernels check divisors where eager raises); shifts by a negative or too large amount give what shifting bit by bit would (0, or the sign), as in eager.
-Operands have the result's dtype unless noted. Reduced floats never appear here: lowering computes them in f32.
+`truncdiv` and `fmod` to zero; `round` is half-to-even; integer division by zero gives a number that nobody sees, for
+kernels check divisors where eager raises; shifts by a negative or too large amount give what shifting bit by bit would
+(0, or the sign), as in eager. Operands have the result's dtype unless noted. Reduced floats never appear here: lowering
+computes them in f32.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ INDEX_CHECKS: dict[str, IndexCheck] = {
     "target": IndexCheck("IndexError", "Target {value} is out of bounds."),
     "none": IndexCheck("", "", wraps=True),
 }
-"""By the attribute `check`. `embedding` also stands for index_select along all dims but 1, `target` for class labels."""
+"""By the attribute `check`. `embedding` stands for index_select along all dims but 1 too, `target` for class labels."""
 
 
 def check_name(op: str, check: Attr) -> None:

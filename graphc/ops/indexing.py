@@ -217,7 +217,7 @@ def _put(
     base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str, call: str = "index_put"
 ) -> torch.Tensor:
     if call != "index_put":
-        return getattr(torch, call)(base, dim, indices, source)  # type: ignore[no-any-return]  # of torch
+        return getattr(torch, call)(base, dim, indices, source)
     indices = checks.checked_indices(indices, base.shape[dim], "index")
     result = base.clone()
     if mode == "set":
@@ -285,8 +285,9 @@ def _register_all() -> None:
             _infer_scatter, _scatter, call=_scatter_call,
         ),
         OpDef(
-            "put", Kind.SCATTER, "The inverse of take: base[.., indices, ..] = or += source. dim; mode: set or add; call: which ATen operator does "
-            "it, by its rules for indices: index_put, index_add or index_copy.",
+            "put", Kind.SCATTER,
+            "The inverse of take: base[.., indices, ..] = or += source. dim; mode: set or add; call: the ATen operator "
+            "that does it, by its rules for indices: index_put, index_add or index_copy.",
             _infer_put, _put, call=_put_call,
         ),
         OpDef(

@@ -315,7 +315,7 @@ def _register_all() -> None:
     register(
         OpDef(
             "checked", Kind.POINTWISE,
-            "The same number; the program raises error(message) if one is not in [low, high]. low, high, error, message.",
+            "The number; the program raises error(message) where it is not in [low, high]. low, high, error, message.",
             _infer_checked, _checked, lower=_lower_checked,
         )
     )  # fmt: skip

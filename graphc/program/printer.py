@@ -12,6 +12,11 @@ def print_plan(plan: Plan) -> str:
     """The scheduled stage as people read it; buffers are `b0`, `b1`, ... in all lines."""
     lines = [f"plan {plan.name} {{  # arena {plan.arena_bytes} bytes"]
     lines += [f"  {_buffer(buffer)}" for buffer in plan.buffers]
+    lines += [
+        f"  check b{index}[{cell}]: {check.error} {check.message!r}{_note(check.location)}"
+        for index, checks in plan.checks.items()
+        for cell, check in enumerate(checks)
+    ]
     lines.append("")
     lines += [f"  {_step(plan, step)}{_note(step.location)}" for step in plan.steps]
     outputs = ", ".join(

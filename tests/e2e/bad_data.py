@@ -40,6 +40,7 @@ LOWERED: dict[str, Case] = {
     "two indices": (lambda x, i: x[i % 3, i], (X, BAD)),
     "two indices, the first": (lambda x, i: x[i, i % 3], (X, BAD)),
     "index made by arithmetic": (lambda x, i: x[i * 5 - 1], (X, torch.tensor([0, 1]))),
+    "index known while compiling": (lambda x: x[torch.full((2,), 9)] + 1, (X,)),
     "index in a concat": (lambda x, i: torch.cat([x[i], x]) + 1, (X, BAD)),
     "index_select": (lambda x, i: x.index_select(0, i), (X, BAD)),
     "index_select of a negative": (lambda x, i: x.index_select(0, i), (X, NEGATIVE)),
@@ -66,6 +67,7 @@ LOWERED: dict[str, Case] = {
     "fmod": (lambda a, b: torch.fmod(a, b), (SEVEN, DIVISOR)),
     "truncating division": (lambda a, b: torch.div(a, b, rounding_mode="trunc"), (SEVEN, DIVISOR)),
     "flooring division": (lambda a, b: torch.div(a, b, rounding_mode="floor"), (SEVEN, DIVISOR)),
+    "division by zeros known while compiling": (lambda a: a // torch.zeros_like(a), (SEVEN,)),
     "division in place": (lambda a, b: a.clone().floor_divide_(b), (SEVEN, DIVISOR)),
     "division of a number": (lambda b: 7 // b, (DIVISOR,)),
     "division in rows": (lambda a, b: (a.view(4, 10) // b.view(4, 10)).sum(1), (SEVEN, DIVISOR)),
@@ -78,6 +80,7 @@ LOWERED: dict[str, Case] = {
 """What graphc computes in kernels of its own."""
 
 CALLED: dict[str, Case] = {
+    "division by a literal zero": (lambda a: a // 0, (SEVEN,)),
     "scatter": (lambda x, i: x.scatter(0, i, 1.0), (X, COLUMN)),
     "scatter of a negative": (lambda x, i: x.scatter(0, i, x), (X, NEGATIVE[:, None])),
     "scatter_add": (lambda x, i: x.scatter_add(0, i, x), (X, COLUMN)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import graphc
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.types import f32, f64
@@ -103,3 +104,15 @@ def test_host_numbers_and_cpu_scalars_reach_the_device() -> None:
     number, source = b.number(f64), b.input(x)
     b.launch(scale_by_host(1000), source, number, b.output(f32, (1000,)))
     torch.testing.assert_close(b.run([0.25, x], "cuda:0")[0], x * 0.25)
+
+
+def test_bad_data_is_refused_by_the_next_call() -> None:
+    look_up = graphc.compile(lambda x, rows: x[rows] * 2, backend="triton")
+    x, good = torch.randn(4, 8, device="cuda"), torch.tensor([3, 0], device="cuda")
+    with torch.no_grad():
+        assert torch.equal(look_up(x, good), x[good] * 2)
+        look_up(x, good + 4)
+        torch.cuda.synchronize()
+        with pytest.raises(IndexError, match=r"index 7 is out of bounds for dimension 0 with size 4\n.*test_cuda\.py:"):
+            look_up(x, good)
+        assert torch.equal(look_up(x, good), x[good] * 2)
