@@ -14,19 +14,21 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import finish, tree
-from graphc.frontend.captured import Captured
+from graphc.frontend.captured import Captured, Effect
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
+from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
 from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
 from graphc.frontend.traced import TracedTensor
@@ -92,21 +94,28 @@ class _Session:
 
     def run(self, dynamic: frozenset[int]) -> Captured:
         merged: frozenset[int] = frozenset()
+        constants: frozenset[Hashable] = frozenset()
         for _ in range(_MAX_RESTARTS):
             try:
-                return self._attempt(merged, dynamic)
+                return self._attempt(merged, dynamic, constants)
             except RestartCapture as restart:
                 merged |= {restart.storage}
             except Specialize as specialize:
                 dynamic -= specialize.leaves
+                constants |= specialize.leaves
         raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")
 
-    def _attempt(self, merged: frozenset[int], dynamic: frozenset[int]) -> Captured:
+    def _attempt(self, merged: frozenset[int], dynamic: frozenset[int], constants: frozenset[Hashable]) -> Captured:
         reads = Reads()
         roots = self._read(reads)
         sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
         modules = ModuleFacts(sources)
-        recorder = Recorder(self.name, sources, merged)
+        recorder = Recorder(self.name, sources, merged, constants)
+        for module in modules.modules():
+            path = sources.module_paths[id(module)]
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    recorder.gradients.see(parameter, f"{path}.{key}".lstrip("."))
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         undo = _Undo(modules, self.leaves)
         try:
@@ -118,15 +127,28 @@ class _Session:
             self._check_arguments(given)
             leaves, out_node = tree.flatten(result)
             _check_results(leaves, out_node)
-            out_leaves = finish.finish(recorder, leaves)
+            needs_grad = _first_needing_grad(leaves)
+            changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
+            effects, made = _effects(changed, stored)
+            with CaptureMode(recorder):
+                out_leaves = finish.finish(recorder, [*leaves, *made])
+            held = [recorder.state_of(grad) for _, grad in changed if grad is not None]
+            gradients = recorder.gradients.facts({id(b.tensor) for b in recorder.bindings})
+            recorder.optimizers.settle()
+            recorder.gradients.restore()
+            del held
         except BaseException:
+            recorder.optimizers.undo()
+            recorder.gradients.restore()
             undo.all()
             raise
         undo.settled()
-        del given, result, leaves
+        effect_leaves = out_leaves[len(leaves) :]
+        del given, result, leaves, changed, stored, made, out_leaves[-len(effect_leaves) or len(out_leaves) :]
         self._given.clear()
         _check_leaks(recorder.made)
-        guards = facts.guards(recorder.graph, recorder.bindings)
+        trained = [lambda g: Gradients.guards(g, gradients), recorder.optimizers.guards]
+        guards = facts.guards(recorder.graph, recorder.bindings, trained)
         return Captured(
             recorder.graph,
             [binding.without_argument() for binding in recorder.bindings],
@@ -135,7 +157,9 @@ class _Session:
             out_leaves,
             self.node,
             {index: leaf for index, leaf in enumerate(self.leaves) if type(leaf) is float},
-            _first_needing_grad(recorder),
+            effects,
+            effect_leaves,
+            needs_grad,
             recorder.warnings,
         )
 
@@ -221,12 +245,30 @@ class _Session:
             )
 
 
-def _first_needing_grad(recorder: Recorder) -> str:
-    """Path of the first input whose gradient this call would have to provide, or an empty string."""
-    if not torch.is_grad_enabled():
-        return ""
-    pairs = zip(recorder.graph.inputs, recorder.bindings, strict=True)
-    return next((i.path for i, b in pairs if b.tensor is not None and b.tensor.requires_grad), "")
+def _first_needing_grad(leaves: list[Any]) -> str:
+    """The first result whose gradient may still be asked for, or an empty string."""
+    for number, leaf in enumerate(leaves):
+        if type(leaf) is TracedTensor and leaf.requires_grad and not _is_consumed(leaf):
+            return f"result {number}"
+    return ""
+
+
+def _is_consumed(leaf: TracedTensor) -> bool:
+    """Its graph has been used up by a backward pass inside the function."""
+    return False
+
+
+def _effects(
+    changed: list[tuple[torch.Tensor, torch.Tensor | None]], stored: list[tuple[dict[Any, Any], Any, TracedTensor]]
+) -> tuple[list[Effect], list[torch.Tensor]]:
+    """What a run changes outside of the program, and the tensors it takes for that."""
+    made = [grad for _, grad in changed if grad is not None]
+    numbers = {id(grad): number for number, grad in enumerate(made)}
+    effects: list[Effect] = [GradientEffect(t, numbers[id(g)] if g is not None else -1) for t, g in changed]
+    for home, key, tensor in stored:
+        effects.append(StateEffect(home, key, len(made)))
+        made.append(tensor)
+    return effects, made
 
 
 class _Undo:

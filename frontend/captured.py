@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -29,6 +29,13 @@ class OutputLeaf:
     host: type | None = None
 
 
+class Effect(Protocol):
+    """Something a run changes outside of the program."""
+
+    def apply(self, outputs: list[Any]) -> None:
+        """Change it; `outputs` are the leaves of this run that are effects."""
+
+
 @dataclass
 class Captured:
     """A captured function.
@@ -41,6 +48,8 @@ class Captured:
         out_leaves: its leaves.
         arg_node: structure of (args, kwargs).
         floats: argument leaves that were Python floats, with their values.
+        effects: what to change after each run: gradients, state of optimizers.
+        effect_leaves: the outputs they take.
         needs_grad: path of an input whose gradient is wanted, which a program does not give; empty when there is none.
         warnings: what the user should know: calls kept as they are against expectation, tensors bound by identity, ...
         seconds: wall time of the capture.
@@ -53,6 +62,8 @@ class Captured:
     out_leaves: list[OutputLeaf]
     arg_node: tree.Node
     floats: dict[int, float] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+    effect_leaves: list[OutputLeaf] = field(default_factory=list)
     needs_grad: str = ""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -83,6 +94,10 @@ class Captured:
             outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
             inputs: the program's inputs of this call.
         """
+        if self.effects:
+            made = [_leaf(leaf, outputs) for leaf in self.effect_leaves]
+            for effect in self.effects:
+                effect.apply(made)
         if self._alone >= 0:
             return outputs[self._alone]
         node = self.out_node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, pairwise
 from typing import Any
 
@@ -79,15 +79,25 @@ class Facts:
         self._inference = torch.is_inference_mode_enabled()
         self._function_modes = torch._C._len_torch_function_stack()
         self._locals: list[str] = []
+        self._found: dict[int, str] = {}  # by binding: the local that holds what was looked up
 
-    def guards(self, graph: Graph, bindings: Sequence[Binding]) -> GuardSet:
-        """The guard function for a captured graph."""
+    def guards(
+        self, graph: Graph, bindings: Sequence[Binding], trained: Sequence[Callable[[GuardBuilder], None]] = ()
+    ) -> GuardSet:
+        """The guard function for a captured graph.
+
+        Args:
+            trained: add the facts about gradients and optimizers.
+        """
         g = GuardBuilder()
         self._arguments(g)
         self._global_state(g)
+        for facts in trained:
+            facts(g)
+        self._look_up(g, bindings)
         self._storages(g, bindings)
         for value, binding in zip(graph.inputs, bindings, strict=True):
-            for access in binding.accesses:
+            for access in binding.accesses if binding.kind is not BindingKind.FOUND else ():
                 g.is_object(access, binding.tensor, f"tensor {value.path}")
         self._modules.guards(g)
         for path, access, value in self._reads.values:
@@ -160,6 +170,14 @@ class Facts:
         else:
             g.is_object(local, leaf, f"argument {name}")
 
+    def _look_up(self, g: GuardBuilder, bindings: Sequence[Binding]) -> None:
+        for binding in bindings:
+            if binding.kind is BindingKind.FOUND:
+                local = self._found[id(binding)] = f"w{len(self._found)}"
+                g.let(f"{local} = {g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}")
+                if binding.tensor is None:
+                    g.check(f"type({local}) is float", "type of a number, compiled for a float")
+
     # torch's state
 
     def _global_state(self, g: GuardBuilder) -> None:
@@ -186,10 +204,15 @@ class Facts:
                 names.append(f"argument {self._names[index]}")
                 tensors.append(leaf)
                 expressions.append(self._locals[index])
+        for value, binding in zip(graph.inputs, bindings, strict=True):
+            if binding.kind is BindingKind.FOUND and binding.tensor is not None:
+                names.append(f"tensor {value.path}")
+                tensors.append(binding.tensor)
+                expressions.append(self._found[id(binding)])
         fixed = [
             (v.path, b.tensor)
             for v, b in zip(graph.inputs, bindings, strict=True)
-            if b.tensor is not None and (b.accesses or b.kind is BindingKind.FIXED)
+            if b.tensor is not None and (b.accesses or b.kind is BindingKind.FIXED) and b.kind is not BindingKind.FOUND
         ]
         names += [f"tensor {path}" for path, _ in fixed]
         tensors += [tensor for _, tensor in fixed]
@@ -286,6 +309,8 @@ class Facts:
             if binding.kind is BindingKind.STORAGE:
                 home = self._locals[binding.leaf] if binding.leaf >= 0 else g.hold(binding.tensor)
                 parts.append(f"{g.hold(whole_storage)}({home}, {binding.count})")
+            elif binding.kind is BindingKind.FOUND:
+                parts.append(self._found[id(binding)])
             else:
                 parts.append(self._locals[binding.leaf])
         return f"[{', '.join(parts)}]"

@@ -8,7 +8,7 @@ function, whose value of this call is then taken as a constant and guarded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeAlias, Union
 
 import torch
@@ -47,7 +47,7 @@ class HostNode:
         value: its graph value, on the host device.
         kind: bool, int or float.
         hint: its value in this call, when it is computed from arguments only.
-        leaves: positions of the arguments it is computed from.
+        leaves: the arguments it is computed from, by position, and other numbers that are inputs, by key.
     """
 
     __slots__ = ("hint", "kind", "leaves", "scope", "value")
@@ -58,7 +58,7 @@ class HostNode:
         value: Value,
         kind: type,
         hint: Number | None = None,
-        leaves: frozenset[int] = frozenset(),
+        leaves: frozenset[Hashable] = frozenset(),
     ) -> None:
         self.scope, self.value, self.kind, self.hint, self.leaves = scope, value, kind, hint, leaves
 

@@ -21,6 +21,7 @@ class BindingKind(Enum):
     SCALAR = "scalar"  # the same, a Python number
     FIXED = "fixed"  # always the same tensor object
     STORAGE = "storage"  # `count` elements of the whole storage of a tensor, 1-D
+    FOUND = "found"  # whichever tensor, or Python number, is found at the first of `accesses`
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Binding:
 
     Args:
         kind: see `BindingKind`.
-        tensor: the tensor of a FIXED input, or the one whose storage a STORAGE input is when it is no argument.
+        tensor: the tensor of a FIXED input, the one whose storage a STORAGE input is when it is no argument, or the one
+            that a FOUND input was when captured.
         leaf: argument leaf, or -1.
         count: elements of a STORAGE input.
         accesses: where the tensor is looked up on each call, so that a replaced one is noticed.
@@ -82,6 +84,7 @@ class _Found:
     role: Role
     path: str
     accesses: list[Access]
+    kind: BindingKind = BindingKind.FIXED
 
 
 _SEARCH_LIMIT = 20_000
@@ -117,9 +120,14 @@ class SourceMap:
             for role, table in ((Role.PARAM, own["_parameters"]), (Role.BUFFER, own["_buffers"]), (Role.STATE, own)):
                 for key, tensor in table.items():
                     if isinstance(tensor, torch.Tensor):
-                        self._note(tensor, role, prefix + key, Access(table, f"[{key!r}]"))
+                        self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"))
 
-    def _note(self, tensor: torch.Tensor, role: Role, path: str, access: Access) -> None:
+    def note_looked_up(self, tensor: torch.Tensor, path: str, access: Access) -> None:
+        """A tensor that another one may replace between calls: looked up in every call."""
+        self._tensors.setdefault(id(tensor), _Found(tensor, Role.STATE, path, [access], BindingKind.FOUND))
+
+    def note(self, tensor: torch.Tensor, role: Role, path: str, access: Access) -> None:
+        """A tensor that the function can reach."""
         found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, []))
         found.accesses.append(access)
 
@@ -158,7 +166,7 @@ class SourceMap:
                 "compiled program keeps using this very object"
             )
             return Role.STATE, "tensor", Binding(BindingKind.FIXED, tensor=tensor, warning=warning)
-        return found.role, found.path, Binding(BindingKind.FIXED, tensor=tensor, accesses=tuple(found.accesses))
+        return found.role, found.path, Binding(found.kind, tensor=tensor, accesses=tuple(found.accesses))
 
     def _search(self, path: str, start: Access) -> None:
         """Look for tensors inside containers and plain objects, breadth first."""
@@ -172,7 +180,7 @@ class SourceMap:
             if isinstance(item, torch.nn.Module):
                 self.add_module(name, item)
             elif isinstance(item, torch.Tensor):
-                self._note(item, Role.STATE, name, Access(start.root, suffix))
+                self.note(item, Role.STATE, name, Access(start.root, suffix))
             else:
                 queue.extend((name + n, suffix + s, child) for n, s, child in _children(item))
 

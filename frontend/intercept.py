@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -82,6 +83,12 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.full((), data, dtype=dtype, device=device)
 
 
+def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`tensor.grad`: that there is one, or none, becomes a fact."""
+    recorder.gradients.read(args[0])
+    return func(*args, **kwargs)
+
+
 def _named(func: Any) -> str:
     name: str = getattr(func, "__name__", str(func))
     if name in ("__get__", "__set__"):
@@ -93,6 +100,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
+    _TENSOR.grad.__get__: _grad,  # type: ignore[attr-defined]
     **dict.fromkeys(
         (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch
     ),
@@ -132,6 +140,51 @@ def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
     return compile
 
 
+def _zero_grad(original: Callable[..., Any], parameters: Callable[[Any], Any]) -> Callable[..., Any]:
+    """`zero_grad` that drops gradients at once, so that it does not matter whether there were any."""
+
+    @functools.wraps(original)
+    def zero_grad(self: Any, set_to_none: bool = True) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is not None and set_to_none:
+            with torch._C.DisableTorchFunction():
+                recorder.gradients.reset(parameters(self))
+        return original(self, set_to_none)
+
+    return zero_grad
+
+
+def _optimized(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+@contextlib.contextmanager
+def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
+    from torch.optim import optimizer as module
+
+    before, after = module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks
+    of_optimizer, of_module = torch.optim.Optimizer.zero_grad, torch.nn.Module.zero_grad
+    torch.optim.Optimizer.zero_grad = _zero_grad(of_optimizer, _optimized)  # type: ignore[method-assign]
+    torch.nn.Module.zero_grad = _zero_grad(of_module, torch.nn.Module.parameters)  # type: ignore[method-assign]
+
+    def enter(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if getattr(_running, "recorder", None) is recorder:
+            recorder.optimizers.enter(optimizer)
+
+    def leave(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if getattr(_running, "recorder", None) is recorder:
+            recorder.optimizers.leave(optimizer)
+
+    before[-1], after[-1] = enter, leave
+    try:
+        yield
+    finally:
+        del before[-1], after[-1]
+        torch.optim.Optimizer.zero_grad = of_optimizer  # type: ignore[method-assign]
+        torch.nn.Module.zero_grad = of_module  # type: ignore[method-assign]
+
+
 @contextlib.contextmanager
 def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
@@ -147,7 +200,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     torch.set_autocast_cache_enabled(False)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        with plain:
+        with plain, _watching_optimizers(recorder):
             yield
     finally:
         torch.set_autocast_cache_enabled(cache)

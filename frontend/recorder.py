@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
-from graphc.frontend.inputs import Binding, BindingKind, SourceMap
+from graphc.frontend.gradients import Gradients
+from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
+from graphc.frontend.optimizers import Optimizers
 from graphc.frontend.locations import Locator
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
@@ -36,7 +38,7 @@ class RestartCapture(BaseException):
 class Specialize(BaseException):
     """Capture again with these scalar arguments as constants, since Python looked at their values."""
 
-    def __init__(self, leaves: frozenset[int]) -> None:
+    def __init__(self, leaves: frozenset[Hashable]) -> None:
         self.leaves = leaves
 
 
@@ -47,9 +49,16 @@ class Recorder:
         name: of the graph.
         sources: where real tensors come from, for roles and paths.
         merged: storages (by address of the storage object) to take as one 1-D input each.
+        constants: numbers of optimizers that are to be constants.
     """
 
-    def __init__(self, name: str, sources: SourceMap, merged: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        name: str,
+        sources: SourceMap,
+        merged: frozenset[int] = frozenset(),
+        constants: frozenset[Hashable] = frozenset(),
+    ) -> None:
         self.graph = Graph(name)
         self.builder = Builder(self.graph, infer)
         self.imp = Importer(self.builder)
@@ -57,6 +66,8 @@ class Recorder:
         self.locator = Locator(sources.current_path)
         self.bindings: list[Binding] = []
         self.warnings: list[str] = []
+        self.gradients = Gradients(sources)
+        self.optimizers = Optimizers(self, constants)
         self._merged = merged
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
@@ -133,6 +144,16 @@ class Recorder:
         self.bindings.append(Binding(BindingKind.SCALAR, leaf=leaf))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((leaf,))))
 
+    def number_input(self, number: float, path: str, access: Access, key: Hashable) -> Any:
+        """A Python float found in some object in every call, as an input of the program.
+
+        Args:
+            key: what `Specialize` says when Python looks at it.
+        """
+        value = self.builder.input(_identifier(path), TensorType(types.f64, (), HOST), Role.SCALAR, path)
+        self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,)))
+        return host.wrap(host.HostNode(self, value, float, number, frozenset((key,))))
+
     def stand_in(self, tensor: torch.Tensor, state: TensorState) -> TracedTensor:
         """A traced tensor for a real one."""
         return self.make(state, tensor.requires_grad)
@@ -160,6 +181,7 @@ class Recorder:
         if binding.warning:
             where = self.locator.here()
             self.warnings.append(f"{where.file}:{where.line}: {binding.warning}")
+        self.gradients.see(tensor, path)
         return self.add_input(tensor, role, path, binding)
 
     def constant(self, tensor: torch.Tensor) -> TensorState:

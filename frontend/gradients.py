@@ -1,0 +1,123 @@
+"""The `.grad` of leaf tensors during a capture: what the program finds there, and what it leaves there.
+
+Autograd writes `.grad` on the user's own tensors while the function runs. A capture notes what was there before, puts
+it back afterwards, and gives the difference to the program: gradients made by the function become outputs that are put
+in place after each run, and those added to in place are inputs that the program writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graphc.frontend.inputs import Access, SourceMap
+from graphc.frontend.traced import TracedTensor
+
+if TYPE_CHECKING:
+    from graphc.frontend.guards import GuardBuilder
+
+
+@dataclass
+class _Before:
+    """One leaf tensor as the capture met it.
+
+    Attributes:
+        grad: its gradient then.
+        read: Python looked whether there is one.
+        reset: the function dropped the gradient before anything could depend on it.
+    """
+
+    tensor: torch.Tensor
+    path: str
+    grad: torch.Tensor | None
+    read: bool = False
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class GradientEffect:
+    """What a run leaves in `.grad` of a tensor: an output of the program, or None."""
+
+    tensor: torch.Tensor
+    number: int = -1
+
+    def apply(self, outputs: list[Any]) -> None:
+        """Put it there; `outputs` are the leaves of this run that are effects."""
+        self.tensor.grad = outputs[self.number] if self.number >= 0 else None
+
+
+class Gradients:
+    """Knows the gradients of all leaf tensors that a function can reach.
+
+    Args:
+        sources: told of the gradients, so that a capture knows them as `path.grad`.
+    """
+
+    def __init__(self, sources: SourceMap) -> None:
+        self._sources = sources
+        self._tensors: dict[int, _Before] = {}
+
+    def see(self, tensor: torch.Tensor, path: str) -> None:
+        """A real tensor that may receive a gradient; call it before the function can change that."""
+        if not tensor.requires_grad or not tensor.is_leaf or id(tensor) in self._tensors:
+            return
+        self._tensors[id(tensor)] = _Before(tensor, path, tensor.grad)
+        if tensor.grad is not None:
+            self._sources.note_looked_up(tensor.grad, f"{path}.grad", Access(tensor, ".grad"))
+
+    def read(self, tensor: torch.Tensor) -> None:
+        """Python reads `tensor.grad`."""
+        before = self._before(tensor)
+        if before is not None and not before.reset:
+            before.read = True
+
+    def reset(self, tensors: Iterable[torch.Tensor]) -> None:
+        """The function drops these gradients whether they exist or not."""
+        for tensor in tensors:
+            before = self._before(tensor)
+            if before is not None and not before.read and tensor.grad is before.grad:
+                before.reset = True
+            tensor.grad = None
+
+    def _before(self, tensor: torch.Tensor) -> _Before | None:
+        if type(tensor) is TracedTensor:
+            return None
+        if id(tensor) not in self._tensors and tensor.requires_grad and tensor.is_leaf:
+            _, path, _ = self._sources.find(tensor)
+            self.see(tensor, path)
+        return self._tensors.get(id(tensor))
+
+    def changed(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Tensors whose gradient is another one than before, with the new one."""
+        return [(b.tensor, b.tensor.grad) for b in self._tensors.values() if self._has_changed(b)]
+
+    @staticmethod
+    def _has_changed(before: _Before) -> bool:
+        return before.tensor.grad is not before.grad or (before.reset and before.grad is None)
+
+    def restore(self) -> None:
+        """Put every gradient back."""
+        for before in self._tensors.values():
+            if before.tensor.grad is not before.grad:
+                before.tensor.grad = before.grad
+
+    def facts(self, used: set[int]) -> list[tuple[str, torch.Tensor, bool]]:
+        """(path, tensor, whether it has a gradient) of each whose gradient's existence the capture has assumed.
+
+        Args:
+            used: ids of the gradients that are inputs of the program.
+        """
+        return [
+            (before.path, before.tensor, before.grad is not None)
+            for before in self._tensors.values()
+            if not before.reset and (before.read or self._has_changed(before) or id(before.grad) in used)
+        ]
+
+    @staticmethod
+    def guards(g: GuardBuilder, facts: list[tuple[str, torch.Tensor, bool]]) -> None:
+        """Check that gradients exist where they did."""
+        for path, tensor, exists in facts:
+            g.check(f"({g.hold(tensor)}.grad is not None) is {exists}", f"whether {path} has a gradient")

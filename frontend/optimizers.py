@@ -1,0 +1,200 @@
+"""Optimizers during a capture: their state, made for real where it is made lazily, and their changing numbers.
+
+An optimizer is met when its `step` runs. State that its first step would create is created then, for real, once, by the
+optimizer's own `_init_group`; from then on it is state that the program updates in place. State that only the first
+step's gradients can give (momentum buffers) becomes an output, stored after the run. Learning rates are inputs of the
+program. Everything else in the parameter groups is guarded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graphc.errors import UnsupportedError
+from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
+from graphc.frontend.inputs import Access
+from graphc.frontend.traced import TracedTensor
+from graphc.ir.graph import Role
+
+if TYPE_CHECKING:
+    from graphc.frontend.recorder import Recorder
+
+_DYNAMIC = ("lr",)
+"""Entries of parameter groups that schedules change: inputs of the program when they are floats."""
+
+
+@dataclass(frozen=True)
+class StateEffect:
+    """A tensor that a run stores in the state of an optimizer."""
+
+    home: dict[Any, Any]
+    key: Any
+    number: int
+
+    def apply(self, outputs: list[Any]) -> None:
+        """Put it there; `outputs` are the leaves of this run that are effects."""
+        self.home[self.key] = outputs[self.number]
+
+
+class _Met:
+    """One optimizer as its first `step` in this capture found it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, path: str) -> None:
+        self.optimizer, self.path = optimizer, path
+        self.groups = [dict(group) for group in optimizer.param_groups]
+        self.params = [list(group["params"]) for group in optimizer.param_groups]
+        self.known = dict(optimizer.state)  # by parameter: the dict of its state, before anything was created
+        self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self.numbers: dict[tuple[int, str], float] = {}
+
+    def remember(self) -> None:
+        """Take the state as it is now, after what is lazy has been created, as what the step starts from."""
+        self.before = {p: (home, {k: snapshot(v) for k, v in home.items()}) for p, home in self._state().items()}
+
+    def _state(self) -> dict[Any, dict[Any, Any]]:
+        return {p: home for p, home in self.optimizer.state.items() if isinstance(home, dict)}
+
+
+class Optimizers:
+    """All optimizers of one capture.
+
+    Args:
+        recorder: the capture.
+        constants: (position, group, entry) of numbers that are to be constants, since Python looked at them.
+    """
+
+    def __init__(self, recorder: Recorder, constants: frozenset[Any]) -> None:
+        self._recorder, self._constants = recorder, constants
+        self._met: dict[int, _Met] = {}
+        self._running: list[tuple[_Met, bool]] = []
+
+    def enter(self, optimizer: torch.optim.Optimizer) -> None:
+        """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
+        met = self._met.get(id(optimizer))
+        if met is None:
+            met = self._met[id(optimizer)] = _Met(optimizer, f"optimizer{len(self._met) or ''}")
+            _create_state(optimizer)
+            met.remember()
+            self._name_state(met)
+        self._running.append((met, torch.compiler._is_compiling_flag))
+        torch.compiler._is_compiling_flag = False
+        for index, group in enumerate(optimizer.param_groups):
+            for key in _DYNAMIC:
+                number = group.get(key)
+                if type(number) is float and (len(self._met), index, key) not in self._constants:
+                    group[key] = self._recorder.number_input(
+                        number, f"{met.path}.{key}{index or ''}", Access(group, f"[{key!r}]"), (len(self._met), index, key)
+                    )
+                    met.numbers[index, key] = number
+
+    def leave(self, optimizer: torch.optim.Optimizer) -> None:
+        """`optimizer.step` has ended."""
+        met, flag = self._running.pop()
+        torch.compiler._is_compiling_flag = flag
+        self._put_numbers_back(met)
+
+    @staticmethod
+    def _put_numbers_back(met: _Met) -> None:
+        for (index, key), number in met.numbers.items():
+            met.optimizer.param_groups[index][key] = number
+
+    def _name_state(self, met: _Met) -> None:
+        sources = self._recorder.sources
+        for group in met.params:
+            for param in group:
+                _, path, _ = sources.find(param)
+                self._recorder.gradients.see(param, path)
+                home, items = met.before.get(param, ({}, {}))
+                for key, item in items.items():
+                    if isinstance(item, torch.Tensor):
+                        sources.note(item, Role.STATE, f"{met.path}.{path}.{key}", Access(home, f"[{key!r}]"))
+
+    # after the run
+
+    def stored(self) -> list[tuple[dict[Any, Any], Any, TracedTensor]]:
+        """Tensors that the function made and left in the state of an optimizer: (dict, key, tensor).
+
+        Raises:
+            UnsupportedError: it changed something there that is no tensor.
+        """
+        found = []
+        for met in self._met.values():
+            for param, home in met._state().items():
+                then = met.before.get(param, ({}, {}))[1]
+                for key, item in home.items():
+                    if type(item) is TracedTensor:
+                        found.append((home, key, item))
+                    elif not (item is then.get(key) or (is_plain(item) and same(item, then.get(key)))):
+                        raise UnsupportedError(
+                            f"{type(met.optimizer).__name__} keeps a Python value in state[{key!r}] that its step "
+                            "changes, which a compiled program cannot"
+                        )
+        return found
+
+    def settle(self) -> None:
+        """After a good run: state as it was before the step, lazily created state kept."""
+        for met in self._met.values():
+            self._put_numbers_back(met)
+            for param, home in list(met._state().items()):
+                if param in met.before:
+                    _restore(home, met.before[param][1])
+                else:
+                    del met.optimizer.state[param]
+
+    def undo(self) -> None:
+        """After a failed run: created state goes too."""
+        while self._running:
+            torch.compiler._is_compiling_flag = self._running.pop()[1]
+        self.settle()
+        for met in self._met.values():
+            for param in list(met.optimizer.state):
+                if param not in met.known:
+                    del met.optimizer.state[param]
+
+    def guards(self, g: GuardBuilder) -> None:
+        """The parameter groups and which state there is."""
+        for met in self._met.values():
+            optimizer, path = g.hold(met.optimizer), met.path
+            g.check(f"len({optimizer}.param_groups) == {len(met.groups)}", f"number of parameter groups of {path}")
+            for index, (group, params) in enumerate(zip(met.groups, met.params, strict=True)):
+                home = met.optimizer.param_groups[index]
+                g.is_object(f"{optimizer}.param_groups[{index}]", home, f"parameter group {index} of {path}")
+                g.check(
+                    f"list(map(id, {g.hold(home)}['params'])) == {g.hold([id(p) for p in params])}",
+                    f"parameters in group {index} of {path}",
+                )
+                for key, value in group.items():
+                    if is_plain(value) and (index, key) not in met.numbers:
+                        g.equals(f"{g.hold(home)}[{key!r}]", value, f"{key} of {path}")
+            homes = [home for home, _ in met.before.values()]
+            g.check(
+                f"list(map(id, {optimizer}.state.values())) == {g.hold([id(home) for home in homes])}",
+                f"state of {path}",
+            )
+            g.hold(homes)
+            for param, (home, items) in met.before.items():
+                g.check(f"len({g.hold(home)}) == {len(items)}", f"state of {path}")
+
+
+def _restore(home: dict[Any, Any], then: dict[Any, Any]) -> None:
+    for key in [key for key in home if key not in then]:
+        del home[key]
+    for key, item in then.items():
+        if home.get(key) is not item:
+            home[key] = item
+
+
+def _create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer create, with real tensors, the state that its first step creates."""
+    initialize: Callable[..., Any] | None = getattr(optimizer, "_init_group", None)
+    if initialize is None:
+        return
+    lists = len(inspect.signature(initialize).parameters) - 1
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.no_grad():
+        for group in optimizer.param_groups:
+            initialize(group, *([] for _ in range(lists)))
