@@ -21,12 +21,13 @@ import torch
 
 from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import finish, tree
-from graphc.frontend.captured import Captured, Effect
+from graphc.frontend.captured import Captured, Effect, OutputLeaf
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
+from graphc.frontend.joint import Joint, Recorded, close, record_backward, refusal
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.reads import Reads
@@ -120,23 +121,19 @@ class _Session:
         undo = _Undo(modules, self.leaves)
         try:
             given = self._arguments(recorder, dynamic)
-            result = self._call(recorder, given)
+            result, leaves, out_node, recorded = self._call(recorder, given)
             modules.update()
             with CaptureMode(recorder):
                 modules.settle(recorder)
             self._check_arguments(given)
-            leaves, out_node = tree.flatten(result)
-            _check_results(leaves, out_node)
-            needs_grad = _first_needing_grad(leaves)
             changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
             effects, made = _effects(changed, stored)
             with CaptureMode(recorder):
                 out_leaves = finish.finish(recorder, [*leaves, *made])
-            held = [recorder.state_of(grad) for _, grad in changed if grad is not None]
+            joint, needs_grad = _joint(recorder, recorded, leaves, out_leaves)
             gradients = recorder.gradients.facts({id(b.tensor) for b in recorder.bindings})
             recorder.optimizers.settle()
             recorder.gradients.restore()
-            del held
         except BaseException:
             recorder.optimizers.undo()
             recorder.gradients.restore()
@@ -144,7 +141,8 @@ class _Session:
             raise
         undo.settled()
         effect_leaves = out_leaves[len(leaves) :]
-        del given, result, leaves, changed, stored, made, out_leaves[-len(effect_leaves) or len(out_leaves) :]
+        del out_leaves[len(leaves) :]
+        del given, result, leaves, changed, stored, made, recorded
         self._given.clear()
         _check_leaks(recorder.made)
         trained = [lambda g: Gradients.guards(g, gradients), recorder.optimizers.guards]
@@ -159,6 +157,7 @@ class _Session:
             {index: leaf for index, leaf in enumerate(self.leaves) if type(leaf) is float},
             effects,
             effect_leaves,
+            joint,
             needs_grad,
             recorder.warnings,
         )
@@ -227,10 +226,15 @@ class _Session:
 
     # the run
 
-    def _call(self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    def _call(
+        self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> tuple[Any, list[Any], tree.Node, Recorded | str | None]:
+        """The returned value, flat too, and its backward pass."""
         with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
             result = self.fn(*given[0], **given[1])
-        return result
+            leaves, node = tree.flatten(result)
+            _check_results(leaves, node)
+            return result, leaves, node, record_backward(recorder, leaves, self._given)
 
     # after
 
@@ -245,17 +249,17 @@ class _Session:
             )
 
 
-def _first_needing_grad(leaves: list[Any]) -> str:
-    """The first result whose gradient may still be asked for, or an empty string."""
-    for number, leaf in enumerate(leaves):
-        if type(leaf) is TracedTensor and leaf.requires_grad and not _is_consumed(leaf):
-            return f"result {number}"
-    return ""
-
-
-def _is_consumed(leaf: TracedTensor) -> bool:
-    """Its graph has been used up by a backward pass inside the function."""
-    return False
+def _joint(
+    recorder: Recorder, recorded: Recorded | str | None, leaves: list[Any], out_leaves: list[OutputLeaf]
+) -> tuple[Joint | None, str]:
+    """The joint graph, if there is a backward pass, or why the call must run eager."""
+    if recorded is None or isinstance(recorded, str):
+        return None, recorded or ""
+    reason = refusal(recorder, recorded)
+    if reason:
+        return None, reason
+    numbers = {id(leaf): out.number for leaf, out in zip(leaves, out_leaves, strict=False)}
+    return close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves]), ""
 
 
 def _effects(

@@ -11,6 +11,7 @@ import torch
 from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding
+from graphc.frontend.joint import Joint
 from graphc.ir.graph import Graph
 
 
@@ -50,7 +51,8 @@ class Captured:
         floats: argument leaves that were Python floats, with their values.
         effects: what to change after each run: gradients, state of optimizers.
         effect_leaves: the outputs they take.
-        needs_grad: path of an input whose gradient is wanted, which a program does not give; empty when there is none.
+        joint: the graph with its backward pass, when results can be differentiated; `graph` is to be its forward half.
+        needs_grad: why calls that need gradients must run eager; empty when they need not.
         warnings: what the user should know: calls kept as they are against expectation, tensors bound by identity, ...
         seconds: wall time of the capture.
     """
@@ -64,6 +66,7 @@ class Captured:
     floats: dict[int, float] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     effect_leaves: list[OutputLeaf] = field(default_factory=list)
+    joint: Joint | None = None
     needs_grad: str = ""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -47,7 +47,7 @@ class CaptureMode(TorchDispatchMode):
         handler = _HANDLERS.get(func)
         if handler is None:
             handler = _HANDLERS[func] = _choose(func)
-        recorder.builder.location = recorder.locator.here()
+        recorder.builder.location = recorder.locator.of_call()
         try:
             return handler(recorder, func, args, kwargs or {})
         except GraphcError as error:

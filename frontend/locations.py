@@ -9,12 +9,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FrameType
 
+import torch
+
 from graphc.ir.types import UNKNOWN, Location
+
+_next_node = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 
 def _internal_prefixes() -> tuple[str, ...]:
-    import torch
-
     import graphc
 
     package = os.path.dirname(os.path.abspath(graphc.__file__))
@@ -57,6 +59,7 @@ class Locator:
     def __init__(self, module_path: Callable[[], str]) -> None:
         self._module_path = module_path
         self._known: dict[tuple[str, int, str, str], Location] = {}
+        self._by_node: dict[int, Location] = {}
 
     def here(self) -> Location:
         """The location of the call being made, or `UNKNOWN` when no frame is the user's."""
@@ -75,3 +78,19 @@ class Locator:
         if found is None:
             found = self._known[key] = Location(*key)
         return found
+
+    def of_call(self) -> Location:
+        """As `here`; for a call of a backward pass, the line of the forward pass that it differentiates.
+
+        Autograd numbers its nodes as it makes them: the call that runs just before node n is made is what n
+        differentiates.
+        """
+        node = torch._C._current_autograd_node()
+        if node is not None:
+            found = self._by_node.get(node._sequence_nr())
+            if found is not None:
+                return found
+        location = self.here()
+        if node is None and torch.is_grad_enabled():
+            self._by_node[_next_node() - 1] = location
+        return location

@@ -105,12 +105,16 @@ class CompiledFunction:
         if captured.needs_grad:
             warnings.warn(
                 FallbackWarning(
-                    f"{self.options.name}: gradients are needed (grad mode is on and {captured.needs_grad} requires "
-                    "grad), so this call runs eager. Wrap evaluation in torch.no_grad() to run it compiled."
+                    f"{self.options.name}: gradients are needed, and {captured.needs_grad}, so such calls run eager. "
+                    "Under torch.no_grad() they run compiled."
                 ),
                 stacklevel=5,
             )
             return _Entry(captured, None, None)
+        if captured.joint is not None:
+            compilation, execute = driver.differentiable(captured, self.options)
+            self._stats.compiles += 1
+            return _Entry(captured, compilation, execute)
         compilation = driver.compile_graph(captured.graph, self.options)
         self._stats.compiles += 1
         checker = getattr(compilation.execute, "fact_check", None)

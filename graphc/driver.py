@@ -15,9 +15,9 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,25 @@ def capture(
     return captured
 
 
+def differentiable(captured: Captured, options: Options) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
+    """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
+    from graphc.differentiable import Differentiable
+    from graphc.passes.partition import partition
+
+    joint = captured.joint
+    assert joint is not None
+    with _collector_paused():
+        split = partition(joint.graph, len(joint.results), len(joint.wanted))
+    captured.graph = split.forward
+    forward = compile_graph(split.forward, options)
+
+    def compile_backward() -> Callable[[Sequence[Any]], list[Any]]:
+        forward.backward = compile_graph(split.backward, replace(options, name=split.backward.name))
+        return forward.backward.execute
+
+    return forward, Differentiable(joint, split, forward.execute, compile_backward)
+
+
 def _dump(name: str, stage: str, text: Callable[[], str]) -> None:
     folder = settings().dump
     if folder is None:
@@ -122,6 +141,7 @@ class Compilation:
         program: the built program; None for `interpret`.
         seconds: time of each phase.
         cached: the program came from the disk cache.
+        backward: the backward pass, once it has run.
     """
 
     graph: Graph
@@ -131,6 +151,7 @@ class Compilation:
     program: Program | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     cached: bool = False
+    backward: Compilation | None = None
     _optimized: Graph | None = None
     _plan: Plan | None = None
 

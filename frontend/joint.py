@@ -1,0 +1,181 @@
+"""The backward pass of a captured function: recorded right behind the forward pass, into the same graph.
+
+For every result that still requires grad the graph gets one more input, its cotangent (the gradient of some later loss
+with respect to that result), and autograd is asked, during the capture, for the gradients of all inputs that require
+grad. `graphc.passes.partition` splits the joint graph in two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from graphc.frontend import functionalize
+from graphc.frontend.aten import layout
+from graphc.frontend.aten.importer import tensor_type
+from graphc.frontend.functionalize import TensorState, root_state
+from graphc.frontend.inputs import BindingKind
+from graphc.frontend.recorder import Recorder
+from graphc.frontend.traced import TracedTensor
+from graphc.ir.graph import Graph, Input, Output, Role, Value
+
+_SECOND_TIME = "backward through the graph a second time"
+
+
+@dataclass
+class Joint:
+    """A graph with a backward pass in it. Its last inputs are the cotangents, its last outputs the gradients.
+
+    Attributes:
+        graph: the joint graph.
+        results: outputs of the forward pass that are differentiable, by number, in the order of the cotangents.
+        wanted: inputs whose gradients the last outputs are, by number, in the order of those outputs.
+    """
+
+    graph: Graph
+    results: list[int]
+    wanted: list[int]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Gradients as values, before the ends of the graph are known.
+
+    Attributes:
+        cotangents: one input per differentiable result.
+        leaves: the differentiable results.
+        gradients: input and gradient.
+    """
+
+    cotangents: list[Input]
+    leaves: list[TracedTensor]
+    gradients: list[tuple[Input, Value, tuple[int, ...]]]
+
+
+def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | None | str:
+    """Record the backward pass from the results of a function.
+
+    Args:
+        leaves: of the returned value.
+        given: stand-ins for the arguments.
+
+    Returns:
+        The gradients, None when nothing returned can still be differentiated, or why this call must run eager.
+    """
+    if not torch.is_grad_enabled():
+        return None
+    results = list({id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor and leaf.requires_grad}.values())
+    results = [leaf for leaf in results if leaf.grad_fn is not None]
+    while results:
+        mark = len(recorder.graph.ops)
+        cotangents, stand_ins = _cotangents(recorder, results)
+        wanted = _differentiable_inputs(recorder, given)
+        try:
+            found = torch.autograd.grad(
+                results, [tensor for tensor, _ in wanted], stand_ins, retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            del recorder.graph.ops[mark:]
+            del recorder.graph.inputs[len(recorder.bindings) :]
+            if _SECOND_TIME not in str(error):
+                return f"its backward pass cannot be captured: {error}"
+            results = [leaf for leaf in results if not _is_used_up(recorder, leaf)]
+            continue
+        gradients = [
+            (value, functionalize.read(recorder.builder, recorder.state_of(grad)), tuple(grad.stride()))
+            for (_, value), grad in zip(wanted, found, strict=True)
+            if grad is not None
+        ]
+        del found, stand_ins
+        return Recorded(cotangents, results, gradients)
+    return None
+
+
+def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
+    """A backward pass inside the function has freed what another one would need."""
+    mark = len(recorder.graph.ops)
+    cotangents, stand_ins = _cotangents(recorder, [leaf])
+    wanted = [tensor for tensor, _ in _differentiable_inputs(recorder, [])]
+    try:
+        torch.autograd.grad([leaf], wanted, stand_ins, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        return _SECOND_TIME in str(error)
+    finally:
+        del recorder.graph.ops[mark:]
+        del recorder.graph.inputs[len(recorder.bindings) :]
+    return False
+
+
+def _cotangents(recorder: Recorder, results: list[TracedTensor]) -> tuple[list[Input], list[TracedTensor]]:
+    """One input and stand-in per result. They have no binding: the caller puts them behind all other inputs."""
+    inputs, stand_ins = [], []
+    for number, leaf in enumerate(results):
+        type_ = tensor_type(leaf)
+        value = recorder.builder.input(f"cotangent.{number}", type_, Role.ARG, f"cotangent.{number}")
+        inputs.append(value)
+        stand_ins.append(recorder.make(root_state(value, layout.contiguous(type_.shape))))  # type: ignore[arg-type]
+    return inputs, stand_ins
+
+
+def _differentiable_inputs(recorder: Recorder, given: list[Any]) -> list[tuple[torch.Tensor, Input]]:
+    pairs: list[tuple[torch.Tensor, Input]] = []
+    stand_ins = {id(t.state): t for t in given if type(t) is TracedTensor and t.requires_grad}
+    for value, binding in zip(recorder.graph.inputs, recorder.bindings, strict=False):
+        tensor = binding.tensor
+        if tensor is None or not tensor.requires_grad or binding.kind is BindingKind.STORAGE:
+            continue
+        if binding.leaf < 0:
+            pairs.append((tensor, value))
+            continue
+        state = recorder.state_of(tensor)
+        if id(state) in stand_ins:
+            pairs.append((stand_ins[id(state)], value))
+    return pairs
+
+
+def refusal(recorder: Recorder, recorded: Recorded) -> str:
+    """Why the results cannot be handed out by one autograd function, or an empty string."""
+    graph = recorder.graph
+    written = {write.target for write in graph.writes}
+    for value, binding in zip(graph.inputs, recorder.bindings, strict=False):
+        if value in written and binding.tensor is not None and binding.tensor.requires_grad:
+            return f"it writes to {value.path}, which requires grad"
+        if binding.kind is BindingKind.STORAGE and binding.tensor is not None and binding.tensor.requires_grad:
+            return f"{value.path} requires grad and shares memory with another input that is written"
+    states: dict[int, TensorState] = {id(leaf): leaf.state for leaf in recorded.leaves}
+    homes = [state.storage for state in states.values()]
+    if any(storage.visible for storage in homes):
+        return "a result that requires grad is an input or a view of one"
+    if len(set(map(id, homes))) < len(homes):
+        return "two results that require grad share memory"
+    return ""
+
+
+def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> Joint:
+    """Complete the joint graph, behind whose results the gradients are put.
+
+    Args:
+        numbers: output of the graph that each differentiable result is.
+    """
+    graph = recorder.graph
+    cotangents = set(recorded.cotangents)
+    graph.inputs = [value for value in graph.inputs if value not in cotangents] + recorded.cotangents
+    positions = {value: number for number, value in enumerate(graph.inputs)}
+    taken = {output.value for output in graph.outputs}
+    for _, value, strides in recorded.gradients:
+        value = _own(recorder, value, strides, taken)
+        taken.add(value)
+        graph.outputs.append(Output(value))
+    return Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients])
+
+
+def _own(recorder: Recorder, value: Value, strides: tuple[int, ...], taken: set[Value]) -> Value:
+    """A gradient in memory of its own, laid out as eager does: autograd may keep it and add to it in place."""
+    shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+    wanted = None if strides == layout.contiguous(shape) or not layout.is_dense(shape, strides) else strides
+    if isinstance(value, Input) or value in taken or value.strides not in (None, wanted):
+        value = recorder.builder.op("cast", value, dtype=value.dtype)
+    value.strides = wanted
+    return value

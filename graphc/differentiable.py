@@ -1,0 +1,86 @@
+"""A compiled forward pass and its compiled backward pass as one function of autograd."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from graphc.frontend.joint import Joint
+    from graphc.passes.partition import Split
+
+Execute: TypeAlias = Callable[[Sequence[Any]], list[Any]]
+
+
+class Differentiable:
+    """Runs a forward program; autograd runs the backward program when its time comes.
+
+    Args:
+        joint: which results can be differentiated, with respect to which inputs.
+        split: the two graphs.
+        forward: runs the forward graph.
+        compile_backward: compiles the backward graph; called at the first backward pass.
+    """
+
+    def __init__(self, joint: Joint, split: Split, forward: Execute, compile_backward: Callable[[], Execute]) -> None:
+        self._results, self._wanted = joint.results, joint.wanted
+        self._outputs = len(split.forward.outputs) - split.saved
+        self._reused = split.reused
+        self._saved_from = split.saved_from
+        self._cotangents = [value.shape for value in split.backward.inputs[len(split.saved_from) + len(split.reused) :]]
+        self._forward, self._compile_backward = forward, compile_backward
+        self._backward: Execute | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: list[Any]) -> list[Any]:
+        """Run the forward program.
+
+        Args:
+            inputs: as for the forward program.
+
+        Returns:
+            Its outputs without the saved values; those that can be differentiated are attached to autograd's graph.
+        """
+        outputs: list[Any] = []
+        results = _Function.apply(self, inputs, outputs, *(inputs[number] for number in self._wanted))
+        for number, result in zip(self._results, results, strict=True):
+            outputs[number] = result
+        return outputs
+
+    def run_forward(self, inputs: list[Any], outputs: list[Any]) -> tuple[list[Any], tuple[torch.Tensor, ...]]:
+        """Outputs into `outputs`; returns what the backward pass needs, and the differentiable results."""
+        made = self._forward(inputs)
+        outputs.extend(made[: self._outputs])
+        kept = [made[number] for number in self._saved_from] + [inputs[number] for number in self._reused]
+        return kept, tuple(made[number] for number in self._results)
+
+    def run_backward(self, kept: list[Any], cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients, one per wanted input."""
+        if self._backward is None:
+            with self._lock:
+                if self._backward is None:
+                    self._backward = self._compile_backward()
+        return self._backward([*kept, *(cotangent.contiguous() for cotangent in cotangents)])
+
+
+class _Function(torch.autograd.Function):
+    """The one node in autograd's graph that a compiled call is."""
+
+    @staticmethod
+    def forward(ctx: Any, program: Differentiable, inputs: list[Any], outputs: list[Any], *wanted: torch.Tensor) -> Any:
+        kept, results = program.run_forward(inputs, outputs)
+        ctx.program = program
+        ctx.numbers = [None if isinstance(item, torch.Tensor) else item for item in kept]
+        ctx.save_for_backward(*(item for item in kept if isinstance(item, torch.Tensor)))
+        return results
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
+        tensors = iter(ctx.saved_tensors)
+        kept = [next(tensors) if number is None else number for number in ctx.numbers]
+        return None, None, None, *ctx.program.run_backward(kept, cotangents)
