@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,8 @@ def shim_call(step: AtenStep, buffers: list[BufferSpec]) -> ShimCall:
     if parameters:
         raise NotNative(f"{symbol} has parameters that its schema does not")
     arguments += [f"&r[{i}]" for i in range(len(results))]
-    body = _call_text(writer, symbol, arguments, _receivers(step, schema), buffers)
+    mask = next((v for a, v in zip(schema.arguments, values, strict=True) if a.name == "output_mask"), ())
+    body = _call_text(writer, symbol, arguments, _receivers(step, schema, mask), buffers)
     prototype = ", ".join(f"{kind} {name}" for kind, name in _prototypes()[symbol]).replace("const", "const ")
     return ShimCall({symbol: f"AOTITorchError NAME({prototype})"}, body, tuple(writer.numbers))
 
@@ -320,14 +322,16 @@ def _marshal_list(
     out += [f"&(const {ctype} *){{{text}}}" if optional else text, str(len(items))]
 
 
-def _receivers(step: AtenStep, schema: Any) -> list[int]:
-    """Per returned tensor the buffer that takes it, or -1; returns that alias a written operand take none."""
+def _receivers(step: AtenStep, schema: Any, mask: Sequence[bool]) -> list[int]:
+    """Per returned tensor the buffer that takes it, or -1: returns that alias a written operand, and gradients that the
+    argument `output_mask` does not ask for, take none."""
     if len(step.outs) == len(schema.returns):
         return list(step.outs)
     rest = list(step.outs)
-    found = [-1 if r.alias_info is not None and r.alias_info.is_write else rest.pop(0) if rest else -1
-             for r in schema.returns]  # fmt: skip
-    if rest:
+    absent = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
+    absent = [gone or (i < len(mask) and not mask[i]) for i, gone in enumerate(absent)]
+    found = [-1 if gone or not rest else rest.pop(0) for gone in absent]
+    if rest or absent.count(False) != len(step.outs):
         raise NotNative(f"{step.op} returns fewer tensors than the plan takes")
     return found
 

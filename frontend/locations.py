@@ -92,5 +92,5 @@ class Locator:
                 return found
         location = self.here()
         if node is None and torch.is_grad_enabled():
-            self._by_node[_next_node() - 1] = location
+            self._by_node.setdefault(_next_node() - 1, location)
         return location

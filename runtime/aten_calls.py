@@ -89,6 +89,8 @@ class AtenCall:
         if self._dropped:
             results = [item for number, item in enumerate(results) if number not in self._dropped]
         outs = self.step.outs
+        if len(results) > len(outs):
+            results = [item for item in results if item is not None]  # gradients that were not asked for
         if len(outs) > len(results):
             raise LoweringError(
                 f"{self.step.op} returned {len(results)} results, the plan takes {len(outs)}", self.step.location
