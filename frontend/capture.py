@@ -33,7 +33,7 @@ from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
 from graphc.frontend.traced import TracedTensor
-from graphc.ir.graph import Role
+from graphc.ir.graph import Graph, Role
 
 _LOCK = threading.RLock()
 _STATE = threading.local()
@@ -130,7 +130,7 @@ class _Session:
             effects, made = _effects(changed, stored)
             with CaptureMode(recorder):
                 out_leaves = finish.finish(recorder, [*leaves, *made])
-            joint, needs_grad = _joint(recorder, recorded, leaves, out_leaves)
+            graph, joint, needs_grad = _joint(recorder, recorded, leaves, out_leaves)
             gradients = recorder.gradients.facts({id(b.tensor) for b in recorder.bindings})
             recorder.optimizers.settle()
             recorder.gradients.restore()
@@ -146,9 +146,9 @@ class _Session:
         self._given.clear()
         _check_leaks(recorder.made)
         trained = [lambda g: Gradients.guards(g, gradients), recorder.optimizers.guards]
-        guards = facts.guards(recorder.graph, recorder.bindings, trained)
+        guards = facts.guards(graph, recorder.bindings, trained)
         return Captured(
-            recorder.graph,
+            graph,
             [binding.without_argument() for binding in recorder.bindings],
             guards,
             out_node,
@@ -251,15 +251,14 @@ class _Session:
 
 def _joint(
     recorder: Recorder, recorded: Recorded | str | None, leaves: list[Any], out_leaves: list[OutputLeaf]
-) -> tuple[Joint | None, str]:
-    """The joint graph, if there is a backward pass, or why the call must run eager."""
+) -> tuple[Graph, Joint | None, str]:
+    """The graph, the joint one if there is a backward pass, or why the call must run eager."""
     if recorded is None or isinstance(recorded, str):
-        return None, recorded or ""
+        return recorder.graph, None, recorded or ""
     reason = refusal(recorder, recorded)
-    if reason:
-        return None, reason
     numbers = {id(leaf): out.number for leaf, out in zip(leaves, out_leaves, strict=False)}
-    return close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves]), ""
+    forward, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
+    return forward, None if reason else joint, reason
 
 
 def _effects(

@@ -96,7 +96,7 @@ class Facts:
             facts(g)
         self._look_up(g, bindings)
         self._storages(g, bindings)
-        for value, binding in zip(graph.inputs, bindings, strict=False):
+        for value, binding in zip(graph.inputs, bindings, strict=True):
             for access in binding.accesses if binding.kind is not BindingKind.FOUND else ():
                 g.is_object(access, binding.tensor, f"tensor {value.path}")
         self._modules.guards(g)
@@ -204,7 +204,7 @@ class Facts:
                 names.append(f"argument {self._names[index]}")
                 tensors.append(leaf)
                 expressions.append(self._locals[index])
-        for value, binding in zip(graph.inputs, bindings, strict=False):
+        for value, binding in zip(graph.inputs, bindings, strict=True):
             if binding.kind is BindingKind.FOUND and binding.tensor is not None:
                 names.append(f"tensor {value.path}")
                 tensors.append(binding.tensor)
@@ -285,7 +285,7 @@ class Facts:
                 spans.append(_span_bytes(leaf))
         if not written or not expressions:
             return
-        for value, binding in zip(graph.inputs, bindings, strict=False):
+        for value, binding in zip(graph.inputs, bindings, strict=True):
             if binding.kind is BindingKind.FIXED and binding.tensor is not None and id(value) in written:
                 expressions.append(g.hold(binding.tensor))
                 spans.append(_span_bytes(binding.tensor))

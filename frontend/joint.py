@@ -19,7 +19,7 @@ from graphc.frontend.functionalize import TensorState, root_state
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import TracedTensor
-from graphc.ir.graph import Graph, Input, Output, Role, Value
+from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 
 _SECOND_TIME = "backward through the graph a second time"
 
@@ -44,11 +44,13 @@ class Recorded:
     """Gradients as values, before the ends of the graph are known.
 
     Attributes:
+        start: how many ops the forward pass has.
         cotangents: one input per differentiable result.
         leaves: the differentiable results.
         gradients: input and gradient.
     """
 
+    start: int
     cotangents: list[Input]
     leaves: list[TracedTensor]
     gradients: list[tuple[Input, Value, tuple[int, ...]]]
@@ -89,7 +91,7 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
             if grad is not None
         ]
         del found, stand_ins
-        return Recorded(cotangents, results, gradients)
+        return Recorded(mark, cotangents, results, gradients)
     return None
 
 
@@ -153,22 +155,35 @@ def refusal(recorder: Recorder, recorded: Recorded) -> str:
     return ""
 
 
-def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> Joint:
-    """Complete the joint graph, behind whose results the gradients are put.
+def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> tuple[Graph, Joint]:
+    """Complete the joint graph, behind whose results the gradients are put; and the forward pass alone.
 
     Args:
         numbers: output of the graph that each differentiable result is.
     """
     graph = recorder.graph
     cotangents = set(recorded.cotangents)
-    graph.inputs = [value for value in graph.inputs if value not in cotangents] + recorded.cotangents
+    inputs = [value for value in graph.inputs if value not in cotangents]
+    forward = Graph(graph.name, inputs, _forward_ops(graph, recorded.start), list(graph.writes), list(graph.outputs))
+    graph.inputs = inputs + recorded.cotangents
     positions = {value: number for number, value in enumerate(graph.inputs)}
     taken = {output.value for output in graph.outputs}
     for _, value, strides in recorded.gradients:
         value = _own(recorder, value, strides, taken)
         taken.add(value)
         graph.outputs.append(Output(value))
-    return Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients])
+    return forward, Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients])
+
+
+def _forward_ops(graph: Graph, start: int) -> list[Op]:
+    """The ops of the forward pass, and of those behind it the ones that complete its results."""
+    live = graph.live_out()
+    kept: list[Op] = []
+    for op in reversed(graph.ops[start:]):
+        if any(result in live for result in op.results):
+            live.update(op.inputs)
+            kept.append(op)
+    return graph.ops[:start] + kept[::-1]
 
 
 def _own(recorder: Recorder, value: Value, strides: tuple[int, ...], taken: set[Value]) -> Value:
