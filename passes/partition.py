@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphc.ir.dims import Dim
 from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 from graphc.ops import registry
 from graphc.ops.registry import Kind
+from graphc.passes.layout import int_shape, is_dense
 
 _CHEAP = (Kind.POINTWISE, Kind.VIEW, Kind.CREATION)
 _CHEAP_NAMES = frozenset({"relu", "gelu", "silu", "leaky_relu", "hardtanh", "softplus", "elu", "mish"})
@@ -139,6 +141,9 @@ class _Splitter:
         self.graph, self.given, self.count = graph, given, count
         self.reused = [value for value in saved if isinstance(value, Input) and value not in written]
         self.saved = [value for value in saved if value not in set(self.reused)]
+        for value in self.saved:
+            if not isinstance(value, Input) and value.strides and not is_dense(int_shape(value), value.strides):
+                value.strides = None  # it had these as a part of a larger tensor; now it gets memory of its own
 
     def run(self) -> Split:
         positions = {value: number for number, value in enumerate(self.graph.inputs)}
@@ -163,13 +168,17 @@ class _Splitter:
         _own_saved(forward, len(own))
         return forward
 
+    def _strides(self, value: Value) -> tuple[Dim, ...] | None:
+        saved_copy = isinstance(value, Input) and value in self.saved  # as `_copy` lays it out
+        return None if saved_copy else value.strides
+
     def _backward(self) -> Graph:
         joint = self.graph
         backward = Graph(f"{joint.name}_backward")
         values = [*self.saved, *self.reused, *(value for value in joint.inputs if value in self.given)]
         wanted = [output.value for output in joint.outputs[self.count :]]
         backward.inputs = [
-            Input(value.name, value.type, *_label(value), strides=value.strides) for value in values
+            Input(value.name, value.type, *_label(value), strides=self._strides(value)) for value in values
         ]
         twins: dict[Value, Value] = dict(zip(values, backward.inputs, strict=True))
         for op in _slice(joint, set(wanted), set(values)):
