@@ -1,0 +1,128 @@
+"""Import rules of the gradients of losses and of softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from graphc.frontend.aten.activation import floats, number
+from graphc.frontend.aten.expression import Term, formula, wide
+from graphc.frontend.aten.importer import Importer
+from graphc.frontend.aten.loss import MEAN
+from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
+from graphc.ir.graph import Operand, Value
+from graphc.ir.types import i64
+
+
+def _softmax_gradient(
+    imp: Importer, grad: Value, output: Value, dim: int, dtype: torch.dtype, fn: Callable[[Term, Term, int], Term]
+) -> Value:
+    floats(grad, output)
+    rank = max(output.type.rank, 1)
+    if grad.dtype != output.dtype or grad.shape != output.shape or not -rank <= dim < rank:
+        raise Decline("eager raises")
+    return fn(wide(imp, grad), wide(imp, output), dim % rank).to(imp.dtype(dtype))
+
+
+@rule("aten._softmax_backward_data.default", layout=CONTIGUOUS)
+def softmax_backward(imp: Importer, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype) -> Value:
+    def gradient(g: Term, y: Term, dim: int) -> Term:
+        product = g * y
+        return product - y * product.sum((dim,)) if output.type.rank else product - y * product
+
+    return _softmax_gradient(imp, grad_output, output, dim, input_dtype, gradient)
+
+
+@rule("aten._log_softmax_backward_data.default", layout=CONTIGUOUS)
+def log_softmax_backward(imp: Importer, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype) -> Value:
+    def gradient(g: Term, y: Term, dim: int) -> Term:
+        return g - y.op("exp") * (g.sum((dim,)) if output.type.rank else g)
+
+    return _softmax_gradient(imp, grad_output, output, dim, input_dtype, gradient)
+
+
+def _scaled(imp: Importer, grad_output: Value, self: Value, reduction: int, fn: Callable[..., Term], *rest: Value) -> Value:
+    """`fn` of the tensors times the incoming gradient, divided by the number of elements for a mean."""
+    floats(grad_output, self, *rest)
+    if any(value.dtype != self.dtype for value in (grad_output, *rest)):
+        raise Decline("dtypes differ")
+    if reduction == MEAN and self.type.numel == 0:
+        raise Decline("nothing to divide by")
+    share = 1.0 / self.type.numel if reduction == MEAN else 1.0  # type: ignore[operator]  # static shapes
+    slope = fn(*(wide(imp, value) for value in (self, *rest)))
+    if reduction == MEAN:
+        slope = slope * share
+    return (slope * wide(imp, grad_output)).to(self.dtype)
+
+
+@rule("aten.mse_loss_backward.default", layout=POINTWISE)
+def mse_loss_backward(imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int) -> Value:
+    return _scaled(imp, grad_output, self, reduction, lambda x, y: 2.0 * (x - y), target)
+
+
+@rule("aten.smooth_l1_loss_backward.default", layout=POINTWISE)
+def smooth_l1_loss_backward(
+    imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int, beta: Operand
+) -> Value:
+    width = number(beta)
+
+    def slope(x: Term, y: Term) -> Term:
+        d = x - y
+        inner = d / width if width > 0 else d.op("sign")
+        return d.op("le", -width).where(-1.0, d.op("ge", width).where(1.0, inner))
+
+    return _scaled(imp, grad_output, self, reduction, slope, target)
+
+
+@rule("aten.huber_loss_backward.default", layout=POINTWISE)
+def huber_loss_backward(
+    imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int, delta: Operand
+) -> Value:
+    width = number(delta)
+
+    def slope(x: Term, y: Term) -> Term:
+        d = x - y
+        return d.op("le", -width).where(-width, d.op("ge", width).where(width, d))
+
+    return _scaled(imp, grad_output, self, reduction, slope, target)
+
+
+@rule("aten.binary_cross_entropy_backward.default", layout=POINTWISE)
+def binary_cross_entropy_backward(
+    imp: Importer, grad_output: Value, self: Value, target: Value, weight: Value | None = None, reduction: int = MEAN
+) -> Value:
+    def slope(x: Term, y: Term, *weights: Term) -> Term:
+        found = (x - y) / ((1.0 - x) * x).op("maximum", 1e-12)
+        return found * weights[0] if weights else found
+
+    rest = [target] if weight is None else [target, weight]
+    return _scaled(imp, grad_output, self, reduction, slope, *rest)
+
+
+@rule("aten.nll_loss_backward.default", "aten.nll_loss2d_backward.default", layout=CONTIGUOUS)
+def nll_loss_backward(
+    imp: Importer, grad_output: Value, self: Value, target: Value, weight: Value | None, reduction: int,
+    ignore_index: int, total_weight: Value,
+) -> Value:  # fmt: skip
+    floats(grad_output, self)
+    if grad_output.dtype != self.dtype or (weight is not None and weight.dtype != self.dtype):
+        raise Decline("dtypes differ")
+    if self.type.rank != target.type.rank + 1 or target.dtype != i64:
+        raise Decline("one sample without a batch, or labels of another dtype")
+    dim = 0 if self.type.rank == 1 else 1
+    shape: tuple[int, ...] = self.shape  # type: ignore[assignment]  # static by construction
+    spread = shape[:dim] + (1,) + shape[dim + 1 :]
+    classes = imp.b.op("iota", size=shape[dim], start=0, step=1, dtype=i64, device=self.device)
+    labels = Term(imp, imp.reshape(target, spread))
+    column = tuple(shape[dim] if d == dim else 1 for d in range(len(shape)))
+    hit = labels.op("eq", Term(imp, imp.reshape(classes, column)))
+    slope = -wide(imp, grad_output)
+    if grad_output.type.rank:
+        slope = slope.reshape(spread)
+    if reduction == MEAN:
+        slope = slope / wide(imp, total_weight)
+    if weight is not None:
+        slope = slope * wide(imp, weight).reshape(column)
+    counted = hit.op("logical_and", labels.op("ne", ignore_index))
+    return counted.where(slope, 0.0).to(self.dtype)
