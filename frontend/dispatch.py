@@ -243,7 +243,18 @@ def _nothing(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[
     return None
 
 
+def _is_same_size(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return recorder.state_of(args[0]).shape == recorder.state_of(args[1]).shape
+
+
+def _has_same_storage_numel(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    first, second = (recorder.state_of(tensor).storage.base.type.numel for tensor in args)
+    return first == second
+
+
 _SPECIAL: dict[str, Handler] = {
+    "aten.is_same_size.default": _is_same_size,
+    "aten._has_same_storage_numel.default": _has_same_storage_numel,
     "aten._local_scalar_dense.default": _item,
     "aten.lift_fresh.default": _lift_fresh,
     "aten.copy_.default": copy_,

@@ -7,6 +7,8 @@ grad. `graphc.passes.partition` splits the joint graph in two.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +76,10 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
         mark = len(recorder.graph.ops)
         cotangents, stand_ins = _cotangents(recorder, results)
         wanted = _differentiable_inputs(recorder, given)
+        tensors = [tensor for tensor, _ in wanted]
         try:
-            found = torch.autograd.grad(
-                results, [tensor for tensor, _ in wanted], stand_ins, retain_graph=True, allow_unused=True
-            )
+            with _without_hooks(tensors):
+                found = torch.autograd.grad(results, tensors, stand_ins, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             del recorder.graph.ops[mark:]
             del recorder.graph.inputs[len(recorder.bindings) :]
@@ -101,13 +103,27 @@ def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
     cotangents, stand_ins = _cotangents(recorder, [leaf])
     wanted = [tensor for tensor, _ in _differentiable_inputs(recorder, [])]
     try:
-        torch.autograd.grad([leaf], wanted, stand_ins, retain_graph=True, allow_unused=True)
+        with _without_hooks(wanted):
+            torch.autograd.grad([leaf], wanted, stand_ins, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         return _SECOND_TIME in str(error)
     finally:
         del recorder.graph.ops[mark:]
         del recorder.graph.inputs[len(recorder.bindings) :]
     return False
+
+
+@contextlib.contextmanager
+def _without_hooks(tensors: list[torch.Tensor]) -> Iterator[None]:
+    """Hooks of the user's tensors stay still: autograd runs them when the compiled backward pass has run."""
+    hooks = [(t._backward_hooks, dict(t._backward_hooks)) for t in tensors if t._backward_hooks]
+    for table, _ in hooks:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, entries in hooks:
+            table.update(entries)
 
 
 def _cotangents(recorder: Recorder, results: list[TracedTensor]) -> tuple[list[Input], list[TracedTensor]]:
@@ -140,6 +156,9 @@ def _differentiable_inputs(recorder: Recorder, given: list[Any]) -> list[tuple[t
 def refusal(recorder: Recorder, recorded: Recorded) -> str:
     """Why the results cannot be handed out by one autograd function, or an empty string."""
     graph = recorder.graph
+    for module in recorder.sources.modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            return f"the module {recorder.sources.module_paths[id(module)]!r} has backward hooks"
     written = {write.target for write in graph.writes}
     for value, binding in zip(graph.inputs, recorder.bindings, strict=False):
         if value in written and binding.tensor is not None and binding.tensor.requires_grad:
