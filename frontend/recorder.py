@@ -72,6 +72,7 @@ class Recorder:
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
         self._extents: dict[int, list[tuple[int, int, TensorState]]] = {}
+        self._covered: dict[int, list[tuple[int, int, int]]] = {}  # by storage in the graph: (key, start, stop)
         self._roots: dict[int, TensorState] = {}
         self.storages: list[Storage] = []
         self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
@@ -135,6 +136,7 @@ class Recorder:
             if start < high and low < stop and (other.storage.version or state.storage.version):
                 raise RestartCapture(key)
         others.append((start, stop, state))
+        self._covered.setdefault(id(state.storage), []).append((key, start, stop))
 
     def scalar_input(self, number: bool | int | float, path: str, leaf: int) -> Any:
         """A Python number that is an input of the program."""
@@ -210,17 +212,15 @@ class Recorder:
         source = state.storage.source
         if source is None or state.storage.version > 1:
             return
-        for key, extents in self._extents.items():
-            mine = [(low, high) for low, high, other in extents if other.storage is state.storage]
-            for low, high in mine:
-                if any(o.storage is not state.storage and low < h and start < high for start, h, o in extents):
-                    raise RestartCapture(key)
+        for key, low, high in self._covered.get(id(state.storage), ()):
+            others = self._extents[key]
+            if any(o.storage is not state.storage and low < h and start < high for start, h, o in others):
+                raise RestartCapture(key)
 
     def need_storage(self, state: TensorState) -> None:
         """Restart with the storage of an input as 1-D, since a view reaches outside the input."""
-        for key, extents in self._extents.items():
-            if any(other.storage is state.storage for _, _, other in extents):
-                raise RestartCapture(key)
+        for key, _, _ in self._covered.get(id(state.storage), ()):
+            raise RestartCapture(key)
         raise RuntimeError("as_strided: out of bounds for the storage of the tensor")
 
     def wrap(self, value: Value, strides: Sequence[int]) -> TracedTensor:
