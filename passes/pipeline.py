@@ -15,6 +15,7 @@ from graphc.passes.cse import EliminateCommonSubexpressions
 from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
+from graphc.passes.products import MergeProducts
 from graphc.passes.simplify import Simplify
 
 PREPARE: tuple[Pass, ...] = (
@@ -31,6 +32,11 @@ CLEAN_UP: tuple[Pass, ...] = (
     Simplify(),
     EliminateCommonSubexpressions(),  # expansions of neighbours share work, such as a mean
     EliminateDeadCode(),
+)
+REGROUP: tuple[Pass, ...] = (
+    MergeProducts(),  # after clean-up: terms of a sum stand side by side, and equal factors are one value
+    EliminateDeadCode(),  # the rest only where something was merged: the small products are gone
+    EliminateCommonSubexpressions(),  # a joined operand may serve several products
 )
 MAX_ROUNDS = 3
 """Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
@@ -79,6 +85,10 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
+    for item in REGROUP:
+        records.append(run_pass(item, graph, context))
+        if not records[-1].modified:
+            break
     return records
 
 

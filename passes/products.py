@@ -1,0 +1,219 @@
+"""Many small products as one: what unrolled loops over time leave behind.
+
+A recurrent network written as a Python loop multiplies by the same weight once per step, and its backward pass adds up one
+small product per step for the gradient of that weight. Neither depends on the order of the steps: `sum_t a_t b_t` is one
+product of the matrices put side by side, and `x_t w` for parts `x_t` of one tensor are rows of one product.
+
+Source: the "sum of outer products" and "input projection" hoisting of cuDNN's RNN (Appleyard et al., 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphc.ir.graph import Builder, Graph, Op, Value
+from graphc.passes.base import PassContext, PassResult, redirect_ends
+
+_VIEWS = frozenset({"reshape", "slice", "permute"})
+
+
+@dataclass(frozen=True)
+class MergeProducts:
+    """Sums of products, sums of column sums, and products with one common factor.
+
+    Before:
+        %0: f32[3, 4] = matmul(%a, %b)
+        %1: f32[3, 4] = matmul(%c, %d)
+        %2: f32[3, 4] = add(%0, %1)
+    After (with `at_least=2`):
+        %3: f32[3, 10] = concat(%a, %c) {dim=1}
+        %4: f32[10, 4] = concat(%b, %d) {dim=0}
+        %2: f32[3, 4] = matmul(%3, %4)
+
+    Args:
+        at_least: terms from which the copies pay.
+
+    The sum is rounded in another order than term by term, as any product of that length is.
+    """
+
+    at_least: int = 4
+    name: ClassVar[str] = "merge-products"
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        if sum(op.name in ("matmul", "sum") for op in graph.ops) < self.at_least:
+            return PassResult(False)
+        sums = _Sums(graph, ctx, self.at_least).run()
+        return PassResult(_Shared(graph, ctx, self.at_least).run() or sums)
+
+
+def _rank2(value: Value) -> bool:
+    return value.type.rank == 2 and not value.type.is_host
+
+
+class _Sums:
+    """Sums whose terms are products, or sums over the same dims, of equal shapes."""
+
+    def __init__(self, graph: Graph, ctx: PassContext, at_least: int) -> None:
+        self.graph, self.at_least = graph, at_least
+        self.uses = graph.uses()
+        self.ends = graph.live_out()
+        self.builder = Builder(graph, ctx.infer)
+        self.replaced: dict[Value, Value] = {}
+
+    def run(self) -> bool:
+        inner = {id(op) for op in self.graph.ops if op.name == "add" and self._feeds_an_add(op)}
+        ops, self.graph.ops = self.graph.ops, []
+        for op in ops:
+            op.operands = [self.replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
+            if op.name != "add" or id(op) in inner or not self._merge(op):
+                self.graph.ops.append(op)
+        redirect_ends(self.graph, self.replaced)
+        return bool(self.replaced)
+
+    def _alone(self, value: Value) -> bool:
+        return value not in self.ends and len(self.uses[value]) == 1
+
+    def _feeds_an_add(self, op: Op) -> bool:
+        (result,) = op.results
+        return self._alone(result) and self.uses[result][0].name == "add" and self.uses[result][0].operands.count(result) == 1
+
+    def _terms(self, root: Op) -> list[Value] | None:
+        """The terms of a tree of adds of one type; None when a number is among them."""
+        terms: list[Value] = []
+        stack = list(reversed(root.operands))
+        while stack:
+            term = stack.pop()
+            if not isinstance(term, Value) or term.type != root.results[0].type:
+                return None
+            if term.op is not None and term.op.name == "add" and self._feeds_an_add(term.op):
+                stack.extend(reversed(term.op.operands))
+            else:
+                terms.append(term)
+        return terms
+
+    def _merge(self, root: Op) -> bool:
+        terms = self._terms(root)
+        if terms is None or len(terms) < self.at_least:
+            return False
+        self.builder.location = root.location
+        rest: list[Value] = []
+        groups: dict[object, list[Op]] = {}
+        for term in terms:
+            key = self._kind(term)
+            if key is None:
+                rest.append(term)
+            else:
+                groups.setdefault(key, []).append(term.op)  # type: ignore[arg-type]
+        merged: list[Value] = []
+        for group in groups.values():
+            if len(group) < self.at_least:
+                rest.extend(op.result for op in group)
+            else:
+                merged.append(self._product(group) if group[0].name == "matmul" else self._sum(group))
+        if not merged:
+            return False
+        value = merged.pop()
+        for term in [*merged, *rest]:
+            value = self.builder.op("add", term, value)
+        if value.type != root.result.type:
+            return False
+        value.strides = root.result.strides
+        self.replaced[root.result] = value
+        self.uses[value] = self.uses[root.result]
+        if root.result in self.ends:
+            self.ends.add(value)
+        return True
+
+    def _kind(self, term: Value) -> object:
+        """What terms must share to be merged; None for a term that stays."""
+        op = term.op
+        if op is None or not self._alone(term):
+            return None
+        if op.name == "matmul":
+            a, b = op.operands
+            return "matmul" if isinstance(a, Value) and isinstance(b, Value) and _rank2(a) and _rank2(b) else None
+        if op.name == "sum" and op.attrs["dims"] and isinstance(op.operands[0], Value):
+            dim = op.attrs["dims"][0]
+            others = tuple(size for d, size in enumerate(op.operands[0].shape) if d != dim)
+            return "sum", op.attrs["dims"], op.attrs["keepdim"], others, op.operands[0].type.rank
+        return None
+
+    def _product(self, group: Sequence[Op]) -> Value:
+        a = self._beside([op.operands[0] for op in group], 1)  # type: ignore[misc]
+        b = self._beside([op.operands[1] for op in group], 0)  # type: ignore[misc]
+        return self.builder.op("matmul", a, b)
+
+    def _beside(self, parts: list[Value], dim: int) -> Value:
+        """Matrices joined along a dim; transposed ones are joined as they lie in memory."""
+        if all(part.op is not None and part.op.name == "permute" and tuple(part.op.attrs["dims"]) == (1, 0) for part in parts):
+            joined = self.builder.op("concat", *(part.op.operands[0] for part in parts), dim=1 - dim)  # type: ignore[union-attr]
+            return self.builder.op("permute", joined, dims=(1, 0))
+        return self.builder.op("concat", *parts, dim=dim)
+
+    def _sum(self, group: Sequence[Op]) -> Value:
+        attrs = group[0].attrs
+        joined = self.builder.op("concat", *(op.operands[0] for op in group), dim=attrs["dims"][0])
+        return self.builder.op("sum", joined, **attrs)
+
+
+class _Shared:
+    """Products of several parts of one tensor with the same matrix."""
+
+    def __init__(self, graph: Graph, ctx: PassContext, at_least: int) -> None:
+        self.graph, self.ctx, self.at_least = graph, ctx, at_least
+        self.builder = Builder(graph, ctx.infer)
+
+    def run(self) -> bool:
+        groups: dict[tuple[Value, Value], list[Op]] = {}
+        ends = self.graph.live_out()
+        for op in self.graph.ops:
+            if op.name != "matmul" or not all(isinstance(item, Value) and _rank2(item) for item in op.operands):
+                continue
+            part, factor = op.operands
+            base = _base(part)  # type: ignore[arg-type]
+            if base is not part and op.result not in ends:
+                groups.setdefault((base, factor), []).append(op)  # type: ignore[arg-type]
+        chosen = [group for group in groups.values() if len(group) >= self.at_least]
+        if not chosen:
+            return False
+        first = {id(group[0]): group for group in chosen}
+        gone = {id(op) for group in chosen for op in group}
+        replaced: dict[Value, Value] = {}
+        ops, self.graph.ops = self.graph.ops, []
+        for op in ops:
+            op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
+            if id(op) in first:
+                self._merge(first[id(op)], replaced)
+            elif id(op) not in gone:
+                self.graph.ops.append(op)
+        redirect_ends(self.graph, replaced)
+        return True
+
+    def _merge(self, group: list[Op], replaced: dict[Value, Value]) -> None:
+        b = self.builder
+        b.location = group[0].location
+        parts = [self._again(op.operands[0]) for op in group]  # type: ignore[arg-type]
+        product = b.op("matmul", b.op("concat", *parts, dim=0), group[0].operands[1])
+        start = 0
+        for op in group:
+            stop = start + int(op.result.shape[0])  # type: ignore[call-overload]
+            b.location = op.location
+            rows = b.op("slice", product, dim=0, start=start, stop=stop, step=1)
+            replaced[op.result] = rows
+            start = stop
+
+    def _again(self, part: Value) -> Value:
+        """The view once more, here: its own op may stand further below."""
+        op = part.op
+        if op is None or op.name not in _VIEWS:
+            return part
+        return self.builder.op(op.name, self._again(op.operands[0]), **op.attrs)  # type: ignore[arg-type]
+
+
+def _base(value: Value) -> Value:
+    """What a chain of views looks at."""
+    while value.op is not None and value.op.name in _VIEWS:
+        value = value.op.operands[0]  # type: ignore[assignment]
+    return value
