@@ -73,7 +73,8 @@ class Captured:
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
-        self._alone = first.number if first.host is None else -1  # the output which is all that is returned
+        alone = first.host is None and not self.effects
+        self._alone = first.number if alone else -1  # the output which is all that comes of a call
 
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""

@@ -111,16 +111,16 @@ class CompiledFunction:
                 stacklevel=5,
             )
             return _Entry(captured, None, None)
+        execute: Callable[[list[Any]], list[Any]] | None = None
         if captured.joint is not None:
             compilation, execute = driver.differentiable(captured, self.options)
-            self._stats.compiles += 1
-            return _Entry(captured, compilation, execute)
-        compilation = driver.compile_graph(captured.graph, self.options)
+        else:
+            compilation = driver.compile_graph(captured.graph, self.options)
         self._stats.compiles += 1
         checker = getattr(compilation.execute, "fact_check", None)
         if checker is not None:
             captured.guards.use(checker)
-        return _Entry(captured, compilation, compilation.execute)
+        return _Entry(captured, compilation, execute or compilation.execute)
 
     def _note_recompile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._entries:
