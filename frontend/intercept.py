@@ -100,7 +100,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
-    _TENSOR.grad.__get__: _grad,  # type: ignore[attr-defined]
+    _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]
     **dict.fromkeys(
         (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch
     ),

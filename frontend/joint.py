@@ -58,7 +58,7 @@ class Recorded:
     gradients: list[tuple[Input, Value, tuple[int, ...]]]
 
 
-def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | None | str:
+def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | str | None:
     """Record the backward pass from the results of a function.
 
     Args:
@@ -100,7 +100,7 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
 def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
     """A backward pass inside the function has freed what another one would need."""
     mark = len(recorder.graph.ops)
-    cotangents, stand_ins = _cotangents(recorder, [leaf])
+    _, stand_ins = _cotangents(recorder, [leaf])
     wanted = [tensor for tensor, _ in _differentiable_inputs(recorder, [])]
     try:
         with _without_hooks(wanted):

@@ -13,7 +13,7 @@ import torch
 
 from graphc.ir.types import UNKNOWN, Location
 
-_next_node = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]
+_next_node = torch._C._autograd._get_sequence_nr
 
 
 def _internal_prefixes() -> tuple[str, ...]:

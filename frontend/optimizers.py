@@ -88,7 +88,10 @@ class Optimizers:
                 number = group.get(key)
                 if type(number) is float and (len(self._met), index, key) not in self._constants:
                     group[key] = self._recorder.number_input(
-                        number, f"{met.path}.{key}{index or ''}", Access(group, f"[{key!r}]"), (len(self._met), index, key)
+                        number,
+                        f"{met.path}.{key}{index or ''}",
+                        Access(group, f"[{key!r}]"),
+                        (len(self._met), index, key),
                     )
                     met.numbers[index, key] = number
 
@@ -177,7 +180,7 @@ class Optimizers:
                 f"state of {path}",
             )
             g.hold(homes)
-            for param, (home, items) in met.before.items():
+            for home, items in met.before.values():
                 g.check(f"len({g.hold(home)}) == {len(items)}", f"state of {path}")
 
 

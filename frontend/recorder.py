@@ -16,8 +16,8 @@ from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
-from graphc.frontend.optimizers import Optimizers
 from graphc.frontend.locations import Locator
+from graphc.frontend.optimizers import Optimizers
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
 from graphc.ir.graph import Builder, Graph, Input, Role, Value

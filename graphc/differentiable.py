@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphc.frontend.joint import Joint
     from graphc.passes.partition import Split
 
-Execute: TypeAlias = Callable[[Sequence[Any]], list[Any]]
+Execute: TypeAlias = Callable[[list[Any]], list[Any]]
 
 
 class Differentiable:
@@ -79,7 +79,7 @@ class _Function(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
         tensors = iter(ctx.saved_tensors)
         kept = [next(tensors) if number is None else number for number in ctx.numbers]

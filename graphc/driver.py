@@ -15,7 +15,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,7 +110,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 
-    def compile_backward() -> Callable[[Sequence[Any]], list[Any]]:
+    def compile_backward() -> Callable[[list[Any]], list[Any]]:
         forward.backward = compile_graph(split.backward, replace(options, name=split.backward.name))
         return forward.backward.execute
 

@@ -11,6 +11,7 @@ Source: PyTorch AOTAutograd, `min_cut_rematerialization_partition`; max-flow min
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from graphc.ir.dims import Dim
@@ -85,10 +86,7 @@ def _is_cheap(op: Op) -> bool:
 
 
 def _bytes(value: Value) -> int:
-    total = value.dtype.itemsize
-    for size in value.shape:
-        total *= int(size)  # type: ignore[call-overload]  # static by construction
-    return total
+    return math.prod(int_shape(value)) * value.dtype.itemsize
 
 
 def _cut(graph: Graph, needed: set[Value], written: set[Input]) -> list[Value]:
@@ -142,16 +140,14 @@ class _Splitter:
         self.reused = [value for value in saved if isinstance(value, Input) and value not in written]
         self.saved = [value for value in saved if value not in set(self.reused)]
         for value in self.saved:
-            if not isinstance(value, Input) and value.strides and not is_dense(int_shape(value), value.strides):
+            if not isinstance(value, Input) and value.strides and not is_dense(int_shape(value), value.strides):  # type: ignore[arg-type]  # static shapes
                 value.strides = None  # it had these as a part of a larger tensor; now it gets memory of its own
 
     def run(self) -> Split:
         positions = {value: number for number, value in enumerate(self.graph.inputs)}
         results = [output.value if output.view is None else None for output in self.graph.outputs[: self.count]]
         own = [value for value in self.saved if value not in results or isinstance(value, Input)]
-        saved_from = [
-            self.count + own.index(value) if value in own else results.index(value) for value in self.saved
-        ]
+        saved_from = [self.count + own.index(value) if value in own else results.index(value) for value in self.saved]
         forward, backward = self._forward(own), self._backward()
         return Split(forward, backward, len(own), saved_from, [positions[value] for value in self.reused])
 
@@ -183,7 +179,9 @@ class _Splitter:
         twins: dict[Value, Value] = dict(zip(values, backward.inputs, strict=True))
         for op in _slice(joint, set(wanted), set(values)):
             operands = [twins[item] if isinstance(item, Value) else item for item in op.operands]
-            made = Op(op.name, operands, op.attrs, [r.type for r in op.results], op.location, [r.name for r in op.results])
+            made = Op(
+                op.name, operands, op.attrs, [r.type for r in op.results], op.location, [r.name for r in op.results]
+            )
             for old, new in zip(op.results, made.results, strict=True):
                 new.strides = old.strides
                 twins.setdefault(old, new)

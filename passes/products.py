@@ -1,8 +1,8 @@
 """Many small products as one: what unrolled loops over time leave behind.
 
-A recurrent network written as a Python loop multiplies by the same weight once per step, and its backward pass adds up one
-small product per step for the gradient of that weight. Neither depends on the order of the steps: `sum_t a_t b_t` is one
-product of the matrices put side by side, and `x_t w` for parts `x_t` of one tensor are rows of one product.
+A recurrent network written as a Python loop multiplies by the same weight once per step, and its backward pass adds up
+one small product per step for the gradient of that weight. Neither depends on the order of the steps: `sum_t a_t b_t` is
+one product of the matrices put side by side, and `x_t w` for parts `x_t` of one tensor are rows of one product.
 
 Source: the "sum of outer products" and "input projection" hoisting of cuDNN's RNN (Appleyard et al., 2016).
 """
@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Value
 from graphc.passes.base import PassContext, PassResult, redirect_ends
+from graphc.passes.layout import int_shape
 
 _VIEWS = frozenset({"reshape", "slice", "permute"})
 
@@ -77,7 +78,11 @@ class _Sums:
 
     def _feeds_an_add(self, op: Op) -> bool:
         (result,) = op.results
-        return self._alone(result) and self.uses[result][0].name == "add" and self.uses[result][0].operands.count(result) == 1
+        return (
+            self._alone(result)
+            and self.uses[result][0].name == "add"
+            and self.uses[result][0].operands.count(result) == 1
+        )
 
     def _terms(self, root: Op) -> list[Value] | None:
         """The terms of a tree of adds of one type; None when a number is among them."""
@@ -147,7 +152,10 @@ class _Sums:
 
     def _beside(self, parts: list[Value], dim: int) -> Value:
         """Matrices joined along a dim; transposed ones are joined as they lie in memory."""
-        if all(part.op is not None and part.op.name == "permute" and tuple(part.op.attrs["dims"]) == (1, 0) for part in parts):
+        if all(
+            part.op is not None and part.op.name == "permute" and tuple(part.op.attrs["dims"]) == (1, 0)
+            for part in parts
+        ):
             joined = self.builder.op("concat", *(part.op.operands[0] for part in parts), dim=1 - dim)  # type: ignore[union-attr]
             return self.builder.op("permute", joined, dims=(1, 0))
         return self.builder.op("concat", *parts, dim=dim)
@@ -198,7 +206,7 @@ class _Shared:
         product = b.op("matmul", b.op("concat", *parts, dim=0), group[0].operands[1])
         start = 0
         for op in group:
-            stop = start + int(op.result.shape[0])  # type: ignore[call-overload]
+            stop = start + int_shape(op.result)[0]
             b.location = op.location
             rows = b.op("slice", product, dim=0, start=start, stop=stop, step=1)
             replaced[op.result] = rows

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from graphc.frontend.aten.activation import floats, number
-from graphc.frontend.aten.expression import Term, formula, wide
+from graphc.frontend.aten.expression import Term, wide
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.loss import MEAN
 from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
@@ -42,7 +42,9 @@ def log_softmax_backward(imp: Importer, grad_output: Value, output: Value, dim: 
     return _softmax_gradient(imp, grad_output, output, dim, input_dtype, gradient)
 
 
-def _scaled(imp: Importer, grad_output: Value, self: Value, reduction: int, fn: Callable[..., Term], *rest: Value) -> Value:
+def _scaled(
+    imp: Importer, grad_output: Value, self: Value, reduction: int, fn: Callable[..., Term], *rest: Value
+) -> Value:
     """`fn` of the tensors times the incoming gradient, divided by the number of elements for a mean."""
     floats(grad_output, self, *rest)
     if any(value.dtype != self.dtype for value in (grad_output, *rest)):
@@ -112,7 +114,7 @@ def nll_loss_backward(
         raise Decline("one sample without a batch, or labels of another dtype")
     dim = 0 if self.type.rank == 1 else 1
     shape: tuple[int, ...] = self.shape  # type: ignore[assignment]  # static by construction
-    spread = shape[:dim] + (1,) + shape[dim + 1 :]
+    spread = (*shape[:dim], 1, *shape[dim + 1 :])
     classes = imp.b.op("iota", size=shape[dim], start=0, step=1, dtype=i64, device=self.device)
     labels = Term(imp, imp.reshape(target, spread))
     column = tuple(shape[dim] if d == dim else 1 for d in range(len(shape)))
