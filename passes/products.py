@@ -1,8 +1,9 @@
 """Many small products as one: what unrolled loops over time leave behind.
 
 A recurrent network written as a Python loop multiplies by the same weight once per step, and its backward pass adds up
-one small product per step for the gradient of that weight. Neither depends on the order of the steps: `sum_t a_t b_t` is
-one product of the matrices put side by side, and `x_t w` for parts `x_t` of one tensor are rows of one product.
+one small product per step for the gradient of that weight. Neither depends on the order of the steps: the sum over t of
+`a_t b_t` is one product of the matrices put side by side, and `x_t w` for parts `x_t` of one tensor are rows of one
+product.
 
 Source: the "sum of outer products" and "input projection" hoisting of cuDNN's RNN (Appleyard et al., 2016).
 """

@@ -1,0 +1,147 @@
+"""Gradients that are imported as formulas, against eager's own kernels, within the numerics contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import graphc
+from tests.support import assert_contract
+
+Function = Callable[..., torch.Tensor]
+
+ACTIVATIONS: dict[str, Function] = {
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "elu": lambda x: F.elu(x, 0.7),
+    "elu in place": lambda x: F.elu(x * 1.0, 0.7, inplace=True),
+    "selu": F.selu,
+    "celu": lambda x: F.celu(x, 1.3),
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.5),
+    "relu6": F.relu6,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "softplus": lambda x: F.softplus(x, 2.0, 3.0),
+    "logsigmoid": F.logsigmoid,
+    "hardshrink": lambda x: F.hardshrink(x, 0.4),
+    "softshrink": lambda x: F.softshrink(x, 0.4),
+    "threshold": lambda x: F.threshold(x, 0.3, 2.0),
+    "prelu": lambda x: F.prelu(x, torch.full((7,), 0.25, dtype=x.dtype)),
+    "softmax": lambda x: torch.softmax(x, 0),
+    "log_softmax": lambda x: torch.log_softmax(x, -1),
+    "layer_norm": lambda x: F.layer_norm(x, (7,)),
+    "group_norm": lambda x: F.group_norm(x[:, :6], 3),
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _grad() -> Iterator[None]:
+    with torch.enable_grad():
+        yield
+
+
+def gradients(f: Function, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Gradients with respect to all tensors, for a cotangent that differs by element."""
+    out = f(*tensors)
+    weights = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).reshape(out.shape).to(out.dtype)
+    return torch.autograd.grad(out, tensors, weights)
+
+
+def compare(f: Function, *tensors: torch.Tensor, backend: str = "c") -> None:
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    found = gradients(graphc.compile(f, backend=backend), *leaves)
+    eager = gradients(f, *leaves)
+    exact = gradients(f, *(leaf.detach().double().requires_grad_() for leaf in leaves))
+    for ours, theirs, reference in zip(found, eager, exact, strict=True):
+        assert ours.stride() == theirs.stride()
+        if ours.dtype == torch.float64:  # nothing is more exact: differences are those of rounding
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        else:
+            assert_contract(ours, theirs, reference)
+
+
+def values(dtype: torch.dtype) -> torch.Tensor:
+    """Both sides of every branch, its points, and numbers that overflow."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3
+    x[0] = torch.tensor([0.0, -0.0, 0.4, -0.4, 3.0, -3.0, 6.0])
+    x[1, :4] = torch.tensor([0.5, -0.5, 40.0, -40.0])
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_activations_and_norms(name: str, dtype: torch.dtype) -> None:
+    compare(ACTIVATIONS[name], values(dtype))
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "softmax", "hardtanh", "batch_norm"])
+def test_nothing_is_an_extern_call(name: str) -> None:
+    f, x = graphc.compile(ACTIVATIONS[name]), values(torch.float32).requires_grad_()
+    gradients(f, x)
+    backward = f._entries[0].compilation.backward
+    assert backward.program.stats["extern"] == {}
+
+
+def test_nan_and_infinity() -> None:
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0])
+    for name in ("relu", "tanh", "sigmoid", "leaky_relu", "hardtanh", "threshold"):
+        f, x = ACTIVATIONS[name], special.clone().requires_grad_()
+        (found,), (eager,) = gradients(graphc.compile(f), x), gradients(f, x)
+        assert torch.equal(found.isnan(), eager.isnan()), name
+        torch.testing.assert_close(found, eager, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss, F.huber_loss, F.l1_loss, F.binary_cross_entropy])
+def test_losses(loss: Function, reduction: str) -> None:
+    x, y = (torch.rand(4, 5, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    compare(lambda a: loss(a * 0.9 + 0.05, y.to(a.dtype), reduction=reduction), x)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_losses(reduction: str, weighted: bool) -> None:
+    labels = torch.tensor([2, 0, -100, 4])
+    weight = torch.linspace(0.5, 1.5, 5)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(x, labels, weight.to(x.dtype) if weighted else None, reduction=reduction)
+
+    compare(f, torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
+    maps = labels[:, None, None].expand(4, 2, 3).contiguous()
+    compare(
+        lambda x: F.cross_entropy(x, maps, weight.to(x.dtype) if weighted else None, reduction=reduction),
+        torch.randn(4, 5, 2, 3, generator=torch.Generator().manual_seed(1)),
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5), (2, 4, 3, 3)])
+@pytest.mark.parametrize("train", [True, False])
+def test_norm_parameters(shape: tuple[int, ...], train: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    weight, bias = torch.rand(4, generator=generator), torch.rand(4, generator=generator)
+    mean, var = torch.rand(4, generator=generator), torch.rand(4, generator=generator) + 0.5
+    compare(
+        lambda x, w, b: F.batch_norm(x, mean.to(x.dtype).clone(), var.to(x.dtype).clone(), w, b, training=train),
+        x, weight, bias,
+    )  # fmt: skip
+    compare(lambda x, w, b: F.group_norm(x, 2, w, b), x.detach(), weight.detach(), bias.detach())
+    last = torch.rand(shape[-1], generator=generator)
+    compare(lambda x, w, b: F.layer_norm(x, w.shape, w, b), x.detach(), last, last.clone())
+
+
+@pytest.mark.parametrize("backend", ["interpret"])
+def test_other_backends(backend: str) -> None:
+    compare(lambda x, w: F.gelu(x @ w).sum(0), torch.randn(3, 4), torch.randn(4, 5), backend=backend)
