@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from graphc.errors import CaptureError, UnsupportedError
+from graphc.errors import CaptureError, GraphcError, UnsupportedError
 from graphc.frontend import finish, tree
-from graphc.frontend.captured import Captured
+from graphc.frontend.captured import Captured, OutputLeaf
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
 from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.paths import Decider, Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
 from graphc.frontend.traced import TracedTensor
@@ -44,6 +45,8 @@ def capture(
     *,
     name: str | None = None,
     dynamic_scalars: Collection[int] = (),
+    steps: Sequence[Step] | None = None,
+    merged: frozenset[int] = frozenset(),
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -53,12 +56,18 @@ def capture(
         name: of the graph; the function's own by default.
         dynamic_scalars: argument leaves (numbered as `tree.flatten((args, kwargs))` gives them) holding Python numbers
             that shall be inputs of the program instead of constants. One whose value Python looks at stays a constant.
+        steps: None refuses decisions on data. Else those taken so far on one path, and the capture is of the program
+            from the last one to the next, or to the end; see `graphc.frontend.paths`.
+        merged: storages (by address of the storage object) to take as one 1-D input each.
 
     Returns:
-        The graph, its guards, and how its outputs become the function's return value.
+        The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
+        a path, how it goes with the others.
 
     Raises:
-        DataDependentError: a Python branch, number or shape depends on tensor data.
+        DataDependentError: a Python branch, number or shape depends on tensor data, and `steps` is None.
+        PathRaises: the function raises after a decision.
+        Regrow: the path has to be captured again from its first program.
         CaptureError: tensor subclasses, generators, tensors kept from another capture or left behind in attributes.
         UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, what else has no graph form.
         Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class
@@ -68,7 +77,8 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            captured = _Session(fn, tuple(args), dict(kwargs or {}), name).run(frozenset(dynamic_scalars))
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps)
+            captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
     captured.seconds = time.perf_counter() - started
@@ -83,20 +93,24 @@ def is_capturing() -> bool:
 class _Session:
     """One request to capture; it may take several runs of the function."""
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> None:
-        self.fn, self.args, self.kwargs = fn, args, kwargs
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
+        steps: Sequence[Step] | None,
+    ) -> None:  # fmt: skip
+        self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
         self.leaves, self.node = tree.flatten((args, kwargs))
         self.names = _argument_names(fn, self.node)
         self.name = name or _function_name(fn)
         self._given: list[Any] = []
 
-    def run(self, dynamic: frozenset[int]) -> Captured:
-        merged: frozenset[int] = frozenset()
+    def run(self, dynamic: frozenset[int], merged: frozenset[int]) -> Captured:
         for _ in range(_MAX_RESTARTS):
             try:
                 return self._attempt(merged, dynamic)
             except RestartCapture as restart:
                 merged |= {restart.storage}
+                if self.steps:
+                    raise Regrow(merged) from None
             except Specialize as specialize:
                 dynamic -= specialize.leaves
         raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")
@@ -107,11 +121,15 @@ class _Session:
         sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
         modules = ModuleFacts(sources)
         recorder = Recorder(self.name, sources, merged)
+        if self.steps is not None:
+            recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         undo = _Undo(modules, self.leaves)
         try:
             given = self._arguments(recorder, dynamic)
             result = self._call(recorder, given)
+            if recorder.decider is not None and recorder.decider.segment is not None:
+                raise Stop  # which the function has caught
             modules.update()
             with CaptureMode(recorder):
                 modules.settle(recorder)
@@ -119,6 +137,10 @@ class _Session:
             leaves, out_node = tree.flatten(result)
             _check_results(leaves, out_node)
             out_leaves = finish.finish(recorder, leaves)
+        except Stop:
+            undo.all()
+            modules.update()
+            return self._prefix(recorder, facts, dynamic)
         except BaseException:
             undo.all()
             raise
@@ -126,17 +148,35 @@ class _Session:
         del given, result, leaves
         self._given.clear()
         _check_leaks(recorder.made)
-        guards = facts.guards(recorder.graph, recorder.bindings)
+        segment = None
+        if recorder.decider is not None and self.steps:
+            recorder.decider.check_end()
+            segment = recorder.decider.last()
+        return self._captured(recorder, facts, dynamic, segment, out_node, out_leaves)
+
+    def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int]) -> Captured:
+        """What a run gives that ends at a decision without an answer."""
+        assert recorder.decider is not None
+        self._given.clear()
+        recorder.decider.check_end()
+        return self._captured(recorder, facts, dynamic, recorder.decider.segment, tree.flatten(())[1], [])
+
+    def _captured(
+        self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], segment: Segment | None, out_node: tree.Node,
+        out_leaves: list[OutputLeaf],
+    ) -> Captured:  # fmt: skip
         return Captured(
-            recorder.graph,
+            recorder.graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
-            guards,
+            facts.guards(recorder.graph, recorder.bindings),
             out_node,
             out_leaves,
             self.node,
             {index: leaf for index, leaf in enumerate(self.leaves) if type(leaf) is float},
             _first_needing_grad(recorder),
             recorder.warnings,
+            segment=segment,
+            dynamic=dynamic,
         )
 
     # before
@@ -204,9 +244,25 @@ class _Session:
     # the run
 
     def _call(self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-        with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
-            result = self.fn(*given[0], **given[1])
-        return result
+        decider = recorder.decider
+        try:
+            with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
+                return self.fn(*given[0], **given[1])
+        except GraphcError:
+            raise
+        except Exception as error:
+            if decider is not None and decider.segment is not None:
+                raise Stop from None  # a clean-up of the function failed for want of what it was computing
+            if decider is not None and decider.taken and decider.taken == len(self.steps or ()):
+                raise PathRaises(error) from None
+            raise
+        except Diverged as different:
+            raise CaptureError(
+                f"{self.name} is not deterministic: run again with the same answers it does something else: before, "
+                f"{different.before}; now, {different.now}. Code that follows a decision on data is compiled by "
+                "running the function again, so Python's own state and random numbers must not steer it",
+                different.location,
+            ) from None
 
     # after
 

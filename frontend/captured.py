@@ -10,7 +10,8 @@ import torch
 
 from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
-from graphc.frontend.inputs import Binding
+from graphc.frontend.inputs import Binding, BindingKind
+from graphc.frontend.paths import Segment
 from graphc.ir.graph import Graph
 
 
@@ -44,6 +45,8 @@ class Captured:
         needs_grad: path of an input whose gradient is wanted, which a program does not give; empty when there is none.
         warnings: what the user should know: calls kept as they are against expectation, tensors bound by identity, ...
         seconds: wall time of the capture.
+        segment: for one program of several on a path, how it goes with the others; else None.
+        dynamic: argument leaves that were asked to be, and are, inputs of the program.
     """
 
     graph: Graph
@@ -56,6 +59,8 @@ class Captured:
     needs_grad: str = ""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    segment: Segment | None = None
+    dynamic: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -64,6 +69,15 @@ class Captured:
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
         return self.guards.match(args, kwargs)
+
+    def merged_storages(self, args: Sequence[Any], kwargs: dict[str, Any]) -> frozenset[int]:
+        """The storages of a call (by address) that this capture took as one input each."""
+        whole = [binding for binding in self.bindings if binding.kind is BindingKind.STORAGE]
+        if not whole:
+            return frozenset()
+        leaves, _ = tree.flatten((tuple(args), kwargs))
+        tensors = [leaves[binding.leaf] if binding.leaf >= 0 else binding.tensor for binding in whole]
+        return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def explain_miss(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """The first fact that changed, such as `argument x: shape (3, 4), compiled for (2, 4)`; empty when none did."""

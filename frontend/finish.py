@@ -105,7 +105,10 @@ class _Finisher:
         """A value no other output is, laid out as eager lays it out; a copy when need be."""
         shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
         wanted = None if strides == layout.contiguous(shape) else strides
-        if isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
+        decider = self.recorder.decider
+        if decider is not None and value in decider.names and decider.names[value][1] != wanted:
+            value = self.recorder.builder.op("cast", value, dtype=value.dtype)  # handed over in another layout
+        elif isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
             value = self.recorder.builder.op("cast", value, dtype=value.dtype)
         value.strides = wanted
         self.taken.add(value)

@@ -32,8 +32,11 @@ class HostScope(Protocol):
         """The value of a number that is an argument, now a guarded constant.
 
         Raises:
-            DataDependentError: it comes from tensor data.
+            DataDependentError: it comes from tensor data, and the capture takes no decisions on them.
         """
+
+    def note_number(self, node: HostNode) -> None:
+        """A traced number has been made."""
 
     def user_location(self) -> Location:
         """The user's line that runs now."""
@@ -50,7 +53,7 @@ class HostNode:
         leaves: positions of the arguments it is computed from.
     """
 
-    __slots__ = ("hint", "kind", "leaves", "scope", "value")
+    __slots__ = ("__weakref__", "hint", "kind", "leaves", "scope", "value")
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class HostNode:
         leaves: frozenset[int] = frozenset(),
     ) -> None:
         self.scope, self.value, self.kind, self.hint, self.leaves = scope, value, kind, hint, leaves
+        scope.note_number(self)
 
     # asked by ATen
 
@@ -310,8 +314,8 @@ def node_of(value: object) -> HostNode | None:
 def refuse(what: str, location: Location) -> DataDependentError:
     """The error for Python looking at data of tensors."""
     return DataDependentError(
-        f"{what} depends on the data of a tensor, which is not known when the program is compiled; use torch.where (or "
-        "torch.clamp, masks, ...) instead of a Python branch, keep `.item()` results in tensor arithmetic, or compute "
-        "this outside the compiled function",
+        f"{what} depends on the data of a tensor, which one graph cannot hold: graphc.compile makes a program per path. "
+        "For a single graph use torch.where (or torch.clamp, masks, ...) instead of a Python branch, keep `.item()` "
+        "results in tensor arithmetic, or compute this outside the function",
         location,
     )

@@ -17,6 +17,7 @@ from graphc.frontend.dispatch import item
 from graphc.frontend.recorder import Recorder
 
 _TENSOR = torch.Tensor
+_TRACED_ELEMENTS = 64
 
 
 class FunctionMode(TorchFunctionMode):
@@ -51,8 +52,41 @@ def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return item(recorder, tensor)
 
 
-def _branch(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
-    raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
+def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`bool(t)`, `int(t)`, `float(t)`, and a tensor as an index of a list."""
+    if recorder.decider is None or func is _TENSOR.__complex__:
+        raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
+    tensor = args[0]
+    _check_number(func, tensor)
+    node = _item(recorder, func, args, kwargs).node
+    if func is _TENSOR.__bool__:
+        return bool(host.wrap(node.convert(bool)))
+    if func is _TENSOR.__float__:
+        return float(host.wrap(node))
+    return int(recorder.specialize(node.unary("trunc") if node.kind is float else node))
+
+
+def _check_number(func: Any, tensor: torch.Tensor) -> None:
+    """Raise what eager raises for a tensor that is no single number."""
+    count = tensor.numel()
+    if func is _TENSOR.__bool__ and count != 1:
+        many = "more than one value" if count else "no values"
+        raise RuntimeError(f"Boolean value of Tensor with {many} is ambiguous")
+    if func is _TENSOR.__index__ and (count != 1 or tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError("only integer tensors of a single element can be converted to an index")
+
+
+def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Few floats stay traced numbers; others are looked at, as Python does with them in nearly all uses."""
+    tensor = args[0]
+    if recorder.decider is None:
+        return _no_data(recorder, func, args, kwargs)
+    if tensor.is_floating_point() and tensor.numel() <= _TRACED_ELEMENTS:
+        if tensor.dim() == 0:
+            return _item(recorder, func, args, kwargs)
+        return [_tolist(recorder, func, (part,), kwargs) for part in tensor.unbind(0)]
+    recorder.builder.location = recorder.locator.here()
+    return recorder.decider.elements(recorder.value_of(tensor))
 
 
 def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
@@ -91,14 +125,15 @@ def _named(func: Any) -> str:
 
 _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
+    _TENSOR.tolist: _tolist,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     **dict.fromkeys(
-        (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch
+        (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _number
     ),
     **dict.fromkeys(
         (
-            _TENSOR.numpy, _TENSOR.tolist, _TENSOR.__array__, _TENSOR.__dlpack__, _TENSOR.data_ptr,
+            _TENSOR.numpy, _TENSOR.__array__, _TENSOR.__dlpack__, _TENSOR.data_ptr,
             _TENSOR.untyped_storage, _TENSOR.storage,
         ),
         _no_data,

@@ -16,6 +16,7 @@ from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.inputs import Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
+from graphc.frontend.paths import Decider
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
 from graphc.ir.graph import Builder, Graph, Input, Role, Value
@@ -65,6 +66,8 @@ class Recorder:
         self.storages: list[Storage] = []
         self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
         self.made: list[weakref.ref[TracedTensor]] = []
+        self.numbers: list[weakref.ref[host.HostNode]] = []
+        self.decider: Decider | None = None  # None: decisions on data are refused
 
     # inputs
 
@@ -217,9 +220,16 @@ class Recorder:
         return self.builder.op(name, *operands)
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
-        if node.hint is None:
+        decider = self.decider
+        if node.hint is not None and (decider is None or not decider.taken):
+            raise Specialize(node.leaves)
+        if decider is None:
             raise host.refuse("a Python value or branch", self.locator.here())
-        raise Specialize(node.leaves)
+        return decider.number(node)
+
+    def note_number(self, node: host.HostNode) -> None:
+        if self.decider is not None:
+            self.numbers.append(weakref.ref(node))
 
     def user_location(self) -> Location:
         return self.locator.here()

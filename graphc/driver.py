@@ -15,7 +15,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphc.frontend.captured import Captured
+    from graphc.frontend.paths import Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.program.plan import Plan
@@ -88,12 +89,16 @@ def capture(
     kwargs: dict[str, Any],
     options: Options,
     dynamic_scalars: frozenset[int],
+    steps: Sequence[Step] | None = None,
+    merged: frozenset[int] = frozenset(),
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
 
     with _collector_paused():
-        captured = capture_target(target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars)
+        captured = capture_target(
+            target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged
+        )
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
 

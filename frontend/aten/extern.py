@@ -61,7 +61,14 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     call_kwargs = {key: encoder.encode(value) for key, value in kwargs.items()}
     written = list(written_arguments(func, args, kwargs))
     mutates = tuple(encoder.index(value) for value in written)
-    trial = _try(imp, func, args, kwargs)
+    decided = None
+    try:
+        trial = _try(imp, func, args, kwargs)
+    except DataDependentError:
+        decided = imp.decisions
+        if decided is None or written:
+            raise
+        trial = decided.results(func, encoder.operands, call_args, call_kwargs)
     own: list[tuple[TensorType, tuple[int, ...] | None]] = []
     structure = _structure(func, trial, own)
     attrs: dict[str, Attr] = {"op": str(func), "args": call_args, "kwargs": call_kwargs}
@@ -79,6 +86,8 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
                 result.strides = strides
     for result, value in zip(op.results[len(own) :], written, strict=True):
         result.strides = value.strides
+    if decided is not None:
+        decided.answered(op)
     return Imported(_fill(structure, iter(op.results)), op.results[len(own) :])
 
 
@@ -199,8 +208,9 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     values = list(_values([args, kwargs]))
     if torch.Tag.dynamic_output_shape in func.tags and not _static_result(func, args):
         raise DataDependentError(
-            f"{func} gives a result whose shape depends on the data of its operands; compute it outside the compiled "
-            "function, or use a masked form of fixed shape (torch.where, a mask multiplied in)"
+            f"{func} gives a result whose shape depends on the data of its operands, which one graph cannot hold: "
+            "graphc.compile makes a program per shape. For a single graph use a masked form of fixed shape "
+            "(torch.where, a mask multiplied in), or compute this outside the function"
         )
     if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
         return _try_fake(imp, func, args, kwargs)
