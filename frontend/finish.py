@@ -9,6 +9,7 @@ import torch
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.captured import OutputLeaf
+from graphc.frontend.dynamic_index import true_offset
 from graphc.frontend.functionalize import Storage, TensorState
 from graphc.frontend.recorder import Recorder
 from graphc.ir.graph import Input, Output, StridedView, Value, Write
@@ -69,7 +70,8 @@ class _Finisher:
         assert home is not None
         if state.parent is None:
             return Output(home)
-        return Output(home, StridedView(state.shape, state.strides, state.offset - storage.root.offset))
+        offset = true_offset(self.recorder, state) - storage.root.offset
+        return Output(home, StridedView(state.shape, state.strides, offset))
 
     def _alone(self, state: TensorState) -> Value | None:
         """A part of a storage that nothing else returned shares gets memory of its own, when eager's strides fit."""

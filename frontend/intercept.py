@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import GraphcError, UnsupportedError
-from graphc.frontend import host, replay
+from graphc.frontend import dynamic_index, host, replay
 from graphc.frontend.dispatch import item
 from graphc.frontend.recorder import Recorder
 
@@ -126,6 +126,7 @@ def _named(func: Any) -> str:
 _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
+    **dynamic_index.SPECIAL,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     **dict.fromkeys(
