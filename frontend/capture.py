@@ -177,6 +177,7 @@ class _Session:
             recorder.warnings,
             segment=segment,
             dynamic=dynamic,
+            modules=len(recorder.sources.modules),
         )
 
     # before

@@ -47,6 +47,7 @@ class Captured:
         seconds: wall time of the capture.
         segment: for one program of several on a path, how it goes with the others; else None.
         dynamic: argument leaves that were asked to be, and are, inputs of the program.
+        modules: how many modules its guards know.
     """
 
     graph: Graph
@@ -61,6 +62,7 @@ class Captured:
     seconds: float = 0.0
     segment: Segment | None = None
     dynamic: frozenset[int] = frozenset()
+    modules: int = 0
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -69,6 +71,15 @@ class Captured:
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
         return self.guards.match(args, kwargs)
+
+    def assumes_no_more_than(self, other: Captured) -> bool:
+        """For programs of one path: a call that `other` matches is matched by this one too, with the same inputs."""
+        pairs = zip(self.bindings, other.bindings, strict=False)
+        return (
+            not self.graph.writes
+            and (self.modules, len(self.bindings)) == (other.modules, len(other.bindings))
+            and all((a.kind, a.leaf, a.count) == (b.kind, b.leaf, b.count) and a.tensor is b.tensor for a, b in pairs)
+        )
 
     def merged_storages(self, args: Sequence[Any], kwargs: dict[str, Any]) -> frozenset[int]:
         """The storages of a call (by address) that this capture took as one input each."""

@@ -1,4 +1,8 @@
-"""Cutting one program out of the graph of a whole run: its ops, what it takes from earlier programs, what it gives."""
+"""Cutting one program out of the graph of a whole run: its ops, what it takes from earlier programs, what it gives.
+
+Values are numbered anew in each program, so that the turns of a loop, which are programs of their own, are one text and
+are built once.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,8 @@ class Cutter:
         self._new: dict[Value, Value] = {}
         self._feeds: list[int | str] = []
         self._numbers: dict[Value, int] = {}
+        self._taken = {value.name for value in whole.inputs}
+        self._next = 0
 
     def body(self) -> None:
         """Take over the ops of the program."""
@@ -47,9 +53,8 @@ class Cutter:
         """Make a value an output, laid out with these strides."""
         mine = self._value(value)
         if mine.strides != strides or isinstance(mine, Input):
-            names = [f"{mine.name}_laid_out"]
             location = value.op.location if value.op is not None else self._whole.ops[-1].location
-            copy = Op("cast", [mine], {"dtype": mine.dtype}, [mine.type], location, names)
+            copy = Op("cast", [mine], {"dtype": mine.dtype}, [mine.type], location, [self._fresh("")])
             copy.result.strides = strides
             self.twin.ops.append(copy)
             mine = copy.result
@@ -74,7 +79,8 @@ class Cutter:
         elif value in self._names:
             name, strides = self._names[value]
             role = Role.SCALAR if value.type.is_host else Role.STATE
-            self._input(value, value.name, role, name, strides, name)
+            fresh = self._fresh("carried")
+            self._input(value, fresh, role, fresh, strides, name)
         else:
             assert value.op is not None
             if effect(value.op):
@@ -88,10 +94,17 @@ class Cutter:
         self._feeds.append(feed)
         self._new[value] = mine
 
+    def _fresh(self, stem: str) -> str:
+        """A name no other value of the program has."""
+        while True:
+            name, self._next = f"{stem}{self._next}", self._next + 1
+            if name not in self._taken:
+                return name
+
     def _copy(self, op: Op) -> None:
         operands = [self._value(operand) if isinstance(operand, Value) else operand for operand in op.operands]
-        types, names = [r.type for r in op.results], [r.name for r in op.results]
-        made = Op(op.name, operands, op.attrs, types, op.location, names)
+        types = [result.type for result in op.results]
+        made = Op(op.name, operands, op.attrs, types, op.location, [self._fresh("") for _ in types])
         for old, new in zip(op.results, made.results, strict=True):
             new.strides = old.strides
             self._new[old] = new

@@ -113,7 +113,9 @@ class CompiledFunction:
                 self._entries = tuple(other for other in self._entries if other is not entry)
             self._add_entry(args, kwargs, regrow.merged)
             return self(*args, **kwargs)
-        if not fresh and not grown:
+        if grown:
+            self._stats.paths = sum(other.tree.paths for other in self._entries if other.tree is not None)
+        elif not fresh:
             self._stats.hits += 1
         return result
 
@@ -127,8 +129,6 @@ class CompiledFunction:
     def compile_path(self, captured: Captured, number: int) -> Compilation:
         """Compile one program of a path tree."""
         self._stats.compiles += 1
-        if captured.segment is not None and captured.segment.question is None:
-            self._stats.paths += 1
         name = f"{self.options.name}_{number}" if number else self.options.name
         return driver.compile_graph(captured.graph, replace(self.options, name=name))
 

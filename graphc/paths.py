@@ -79,6 +79,7 @@ class Node:
     Attributes:
         captured: the program; None where calls run eager.
         compilation: how it runs; None where it computes nothing.
+        covered: a call that the parent's guards let pass needs no check of its own guards.
         reason: why calls run eager here.
         raises: because the function raises here.
         answer: the answer that leads here.
@@ -89,6 +90,7 @@ class Node:
 
     captured: Captured | None
     compilation: Compilation | None = None
+    covered: bool = False
     reason: str = ""
     raises: bool = False
     answer: Any = None
@@ -142,6 +144,7 @@ class PathTree:
         self.paths = 0
         self.programs = 0
         self.closed = ""
+        self._built: dict[str, Compilation] = {}
         self._lock = threading.RLock()
         self._beyond = 0  # calls in a row that left the tree
         self._warned = False
@@ -233,7 +236,7 @@ class PathTree:
         for child in node.children.get(key, ()):
             if child.captured is None:
                 return child
-            inputs = child.captured.match(walk.args, walk.kwargs)
+            inputs = walk.inputs if child.covered else child.captured.match(walk.args, walk.kwargs)
             if inputs is not None:
                 walk.inputs = inputs
                 return child
@@ -258,6 +261,7 @@ class PathTree:
                     f"{self.name} changes, while it runs, what its own compilation depends on: "
                     f"{captured.explain_miss(walk.args, walk.kwargs)}. Move that change out of the compiled function."
                 )
+            child.covered = node.captured is not None and captured.assumes_no_more_than(node.captured)
             walk.inputs = inputs
         child.answer = walk.steps[-1].answer
         node.children.setdefault(key, []).insert(0, child)
@@ -273,12 +277,15 @@ class PathTree:
                 "call runs eager. Wrap evaluation in torch.no_grad() to run it compiled."
             )
             return Node(None, reason=f"gradients are needed: {captured.needs_grad} requires grad")
-        if segment.question is None:
-            self.paths += 1
         if segment.question is not None and not segment.graph.ops and not segment.outputs:
             return Node(captured)
+        self.paths += segment.question is None
         number, self.programs = self.programs, self.programs + 1
-        return Node(captured, self.owner.compile_path(captured, number), number=number)
+        text = str(captured.graph)
+        compilation = self._built.get(text)
+        if compilation is None:
+            compilation = self._built[text] = self.owner.compile_path(captured, number)
+        return Node(captured, compilation, number=number)
 
     def _check_room(self, node: Node) -> None:
         """Raises:
