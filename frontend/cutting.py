@@ -6,7 +6,7 @@ are built once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeAlias, Union
 
 from graphc.errors import CaptureError
@@ -25,14 +25,15 @@ class Cutter:
         whole: the graph of the run, from the start of the function.
         start: its first op that belongs to the program.
         names: what earlier programs hand over.
+        known: values of tensors of one element that Python has looked at.
 
     Attributes:
         twin: the graph being built, of its own values.
     """
 
-    def __init__(self, whole: Graph, start: int, names: Names) -> None:
+    def __init__(self, whole: Graph, start: int, names: Names, known: Mapping[Value, bool | int | float]) -> None:
         self.twin = Graph(whole.name)
-        self._whole, self._start, self._names = whole, start, names
+        self._whole, self._start, self._names, self._known = whole, start, names, known
         self._new: dict[Value, Value] = {}
         self._feeds: list[int | str] = []
         self._numbers: dict[Value, int] = {}
@@ -81,6 +82,14 @@ class Cutter:
             role = Role.SCALAR if value.type.is_host else Role.STATE
             fresh = self._fresh("carried")
             self._input(value, fresh, role, fresh, strides, name)
+        elif value in self._known:
+            attrs = {
+                "shape": value.shape, "dtype": value.dtype, "value": self._known[value], "device": value.device,
+            }  # fmt: skip
+            assert value.op is not None
+            full = Op("full", [], attrs, [value.type], value.op.location, [self._fresh("")])
+            self.twin.ops.append(full)
+            self._new[value] = full.result
         else:
             assert value.op is not None
             if effect(value.op):

@@ -162,6 +162,7 @@ class Decider:
         self._taken = 0
         self._start = 0  # first op of the program being recorded
         self._known: dict[Any, Any] = {}
+        self._constant_values: dict[Value, bool | int | float] = {}
         self.names: Names = {}
         self.segment: Segment | None = None
 
@@ -223,6 +224,8 @@ class Decider:
                     self.names[result] = (result.name, dense_strides(result))
         self._start = len(self._recorder.graph.ops)
         self._taken += 1
+        if kind == NUMBER and (source := _source(operands[0])) is not None:
+            self._constant_values[source] = step.answer
         return step.answer
 
     # replays
@@ -268,9 +271,11 @@ class Decider:
     def _cut(self, kind: str, what: str, location: Location, operands: list[Value], call: Any) -> Segment:
         """The program up to here."""
         graph = self._recorder.graph
-        cutter = Cutter(graph, self._start, self.names)
+        cutter = Cutter(graph, self._start, self.names, self._constant_values)
         cutter.body()
         live = self._live()
+        if kind == NUMBER and (source := _source(operands[0])) is not None:
+            live = [value for value in live if value is not source]  # a constant once the answer is known
         wanted = [v for v in dict.fromkeys((*operands, *live)) if v not in self.names and not isinstance(v, Input)]
         for value in wanted:
             cutter.hand_over(value, dense_strides(value))
@@ -291,7 +296,7 @@ class Decider:
 
     def last(self) -> Segment:
         """The last program of the path, once the graph has its writes and outputs."""
-        cutter = Cutter(self._recorder.graph, self._start, self.names)
+        cutter = Cutter(self._recorder.graph, self._start, self.names, self._constant_values)
         cutter.body()
         cutter.finish()
         return Segment(cutter.twin, cutter.feeds(), random=_is_random(cutter.twin))
@@ -341,6 +346,17 @@ def _identity(value: Value) -> Any:
         return value
     operands = (_identity(o) if isinstance(o, Value) else (type(o), repr(o)) for o in op.operands)
     return (op.name, repr(op.attrs), *operands)
+
+
+def _source(number: Value) -> Value | None:
+    """The tensor of one element that a host value was read from, where it is just that."""
+    if number.op is None or number.op.name != "item":
+        return None
+    (tensor,) = number.op.inputs
+    while tensor.op is not None and tensor.op.name == "reshape":
+        (tensor,) = tensor.op.inputs
+    plain = tensor.dtype.kind in ("bool", "int", "uint", "float") and tensor.strides is None
+    return None if isinstance(tensor, Input) or not plain else tensor
 
 
 def _op_key(op: Op) -> tuple[Any, ...]:

@@ -117,7 +117,7 @@ class _Walk:
     kwargs: dict[str, Any]
     inputs: list[Any]
     values: dict[str, Any] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[tuple[Segment, Any]] = field(default_factory=list)  # as arguments of `Step`
     random_state: RandomState | None = None
     grown: bool = False
 
@@ -198,10 +198,12 @@ class PathTree:
             if segment is None or segment.question is None:
                 return node
             outputs = self._execute(node, walk)
-            walk.values = {name: walk.values[name] for name in segment.keep}
-            walk.values.update(zip(segment.outputs, outputs, strict=True))
+            handed_over = dict(zip(segment.outputs, outputs, strict=True))
+            for name in segment.keep:
+                handed_over[name] = walk.values[name]
+            walk.values = handed_over
             key, answer = _ask(segment.question, walk, len(walk.steps))
-            walk.steps.append(Step(segment, answer))
+            walk.steps.append((segment, answer))
             node = self._child(node, key, walk)
 
     def _execute(self, node: Node, walk: _Walk) -> list[Any]:
@@ -210,7 +212,8 @@ class PathTree:
             return []
         if segment.random and walk.random_state is None:
             walk.random_state = _random_state(self._devices(node))
-        return node.compilation.execute([walk.find(feed) for feed in segment.feeds])
+        inputs, values = walk.inputs, walk.values
+        return node.compilation.execute([inputs[f] if type(f) is int else values[f] for f in segment.feeds])
 
     def _devices(self, node: Node) -> set[str]:
         assert node.captured is not None
@@ -249,7 +252,8 @@ class PathTree:
         assert self.root.captured is not None
         walk.grown = True
         try:
-            captured = self.owner.capture_path(walk.args, walk.kwargs, walk.steps, self.root.captured)
+            steps = [Step(segment, answer) for segment, answer in walk.steps]
+            captured = self.owner.capture_path(walk.args, walk.kwargs, steps, self.root.captured)
         except PathRaises as raised:
             reason = f"the function raises {type(raised.error).__name__}: {raised.error}"
             child = Node(None, reason=reason, raises=True)
@@ -263,7 +267,7 @@ class PathTree:
                 )
             child.covered = node.captured is not None and captured.assumes_no_more_than(node.captured)
             walk.inputs = inputs
-        child.answer = walk.steps[-1].answer
+        child.answer = walk.steps[-1][1]
         node.children.setdefault(key, []).insert(0, child)
         return child
 
