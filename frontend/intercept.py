@@ -33,9 +33,9 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         special = _SPECIAL.get(func)
-        if special is not None:
-            return special(self.recorder, func, args, kwargs or {})
         try:
+            if special is not None:
+                return special(self.recorder, func, args, kwargs or {})
             return func(*args, **kwargs) if kwargs else func(*args)
         except GraphcError:
             raise

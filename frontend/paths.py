@@ -93,6 +93,7 @@ class Question:
         location: the user's line.
         operands: the value asked for, or the operands of the operator.
         op, args, kwargs: the operator, as attributes of an `extern` op.
+        python: the type of a number.
     """
 
     kind: str
@@ -102,6 +103,7 @@ class Question:
     op: str = ""
     args: Any = ()
     kwargs: Any = None
+    python: type = object
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,9 @@ class Decider:
         """
         key = _identity(node.value)
         if key not in self._known:
-            self._known[key] = self._ask(NUMBER, f"a {node.kind.__name__} that Python looks at", [node.value])
+            article = "an" if node.kind is int else "a"
+            what = f"{article} {node.kind.__name__} that Python looks at"
+            self._known[key] = self._ask(NUMBER, what, [node.value], python=node.kind)
         answer: bool | int | float = node.kind(self._known[key])
         return answer
 

@@ -326,7 +326,7 @@ def _ask(question: Question, walk: _Walk, step: int) -> tuple[Any, Any]:
     """The key of the answer among children, and the answer as replays get it."""
     operands = [walk.find(reference) for reference in question.operands]
     if question.kind == NUMBER:
-        (number,) = operands
+        number = question.python(operands[0])
         return _key(number), number
     if question.kind == LIST:
         elements = operands[0].tolist()
