@@ -27,9 +27,10 @@ from graphc.frontend.facts import Facts
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
 from graphc.frontend.modules import ModuleFacts
-from graphc.frontend.paths import Decider, Diverged, PathRaises, Regrow, Segment, Step, Stop
+from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
+from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
@@ -113,6 +114,13 @@ class _Session:
                     raise Regrow(merged) from None
             except Specialize as specialize:
                 dynamic -= specialize.leaves
+            except Diverged as different:
+                raise CaptureError(
+                    f"{self.name} is not deterministic: run again with the same answers it does something else: before, "
+                    f"{different.before}; now, {different.now}. Code that follows a decision on data is compiled by "
+                    "running the function again, so Python's own state and random numbers must not steer it",
+                    different.location,
+                ) from None
         raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")
 
     def _attempt(self, merged: frozenset[int], dynamic: frozenset[int]) -> Captured:
@@ -257,13 +265,6 @@ class _Session:
             if decider is not None and decider.taken and decider.taken == len(self.steps or ()):
                 raise PathRaises(error) from None
             raise
-        except Diverged as different:
-            raise CaptureError(
-                f"{self.name} is not deterministic: run again with the same answers it does something else: before, "
-                f"{different.before}; now, {different.now}. Code that follows a decision on data is compiled by "
-                "running the function again, so Python's own state and random numbers must not steer it",
-                different.location,
-            ) from None
 
     # after
 

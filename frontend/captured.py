@@ -11,7 +11,7 @@ import torch
 from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding, BindingKind
-from graphc.frontend.paths import Segment
+from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
 
@@ -87,7 +87,7 @@ class Captured:
         if not whole:
             return frozenset()
         leaves, _ = tree.flatten((tuple(args), kwargs))
-        tensors = [leaves[binding.leaf] if binding.leaf >= 0 else binding.tensor for binding in whole]
+        tensors: list[Any] = [leaves[binding.leaf] if binding.leaf >= 0 else binding.tensor for binding in whole]
         return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def explain_miss(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:

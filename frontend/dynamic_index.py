@@ -57,7 +57,11 @@ def _view(recorder: Recorder, tensor: Any, index: Any) -> Any:
     items = index if type(index) is tuple else (index,)
     if not any(map(_is_dynamic, items)) or not all(isinstance(item, _BASIC) or _is_dynamic(item) for item in items):
         return None
-    if not isinstance(tensor, torch.Tensor) or tensor.is_complex() or tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+    if (
+        not isinstance(tensor, torch.Tensor)
+        or tensor.is_complex()
+        or (tensor.dtype.itemsize == 1 and tensor.is_floating_point())
+    ):
         return None
     consumed = sum(item is not None and item is not Ellipsis for item in items)
     basic: list[Any] = []

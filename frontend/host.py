@@ -314,8 +314,8 @@ def node_of(value: object) -> HostNode | None:
 def refuse(what: str, location: Location) -> DataDependentError:
     """The error for Python looking at data of tensors."""
     return DataDependentError(
-        f"{what} depends on the data of a tensor, which one graph cannot hold: graphc.compile makes a program per path. "
-        "For a single graph use torch.where (or torch.clamp, masks, ...) instead of a Python branch, keep `.item()` "
+        f"{what} depends on the data of a tensor, which one graph cannot hold: graphc.compile makes a program per "
+        "path. For one graph use torch.where (or torch.clamp, masks, ...) instead of a Python branch, keep `.item()` "
         "results in tensor arithmetic, or compute this outside the function",
         location,
     )

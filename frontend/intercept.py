@@ -68,12 +68,9 @@ def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _check_number(func: Any, tensor: torch.Tensor) -> None:
     """Raise what eager raises for a tensor that is no single number."""
-    count = tensor.numel()
-    if func is _TENSOR.__bool__ and count != 1:
-        many = "more than one value" if count else "no values"
-        raise RuntimeError(f"Boolean value of Tensor with {many} is ambiguous")
-    if func is _TENSOR.__index__ and (count != 1 or tensor.is_floating_point() or tensor.is_complex()):
-        raise TypeError("only integer tensors of a single element can be converted to an index")
+    if tensor.numel() != 1 or func is _TENSOR.__index__:
+        with torch._C._DisableTorchDispatch():
+            func(torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
 
 
 def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

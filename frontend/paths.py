@@ -18,13 +18,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from graphc.frontend.aten import layout
 from graphc.frontend.cutting import Cutter, Names, cheap_source
+from graphc.frontend.segments import (
+    LIST,
+    NUMBER,
+    SHAPE,
+    Diverged,
+    Question,
+    Reference,
+    Segment,
+    Step,
+    Stop,
+    TensorSpec,
+    answer_name,
+    map_leaves,
+)
 from graphc.ir.graph import Graph, Input, Op, Role, Value
 from graphc.ir.types import Location
 from graphc.ops.extern import effect
@@ -33,119 +46,6 @@ if TYPE_CHECKING:
     from graphc.frontend.functionalize import Storage, TensorState
     from graphc.frontend.host import HostNode
     from graphc.frontend.recorder import Recorder
-
-Reference: TypeAlias = Union[int, str]
-"""Where a program finds a value: an input of the whole function by number, or a value handed over by name."""
-
-NUMBER, LIST, SHAPE = "number", "list", "shape"
-
-
-class Stop(BaseException):
-    """The capture ends at a decision that has no answer yet.
-
-    Not an Exception, so that the user's own handlers let it pass.
-    """
-
-
-class Diverged(BaseException):
-    """A replay recorded something else than the run it repeats."""
-
-    def __init__(self, location: Location, before: str, now: str) -> None:
-        self.location, self.before, self.now = location, before, now
-
-
-class Regrow(Exception):
-    """A path needs these storages taken as one input each, which the programs before it did not do."""
-
-    def __init__(self, merged: frozenset[int]) -> None:
-        self.merged = merged
-
-
-class PathRaises(Exception):
-    """The user's function raises on this path.
-
-    Args:
-        error: what it raised.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Metadata of a tensor whose shape is the answer to a decision; strides in elements."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a program ends in.
-
-    Args:
-        kind: `number` (a host value), `list` (all elements of a tensor) or `shape` (the results of an operator).
-        what: in the words of the user's program.
-        location: the user's line.
-        operands: the value asked for, or the operands of the operator.
-        op, args, kwargs: the operator, as attributes of an `extern` op.
-        python: the type of a number.
-    """
-
-    kind: str
-    what: str
-    location: Location
-    operands: tuple[Reference, ...]
-    op: str = ""
-    args: Any = ()
-    kwargs: Any = None
-    python: type = object
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One program of a path.
-
-    Args:
-        graph: the program.
-        feeds: where each of its inputs is found.
-        outputs: the names of what it hands over; empty for the last program of a path.
-        keep: names handed over by earlier programs that are needed still.
-        question: what it ends in; None for the last program of a path.
-        random: it draws from torch's generator.
-        keys: what the run recorded for it, to tell whether a replay does the same, with locations.
-        constants: tensors made from Python data up to here.
-    """
-
-    graph: Graph
-    feeds: tuple[Reference, ...]
-    outputs: tuple[str, ...] = ()
-    keep: frozenset[str] = frozenset()
-    question: Question | None = None
-    random: bool = False
-    keys: tuple[tuple[Any, Location], ...] = ()
-    constants: tuple[torch.Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Step:
-    """One decision taken on the way: the program that asked, and the answer.
-
-    Args:
-        answer: a number, a nested list of numbers, or the operator's results as `TensorSpec`s.
-    """
-
-    segment: Segment
-    answer: Any
-
-
-def answer_name(step: int, number: int) -> str:
-    """The name under which result `number` of the operator that a step asked about is handed over."""
-    return f"answer{step}.{number}"
 
 
 class Decider:
@@ -203,7 +103,7 @@ class Decider:
         """
         what = f"the shape of a result of {func}"
         answer = self._ask(SHAPE, what, operands, op=str(func), args=args, kwargs=kwargs)
-        return _map(answer, _empty)
+        return map_leaves(answer, _empty)
 
     def answered(self, op: Op) -> None:
         """The op of a call that was asked about is in the graph: its results are handed over."""
@@ -377,22 +277,6 @@ def _empty(spec: Any) -> Any:
         return spec
     with torch._C._DisableTorchDispatch():
         return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=spec.device)
-
-
-def _map(item: Any, change: Any) -> Any:
-    if isinstance(item, (list, tuple)):
-        return type(item)(_map(part, change) for part in item)
-    return change(item)
-
-
-def specs(answer: Any) -> Any:
-    """What an operator returned, with `TensorSpec`s for tensors."""
-    def spec(item: Any) -> Any:
-        if not isinstance(item, torch.Tensor):
-            return item
-        return TensorSpec(tuple(item.shape), tuple(item.stride()), item.dtype, item.device)
-
-    return _map(answer, spec)
 
 
 def _same_data(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -7,8 +7,8 @@ import functools
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -17,8 +17,8 @@ from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
 from graphc.errors import FallbackWarning, GraphcWarning, UnsupportedError
 from graphc.frontend.capture import is_capturing
-from graphc.frontend.paths import Regrow, Step
-from graphc.paths import Node, PathTree, RunEager
+from graphc.path_calls import PathCalls, PathView
+from graphc.paths import PathTree
 from graphc.settings import override, settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Stats:
         compiles: captures compiled so far.
         hits: calls answered by a program compiled before.
         eager_calls: calls run as plain PyTorch, whatever the reason.
-        paths: paths compiled through functions that branch on data, of which each may take several compiles.
+        paths: paths compiled through functions that branch on data; each may take several compiles.
         recompiles: for every compile after the first, the facts that had changed, newest capture first.
     """
 
@@ -55,7 +55,7 @@ class _Entry:
     tree: PathTree | None = None
 
 
-class CompiledFunction:
+class CompiledFunction(PathCalls):
     """A compiled callable: calls like its target, with the target's signature, docstring and attributes.
 
     Thread-safe: several threads may call it at once; compiling is done by one of them at a time.
@@ -90,58 +90,26 @@ class CompiledFunction:
     def _run(self, entry: _Entry, inputs: list[Any], args: Any, kwargs: Any, fresh: bool = False) -> Any:
         if entry.execute is None:
             if entry.tree is not None:
-                return self._run_tree(entry, entry.tree, inputs, args, kwargs, fresh)
+                return self._run_tree(entry.tree, inputs, args, kwargs, fresh)
             self._stats.eager_calls += 1
             return self.target(*args, **kwargs)
         if not fresh:
             self._stats.hits += 1
         return entry.captured.rebuild(entry.execute(inputs), inputs)
 
-    def _run_tree(
-        self, entry: _Entry, tree: PathTree, inputs: list[Any], args: Any, kwargs: Any, fresh: bool
-    ) -> Any:
-        try:
-            result, grown = tree.run(args, kwargs, inputs)
-        except RunEager as eager_call:
-            self._stats.eager_calls += 1
-            result = self.target(*args, **kwargs)
-            if eager_call.raises:
-                tree.warn(f"a path could not be captured and runs eager: {eager_call.reason}, in the capture alone")
-            return result
-        except Regrow as regrow:
-            with self._lock:
-                self._entries = tuple(other for other in self._entries if other is not entry)
-            self._add_entry(args, kwargs, regrow.merged)
-            return self(*args, **kwargs)
-        if grown:
-            self._stats.paths = sum(other.tree.paths for other in self._entries if other.tree is not None)
-        elif not fresh:
-            self._stats.hits += 1
-        return result
+    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
+        with self._lock:
+            self._entries = tuple(entry for entry in self._entries if entry.tree is not tree)
+            self._add_entry(args, kwargs, merged)
 
-    def capture_path(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], steps: Sequence[Step], root: Captured
-    ) -> Captured:
-        """Capture the program that follows these decisions."""
-        merged = root.merged_storages(args, kwargs)
-        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged)
-
-    def compile_path(self, captured: Captured, number: int) -> Compilation:
-        """Compile one program of a path tree."""
-        self._stats.compiles += 1
-        name = f"{self.options.name}_{number}" if number else self.options.name
-        return driver.compile_graph(captured.graph, replace(self.options, name=name))
-
-    def _add_entry(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()
-    ) -> _Entry:
+    def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> _Entry:
         with self._lock:
             for entry in self._entries:  # another thread may have compiled it meanwhile
                 if entry.captured.match(args, kwargs) is not None:
                     return entry
             self._note_recompile(args, kwargs)
             dynamic = frozenset(self._dynamic_scalars)
-            steps = () if settings().max_paths > 0 else None
+            steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
             captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged)
             entry = self._compile(captured)
             self._entries = (entry, *self._entries)
@@ -191,22 +159,10 @@ class CompiledFunction:
                 return entry
         return self._add_entry(args, kwargs)
 
-    def _programs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Node], PathTree] | Compilation:
-        """What runs a call: one program, or those of its path through a tree.
-
-        Raises:
-            UnsupportedError: it runs eager.
-        """
+    def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
         entry = self._find(args, kwargs)
         if entry.tree is not None:
-            inputs = entry.captured.match(args, kwargs)
-            assert inputs is not None
-            try:
-                return entry.tree.follow(args, kwargs, inputs), entry.tree
-            except RunEager as eager_call:
-                raise UnsupportedError(
-                    f"{self.options.name} runs eager for these inputs: {eager_call.reason}"
-                ) from None
+            return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
         if entry.compilation is None:
             raise UnsupportedError(
                 f"{self.options.name} runs eager for these inputs because gradients are needed; "
@@ -229,31 +185,18 @@ class CompiledFunction:
         """
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}; there are {', '.join(STAGES)}")
-        found = self._programs(args, kwargs)
-        if isinstance(found, Compilation):
-            return found.stage(stage)
-        return [node.compilation.stage(stage) for node in found[0] if node.compilation is not None]
+        return self._compilation(args, kwargs).stage(stage)
 
     def source(self, *args: Any, **kwargs: Any) -> dict[str, str]:
         """The generated files for these inputs, by name; where the function branches on data, by program and name."""
-        found = self._programs(args, kwargs)
-        if isinstance(found, Compilation):
-            return found.sources()
-        programs = [node.compilation for node in found[0] if node.compilation is not None]
-        return {f"{i}/{name}": text for i, p in enumerate(programs) for name, text in p.sources().items()}
+        return self._compilation(args, kwargs).sources()
 
     def explain(self, *args: Any, **kwargs: Any) -> Report:
         """What became of each op for these inputs: fused into which kernel, left to ATen and why, memory, time.
 
         Where the function branches on data, the report has the tree of all paths met so far too.
         """
-        found = self._programs(args, kwargs)
-        if isinstance(found, Compilation):
-            return found.report()
-        from graphc.path_report import report_path
-
-        nodes, tree = found
-        return report_path(tree, nodes)
+        return self._compilation(args, kwargs).report()
 
     def stats(self) -> Stats:
         """Counters since the callable was made."""

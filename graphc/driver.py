@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphc.frontend.captured import Captured
-    from graphc.frontend.paths import Step
+    from graphc.frontend.segments import Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.program.plan import Plan

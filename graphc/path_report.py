@@ -1,4 +1,4 @@
-"""What `.explain()` says of a function that branches on data: the tree of its paths, and the programs of one of them."""
+"""What users see of a function that branches on data: the tree of its paths, and the programs of one of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.driver import Report
-from graphc.frontend.paths import TensorSpec
+from graphc.frontend.segments import TensorSpec
 from graphc.paths import Node, PathTree
 
 _SHOWN = 60

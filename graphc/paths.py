@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 
 from graphc.errors import FallbackWarning, GraphcError, UnsupportedError
-from graphc.frontend.paths import (
+from graphc.frontend.segments import (
     LIST,
     NUMBER,
     PathRaises,
@@ -50,6 +50,9 @@ class Owner(Protocol):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], steps: Sequence[Step], root: Captured
     ) -> Captured:
         """Capture the program that follows these decisions."""
+
+    def path_added(self) -> None:
+        """A path is complete."""
 
     def compile_path(self, captured: Captured, number: int) -> Compilation:
         """Compile one program of the tree."""
@@ -212,7 +215,8 @@ class PathTree:
             return []
         if segment.random and walk.random_state is None:
             walk.random_state = _random_state(self._devices(node))
-        inputs, values = walk.inputs, walk.values
+        inputs: list[Any] = walk.inputs
+        values: dict[Any, Any] = walk.values
         return node.compilation.execute([inputs[f] if type(f) is int else values[f] for f in segment.feeds])
 
     def _devices(self, node: Node) -> set[str]:
@@ -283,7 +287,9 @@ class PathTree:
             return Node(None, reason=f"gradients are needed: {captured.needs_grad} requires grad")
         if segment.question is not None and not segment.graph.ops and not segment.outputs:
             return Node(captured)
-        self.paths += segment.question is None
+        if segment.question is None:
+            self.paths += 1
+            self.owner.path_added()
         number, self.programs = self.programs, self.programs + 1
         text = str(captured.graph)
         compilation = self._built.get(text)

@@ -253,7 +253,13 @@ class EarlyExit(nn.Module):
         return sure
 
 
-@program(lambda: [(((torch.tensor([a]), torch.tensor([b])), torch.tensor([c])),) for a, b, c in ((1, 2, 3), (4, 2, 3), (7, 8, 9), (0, 5, 6), (1, 2, 3))], -1)
+@program(
+    lambda: [
+        (((torch.tensor([a]), torch.tensor([b])), torch.tensor([c])),)
+        for a, b, c in ((1, 2, 3), (4, 2, 3), (7, 8, 9), (0, 5, 6), (1, 2, 3))
+    ],
+    -1,
+)
 class TreeNet(nn.Module):
     """A recursive net over Python tuples."""
 

@@ -147,7 +147,7 @@ def test_one_graph_cannot_hold_a_branch() -> None:
     def fn(x):
         return x if x.sum() > 0 else -x
 
-    with pytest.raises(DataDependentError, match="graphc.compile makes a program per path"):
+    with pytest.raises(DataDependentError, match=r"graphc\.compile makes a program per path"):
         graphc.trace(fn, torch.ones(2))
     with override(max_paths=0), pytest.raises(DataDependentError):
         graphc.compile(fn)(torch.ones(2))
