@@ -116,9 +116,9 @@ class _Session:
                 dynamic -= specialize.leaves
             except Diverged as different:
                 raise CaptureError(
-                    f"{self.name} is not deterministic: run again with the same answers it does something else: before, "
-                    f"{different.before}; now, {different.now}. Code that follows a decision on data is compiled by "
-                    "running the function again, so Python's own state and random numbers must not steer it",
+                    f"{self.name} is not deterministic: run again with the same answers it does something else: "
+                    f"before, {different.before}; now, {different.now}. What follows a decision on data is compiled "
+                    "by running the function again, so Python's own state and random numbers must not steer it",
                     different.location,
                 ) from None
         raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import GraphcError, UnsupportedError
-from graphc.frontend import dynamic_index, host, replay
+from graphc.frontend import batch_momentum, dynamic_index, host, replay
 from graphc.frontend.dispatch import item
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.traced import TracedTensor
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
@@ -103,14 +105,48 @@ def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
 
 
 def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """`torch.tensor` of a traced number."""
+    """`torch.tensor` of a traced number, or of lists with some or with traced tensors of one element in them."""
     data = args[0] if args else kwargs.get("data")
     node = host.node_of(data)
     if node is None:
-        return func(*args, **kwargs)
-    default = {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}[node.kind]
-    dtype, device = kwargs.get("dtype") or default, kwargs.get("device") or torch.get_default_device()
+        if isinstance(data, torch.Tensor) or kwargs.get("requires_grad") or not _holds_traced(data):
+            return func(*args, **kwargs)
+        stacked = _stacked(data)
+        return stacked.to(dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+    dtype, device = kwargs.get("dtype") or _default_dtype(node.kind), kwargs.get("device") or torch.get_default_device()
     return torch.full((), data, dtype=dtype, device=device)
+
+
+def _holds_traced(data: Any) -> bool:
+    if isinstance(data, (list, tuple)):
+        return any(map(_holds_traced, data))
+    return type(data) is TracedTensor or host.node_of(data) is not None
+
+
+def _stacked(data: Any) -> torch.Tensor:
+    """Nested lists of numbers and tensors of one element as one tensor."""
+    if isinstance(data, torch.Tensor):
+        return data.detach().reshape(()) if data.numel() == 1 else data.detach()
+    if not isinstance(data, (list, tuple)):
+        node = host.node_of(data)
+        return torch.tensor(data) if node is None else torch.full((), data, dtype=_default_dtype(node.kind))
+    parts = [_stacked(part) for part in data]
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    return torch.stack([part.to(dtype) for part in parts])
+
+
+def _tensor_split(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Sections given as a tensor are read as numbers."""
+    given = {**dict(zip(("input", "indices_or_sections", "dim"), args, strict=False)), **kwargs}
+    sections = next((given.pop(k) for k in ("indices_or_sections", "tensor_indices_or_sections") if k in given), None)
+    if not isinstance(sections, torch.Tensor):
+        return func(*args, **kwargs)
+    numbers = _tolist(recorder, func, (sections,), {})
+    return torch.tensor_split(given["input"], numbers, given.get("dim", 0))
+
+
+def _default_dtype(kind: type) -> torch.dtype:
+    return {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}[kind]
 
 
 def _named(func: Any) -> str:
@@ -124,8 +160,11 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
     **dynamic_index.SPECIAL,
+    torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
+    torch.tensor_split: _tensor_split,
+    _TENSOR.tensor_split: _tensor_split,
     **dict.fromkeys(
         (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _number
     ),
@@ -180,7 +219,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     torch.set_autocast_cache_enabled(False)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        with plain:
+        with plain, batch_momentum.traced_batch_counts(recorder):
             yield
     finally:
         torch.set_autocast_cache_enabled(cache)

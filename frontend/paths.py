@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from graphc.frontend.host import HostNode
     from graphc.frontend.recorder import Recorder
 
+_DEPTH = 32
+"""Arithmetic of Python numbers is compared down to this depth."""
+
 
 class Decider:
     """The decisions of one run of the function.
@@ -63,7 +66,8 @@ class Decider:
         self._recorder, self._steps = recorder, steps
         self._taken = 0
         self._start = 0  # first op of the program being recorded
-        self._known: dict[Any, Any] = {}
+        self._known: dict[int, Any] = {}
+        self._identities: dict[Any, int] = {}
         self._constant_values: dict[Value, bool | int | float] = {}
         self.names: Names = {}
         self.segment: Segment | None = None
@@ -79,13 +83,29 @@ class Decider:
         Raises:
             Stop: it has to be computed first.
         """
-        key = _identity(node.value)
+        key = self._identity(node.value)
         if key not in self._known:
             article = "an" if node.kind is int else "a"
             what = f"{article} {node.kind.__name__} that Python looks at"
             self._known[key] = self._ask(NUMBER, what, [node.value], python=node.kind)
         answer: bool | int | float = node.kind(self._known[key])
         return answer
+
+    def _identity(self, value: Value, depth: int = 0) -> int:
+        """The same for two host values that are computed in the same way from the same tensor."""
+        found = self._identities.get(value)
+        if found is not None:
+            return found
+        op = value.op
+        key: Any = value
+        if op is not None and (op.name in ("item", "reshape") or value.type.is_host) and depth < _DEPTH:
+            operands = (
+                self._identity(o, depth + 1) if isinstance(o, Value) else (type(o), repr(o)) for o in op.operands
+            )
+            key = (op.name, repr(op.attrs), *operands)
+        number = self._identities.setdefault(key, len(self._identities))
+        self._identities[value] = number
+        return number
 
     def elements(self, value: Value) -> Any:
         """All elements of a tensor as Python numbers, nested as `tolist()` gives them.
@@ -177,13 +197,13 @@ class Decider:
         graph = self._recorder.graph
         cutter = Cutter(graph, self._start, self.names, self._constant_values)
         cutter.body()
-        live = self._live()
+        live = [value for value in self._live() if value not in self._constant_values]
         if kind == NUMBER and (source := _source(operands[0])) is not None:
             live = [value for value in live if value is not source]  # a constant once the answer is known
         wanted = [v for v in dict.fromkeys((*operands, *live)) if v not in self.names and not isinstance(v, Input)]
         for value in wanted:
             cutter.hand_over(value, dense_strides(value))
-        keep = frozenset(self.names[v][0] for v in live if v in self.names)
+        keep = frozenset(self.names[v][0] for v in (*live, *operands) if v in self.names)
         names = tuple(value.name for value in wanted)
         places = tuple(self._reference(v) for v in operands)
         question = Question(kind, what, location, places, **call)
@@ -241,15 +261,6 @@ def dense_strides(value: Value) -> tuple[int, ...] | None:
     """How a value is laid out when it is handed over: as it asks to be, or contiguous (None)."""
     strides: tuple[int, ...] | None = value.strides  # type: ignore[assignment]  # static by construction
     return strides if strides is not None and layout.is_dense(value.shape, strides) else None  # type: ignore[arg-type]
-
-
-def _identity(value: Value) -> Any:
-    """The same for two host values that are computed in the same way from the same tensor."""
-    op = value.op
-    if op is None or (op.name not in ("item", "reshape") and not value.type.is_host):
-        return value
-    operands = (_identity(o) if isinstance(o, Value) else (type(o), repr(o)) for o in op.operands)
-    return (op.name, repr(op.attrs), *operands)
 
 
 def _source(number: Value) -> Value | None:

@@ -98,6 +98,13 @@ class PathCalls:
         return driver.compile_graph(captured.graph, replace(self.options, name=name))
 
 
+class Stages(list[Any]):
+    """The graphs or plans of the programs of a path; its text is theirs."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
 class PathView:
     """The programs of one path, asked like one compilation."""
 
@@ -105,9 +112,9 @@ class PathView:
         self._tree, self._nodes = tree, nodes
         self._programs = [node.compilation for node in nodes if node.compilation is not None]
 
-    def stage(self, stage: str) -> list[Any]:
+    def stage(self, stage: str) -> Stages:
         """The graph or plan of each program, in order."""
-        return [program.stage(stage) for program in self._programs]
+        return Stages(program.stage(stage) for program in self._programs)
 
     def sources(self) -> dict[str, str]:
         """Generated files, by number of the program on the path and name."""

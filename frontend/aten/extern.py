@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from graphc.frontend.aten.importer import Importer
 
 _TRIAL_BYTES = 64 << 20
+_UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
+"""Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
 _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
 
 MakeTensor: TypeAlias = Callable[[Value], Any]
@@ -206,7 +208,8 @@ def _fill(structure: Any, results: Iterator[Value]) -> Any:
 def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What the call returns for tensors like its operands, as far as metadata goes."""
     values = list(_values([args, kwargs]))
-    if torch.Tag.dynamic_output_shape in func.tags and not _static_result(func, args):
+    dynamic = torch.Tag.dynamic_output_shape in func.tags or str(func) in _UNTAGGED
+    if dynamic and not _static_result(func, args):
         raise DataDependentError(
             f"{func} gives a result whose shape depends on the data of its operands, which one graph cannot hold: "
             "graphc.compile makes a program per shape. For a single graph use a masked form of fixed shape "
@@ -225,7 +228,7 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
             return _try_fake(imp, func, args, kwargs)
         except Exception:
             raise error from None
-    if any(value.dtype.is_integral and not value.type.is_host for value in values):
+    if any(value.dtype.is_integral or value.type.is_host for value in values):
         _check_shapes_fixed(imp, func, args, kwargs, answer)
     return answer
 
@@ -237,9 +240,11 @@ def _static_result(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any) -> None:
-    """Run again on ones: results of another shape depend on data, whatever the operator's tags say."""
+    """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say."""
     try:
-        ones = _call_on(func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral)))
+        ones = _call_on(
+            func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral or value.type.is_host))
+        )
     except (RuntimeError, IndexError, ValueError):  # one is no valid index or class here; zeros have told all there is
         return
     if [t.shape for t in _tensors(ones)] != [t.shape for t in _tensors(zeros)]:
@@ -281,7 +286,7 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
 
 def _filled(imp: Importer, value: Value, number: int) -> Any:
     if value.type.is_host:
-        return {"f64": 1.0, "i64": 1, "bool": True}[value.dtype.name]
+        return {"f64": 1.0 + number, "i64": 1 + number, "bool": True}[value.dtype.name]
     dtype = promotion.to_torch(value.dtype)
     shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
     return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)

@@ -226,6 +226,26 @@ def the_same_question_twice(x):
     return y * 2 if total > 0 else y * total
 
 
+@program(lambda: _ones(1, -1, 1), 2)
+def slices_and_new_tensors_of_a_size(x):
+    size = (x > 0).sum()
+    return x[:size], x.narrow(0, 0, int(size)), x.new_ones(size, 2), torch.arange(size), x.expand(size, 3)
+
+
+@program(lambda: [(torch.arange(6.0), torch.tensor(n)) for n in ([2, 4], [1, 3], [2, 4])], 2)
+def split_at_data(x, places):
+    return torch.tensor_split(x, places), torch.tensor([x.sum(), 2.0]), torch.tensor([[x.max().item()], [1]])
+
+
+@program(
+    lambda: [(torch.tensor(n),) for n in ([[1, 2, 0], [3, 0, 0]], [[1, 0, 0], [3, 1, 2]], [[1, 2, 0], [3, 0, 0]])], 2
+)
+def packed_sequences(x):
+    steps = x.float()[..., None].expand(-1, -1, 4)
+    packed = nn.utils.rnn.pack_padded_sequence(steps, (x > 0).sum(1), batch_first=True, enforce_sorted=False)
+    return packed.data * 2, packed.batch_sizes
+
+
 @program(lambda: [(torch.tensor([0, 2, 1]),), (torch.tensor([0, 0, 0]),), (torch.tensor([2, 2, 2]),)], 2)
 def one_hot_of_the_largest(x):
     return torch.nn.functional.one_hot(x) * 2, torch.bincount(x)
@@ -294,3 +314,15 @@ class Experts(nn.Module):
             if rows.numel():
                 out[rows] = expert(x[rows])
         return out
+
+
+@program(lambda: [(torch.randn(6, 4),) for _ in range(4)], 0)
+class CumulativeBatchNorm(nn.Module):
+    """The momentum is computed from a count that the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, momentum=None)
+
+    def forward(self, x):
+        return self.norm(x)
