@@ -77,11 +77,6 @@ class Cutter:
             return found
         if isinstance(value, Input):
             self._input(value, value.name, value.role, value.path, value.strides, self._numbers[value])
-        elif value in self._names:
-            name, strides = self._names[value]
-            role = Role.SCALAR if value.type.is_host else Role.STATE
-            fresh = self._fresh("carried")
-            self._input(value, fresh, role, fresh, strides, name)
         elif value in self._known:
             attrs = {
                 "shape": value.shape, "dtype": value.dtype, "value": self._known[value], "device": value.device,
@@ -90,6 +85,11 @@ class Cutter:
             full = Op("full", [], attrs, [value.type], value.op.location, [self._fresh("")])
             self.twin.ops.append(full)
             self._new[value] = full.result
+        elif value in self._names:
+            name, strides = self._names[value]
+            role = Role.SCALAR if value.type.is_host else Role.STATE
+            fresh = self._fresh("carried")
+            self._input(value, fresh, role, fresh, strides, name)
         else:
             assert value.op is not None
             if effect(value.op):

@@ -24,6 +24,7 @@ import torch
 
 from graphc.frontend.aten import layout
 from graphc.frontend.cutting import Cutter, Names, cheap_source
+from graphc.frontend.functionalize import dynamic_links
 from graphc.frontend.segments import (
     LIST,
     NUMBER,
@@ -233,7 +234,8 @@ class Decider:
         found: dict[Value, None] = {}
         for storage in storages:
             _add(found, cheap_source(storage.base, found, self.names))
-        for value in _cached(states):
+        places = (link.index for state in states for link in dynamic_links(state))
+        for value in (*places, *_cached(states)):
             _add(found, cheap_source(value, found, self.names))
         for ref in recorder.numbers:
             node = ref()
