@@ -295,6 +295,9 @@ class PathTree:
         compilation = self._built.get(text)
         if compilation is None:
             compilation = self._built[text] = self.owner.compile_path(captured, number)
+        checker = getattr(compilation.execute, "fact_check", None)
+        if checker is not None:
+            captured.guards.use(checker)
         return Node(captured, compilation, number=number)
 
     def _check_room(self, node: Node) -> None:
