@@ -223,7 +223,7 @@ class TritonProgram:
         cuda = sorted(device for device in devices if device.startswith("cuda"))
         if len(cuda) > 1:
             raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(cuda)}", step.location)
-        if is_interpreting() or (devices and not cuda):
+        if is_interpreting() or (not cuda and (devices or not torch.cuda.is_available())):
             return self._interpreted_runner(step, cuda[0] if cuda else "cpu")
         return self._cuda_runner(step, torch.device(cuda[0] if cuda else self._main_device()))
 
