@@ -86,6 +86,8 @@ _BASIC = (int, slice, type(None), type(Ellipsis))
 
 
 def _is_dynamic(item: Any) -> bool:
+    if type(item) in _BASIC:
+        return False
     if isinstance(item, torch.Tensor):
         return item.dim() == 0 and not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
     node = host.node_of(item)

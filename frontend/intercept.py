@@ -118,6 +118,8 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _holds_traced(data: Any) -> bool:
+    if type(data) in (float, int, bool):
+        return False
     if isinstance(data, (list, tuple)):
         return any(map(_holds_traced, data))
     return type(data) is TracedTensor or host.node_of(data) is not None
