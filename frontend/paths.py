@@ -71,6 +71,7 @@ class Decider:
         self._identities: dict[Any, int] = {}
         self._constant_values: dict[Value, bool | int | float] = {}
         self.names: Names = {}
+        self._values: dict[str, Value] = {}  # by name, up to the last decision
         self.segment: Segment | None = None
 
     @property
@@ -142,11 +143,11 @@ class Decider:
             raise Stop
         step = self._steps[self._taken]
         self._check(step.segment, (kind, tuple(v.name for v in operands), repr(call)), location)
-        handed_over = set(step.segment.outputs)
         for op in self._recorder.graph.ops[self._start :]:
-            for result in op.results:
-                if result.name in handed_over:
-                    self.names[result] = (result.name, dense_strides(result))
+            self._values.update((result.name, result) for result in op.results)
+        for name in step.segment.outputs:  # of this program, or made again by it
+            value = self._values[name]
+            self.names[value] = (name, dense_strides(value))
         self._start = len(self._recorder.graph.ops)
         self._taken += 1
         if kind == NUMBER and (source := _source(operands[0])) is not None:
