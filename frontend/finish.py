@@ -9,6 +9,7 @@ import torch
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.captured import OutputLeaf
+from graphc.frontend.foreign_views import is_foreign
 from graphc.frontend.functionalize import Storage, TensorState
 from graphc.frontend.recorder import Recorder
 from graphc.ir.graph import Input, Output, StridedView, Value, Write
@@ -59,7 +60,7 @@ class _Finisher:
         whole = self.recorder.very_tensors.get(id(state))
         if whole is not None:
             return Output(whole)
-        if state.dtype != storage.root.dtype:
+        if state.dtype != storage.root.dtype or is_foreign(state):
             return Output(self._reinterpreted(state))
         if not storage.visible:
             alone = self._alone(state)
@@ -84,12 +85,13 @@ class _Finisher:
         return self._fresh(value, state.strides)
 
     def _reinterpreted(self, state: TensorState) -> Value:
-        """A result that sees memory of another tensor as another dtype: a copy, since graphs cannot say so."""
+        """A result that sees memory as another dtype or conjugated: a copy, since graphs cannot say so."""
         if state.storage.visible or any(
             other.storage is state.storage for other in self.states.values() if other is not state
         ):
             self.recorder.warnings.append(
-                "a result reads memory of another tensor as another dtype; the compiled program returns a copy of it"
+                "a result reads memory of another tensor as another dtype or conjugated; the compiled program returns "
+                "a copy of it"
             )
         dense = layout.is_dense(state.shape, state.strides)
         value = functionalize.read(self.recorder.builder, state)

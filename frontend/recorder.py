@@ -13,6 +13,7 @@ from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
+from graphc.frontend.encoder import Encoders
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.inputs import Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
@@ -40,6 +41,13 @@ class Specialize(BaseException):
         self.leaves = leaves
 
 
+class Uninitialized(BaseException):
+    """A lazy module runs for the first time, which gives it its parameters: that is for eager to do.
+
+    Not an Exception, so that the user's own handlers let it pass.
+    """
+
+
 class Recorder:
     """One capture in progress.
 
@@ -65,6 +73,8 @@ class Recorder:
         self.storages: list[Storage] = []
         self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
         self.made: list[weakref.ref[TracedTensor]] = []
+        self.encoders = Encoders()
+        self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
 
     # inputs
 

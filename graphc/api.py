@@ -15,7 +15,7 @@ import torch
 
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
-from graphc.errors import FallbackWarning, GraphcWarning, UnsupportedError
+from graphc.errors import FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
 from graphc.frontend.capture import is_capturing
 from graphc.settings import override, settings
 
@@ -73,7 +73,11 @@ class CompiledFunction:
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
-        entry = self._add_entry(args, kwargs)
+        try:
+            entry = self._add_entry(args, kwargs)
+        except UninitializedError:
+            self._stats.eager_calls += 1
+            return self.target(*args, **kwargs)
         inputs = entry.captured.match(args, kwargs)
         if inputs is None:
             raise UnsupportedError(

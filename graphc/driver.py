@@ -377,7 +377,9 @@ def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:
 
     verify(graph)
     _check_inputs(graph, inputs)
-    return compile_graph(graph, options).execute(inputs)
+    outputs = compile_graph(graph, options).execute(inputs)
+    truths = [o.value.type.is_host and o.value.dtype.kind == "bool" for o in graph.outputs]
+    return [bool(found) if truth else found for found, truth in zip(outputs, truths, strict=True)]  # kept as integers
 
 
 def _check_inputs(graph: Graph, inputs: list[Any]) -> None:
