@@ -68,7 +68,7 @@ class _Finisher:
                 return Output(alone)
         home = storage.source if storage.visible else self._home(storage)
         assert home is not None
-        if state.parent is None:
+        if state.parent is None and home.shape == state.shape:
             return Output(home)
         return Output(home, StridedView(state.shape, state.strides, state.offset - storage.root.offset))
 
@@ -100,8 +100,18 @@ class _Finisher:
     def _home(self, storage: Storage) -> Value:
         """The value whose memory a storage made by the function is."""
         if storage not in self.homes:
-            self.homes[storage] = self._fresh(storage.base, storage.root.strides)
+            root, value = storage.root, storage.base
+            with_gaps = value.op is not None and value.op.name != "extern" and not _is_packed(root.shape, root.strides)
+            self.homes[storage] = self._spread(value, root) if with_gaps else self._fresh(value, root.strides)
         return self.homes[storage]
+
+    def _spread(self, value: Value, root: TensorState) -> Value:
+        """A value in memory with gaps: eager gives a part of something bigger that the graph does not hold."""
+        builder, size = self.recorder.builder, layout.span(root.shape, root.strides)
+        memory = self.recorder.imp.full((size,), 0, value.dtype, value.device)
+        memory = builder.op("update_strided", memory, value, shape=root.shape, strides=root.strides, offset=0)
+        self.taken.add(memory)
+        return memory
 
     def _fresh(self, value: Value, strides: tuple[int, ...]) -> Value:
         """A value no other output is, laid out as eager lays it out; a copy when need be."""
@@ -112,6 +122,11 @@ class _Finisher:
         value.strides = wanted
         self.taken.add(value)
         return value
+
+
+def _is_packed(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Dense, or of no elements, or of several in one place, which no memory of its own can have."""
+    return layout.is_dense(shape, strides) or layout.span(shape, strides) < _numel(shape) or 0 in shape
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -21,7 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import BackendUnavailableError, CompilerError, FallbackWarning, UnsupportedError
+from graphc.errors import (
+    BackendUnavailableError,
+    CodegenError,
+    CompilerError,
+    FallbackWarning,
+    LoweringError,
+    UnsupportedError,
+)
 from graphc.settings import settings
 
 if TYPE_CHECKING:
@@ -244,6 +251,14 @@ def _compile(graph: Graph, options: Options) -> Compilation:
             raise
         warnings.warn(
             FallbackWarning(f"{options.name}: {error}\nIt runs op by op, as fast as eager, until that is mended."),
+            stacklevel=2,
+        )
+        return _interpreted(graph, options)
+    except (LoweringError, CodegenError) as error:
+        if not any(value.dtype.kind == "complex" or value.dtype.name.startswith("f8") for value in graph.values()):
+            raise
+        warnings.warn(
+            FallbackWarning(f"{options.name}: {error.message}. The program runs op by op, as fast as eager."),
             stacklevel=2,
         )
         return _interpreted(graph, options)

@@ -98,13 +98,25 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
             return item
         if any(n > 1 and s == 0 for n, s in zip(shape, eager, strict=True)):
             return item
-        copy = imp.b.op("copy", item, strides=eager)
+        copy = _copied(imp, item, eager)
         if not layout.is_contiguous(shape, eager):
             copy.strides = eager
         return copy
     if isinstance(item, dict):
         return {key: as_eager_lays_out(imp, part) for key, part in item.items()}
     return type(item)(as_eager_lays_out(imp, part) for part in item) if isinstance(item, (list, tuple)) else item
+
+
+def _copied(imp: Importer, value: Value, strides: tuple[int, ...]) -> Value:
+    """A copy with the given strides, by library calls for numbers that kernels do not hold."""
+    if value.dtype.kind != "complex" and not value.dtype.name.startswith("f8"):
+        return imp.b.op("copy", value, strides=strides)
+    like = {"dtype": value.dtype, "device": Named("device", value.device)}
+    attrs = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}
+    memory = imp.b.multi("extern", [], attrs, [value.type]).result
+    memory.strides = None if layout.is_contiguous(value.shape, strides) else strides  # type: ignore[arg-type]
+    attrs = {"op": "aten.copy.default", "args": (Ref(0), Ref(1)), "kwargs": {}}
+    return imp.b.multi("extern", [memory, value], attrs, [value.type]).result
 
 
 class _Encoder:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphc
-from graphc.errors import DataDependentError, UninitializedError, UnsupportedError
+from graphc.errors import DataDependentError, FallbackWarning, UninitializedError, UnsupportedError
 from tests.frontend.harness import compare
 from tests.ops.expansion import ordinary
 
@@ -203,6 +203,52 @@ def test_conjugated_and_negated_views_as_results(backend):
     same(backend, torch.fft.ifft, X)
     same(backend, torch.fft.ihfft, X)
     same(backend, lambda z: (z.conj(), z.conj().imag + 1, z.mul(2).conj()), torch.complex(X, X * 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda z: (z * 2).t().contiguous(),
+        lambda z: z.t().reshape(-1) + 1,
+        lambda z: z.clone().index_fill_(0, torch.tensor([1]), 0),
+        lambda z: z.clone().mul_(2).t().copy_(z.t()),
+    ],
+)
+def test_complex_numbers_in_other_layouts(backend, fn):
+    z = torch.complex(X, X * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        same(backend, fn, z)
+        same(backend, torch.fft.fftn, ordinary(5, 3, 7))
+
+
+def test_complex_numbers_that_kernels_would_have_to_hold_run_op_by_op():
+    z = torch.complex(X, X * 2)
+    compiled = graphc.compile(lambda z: z.clone().mul_(2).t().copy_(z.t()), backend="c")
+    if shutil.which("gcc"):
+        with pytest.warns(FallbackWarning, match="op by op"):
+            compiled(z)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parts_with_the_strides_of_the_whole(backend):
+    same(backend, lambda x: torch.unsafe_chunk(x, 5, 1), ordinary(5, 5, 5))
+    same(backend, lambda x: torch.unsafe_split(x, 2, 2), ordinary(5, 5, 5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parts_of_a_computed_tensor_changed_in_place(backend):
+    def fn(x, b):
+        p, q, r = (x + b).chunk(3, 1)
+        return r * p.add_(1).sigmoid_() + q.add_(2).sigmoid_(), p
+
+    same(backend, fn, ordinary(2, 12), ordinary(12))
+
+
+def test_tensor_as_a_start():
+    with pytest.raises(DataDependentError):
+        graphc.trace(lambda x, start: torch.narrow(x, 1, start, 2), X, torch.tensor(1))
 
 
 PARTIAL = {

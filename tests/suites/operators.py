@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from tests.suites.verdicts import Tally, Verdict, judge, report, seed, timed
+from tests.suites.verdicts import Tally, judge, report, seed, timed
 
 UNINITIALISED = frozenset((
     "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted",
@@ -28,9 +28,9 @@ def operators(dtype: torch.dtype) -> list[Any]:
     return [op for op in common_methods_invocations.op_db if dtype in op.supported_dtypes("cpu")]
 
 
-def _call(op: Any) -> Callable[..., Any]:
+def _call(operator: Callable[..., Any]) -> Callable[..., Any]:
     def call(input: Any, args: Any, kwargs: Any) -> Any:
-        return op.op(input, *args, **kwargs)
+        return operator(input, *args, **kwargs)
 
     return call
 
@@ -40,7 +40,7 @@ def label(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def samples(op: Any, dtype: torch.dtype, count: int | None) -> Iterator[Verdict | tuple[Any, ...]]:
+def samples(op: Any, dtype: torch.dtype, count: int | None) -> Iterator[tuple[Any, ...]]:
     """Argument tuples of the first samples of an operator."""
     seed()
     for sample in itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), count):
@@ -56,12 +56,14 @@ def errors(op: Any) -> Iterator[tuple[Any, ...]]:
 
 
 @torch.no_grad()
-def sweep(tally: Tally, op: Any, calls: Iterator[tuple[Any, ...]], backend: str) -> None:
-    """Judge some calls of one operator."""
+def sweep(
+    tally: Tally, op: Any, calls: Iterator[tuple[Any, ...]], backend: str, operator: Callable[..., Any] | None = None
+) -> None:
+    """Judge some calls of one operator, or of another form of it."""
     with timed(tally):
         for number, args in enumerate(calls):
             values = op.name not in UNINITIALISED
-            verdict = judge(f"{label(op)}[{number}]", _call(op), args, backend, values=values)
+            verdict = judge(f"{label(op)}[{number}]", _call(operator or op.op), args, backend, values=values)
             if verdict is not None:
                 tally.verdicts.append(verdict)
 
@@ -78,15 +80,18 @@ def main(dtype: str, count: int | None, backend: str, only: str, part: str, erro
     torch.set_num_threads(1)
     kind: torch.dtype = getattr(torch, dtype)
     good, bad = Tally(f"operators, {dtype}, {backend}"), Tally(f"erroneous arguments, {backend}")
+    in_place = Tally(f"in place, {dtype}, {backend}")
     first, step = map(int, part.split("/"))
     for op in operators(kind)[first::step]:
         if not op.name.startswith(only):
             continue
         if count != 0:
             sweep(good, op, samples(op, kind, count), backend)
+            if op.inplace_variant is not None:
+                sweep(in_place, op, samples(op, kind, count), backend, op.inplace_variant)
         if erroneous:
             sweep(bad, op, errors(op), backend)
-    raise SystemExit(report([tally for tally in (good, bad) if tally.verdicts]))
+    raise SystemExit(report([tally for tally in (good, in_place, bad) if tally.verdicts]))
 
 
 if __name__ == "__main__":
