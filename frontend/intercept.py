@@ -153,7 +153,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.nn.functional.ctc_loss: _ctc_loss,
     torch._nested_tensor_from_mask_left_aligned: _left_aligned,
     torch._nested_tensor_from_mask: _to_nested,
-    _TENSOR.to_padded_tensor: _to_padded,  # type: ignore[attr-defined]
+    _TENSOR.to_padded_tensor: _to_padded,
     **dict.fromkeys(
         (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch
     ),
@@ -175,7 +175,7 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
         recorder: Recorder | None = getattr(_running, "recorder", None)
         if recorder is None:  # another thread, running in eager meanwhile
             return original(self, *args, **kwargs)
-        if isinstance(self, LazyModuleMixin) and self.has_uninitialized_params():  # type: ignore[misc]
+        if isinstance(self, LazyModuleMixin) and self.has_uninitialized_params():
             raise Uninitialized(recorder.sources.module_paths.get(id(self), type(self).__name__))
         recorder.sources.enter(self)
         kwargs = recorder.encoders.enter(self, args, kwargs)
@@ -243,7 +243,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     _running.recorder = recorder
     torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
     torch.compile = _compile(compile_)
-    torch.overrides.has_torch_function = _has_torch_function(overridden)
+    torch.overrides.has_torch_function = _has_torch_function(overridden)  # type: ignore[assignment]
     transformer._detect_is_causal_mask = no_causal_hint
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)

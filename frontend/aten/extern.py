@@ -112,7 +112,7 @@ def _copied(imp: Importer, value: Value, strides: tuple[int, ...]) -> Value:
     if value.dtype.kind != "complex" and not value.dtype.name.startswith("f8"):
         return imp.b.op("copy", value, strides=strides)
     like = {"dtype": value.dtype, "device": Named("device", value.device)}
-    attrs = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}
+    attrs: dict[str, Attr] = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}
     memory = imp.b.multi("extern", [], attrs, [value.type]).result
     memory.strides = None if layout.is_contiguous(value.shape, strides) else strides  # type: ignore[arg-type]
     attrs = {"op": "aten.copy.default", "args": (Ref(0), Ref(1)), "kwargs": {}}

@@ -292,7 +292,9 @@ ERRONEOUS = {
     "padding": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], padding=-1),  # here
     "stride": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], stride=0),  # here
     "groups": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], groups=3),  # here
-    "output padding": lambda: F.conv_transpose2d(IMAGE, IMAGE[:, :, :3, :3].repeat(2, 1, 1, 1), output_padding=2),  # here
+    "output padding": lambda: F.conv_transpose2d(
+        IMAGE, IMAGE[:, :, :3, :3].repeat(2, 1, 1, 1), output_padding=2
+    ),  # here
     "dims": lambda: torch.ones([1] * 65).sum(0),  # here
     "window": lambda: F.max_pool2d(IMAGE, 2, padding=2),  # here
     "dtype of out": lambda: torch.gather(X, 0, torch.zeros(1, 6).long(), out=torch.zeros(1, 6).double()),  # here
