@@ -18,7 +18,7 @@ from tests.frontend.harness import compare
 from tests.ops.expansion import ordinary
 
 BACKENDS = ["interpret", pytest.param("c", marks=pytest.mark.skipif(not shutil.which("gcc"), reason="no compiler"))]
-X, IMAGE = ordinary(4, 6), ordinary(2, 4, 8, 8)
+X, IMAGE, WINDOW = ordinary(4, 6), ordinary(2, 4, 8, 8), ordinary(4, 4, 3, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -288,13 +288,11 @@ ERRONEOUS = {
     "softshrink": lambda: F.softshrink(X, -1.0),  # here
     "gelu": lambda: F.gelu(X, approximate="erf"),  # here
     "glu": lambda: F.glu(X, 4),  # here
-    "dilation": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], dilation=0),  # here
-    "padding": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], padding=-1),  # here
-    "stride": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], stride=0),  # here
-    "groups": lambda: F.conv2d(IMAGE, IMAGE[:, :, :3, :3], groups=3),  # here
-    "output padding": lambda: F.conv_transpose2d(
-        IMAGE, IMAGE[:, :, :3, :3].repeat(2, 1, 1, 1), output_padding=2
-    ),  # here
+    "dilation": lambda: F.conv2d(IMAGE, WINDOW, dilation=0),  # here
+    "padding": lambda: F.conv2d(IMAGE, WINDOW, padding=-1),  # here
+    "stride": lambda: F.conv2d(IMAGE, WINDOW, stride=0),  # here
+    "groups": lambda: F.conv2d(IMAGE, WINDOW, groups=3),  # here
+    "output padding": lambda: F.conv_transpose2d(IMAGE, WINDOW, output_padding=2),  # here
     "dims": lambda: torch.ones([1] * 65).sum(0),  # here
     "window": lambda: F.max_pool2d(IMAGE, 2, padding=2),  # here
     "dtype of out": lambda: torch.gather(X, 0, torch.zeros(1, 6).long(), out=torch.zeros(1, 6).double()),  # here
