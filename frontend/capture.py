@@ -18,8 +18,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
-from graphc.errors import CaptureError, GraphcError, UnsupportedError
+from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
 from graphc.frontend import finish, tree
 from graphc.frontend.captured import Captured, OutputLeaf
 from graphc.frontend.dispatch import CaptureMode
@@ -29,7 +30,7 @@ from graphc.frontend.intercept import FunctionMode, watching
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
-from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
+from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized
 from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
@@ -69,6 +70,7 @@ def capture(
         DataDependentError: a Python branch, number or shape depends on tensor data, and `steps` is None.
         PathRaises: the function raises after a decision.
         Regrow: the path has to be captured again from its first program.
+        UninitializedError: a lazy module runs that has no parameters yet.
         CaptureError: tensor subclasses, generators, tensors kept from another capture or left behind in attributes.
         UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, what else has no graph form.
         Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class
@@ -120,6 +122,10 @@ class _Session:
                     f"before, {different.before}; now, {different.now}. What follows a decision on data is compiled "
                     "by running the function again, so Python's own state and random numbers must not steer it",
                     different.location,
+                ) from None
+            except Uninitialized as lazy:
+                raise UninitializedError(
+                    f"{self.name}: the lazy module {str(lazy) or 'here'} has no parameters yet; call it once before"
                 ) from None
         raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")
 
@@ -294,11 +300,13 @@ class _Undo:
         self._modules = modules
         self._random = torch.get_rng_state()
         params: list[torch.Tensor] = [
-            p for module in modules.modules() for p in module._parameters.values() if p is not None
+            p for module in modules.modules() for p in module._parameters.values() if p is not None and not is_lazy(p)
         ]
         params += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf]
         self._tensors = [(tensor, tensor.grad, tensor.requires_grad) for tensor in params]
-        buffers = [b for module in modules.modules() for b in module._buffers.values() if b is not None]
+        buffers = [
+            b for module in modules.modules() for b in module._buffers.values() if b is not None and not is_lazy(b)
+        ]
         self._versions = [
             (t, t._version) for t in (*params, *buffers) if not t.is_inference() and type(t) is not TracedTensor
         ]

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
+from torch.nn.modules import transformer
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay
 from graphc.frontend.dispatch import item
-from graphc.frontend.recorder import Recorder
+from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
+_NO_DATA = "its data is not allocated yet"  # torch, where C++ asks a traced tensor for its memory
 
 
 class FunctionMode(TorchFunctionMode):
@@ -42,7 +46,10 @@ class FunctionMode(TorchFunctionMode):
         except GraphcError:
             raise
         except Exception as error:  # torch checks some arguments before any operator runs
-            raise replay.with_location(error, self.recorder.locator.here()) from None
+            where = self.recorder.locator.here()
+            if _NO_DATA in str(error):
+                raise host.refuse(f"{_named(func)}, which reads numbers in a tensor,", where) from None
+            raise replay.with_location(error, where) from None
 
 
 def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -151,6 +158,53 @@ def _default_dtype(kind: type) -> torch.dtype:
     return {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}[kind]
 
 
+def _ctc_loss(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Lengths given as lists become tensors: torch makes them so itself in memory that traced tensors do not have."""
+    arguments = dict(zip(("log_probs", "targets", *_LENGTHS), args, strict=False)) | kwargs
+    if all(isinstance(arguments.get(name), (list, tuple)) for name in _LENGTHS):
+        lengths = {name: torch.tensor(arguments[name], dtype=torch.int64) for name in _LENGTHS}
+        if len(args) >= 4:
+            return func(*args[:2], *lengths.values(), *args[4:], **kwargs)
+        return func(*args[:2], **{**kwargs, **lengths})
+    return func(*args, **kwargs)
+
+
+_LENGTHS = ("input_lengths", "target_lengths")
+
+
+def _equal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`torch.equal` as a number of the program, in the place of a Python bool that torch would need now."""
+    mine, other = (*args, *kwargs.values())[:2]
+    if mine.dtype != other.dtype or mine.device != other.device or mine.is_complex():
+        return func(*args, **kwargs)
+    if mine.shape != other.shape:
+        return False
+    recorder.builder.location = recorder.locator.here()
+    return item(recorder, (mine == other).all())
+
+
+def _allclose(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`torch.allclose`, as `_equal`."""
+    close = torch.isclose(*args, **kwargs).all()
+    recorder.builder.location = recorder.locator.here()
+    return item(recorder, close)
+
+
+def _left_aligned(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+    return recorder.encoders.left_aligned(args[1])
+
+
+def _to_nested(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if not recorder.encoders.running:
+        raise UnsupportedError("nested tensors are not compiled; keep the batch dense", recorder.locator.here())
+    return recorder.encoders.to_nested(args[0], args[1])
+
+
+def _to_padded(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    padded = recorder.encoders.to_padded(args[0])
+    return func(*args, **kwargs) if padded is None else padded
+
+
 def _named(func: Any) -> str:
     name: str = getattr(func, "__name__", str(func))
     if name in ("__get__", "__set__"):
@@ -167,6 +221,13 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.as_tensor: _tensor,
     torch.tensor_split: _tensor_split,
     _TENSOR.tensor_split: _tensor_split,
+    **dict.fromkeys((torch.equal, _TENSOR.equal), _equal),
+    **dict.fromkeys((torch.allclose, _TENSOR.allclose), _allclose),
+    torch.ctc_loss: _ctc_loss,
+    torch.nn.functional.ctc_loss: _ctc_loss,
+    torch._nested_tensor_from_mask_left_aligned: _left_aligned,
+    torch._nested_tensor_from_mask: _to_nested,
+    _TENSOR.to_padded_tensor: _to_padded,
     **dict.fromkeys(
         (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _number
     ),
@@ -188,13 +249,50 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
         recorder: Recorder | None = getattr(_running, "recorder", None)
         if recorder is None:  # another thread, running in eager meanwhile
             return original(self, *args, **kwargs)
+        if isinstance(self, LazyModuleMixin) and self.has_uninitialized_params():
+            raise Uninitialized(recorder.sources.module_paths.get(id(self), type(self).__name__))
         recorder.sources.enter(self)
+        kwargs = recorder.encoders.enter(self, args, kwargs)
+        flag, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, not recorder.encoders.is_one(self)
         try:
             return original(self, *args, **kwargs)
         finally:
+            torch.compiler._is_compiling_flag = flag
+            recorder.encoders.leave(self)
             recorder.sources.leave()
 
     return call
+
+
+def _has_torch_function(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether tensors override torch functions, our own mode left out: modules choose their fused kernels by it."""
+
+    def has_torch_function(relevant: Any) -> bool:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None or torch._C._len_torch_function_stack() > recorder.function_modes:
+            return original(relevant)
+        return False  # traced tensors do not, and those of other classes are refused when they meet an operator
+
+    return has_torch_function
+
+
+def _seeding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that sets random generators: it would do so while the function is captured, and never again."""
+
+    def set_generator(*args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            return original(*args, **kwargs)
+        raise UnsupportedError(
+            f"torch.{original.__name__} sets the state of a random generator, which a compiled program does not; call "
+            "it before the compiled function",
+            recorder.locator.here(),
+        )
+
+    return set_generator
+
+
+_GENERATORS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
 
 
 def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,21 +309,35 @@ def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
     Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as written.
+    Modules take the fused kernels that eager would take.
     """
     call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
+    overridden, causal = torch.overrides.has_torch_function, transformer._detect_is_causal_mask
     cache = torch.is_autocast_cache_enabled()
     _running.recorder = recorder
     torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
     torch.compile = _compile(compile_)
+    torch.overrides.has_torch_function = _has_torch_function(overridden)  # type: ignore[assignment]
+    transformer._detect_is_causal_mask = no_causal_hint
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)
+    seeding = [
+        (owner, name, getattr(owner, name)) for owner in (torch, torch.random) for name in _GENERATORS
+        if hasattr(owner, name)
+    ]  # fmt: skip
+    for owner, name, function in seeding:
+        setattr(owner, name, _seeding(function))
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
         with plain, batch_momentum.traced_batch_counts(recorder):
             yield
     finally:
+        for owner, name, function in seeding:
+            setattr(owner, name, function)
         torch.set_autocast_cache_enabled(cache)
         torch.compiler._is_compiling_flag = flag
         torch.compile = compile_
+        torch.overrides.has_torch_function = overridden
+        transformer._detect_is_causal_mask = causal
         torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         _running.recorder = None

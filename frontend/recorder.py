@@ -13,6 +13,7 @@ from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
+from graphc.frontend.encoder import Encoders
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.inputs import Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
@@ -39,6 +40,13 @@ class Specialize(BaseException):
 
     def __init__(self, leaves: frozenset[int]) -> None:
         self.leaves = leaves
+
+
+class Uninitialized(BaseException):
+    """A lazy module runs for the first time, which gives it its parameters: that is for eager to do.
+
+    Not an Exception, so that the user's own handlers let it pass.
+    """
 
 
 class Recorder:
@@ -68,6 +76,8 @@ class Recorder:
         self.made: list[weakref.ref[TracedTensor]] = []
         self.numbers: list[weakref.ref[host.HostNode]] = []
         self.decider: Decider | None = None  # None: decisions on data are refused
+        self.encoders = Encoders()
+        self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
 
     # inputs
 

@@ -15,7 +15,7 @@ import torch
 
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
-from graphc.errors import FallbackWarning, GraphcWarning, UnsupportedError
+from graphc.errors import FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
 from graphc.frontend.capture import is_capturing
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
@@ -78,7 +78,11 @@ class CompiledFunction(PathCalls):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
-        entry = self._add_entry(args, kwargs)
+        try:
+            entry = self._add_entry(args, kwargs)
+        except UninitializedError:
+            self._stats.eager_calls += 1
+            return self.target(*args, **kwargs)
         inputs = entry.captured.match(args, kwargs)
         if inputs is None:
             raise UnsupportedError(

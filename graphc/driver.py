@@ -21,7 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import BackendUnavailableError, CompilerError, FallbackWarning, UnsupportedError
+from graphc.errors import (
+    BackendUnavailableError,
+    CodegenError,
+    CompilerError,
+    FallbackWarning,
+    LoweringError,
+    UnsupportedError,
+)
 from graphc.settings import settings
 
 if TYPE_CHECKING:
@@ -252,6 +259,14 @@ def _compile(graph: Graph, options: Options) -> Compilation:
             stacklevel=2,
         )
         return _interpreted(graph, options)
+    except (LoweringError, CodegenError) as error:
+        if not any(value.dtype.kind == "complex" or value.dtype.name.startswith("f8") for value in graph.values()):
+            raise
+        warnings.warn(
+            FallbackWarning(f"{options.name}: {error.message}. The program runs op by op, as fast as eager."),
+            stacklevel=2,
+        )
+        return _interpreted(graph, options)
 
 
 def _choose_backend(graph: Graph, options: Options) -> str:
@@ -382,7 +397,9 @@ def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:
 
     verify(graph)
     _check_inputs(graph, inputs)
-    return compile_graph(graph, options).execute(inputs)
+    outputs = compile_graph(graph, options).execute(inputs)
+    truths = [o.value.type.is_host and o.value.dtype.kind == "bool" for o in graph.outputs]
+    return [bool(found) if truth else found for found, truth in zip(outputs, truths, strict=True)]  # kept as integers
 
 
 def _check_inputs(graph: Graph, inputs: list[Any]) -> None:

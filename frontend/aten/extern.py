@@ -6,7 +6,9 @@ under FakeTensorMode, which is imported only then (it takes seconds).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -107,13 +109,25 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
             return item
         if any(n > 1 and s == 0 for n, s in zip(shape, eager, strict=True)):
             return item
-        copy = imp.b.op("copy", item, strides=eager)
+        copy = _copied(imp, item, eager)
         if not layout.is_contiguous(shape, eager):
             copy.strides = eager
         return copy
     if isinstance(item, dict):
         return {key: as_eager_lays_out(imp, part) for key, part in item.items()}
     return type(item)(as_eager_lays_out(imp, part) for part in item) if isinstance(item, (list, tuple)) else item
+
+
+def _copied(imp: Importer, value: Value, strides: tuple[int, ...]) -> Value:
+    """A copy with the given strides, by library calls for numbers that kernels do not hold."""
+    if value.dtype.kind != "complex" and not value.dtype.name.startswith("f8"):
+        return imp.b.op("copy", value, strides=strides)
+    like = {"dtype": value.dtype, "device": Named("device", value.device)}
+    attrs: dict[str, Attr] = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}
+    memory = imp.b.multi("extern", [], attrs, [value.type]).result
+    memory.strides = None if layout.is_contiguous(value.shape, strides) else strides  # type: ignore[arg-type]
+    attrs = {"op": "aten.copy.default", "args": (Ref(0), Ref(1)), "kwargs": {}}
+    return imp.b.multi("extern", [memory, value], attrs, [value.type]).result
 
 
 class _Encoder:
@@ -274,14 +288,29 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
         return [replace(part) for part in item] if isinstance(item, (list, tuple)) else item
 
     random = torch.Tag.nondeterministic_seeded in func.tags
-    cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")}
-    with torch.no_grad(), torch.random.fork_rng(list(cards), enabled=random):
+    cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")} | {-1}
+    with torch.no_grad(), generators_kept(cards if random else ()):
         answer = func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
     if any(isinstance(made[v], torch.Tensor) and tuple(made[v].shape) != v.shape for v in made):
         raise UnsupportedError(
             f"{func} changes the shape of a tensor that it writes to; give it the right shape before"
         )
     return answer
+
+
+@contextlib.contextmanager
+def generators_kept(cards: Iterable[int]) -> Iterator[None]:
+    """Leave random generators as they are before the block: those of some CUDA devices, and for -1 that of the CPU.
+
+    `torch.random.fork_rng` would do, were it not refused while a function is captured.
+    """
+    generators = [torch.cuda.default_generators[card] if card >= 0 else torch.default_generator for card in cards]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _filled(imp: Importer, value: Value, number: int) -> Any:
@@ -302,11 +331,16 @@ def _try_fake(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, A
         shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
         return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device)
 
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
     try:
+        log.setLevel(logging.CRITICAL)  # it prints a traceback of every call that it refuses
         with FakeTensorMode():
             return _call_on(func, args, kwargs, make)
     except DynamicOutputShapeException:
         raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands") from None
+    finally:
+        log.setLevel(level)
 
 
 def _values(item: Any) -> Iterator[Value]:
