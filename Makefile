@@ -31,6 +31,8 @@ bench: $(STAMP)  ## the tables of benchmarks/README.md
 
 suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's own databases
 	$(BIN)/python -m pytest -q -m suite
+	$(BIN)/python -m tests.suites.operators
+	$(BIN)/python -m tests.suites.modules
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

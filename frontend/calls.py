@@ -48,6 +48,7 @@ def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
     return item if node is None else node.value
 
 
+MAX_RANK = 64
 _PLAIN = frozenset((int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format))
 
 
@@ -107,8 +108,8 @@ def _result_strides(recorder: Recorder, value: Value, rule_layout: str, operands
 
 
 def has_no_rules(value: Value) -> bool:
-    """Import rules do not cover complex numbers and 8-bit floats."""
-    return value.dtype.kind == "complex" or value.dtype.name.startswith("f8")
+    """Import rules do not cover complex numbers, 8-bit floats, and more dims than TensorIterator takes."""
+    return value.dtype.kind == "complex" or value.dtype.name.startswith("f8") or value.type.rank > MAX_RANK
 
 
 def import_functional(

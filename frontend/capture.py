@@ -15,25 +15,29 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
-from graphc.errors import CaptureError, UnsupportedError
+from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
 from graphc.frontend import finish, tree
-from graphc.frontend.captured import Captured, Effect, OutputLeaf
+from graphc.frontend.captured import Captured, Effect, Ends
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
-from graphc.frontend.joint import Joint, Recorded, close, record_backward, refusal
+from graphc.frontend.joint import Recorded, close, record_backward, refusal, roll_back
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.optimizers import StateEffect
+from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
-from graphc.frontend.recorder import Recorder, RestartCapture, Specialize
+from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized
+from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.traced import TracedTensor
-from graphc.ir.graph import Graph, Role
+from graphc.ir.graph import Role
 
 _LOCK = threading.RLock()
 _STATE = threading.local()
@@ -47,6 +51,8 @@ def capture(
     *,
     name: str | None = None,
     dynamic_scalars: Collection[int] = (),
+    steps: Sequence[Step] | None = None,
+    merged: frozenset[int] = frozenset(),
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -56,12 +62,19 @@ def capture(
         name: of the graph; the function's own by default.
         dynamic_scalars: argument leaves (numbered as `tree.flatten((args, kwargs))` gives them) holding Python numbers
             that shall be inputs of the program instead of constants. One whose value Python looks at stays a constant.
+        steps: None refuses decisions on data. Else those taken so far on one path, and the capture is of the program
+            from the last one to the next, or to the end; see `graphc.frontend.paths`.
+        merged: storages (by address of the storage object) to take as one 1-D input each.
 
     Returns:
-        The graph, its guards, and how its outputs become the function's return value.
+        The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
+        a path, how it goes with the others.
 
     Raises:
-        DataDependentError: a Python branch, number or shape depends on tensor data.
+        DataDependentError: a Python branch, number or shape depends on tensor data, and `steps` is None.
+        PathRaises: the function raises after a decision.
+        Regrow: the path has to be captured again from its first program.
+        UninitializedError: a lazy module runs that has no parameters yet.
         CaptureError: tensor subclasses, generators, tensors kept from another capture or left behind in attributes.
         UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, what else has no graph form.
         Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class
@@ -71,7 +84,8 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            captured = _Session(fn, tuple(args), dict(kwargs or {}), name).run(frozenset(dynamic_scalars))
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps)
+            captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
     captured.seconds = time.perf_counter() - started
@@ -83,27 +97,52 @@ def is_capturing() -> bool:
     return getattr(_STATE, "capturing", False)
 
 
+@dataclass(frozen=True)
+class _Returned:
+    """What the function returned, flat too, and the backward pass from there (or why there can be none)."""
+
+    result: Any
+    leaves: list[Any]
+    node: tree.Node
+    backward: Recorded | str | None
+
+
 class _Session:
     """One request to capture; it may take several runs of the function."""
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> None:
-        self.fn, self.args, self.kwargs = fn, args, kwargs
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
+        steps: Sequence[Step] | None,
+    ) -> None:  # fmt: skip
+        self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
         self.leaves, self.node = tree.flatten((args, kwargs))
         self.names = _argument_names(fn, self.node)
         self.name = name or _function_name(fn)
         self._given: list[Any] = []
 
-    def run(self, dynamic: frozenset[int]) -> Captured:
-        merged: frozenset[int] = frozenset()
+    def run(self, dynamic: frozenset[int], merged: frozenset[int]) -> Captured:
         constants: frozenset[Hashable] = frozenset()
         for _ in range(_MAX_RESTARTS):
             try:
                 return self._attempt(merged, dynamic, constants)
             except RestartCapture as restart:
                 merged |= {restart.storage}
+                if self.steps:
+                    raise Regrow(merged) from None
             except Specialize as specialize:
                 dynamic -= specialize.leaves
                 constants |= specialize.leaves
+            except Diverged as different:
+                raise CaptureError(
+                    f"{self.name} is not deterministic: run again with the same answers it does something else: "
+                    f"before, {different.before}; now, {different.now}. What follows a decision on data is compiled "
+                    "by running the function again, so Python's own state and random numbers must not steer it",
+                    different.location,
+                ) from None
+            except Uninitialized as lazy:
+                raise UninitializedError(
+                    f"{self.name}: the lazy module {str(lazy) or 'here'} has no parameters yet; call it once before"
+                ) from None
         raise UnsupportedError(f"{self.name}: too many tensors share memory in ways that are written in place")
 
     def _attempt(self, merged: frozenset[int], dynamic: frozenset[int], constants: frozenset[Hashable]) -> Captured:
@@ -112,54 +151,87 @@ class _Session:
         sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
         modules = ModuleFacts(sources)
         recorder = Recorder(self.name, sources, merged, constants)
-        for module in modules.modules():
-            path = sources.module_paths[id(module)]
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    recorder.gradients.see(parameter, f"{path}.{key}".lstrip("."))
+        modules.note_gradients(recorder.gradients)
+        if self.steps is not None:
+            recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         undo = _Undo(modules, self.leaves)
         try:
             given = self._arguments(recorder, dynamic)
-            result, leaves, out_node, recorded = self._call(recorder, given)
+            returned = self._call(recorder, given)
+            if recorder.decider is not None and recorder.decider.segment is not None:
+                raise Stop  # which the function has caught
             modules.update()
             with CaptureMode(recorder):
                 modules.settle(recorder)
             self._check_arguments(given)
-            changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
-            effects, made = _effects(changed, stored)
-            with CaptureMode(recorder):
-                out_leaves = finish.finish(recorder, [*leaves, *made])
-            graph, joint, needs_grad = _joint(recorder, recorded, leaves, out_leaves)
-            gradients = recorder.gradients.facts({id(b.tensor) for b in recorder.bindings})
-            recorder.optimizers.settle()
-            recorder.gradients.restore()
+            ends = self._finish(recorder, returned)
+            recorder.settle()
+        except Stop:
+            ends = Ends(gradients=recorder.gradient_facts())
+            recorder.settle()
+            undo.all()
+            modules.update()
+            return self._prefix(recorder, facts, dynamic, ends)
         except BaseException:
-            recorder.optimizers.undo()
-            recorder.gradients.restore()
+            recorder.undo()
             undo.all()
             raise
         undo.settled()
-        effect_leaves = out_leaves[len(leaves) :]
-        del out_leaves[len(leaves) :]
-        del given, result, leaves, changed, stored, made, recorded
+        del given, returned
         self._given.clear()
         _check_leaks(recorder.made)
-        trained = [lambda g: Gradients.guards(g, gradients), recorder.optimizers.guards]
-        guards = facts.guards(graph, recorder.bindings, trained)
+        segment = None
+        if recorder.decider is not None and self.steps:
+            recorder.decider.check_end()
+            segment = recorder.decider.last()
+        return self._captured(recorder, facts, dynamic, segment, ends)
+
+    def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], ends: Ends) -> Captured:
+        """What a run gives that ends at a decision without an answer."""
+        assert recorder.decider is not None
+        self._given.clear()
+        recorder.decider.check_end()
+        return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
+
+    def _finish(self, recorder: Recorder, returned: _Returned) -> Ends:
+        """What comes of the run: results, effects, the backward pass."""
+        changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
+        effects, made = _effects(changed, stored)
+        found = finish.finish(recorder, [*returned.leaves, *made])
+        count = len(returned.leaves)
+        ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
+        recorded = returned.backward
+        if isinstance(recorded, str):
+            return replace(ends, needs_grad=recorded)
+        if recorded is None:
+            return ends
+        reason = refusal(recorder, recorded)
+        numbers = {id(leaf): out.number for leaf, out in zip(returned.leaves, found, strict=False)}
+        graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
+        return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
+
+    def _captured(
+        self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], segment: Segment | None, ends: Ends
+    ) -> Captured:
+        graph = ends.graph or recorder.graph
+        trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards]
         return Captured(
-            graph,
+            graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
-            guards,
-            out_node,
-            out_leaves,
+            facts.guards(graph, recorder.bindings, trained),
+            ends.node,
+            ends.leaves,
             self.node,
             {index: leaf for index, leaf in enumerate(self.leaves) if type(leaf) is float},
-            effects,
-            effect_leaves,
-            joint,
-            needs_grad,
+            ends.effects,
+            ends.effect_leaves,
+            ends.joint,
+            ends.needs_grad,
             recorder.warnings,
+            segment=segment,
+            dynamic=dynamic,
+            modules=len(recorder.sources.modules),
         )
 
     # before
@@ -226,15 +298,26 @@ class _Session:
 
     # the run
 
-    def _call(
-        self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]
-    ) -> tuple[Any, list[Any], tree.Node, Recorded | str | None]:
-        """The returned value, flat too, and its backward pass."""
-        with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
-            result = self.fn(*given[0], **given[1])
-            leaves, node = tree.flatten(result)
-            _check_results(leaves, node)
-            return result, leaves, node, record_backward(recorder, leaves, self._given)
+    def _call(self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]) -> _Returned:
+        decider = recorder.decider
+        try:
+            with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
+                result = self.fn(*given[0], **given[1])
+                leaves, node = tree.flatten(result)
+                _check_results(leaves, node)
+                backward = record_backward(recorder, leaves, self._given)
+                if self.steps and isinstance(backward, Recorded):
+                    roll_back(recorder, backward.start)
+                    backward = "a result that requires grad depends on a decision on data"
+                return _Returned(result, leaves, node, backward)
+        except GraphcError:
+            raise
+        except Exception as error:
+            if decider is not None and decider.segment is not None:
+                raise Stop from None  # a clean-up of the function failed for want of what it was computing
+            if decider is not None and decider.taken and decider.taken == len(self.steps or ()):
+                raise PathRaises(error) from None
+            raise
 
     # after
 
@@ -247,18 +330,6 @@ class _Session:
                 f"{self.name} changes a list, dict or object among its arguments, which a compiled program cannot; "
                 "return the new values instead (writing into tensors is fine)"
             )
-
-
-def _joint(
-    recorder: Recorder, recorded: Recorded | str | None, leaves: list[Any], out_leaves: list[OutputLeaf]
-) -> tuple[Graph, Joint | None, str]:
-    """The graph, the joint one if there is a backward pass, or why the call must run eager."""
-    if recorded is None or isinstance(recorded, str):
-        return recorder.graph, None, recorded or ""
-    reason = refusal(recorder, recorded)
-    numbers = {id(leaf): out.number for leaf, out in zip(leaves, out_leaves, strict=False)}
-    forward, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
-    return forward, None if reason else joint, reason
 
 
 def _effects(
@@ -281,11 +352,13 @@ class _Undo:
         self._modules = modules
         self._random = torch.get_rng_state()
         params: list[torch.Tensor] = [
-            p for module in modules.modules() for p in module._parameters.values() if p is not None
+            p for module in modules.modules() for p in module._parameters.values() if p is not None and not is_lazy(p)
         ]
         params += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf]
         self._tensors = [(tensor, tensor.grad, tensor.requires_grad) for tensor in params]
-        buffers = [b for module in modules.modules() for b in module._buffers.values() if b is not None]
+        buffers = [
+            b for module in modules.modules() for b in module._buffers.values() if b is not None and not is_lazy(b)
+        ]
         self._versions = [
             (t, t._version) for t in (*params, *buffers) if not t.is_inference() and type(t) is not TracedTensor
         ]

@@ -10,8 +10,9 @@ import torch
 
 from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
-from graphc.frontend.inputs import Binding
+from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
+from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
 
@@ -37,6 +38,28 @@ class Effect(Protocol):
         """Change it; `outputs` are the leaves of this run that are effects."""
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What a run of the function came to; all empty for one that ended at a decision.
+
+    Attributes:
+        node, leaves: the returned structure and its leaves.
+        effects, effect_leaves: what to change after each run, and the outputs that takes.
+        gradients: (path, tensor, whether it has a gradient) of each whose gradient's existence was assumed.
+        graph: of the forward pass, when the recorded graph holds a backward pass too.
+        joint, needs_grad: as in `Captured`.
+    """
+
+    node: tree.Node = field(default_factory=lambda: tree.flatten(())[1])
+    leaves: list[OutputLeaf] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    effect_leaves: list[OutputLeaf] = field(default_factory=list)
+    gradients: list[tuple[str, torch.Tensor, bool]] = field(default_factory=list)
+    graph: Graph | None = None
+    joint: Joint | None = None
+    needs_grad: str = ""
+
+
 @dataclass
 class Captured:
     """A captured function.
@@ -55,6 +78,9 @@ class Captured:
         needs_grad: why calls that need gradients must run eager; empty when they need not.
         warnings: what the user should know: calls kept as they are against expectation, tensors bound by identity, ...
         seconds: wall time of the capture.
+        segment: for one program of several on a path, how it goes with the others; else None.
+        dynamic: argument leaves that were asked to be, and are, inputs of the program.
+        modules: how many modules its guards know.
     """
 
     graph: Graph
@@ -70,15 +96,35 @@ class Captured:
     needs_grad: str = ""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    segment: Segment | None = None
+    dynamic: frozenset[int] = frozenset()
+    modules: int = 0
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
-        alone = first.host is None and not self.effects
-        self._alone = first.number if alone else -1  # the output which is all that comes of a call
+        self._alone = first.number if first.host is None else -1  # the output which is all that is returned
 
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
         return self.guards.match(args, kwargs)
+
+    def assumes_no_more_than(self, other: Captured) -> bool:
+        """For programs of one path: a call that `other` matches is matched by this one too, with the same inputs."""
+        pairs = zip(self.bindings, other.bindings, strict=False)
+        return (
+            not self.graph.writes
+            and (self.modules, len(self.bindings)) == (other.modules, len(other.bindings))
+            and all((a.kind, a.leaf, a.count) == (b.kind, b.leaf, b.count) and a.tensor is b.tensor for a, b in pairs)
+        )
+
+    def merged_storages(self, args: Sequence[Any], kwargs: dict[str, Any]) -> frozenset[int]:
+        """The storages of a call (by address) that this capture took as one input each."""
+        whole = [binding for binding in self.bindings if binding.kind is BindingKind.STORAGE]
+        if not whole:
+            return frozenset()
+        leaves, _ = tree.flatten((tuple(args), kwargs))
+        tensors: list[Any] = [leaves[binding.leaf] if binding.leaf >= 0 else binding.tensor for binding in whole]
+        return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def explain_miss(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """The first fact that changed, such as `argument x: shape (3, 4), compiled for (2, 4)`; empty when none did."""
@@ -98,10 +144,6 @@ class Captured:
             outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
             inputs: the program's inputs of this call.
         """
-        if self.effects:
-            made = [_leaf(leaf, outputs) for leaf in self.effect_leaves]
-            for effect in self.effects:
-                effect.apply(made)
         if self._alone >= 0:
             return outputs[self._alone]
         node = self.out_node

@@ -170,10 +170,13 @@ def _inplace_view_handler(func: Any) -> Handler:
     view = VIEW_RULES[str(functional)]
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if type(args[0]) is not TracedTensor:
+        mine = type(args[0]) is TracedTensor and id(args[0].state) not in recorder.very_tensors
+        if not mine:  # the caller would see it
             return _refuse_storage_change(recorder, func, args, kwargs)
         try:
             state = view(recorder.state_of(args[0]), *(to_states(recorder, a) for a in args[1:]), **kwargs)
+        except StorageModeNeeded as needed:
+            recorder.need_storage(needed.state)
         except (IndexError, RuntimeError, ValueError):
             values, keywords = snapshot(recorder, args, kwargs)
             replay.raise_as_eager(recorder.imp, func, values, keywords, recorder.builder.location)

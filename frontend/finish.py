@@ -9,6 +9,8 @@ import torch
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.captured import OutputLeaf
+from graphc.frontend.dynamic_index import true_offset
+from graphc.frontend.foreign_views import is_foreign
 from graphc.frontend.functionalize import Storage, TensorState
 from graphc.frontend.recorder import Recorder
 from graphc.ir.graph import Input, Output, StridedView, Value, Write
@@ -59,7 +61,7 @@ class _Finisher:
         whole = self.recorder.very_tensors.get(id(state))
         if whole is not None:
             return Output(whole)
-        if state.dtype != storage.root.dtype:
+        if state.dtype != storage.root.dtype or is_foreign(state):
             return Output(self._reinterpreted(state))
         if not storage.visible:
             alone = self._alone(state)
@@ -67,9 +69,10 @@ class _Finisher:
                 return Output(alone)
         home = storage.source if storage.visible else self._home(storage)
         assert home is not None
-        if state.parent is None:
+        if state.parent is None and home.shape == state.shape:
             return Output(home)
-        return Output(home, StridedView(state.shape, state.strides, state.offset - storage.root.offset))
+        offset = true_offset(self.recorder, state) - storage.root.offset
+        return Output(home, StridedView(state.shape, state.strides, offset))
 
     def _alone(self, state: TensorState) -> Value | None:
         """A part of a storage that nothing else returned shares gets memory of its own, when eager's strides fit."""
@@ -84,12 +87,13 @@ class _Finisher:
         return self._fresh(value, state.strides)
 
     def _reinterpreted(self, state: TensorState) -> Value:
-        """A result that sees memory of another tensor as another dtype: a copy, since graphs cannot say so."""
+        """A result that sees memory as another dtype or conjugated: a copy, since graphs cannot say so."""
         if state.storage.visible or any(
             other.storage is state.storage for other in self.states.values() if other is not state
         ):
             self.recorder.warnings.append(
-                "a result reads memory of another tensor as another dtype; the compiled program returns a copy of it"
+                "a result reads memory of another tensor as another dtype or conjugated; the compiled program returns "
+                "a copy of it"
             )
         dense = layout.is_dense(state.shape, state.strides)
         value = functionalize.read(self.recorder.builder, state)
@@ -98,18 +102,36 @@ class _Finisher:
     def _home(self, storage: Storage) -> Value:
         """The value whose memory a storage made by the function is."""
         if storage not in self.homes:
-            self.homes[storage] = self._fresh(storage.base, storage.root.strides)
+            root, value = storage.root, storage.base
+            with_gaps = value.op is not None and value.op.name != "extern" and not _is_packed(root.shape, root.strides)
+            self.homes[storage] = self._spread(value, root) if with_gaps else self._fresh(value, root.strides)
         return self.homes[storage]
+
+    def _spread(self, value: Value, root: TensorState) -> Value:
+        """A value in memory with gaps: eager gives a part of something bigger that the graph does not hold."""
+        builder, size = self.recorder.builder, layout.span(root.shape, root.strides)
+        memory = self.recorder.imp.full((size,), 0, value.dtype, value.device)
+        memory = builder.op("update_strided", memory, value, shape=root.shape, strides=root.strides, offset=0)
+        self.taken.add(memory)
+        return memory
 
     def _fresh(self, value: Value, strides: tuple[int, ...]) -> Value:
         """A value no other output is, laid out as eager lays it out; a copy when need be."""
         shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
         wanted = None if strides == layout.contiguous(shape) else strides
-        if isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
+        decider = self.recorder.decider
+        if decider is not None and value in decider.names and decider.names[value][1] != wanted:
+            value = self.recorder.builder.op("cast", value, dtype=value.dtype)  # handed over in another layout
+        elif isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
             value = self.recorder.builder.op("cast", value, dtype=value.dtype)
         value.strides = wanted
         self.taken.add(value)
         return value
+
+
+def _is_packed(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Dense, or of no elements, or of several in one place, which no memory of its own can have."""
+    return layout.is_dense(shape, strides) or layout.span(shape, strides) < _numel(shape) or 0 in shape
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -44,6 +44,16 @@ class ForeignView(Link):
         return value
 
 
+def is_foreign(state: TensorState) -> bool:
+    """Whether a tensor is such a view, or a view of one: its memory does not hold what it reads."""
+    step: TensorState | None = state
+    while step is not None:
+        if isinstance(step.link, ForeignView):
+            return True
+        step = step.parent
+    return False
+
+
 def foreign_view(
     recorder: Recorder, func: Any, source: TensorState, values: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[TensorState]:

@@ -10,7 +10,7 @@ through a view goes back along them, so that the storage gets a new base value:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -135,6 +135,22 @@ class Bitcast(Link):
         return b.op("bitcast", new, dtype=self.parent_dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class DynamicSelect(Link):
+    """One place along a dim, given by a 0-d tensor of integers."""
+
+    dim: int
+    index: Value
+    size: int
+    stride: int
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("take", parent, self.index, dim=self.dim)
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return b.op("put", parent(), self.index, new, dim=self.dim, mode="set")
+
+
 SAME = Same()
 
 
@@ -203,6 +219,15 @@ def root_state(
     state = TensorState(storage, None, SAME, value.shape, strides, offset, value.dtype)  # type: ignore[arg-type]
     storage.root = state
     return state
+
+
+def dynamic_links(state: TensorState) -> Iterator[DynamicSelect]:
+    """The steps of a view whose place depends on data; its offset counts them as the first place."""
+    view: TensorState | None = state
+    while view is not None:
+        if isinstance(view.link, DynamicSelect):
+            yield view.link
+        view = view.parent
 
 
 def read(b: Builder, state: TensorState) -> Value:

@@ -32,8 +32,11 @@ class HostScope(Protocol):
         """The value of a number that is an argument, now a guarded constant.
 
         Raises:
-            DataDependentError: it comes from tensor data.
+            DataDependentError: it comes from tensor data, and the capture takes no decisions on them.
         """
+
+    def note_number(self, node: HostNode) -> None:
+        """A traced number has been made."""
 
     def user_location(self) -> Location:
         """The user's line that runs now."""
@@ -50,7 +53,7 @@ class HostNode:
         leaves: the arguments it is computed from, by position, and other numbers that are inputs, by key.
     """
 
-    __slots__ = ("hint", "kind", "leaves", "scope", "value")
+    __slots__ = ("__weakref__", "hint", "kind", "leaves", "scope", "value")
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class HostNode:
         leaves: frozenset[Hashable] = frozenset(),
     ) -> None:
         self.scope, self.value, self.kind, self.hint, self.leaves = scope, value, kind, hint, leaves
+        scope.note_number(self)
 
     # asked by ATen
 
@@ -122,8 +126,8 @@ class HostNode:
 
     __repr__ = __str__ = _graph_repr
 
-    def wrap_int(self, number: int) -> Number:
-        return number
+    def wrap_int(self, number: Number) -> HostConstant:
+        return HostConstant(self.scope, number)
 
     wrap_float = wrap_bool = wrap_int
 
@@ -147,6 +151,7 @@ class HostNode:
 
     def binary(self, name: str, other: HostNode | Number, swap: bool = False) -> HostNode:
         """A scalar op of two operands with Python's promotion; `swap` puts `other` first."""
+        other = other.number if isinstance(other, HostConstant) else other
         kind = float if name == "div" else max(self.kind, _kind_of(other), key=_RANK.__getitem__)
         if kind is bool and name not in _LOGICAL:
             kind = int
@@ -158,6 +163,45 @@ class HostNode:
         hint = None if None in hints else _BINARY[name](*hints)
         leaves = self.leaves | (other.leaves if isinstance(other, HostNode) else frozenset())
         return HostNode(self.scope, value, bool if name in _COMPARISONS else kind, hint, leaves)
+
+
+class HostConstant(HostNode):
+    """A plain number among traced ones, where ATen asks for a node."""
+
+    def __init__(self, scope: HostScope, number: Number) -> None:
+        self.scope, self.kind, self.hint, self.leaves = scope, type(number), number, frozenset()
+
+    def is_constant(self) -> bool:
+        return True
+
+    def _graph_repr(self) -> str:
+        return repr(self.hint)
+
+    __repr__ = __str__ = _graph_repr
+
+    def maybe_as_int(self) -> int | None:
+        return int(self.number) if self.kind is int else None
+
+    @property
+    def number(self) -> Number:
+        """The number itself."""
+        assert self.hint is not None
+        return self.hint
+
+    def guard_int(self, file: str, line: int) -> int:
+        return int(self.number)
+
+    def convert(self, kind: type) -> HostNode:
+        return HostConstant(self.scope, kind(self.number))
+
+    def unary(self, name: str) -> HostNode:
+        return HostConstant(self.scope, _UNARY[name](self.number))
+
+    def binary(self, name: str, other: HostNode | Number, swap: bool = False) -> HostNode:
+        if isinstance(other, HostNode) and not isinstance(other, HostConstant):
+            return other.binary(name, self.number, not swap)
+        pair = [self.number, other.number if isinstance(other, HostConstant) else other]
+        return HostConstant(self.scope, _BINARY[name](*(reversed(pair) if swap else pair)))
 
 
 _RANK = {bool: 0, int: 1, float: 2}
@@ -310,8 +354,8 @@ def node_of(value: object) -> HostNode | None:
 def refuse(what: str, location: Location) -> DataDependentError:
     """The error for Python looking at data of tensors."""
     return DataDependentError(
-        f"{what} depends on the data of a tensor, which is not known when the program is compiled; use torch.where (or "
-        "torch.clamp, masks, ...) instead of a Python branch, keep `.item()` results in tensor arithmetic, or compute "
-        "this outside the compiled function",
+        f"{what} depends on the data of a tensor, which one graph cannot hold: graphc.compile makes a program per "
+        "path. For one graph use torch.where (or torch.clamp, masks, ...) instead of a Python branch, keep `.item()` "
+        "results in tensor arithmetic, or compute this outside the function",
         location,
     )

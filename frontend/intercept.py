@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
+from torch.nn.modules import transformer
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import GraphcError, UnsupportedError
-from graphc.frontend import host, replay
+from graphc.frontend import batch_momentum, dynamic_index, host, replay
 from graphc.frontend.dispatch import item
-from graphc.frontend.recorder import Recorder
+from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.recorder import Recorder, Uninitialized
+from graphc.frontend.traced import TracedTensor
 
 _TENSOR = torch.Tensor
+_TRACED_ELEMENTS = 64
+_NO_DATA = "its data is not allocated yet"  # torch, where C++ asks a traced tensor for its memory
 
 
 class FunctionMode(TorchFunctionMode):
@@ -33,14 +39,17 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         special = _SPECIAL.get(func)
-        if special is not None:
-            return special(self.recorder, func, args, kwargs or {})
         try:
+            if special is not None:
+                return special(self.recorder, func, args, kwargs or {})
             return func(*args, **kwargs) if kwargs else func(*args)
         except GraphcError:
             raise
         except Exception as error:  # torch checks some arguments before any operator runs
-            raise replay.with_location(error, self.recorder.locator.here()) from None
+            where = self.recorder.locator.here()
+            if _NO_DATA in str(error):
+                raise host.refuse(f"{_named(func)}, which reads numbers in a tensor,", where) from None
+            raise replay.with_location(error, where) from None
 
 
 def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -52,8 +61,38 @@ def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return item(recorder, tensor)
 
 
-def _branch(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
-    raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
+def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`bool(t)`, `int(t)`, `float(t)`, and a tensor as an index of a list."""
+    if recorder.decider is None or func is _TENSOR.__complex__:
+        raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
+    tensor = args[0]
+    _check_number(func, tensor)
+    node = _item(recorder, func, args, kwargs).node
+    if func is _TENSOR.__bool__:
+        return bool(host.wrap(node.convert(bool)))
+    if func is _TENSOR.__float__:
+        return float(host.wrap(node))
+    return int(recorder.specialize(node.unary("trunc") if node.kind is float else node))
+
+
+def _check_number(func: Any, tensor: torch.Tensor) -> None:
+    """Raise what eager raises for a tensor that is no single number."""
+    if tensor.numel() != 1 or func is _TENSOR.__index__:
+        with torch._C._DisableTorchDispatch():
+            func(torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
+
+
+def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Few floats stay traced numbers; others are looked at, as Python does with them in nearly all uses."""
+    tensor = args[0]
+    if recorder.decider is None:
+        return _no_data(recorder, func, args, kwargs)
+    if tensor.is_floating_point() and tensor.numel() <= _TRACED_ELEMENTS:
+        if tensor.dim() == 0:
+            return _item(recorder, func, args, kwargs)
+        return [_tolist(recorder, func, (part,), kwargs) for part in tensor.unbind(0)]
+    recorder.builder.location = recorder.locator.here()
+    return recorder.decider.elements(recorder.value_of(tensor))
 
 
 def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
@@ -73,13 +112,15 @@ def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
 
 
 def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """`torch.tensor` of a traced number."""
+    """`torch.tensor` of a traced number, or of lists with some or with traced tensors of one element in them."""
     data = args[0] if args else kwargs.get("data")
     node = host.node_of(data)
     if node is None:
-        return func(*args, **kwargs)
-    default = {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}[node.kind]
-    dtype, device = kwargs.get("dtype") or default, kwargs.get("device") or torch.get_default_device()
+        if isinstance(data, torch.Tensor) or kwargs.get("requires_grad") or not _holds_traced(data):
+            return func(*args, **kwargs)
+        stacked = _stacked(data)
+        return stacked.to(dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+    dtype, device = kwargs.get("dtype") or _default_dtype(node.kind), kwargs.get("device") or torch.get_default_device()
     return torch.full((), data, dtype=dtype, device=device)
 
 
@@ -87,6 +128,87 @@ def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`tensor.grad`: that there is one, or none, becomes a fact."""
     recorder.gradients.read(args[0])
     return func(*args, **kwargs)
+
+
+def _holds_traced(data: Any) -> bool:
+    if type(data) in (float, int, bool):
+        return False
+    if isinstance(data, (list, tuple)):
+        return any(map(_holds_traced, data))
+    return type(data) is TracedTensor or host.node_of(data) is not None
+
+
+def _stacked(data: Any) -> torch.Tensor:
+    """Nested lists of numbers and tensors of one element as one tensor."""
+    if isinstance(data, torch.Tensor):
+        return data.detach().reshape(()) if data.numel() == 1 else data.detach()
+    if not isinstance(data, (list, tuple)):
+        node = host.node_of(data)
+        return torch.tensor(data) if node is None else torch.full((), data, dtype=_default_dtype(node.kind))
+    parts = [_stacked(part) for part in data]
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    return torch.stack([part.to(dtype) for part in parts])
+
+
+def _tensor_split(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Sections given as a tensor are read as numbers."""
+    given = {**dict(zip(("input", "indices_or_sections", "dim"), args, strict=False)), **kwargs}
+    sections = next((given.pop(k) for k in ("indices_or_sections", "tensor_indices_or_sections") if k in given), None)
+    if not isinstance(sections, torch.Tensor):
+        return func(*args, **kwargs)
+    numbers = _tolist(recorder, func, (sections,), {})
+    return torch.tensor_split(given["input"], numbers, given.get("dim", 0))
+
+
+def _default_dtype(kind: type) -> torch.dtype:
+    return {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}[kind]
+
+
+def _ctc_loss(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Lengths given as lists become tensors: torch makes them so itself in memory that traced tensors do not have."""
+    arguments = dict(zip(("log_probs", "targets", *_LENGTHS), args, strict=False)) | kwargs
+    if all(isinstance(arguments.get(name), (list, tuple)) for name in _LENGTHS):
+        lengths = {name: torch.tensor(arguments[name], dtype=torch.int64) for name in _LENGTHS}
+        if len(args) >= 4:
+            return func(*args[:2], *lengths.values(), *args[4:], **kwargs)
+        return func(*args[:2], **{**kwargs, **lengths})
+    return func(*args, **kwargs)
+
+
+_LENGTHS = ("input_lengths", "target_lengths")
+
+
+def _equal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`torch.equal` as a number of the program, in the place of a Python bool that torch would need now."""
+    mine, other = (*args, *kwargs.values())[:2]
+    if mine.dtype != other.dtype or mine.device != other.device or mine.is_complex():
+        return func(*args, **kwargs)
+    if mine.shape != other.shape:
+        return False
+    recorder.builder.location = recorder.locator.here()
+    return item(recorder, (mine == other).all())
+
+
+def _allclose(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`torch.allclose`, as `_equal`."""
+    close = torch.isclose(*args, **kwargs).all()
+    recorder.builder.location = recorder.locator.here()
+    return item(recorder, close)
+
+
+def _left_aligned(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+    return recorder.encoders.left_aligned(args[1])
+
+
+def _to_nested(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if not recorder.encoders.running:
+        raise UnsupportedError("nested tensors are not compiled; keep the batch dense", recorder.locator.here())
+    return recorder.encoders.to_nested(args[0], args[1])
+
+
+def _to_padded(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    padded = recorder.encoders.to_padded(args[0])
+    return func(*args, **kwargs) if padded is None else padded
 
 
 def _named(func: Any) -> str:
@@ -98,15 +220,27 @@ def _named(func: Any) -> str:
 
 _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
+    _TENSOR.tolist: _tolist,
+    **dynamic_index.SPECIAL,
+    torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]
+    torch.tensor_split: _tensor_split,
+    _TENSOR.tensor_split: _tensor_split,
+    **dict.fromkeys((torch.equal, _TENSOR.equal), _equal),
+    **dict.fromkeys((torch.allclose, _TENSOR.allclose), _allclose),
+    torch.ctc_loss: _ctc_loss,
+    torch.nn.functional.ctc_loss: _ctc_loss,
+    torch._nested_tensor_from_mask_left_aligned: _left_aligned,
+    torch._nested_tensor_from_mask: _to_nested,
+    _TENSOR.to_padded_tensor: _to_padded,
     **dict.fromkeys(
-        (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _branch
+        (_TENSOR.__bool__, _TENSOR.__int__, _TENSOR.__float__, _TENSOR.__index__, _TENSOR.__complex__), _number
     ),
     **dict.fromkeys(
         (
-            _TENSOR.numpy, _TENSOR.tolist, _TENSOR.__array__, _TENSOR.__dlpack__, _TENSOR.data_ptr,
+            _TENSOR.numpy, _TENSOR.__array__, _TENSOR.__dlpack__, _TENSOR.data_ptr,
             _TENSOR.untyped_storage, _TENSOR.storage,
         ),
         _no_data,
@@ -122,13 +256,50 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
         recorder: Recorder | None = getattr(_running, "recorder", None)
         if recorder is None:  # another thread, running in eager meanwhile
             return original(self, *args, **kwargs)
+        if isinstance(self, LazyModuleMixin) and self.has_uninitialized_params():
+            raise Uninitialized(recorder.sources.module_paths.get(id(self), type(self).__name__))
         recorder.sources.enter(self)
+        kwargs = recorder.encoders.enter(self, args, kwargs)
+        flag, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, not recorder.encoders.is_one(self)
         try:
             return original(self, *args, **kwargs)
         finally:
+            torch.compiler._is_compiling_flag = flag
+            recorder.encoders.leave(self)
             recorder.sources.leave()
 
     return call
+
+
+def _has_torch_function(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether tensors override torch functions, our own mode left out: modules choose their fused kernels by it."""
+
+    def has_torch_function(relevant: Any) -> bool:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None or torch._C._len_torch_function_stack() > recorder.function_modes:
+            return original(relevant)
+        return False  # traced tensors do not, and those of other classes are refused when they meet an operator
+
+    return has_torch_function
+
+
+def _seeding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that sets random generators: it would do so while the function is captured, and never again."""
+
+    def set_generator(*args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            return original(*args, **kwargs)
+        raise UnsupportedError(
+            f"torch.{original.__name__} sets the state of a random generator, which a compiled program does not; call "
+            "it before the compiled function",
+            recorder.locator.here(),
+        )
+
+    return set_generator
+
+
+_GENERATORS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
 
 
 def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,21 +361,35 @@ def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
     Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as written.
+    Modules take the fused kernels that eager would take.
     """
     call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
+    overridden, causal = torch.overrides.has_torch_function, transformer._detect_is_causal_mask
     cache = torch.is_autocast_cache_enabled()
     _running.recorder = recorder
     torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
     torch.compile = _compile(compile_)
+    torch.overrides.has_torch_function = _has_torch_function(overridden)  # type: ignore[assignment]
+    transformer._detect_is_causal_mask = no_causal_hint
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)
+    seeding = [
+        (owner, name, getattr(owner, name)) for owner in (torch, torch.random) for name in _GENERATORS
+        if hasattr(owner, name)
+    ]  # fmt: skip
+    for owner, name, function in seeding:
+        setattr(owner, name, _seeding(function))
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        with plain, _watching_optimizers(recorder):
+        with plain, batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
             yield
     finally:
+        for owner, name, function in seeding:
+            setattr(owner, name, function)
         torch.set_autocast_cache_enabled(cache)
         torch.compiler._is_compiling_flag = flag
         torch.compile = compile_
+        torch.overrides.has_torch_function = overridden
+        transformer._detect_is_causal_mask = causal
         torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         _running.recorder = None

@@ -81,8 +81,7 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
             with _without_hooks(tensors):
                 found = torch.autograd.grad(results, tensors, stand_ins, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            del recorder.graph.ops[mark:]
-            del recorder.graph.inputs[len(recorder.bindings) :]
+            roll_back(recorder, mark)
             if _SECOND_TIME not in str(error):
                 return f"its backward pass cannot be captured: {error}"
             results = [leaf for leaf in results if not _is_used_up(recorder, leaf)]
@@ -108,9 +107,16 @@ def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
     except RuntimeError as error:
         return _SECOND_TIME in str(error)
     finally:
-        del recorder.graph.ops[mark:]
-        del recorder.graph.inputs[len(recorder.bindings) :]
+        roll_back(recorder, mark)
     return False
+
+
+def roll_back(recorder: Recorder, start: int) -> None:
+    """Take a recorded backward pass out of the graph again."""
+    gone = recorder.graph.ops[start:]
+    del recorder.graph.ops[start:]
+    del recorder.graph.inputs[len(recorder.bindings) :]
+    recorder.forget(gone)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from graphc.errors import CaptureError
+from graphc.frontend.gradients import Gradients
 from graphc.frontend.guards import GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.reads import attribute_names
@@ -66,6 +68,13 @@ class ModuleFacts:
         """Snapshot modules learnt since."""
         for module in self._sources.modules[len(self._states) :]:
             self._states[id(module)] = ModuleState(self._sources.module_paths[id(module)], module)
+
+    def note_gradients(self, gradients: Gradients) -> None:
+        """Tell what gradients the parameters have."""
+        for state in self._states.values():
+            for key, parameter in state.tables["_parameters"].items():
+                if parameter is not None and not is_lazy(parameter):
+                    gradients.see(parameter, f"{state.path}.{key}".lstrip("."))
 
     def modules(self) -> list[torch.nn.Module]:
         """The modules known."""

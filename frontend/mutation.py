@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from graphc.errors import UnsupportedError
-from graphc.frontend import replay
+from graphc.frontend import overlap, replay
 from graphc.frontend.aten import promotion
 from graphc.frontend.aten.extern import import_extern, written_arguments
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, Rule
@@ -21,10 +21,13 @@ from graphc.ir.graph import Value
 def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
     """In-place and out= overloads: the functional rule and a write-back, else an extern that mutates."""
     names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    takes_lists = func.name().startswith("aten::_foreach_")
     is_out = bool(func._schema.arguments[-1].kwarg_only and func._schema.arguments[-1].is_out)
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
+        if overlap.refuse_as_eager(recorder, func, args, kwargs, written) and len(written) > 1 and takes_lists:
+            return _one_by_one(handle, recorder, func, args, kwargs, len(written))
         operands = Operands()
         inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
         values, keywords = call_values(recorder, func, args, inputs, operands)
@@ -46,6 +49,19 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
         return _returned(recorder, func, args, kwargs, returned, operands)
 
     return handle
+
+
+def _one_by_one(
+    handle: Callable[..., Any], recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
+) -> None:
+    """A call on lists whose tensors share memory: eager goes through the lists, and each step sees the one before."""
+
+    def part(item: Any, index: int) -> Any:
+        return [item[index]] if isinstance(item, (list, tuple)) and len(item) == count else item
+
+    for index in range(count):
+        keywords = {key: part(item, index) for key, item in kwargs.items()}
+        handle(recorder, func, tuple(part(arg, index) for arg in args), keywords)
 
 
 def _functional_results(
@@ -71,6 +87,9 @@ def _functional_results(
         return None
     results = [r for r in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(r, Value)]
     states = [recorder.state_of(tensor) for tensor in written]
+    if any(r.dtype != s.dtype for r, s in zip(results, states, strict=False)):  # some operators insist on their own
+        full = {**keywords, **_out_values(recorder, func, written)}
+        replay.raise_as_eager(imp, func, values, full, recorder.builder.location)
     fits = len(results) == len(states) and all(
         r.shape == s.shape and r.device == s.device and _can_cast(r, s) for r, s in zip(results, states, strict=True)
     )
@@ -124,6 +143,7 @@ def _returned(recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], 
 
 def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`target.copy_(source)`: cast, broadcast, moved between devices."""
+    overlap.refuse_as_eager(recorder, func, args, kwargs, [args[0]])
     target, source = recorder.state_of(args[0]), recorder.value_of(args[1])
     imp = recorder.imp
     if has_no_rules(source) or has_no_rules(recorder.value_of(args[0])):

@@ -141,6 +141,8 @@ class Optimizers:
 
     def settle(self) -> None:
         """After a good run: state as it was before the step, lazily created state kept."""
+        while self._running:  # a step that did not come to its end
+            torch.compiler._is_compiling_flag = self._running.pop()[1]
         for met in self._met.values():
             self._put_numbers_back(met)
             for param, home in list(met._state().items()):
@@ -151,8 +153,6 @@ class Optimizers:
 
     def undo(self) -> None:
         """After a failed run: created state goes too."""
-        while self._running:
-            torch.compiler._is_compiling_flag = self._running.pop()[1]
         self.settle()
         for met in self._met.values():
             for param in list(met.optimizer.state):

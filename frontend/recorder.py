@@ -13,14 +13,16 @@ from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
+from graphc.frontend.encoder import Encoders
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
 from graphc.frontend.optimizers import Optimizers
+from graphc.frontend.paths import Decider
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
-from graphc.ir.graph import Builder, Graph, Input, Role, Value
+from graphc.ir.graph import Builder, Graph, Input, Op, Role, Value
 from graphc.ir.types import HOST, Location, TensorType
 from graphc.ops import infer
 
@@ -40,6 +42,13 @@ class Specialize(BaseException):
 
     def __init__(self, leaves: frozenset[Hashable]) -> None:
         self.leaves = leaves
+
+
+class Uninitialized(BaseException):
+    """A lazy module runs for the first time, which gives it its parameters: that is for eager to do.
+
+    Not an Exception, so that the user's own handlers let it pass.
+    """
 
 
 class Recorder:
@@ -77,6 +86,10 @@ class Recorder:
         self.storages: list[Storage] = []
         self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
         self.made: list[weakref.ref[TracedTensor]] = []
+        self.numbers: list[weakref.ref[host.HostNode]] = []
+        self.decider: Decider | None = None  # None: decisions on data are refused
+        self.encoders = Encoders()
+        self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
 
     # inputs
 
@@ -230,6 +243,33 @@ class Recorder:
             value.strides = given
         return self.make(root_state(value, given))
 
+    # the end of a run
+
+    def gradient_facts(self) -> list[tuple[str, torch.Tensor, bool]]:
+        """As `Gradients.facts`, for the inputs the program has."""
+        return self.gradients.facts({id(binding.tensor) for binding in self.bindings})
+
+    def settle(self) -> None:
+        """After a good run: gradients and state of optimizers as before."""
+        self.optimizers.settle()
+        self.gradients.restore()
+
+    def undo(self) -> None:
+        """After a failed run: as `settle`, and state made by the way is gone."""
+        self.optimizers.undo()
+        self.gradients.restore()
+
+    def forget(self, ops: list[Op]) -> None:
+        """Ops that have been taken out of the graph: no tensor remembers their results as its value."""
+        gone = set(ops)
+        alive = [tensor.state for ref in self.made if (tensor := ref()) is not None]
+        for found in (*alive, *self._states.values()):
+            state: TensorState | None = found
+            while state is not None:
+                if state.cached is not None and state.cached.op in gone:
+                    state.cached, state.version = None, -1
+                state = state.parent
+
     # HostScope
 
     def host_op(self, name: str, *operands: Value | bool | int | float) -> Value:
@@ -239,9 +279,16 @@ class Recorder:
         return self.builder.op(name, *operands)
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
-        if node.hint is None:
+        decider = self.decider
+        if node.hint is not None and (decider is None or not decider.taken):
+            raise Specialize(node.leaves)
+        if decider is None:
             raise host.refuse("a Python value or branch", self.locator.here())
-        raise Specialize(node.leaves)
+        return decider.number(node)
+
+    def note_number(self, node: host.HostNode) -> None:
+        if self.decider is not None:
+            self.numbers.append(weakref.ref(node))
 
     def user_location(self) -> Location:
         return self.locator.here()

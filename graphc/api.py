@@ -15,8 +15,10 @@ import torch
 
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
-from graphc.errors import FallbackWarning, GraphcWarning, UnsupportedError
+from graphc.errors import FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
 from graphc.frontend.capture import is_capturing
+from graphc.path_calls import PathCalls, PathView
+from graphc.paths import PathTree
 from graphc.settings import override, settings
 
 if TYPE_CHECKING:
@@ -32,25 +34,28 @@ class Stats:
         compiles: captures compiled so far.
         hits: calls answered by a program compiled before.
         eager_calls: calls run as plain PyTorch, whatever the reason.
+        paths: paths compiled through functions that branch on data; each may take several compiles.
         recompiles: for every compile after the first, the facts that had changed, newest capture first.
     """
 
     compiles: int = 0
     hits: int = 0
     eager_calls: int = 0
+    paths: int = 0
     recompiles: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One capture with what runs it. `execute` is None where the calls it matches must stay eager."""
+    """One capture with what runs it. `execute` is None where a path tree does, or where calls must stay eager."""
 
     captured: Captured
     compilation: Compilation | None
     execute: Callable[[list[Any]], list[Any]] | None
+    tree: PathTree | None = None
 
 
-class CompiledFunction:
+class CompiledFunction(PathCalls):
     """A compiled callable: calls like its target, with the target's signature, docstring and attributes.
 
     Thread-safe: several threads may call it at once; compiling is done by one of them at a time.
@@ -73,7 +78,11 @@ class CompiledFunction:
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
-        entry = self._add_entry(args, kwargs)
+        try:
+            entry = self._add_entry(args, kwargs)
+        except UninitializedError:
+            self._stats.eager_calls += 1
+            return self.target(*args, **kwargs)
         inputs = entry.captured.match(args, kwargs)
         if inputs is None:
             raise UnsupportedError(
@@ -84,19 +93,28 @@ class CompiledFunction:
 
     def _run(self, entry: _Entry, inputs: list[Any], args: Any, kwargs: Any, fresh: bool = False) -> Any:
         if entry.execute is None:
+            if entry.tree is not None:
+                return self._run_tree(entry.tree, inputs, args, kwargs, fresh)
             self._stats.eager_calls += 1
             return self.target(*args, **kwargs)
         if not fresh:
             self._stats.hits += 1
         return entry.captured.rebuild(entry.execute(inputs), inputs)
 
-    def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entry:
+    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
+        with self._lock:
+            self._entries = tuple(entry for entry in self._entries if entry.tree is not tree)
+            self._add_entry(args, kwargs, merged)
+
+    def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> _Entry:
         with self._lock:
             for entry in self._entries:  # another thread may have compiled it meanwhile
                 if entry.captured.match(args, kwargs) is not None:
                     return entry
             self._note_recompile(args, kwargs)
-            captured = driver.capture(self.target, args, kwargs, self.options, frozenset(self._dynamic_scalars))
+            dynamic = frozenset(self._dynamic_scalars)
+            steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
+            captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged)
             entry = self._compile(captured)
             self._entries = (entry, *self._entries)
             return entry
@@ -111,6 +129,8 @@ class CompiledFunction:
                 stacklevel=5,
             )
             return _Entry(captured, None, None)
+        if captured.segment is not None:
+            return _Entry(captured, None, None, PathTree(self.options.name, captured, self))
         execute: Callable[[list[Any]], list[Any]] | None = None
         if captured.joint is not None:
             compilation, execute = driver.differentiable(captured, self.options)
@@ -147,8 +167,10 @@ class CompiledFunction:
                 return entry
         return self._add_entry(args, kwargs)
 
-    def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation:
+    def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
         entry = self._find(args, kwargs)
+        if entry.tree is not None:
+            return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
         if entry.compilation is None:
             raise UnsupportedError(
                 f"{self.options.name} runs eager for these inputs because gradients are needed; "
@@ -162,6 +184,10 @@ class CompiledFunction:
         Args:
             stage: `captured` or `optimized` (a graph), or `scheduled` (the plan, with its kernels in loop IR).
 
+        Returns:
+            The graph or plan; where the function branches on data, a list: those of each program on the path that
+            these inputs take, in order.
+
         Raises:
             ValueError: no such stage.
         """
@@ -170,11 +196,14 @@ class CompiledFunction:
         return self._compilation(args, kwargs).stage(stage)
 
     def source(self, *args: Any, **kwargs: Any) -> dict[str, str]:
-        """The generated files for these inputs, by name."""
+        """The generated files for these inputs, by name; where the function branches on data, by program and name."""
         return self._compilation(args, kwargs).sources()
 
     def explain(self, *args: Any, **kwargs: Any) -> Report:
-        """What became of each op for these inputs: fused into which kernel, left to ATen and why, memory, time."""
+        """What became of each op for these inputs: fused into which kernel, left to ATen and why, memory, time.
+
+        Where the function branches on data, the report has the tree of all paths met so far too.
+        """
         return self._compilation(args, kwargs).report()
 
     def stats(self) -> Stats:

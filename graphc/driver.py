@@ -15,19 +15,27 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import BackendUnavailableError, CompilerError, FallbackWarning, UnsupportedError
+from graphc.errors import (
+    BackendUnavailableError,
+    CodegenError,
+    CompilerError,
+    FallbackWarning,
+    LoweringError,
+    UnsupportedError,
+)
 from graphc.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphc.frontend.captured import Captured
+    from graphc.frontend.segments import Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.program.plan import Plan
@@ -88,12 +96,16 @@ def capture(
     kwargs: dict[str, Any],
     options: Options,
     dynamic_scalars: frozenset[int],
+    steps: Sequence[Step] | None = None,
+    merged: frozenset[int] = frozenset(),
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
 
     with _collector_paused():
-        captured = capture_target(target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars)
+        captured = capture_target(
+            target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged
+        )
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
 
@@ -268,6 +280,14 @@ def _compile(graph: Graph, options: Options) -> Compilation:
             stacklevel=2,
         )
         return _interpreted(graph, options)
+    except (LoweringError, CodegenError) as error:
+        if not any(value.dtype.kind == "complex" or value.dtype.name.startswith("f8") for value in graph.values()):
+            raise
+        warnings.warn(
+            FallbackWarning(f"{options.name}: {error.message}. The program runs op by op, as fast as eager."),
+            stacklevel=2,
+        )
+        return _interpreted(graph, options)
 
 
 def _choose_backend(graph: Graph, options: Options) -> str:
@@ -398,7 +418,9 @@ def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:
 
     verify(graph)
     _check_inputs(graph, inputs)
-    return compile_graph(graph, options).execute(inputs)
+    outputs = compile_graph(graph, options).execute(inputs)
+    truths = [o.value.type.is_host and o.value.dtype.kind == "bool" for o in graph.outputs]
+    return [bool(found) if truth else found for found, truth in zip(outputs, truths, strict=True)]  # kept as integers
 
 
 def _check_inputs(graph: Graph, inputs: list[Any]) -> None:

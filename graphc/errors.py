@@ -46,6 +46,10 @@ class CaptureError(GraphcError):
     """The user's function could not be captured (a leaked traced tensor, a generator, a tensor subclass, ...)."""
 
 
+class UninitializedError(CaptureError):
+    """A lazy module has no parameters yet; its first call, which makes them, runs eager."""
+
+
 class InvalidGraphError(GraphcError):
     """A graph or kernel breaks an invariant of its IR; raised by the verifiers with a window of lines."""
 

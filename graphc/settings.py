@@ -72,6 +72,12 @@ class Settings:
         "captures of one function after which a warning names what keeps changing",
         default=16,
     )
+    max_paths: int = _setting(
+        "GRAPHC_MAX_PATHS",
+        int,
+        "programs that the paths of one captured function may take, where it branches on data; 0 refuses such branches",
+        default=64,
+    )
 
     def compiler(self) -> str | None:
         """Absolute path of the C compiler, or None when there is none on this machine."""

@@ -156,7 +156,7 @@ class Rewriter:
             built.append(op)
             return
         mark = len(built)
-        self.builder.location = op.location
+        self.builder.location, self.builder.origin = op.location, op.origin
         for _ in range(_MAX_UPDATES):
             values = rewrite(self, op)
             if values is None:

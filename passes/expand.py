@@ -58,6 +58,7 @@ class _Expander:
         self.known: dict[Any, _Template | None] = {}
 
     def __call__(self, rewriter: Rewriter, op: Op) -> Sequence[Value]:
+        rewriter.builder.origin = op.origin or op.name
         key = _key(op)
         template = self.known.get(key)
         if template is not None:

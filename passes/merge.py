@@ -110,6 +110,8 @@ class _Merger:
         """Compute a value where its only reader needs it, at several places, when that is no more work."""
         if producer.rows or producer.overwrites or len(producer.roots) > 1 or value in self.kept:
             return None
+        if value in reader.overwrites.values():  # its memory is needed
+            return None
         places = reader.visits.get(value)
         if not places or len(self.nodes.readers[value]) > 1 or producer.device != reader.device:
             return None

@@ -33,22 +33,30 @@ class HasValue(Protocol):
 
 
 def kernel_name(ops: Sequence[Op], group: Group) -> str:
-    """A name such as `softmax`, `add_layer_norm` or `mul_exp`."""
-    names = [op.name for op in ops]
-    found = set(names)
-    words: list[str] = []
-    if group.rows:
-        words = _row_pattern(names)
+    """A name such as `softmax`, `add_layer_norm` or `mul_exp`: composite ops by the name they have in the program."""
+    loud = [op for op in ops if op.name not in _QUIET and get(op.name).kind is not Kind.VIEW]
+    plain = [op.name for op in loud if not op.origin]
+    known = _row_pattern(plain) if group.rows else []
+    known = known or _activations(list(dict.fromkeys(plain)))
+    words = _in_order([op.origin for op in loud], known)
     if not words:
-        loud = [name for name in names if name not in _QUIET and get(name).kind is not Kind.VIEW]
-        words = _activations(list(dict.fromkeys(loud))) or [
-            name for name in dict.fromkeys(names) if name not in ("full", "iota")
-        ]
-        if not words:
-            words = ["fill" if found & {"full", "iota"} else "update" if group.stores else "copy"]
+        words = list(dict.fromkeys(op.origin or op.name for op in ops if op.name not in ("full", "iota")))
+    if not words:
+        filled = any(op.name in ("full", "iota") for op in ops)
+        words = ["fill" if filled else "update" if group.stores else "copy"]
     if len(words) > MAX_WORDS:
         words = [*words[: MAX_WORDS - 1], "etc"]
     return "_".join(words)
+
+
+def _in_order(origins: list[str], known: list[str]) -> list[str]:
+    """Composite ops in the order of the program, and what the others make up in the place of the first of them."""
+    words: list[str] = []
+    for origin in origins:
+        for word in (origin,) if origin else known:
+            if word not in words:
+                words.append(word)
+    return words
 
 
 def _activations(words: list[str]) -> list[str]:

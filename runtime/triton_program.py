@@ -44,12 +44,13 @@ Runner = Callable[["_Frame"], None]
 class _Frame:
     """What one running call owns."""
 
-    __slots__ = ("arenas", "inputs", "made", "numbers", "streams")
+    __slots__ = ("arenas", "cells", "inputs", "made", "numbers", "streams")
 
     def __init__(self, inputs: Sequence[Any]) -> None:
         self.inputs = inputs
         self.made: dict[int, torch.Tensor] = {}
         self.numbers: dict[int, Any] = {}
+        self.cells: dict[int, torch.Tensor] = {}  # numbers that kernels compute
         self.arenas: dict[str, torch.Tensor] = {}
         self.streams: dict[int, int] = {}
 
@@ -177,7 +178,11 @@ class TritonProgram:
         return frame.made[spec.index]
 
     def _number(self, frame: _Frame, spec: BufferSpec) -> Any:
-        return frame.inputs[spec.source] if spec.kind == INPUT else frame.numbers[spec.index]
+        if spec.kind == INPUT:
+            return frame.inputs[spec.source]
+        if spec.index not in frame.numbers:  # a kernel has computed it
+            frame.numbers[spec.index] = frame.cells[spec.index].item()
+        return frame.numbers[spec.index]
 
     # -------------------------------------------------------------------------------------------------------- steps
 
@@ -218,9 +223,13 @@ class TritonProgram:
         cuda = sorted(device for device in devices if device.startswith("cuda"))
         if len(cuda) > 1:
             raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(cuda)}", step.location)
-        if not cuda or is_interpreting():
+        if is_interpreting() or (not cuda and (devices or not torch.cuda.is_available())):
             return self._interpreted_runner(step, cuda[0] if cuda else "cpu")
-        return self._cuda_runner(step, torch.device(cuda[0]))
+        return self._cuda_runner(step, torch.device(cuda[0] if cuda else self._main_device()))
+
+    def _main_device(self) -> str:
+        """Where arithmetic on Python numbers alone runs."""
+        return next((spec.device for spec in self._buffers if spec.device.startswith("cuda")), "cuda")
 
     def _interpreted_runner(self, step: KernelStep, device: str) -> Runner:
         require_interpreter()
@@ -308,9 +317,13 @@ class TritonProgram:
         return lambda frame: frame.made[index].data_ptr() + skip
 
     def _cell(self, frame: _Frame, spec: BufferSpec, device: torch.device) -> torch.Tensor:
-        """A Python number as the 8-byte cell that kernels read."""
+        """A Python number as the 8-byte cell that kernels read, or write when no step has given it before."""
         dtype = torch_dtype(f64 if spec.dtype.is_float else i64)
-        return torch.full((1,), self._number(frame, spec), dtype=dtype, device=device)
+        if spec.kind == INPUT or spec.index in frame.numbers:
+            return torch.full((1,), self._number(frame, spec), dtype=dtype, device=device)
+        if spec.index not in frame.cells:
+            frame.cells[spec.index] = torch.zeros((1,), dtype=dtype, device=device)
+        return frame.cells[spec.index].to(device)
 
     def _brought(self, frame: _Frame, spec: BufferSpec, device: torch.device) -> torch.Tensor:
         """A copy on the kernel's device of a buffer that lies elsewhere."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import torch
 
-from graphc.frontend.aten import layout
+from graphc.frontend.aten import layout, promotion
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.registry import POINTWISE, Decline, rule
+from graphc.frontend.aten.registry import POINTWISE, Decline, Erroneous, rule
 from graphc.ir.graph import Operand, Value
 from graphc.ir.types import contiguous_strides
 
@@ -62,6 +61,8 @@ def sigmoid(imp: Importer, self: Value) -> Value:
 @rule("aten.gelu.default", layout=POINTWISE)
 def gelu(imp: Importer, self: Value, approximate: str = "none") -> Value:
     floats(self)
+    if approximate not in ("none", "tanh"):
+        raise Erroneous("no such approximation")
     return imp.b.op("gelu", self, approximate=approximate)
 
 
@@ -131,17 +132,18 @@ def log_sigmoid(imp: Importer, self: Value) -> Value:
     return imp.with_strides(imp.b.op("logsigmoid", self), contiguous_strides(self.shape))  # type: ignore[arg-type]
 
 
-def _shrink(overload: str, name: str) -> Callable[..., Any]:
-    @rule(overload, layout=POINTWISE)
-    def shrink(imp: Importer, self: Value, lambd: Operand = 0.5) -> Value:
-        floats(self)
-        return imp.b.op(name, self, lambd=number(lambd))
+@rule("aten.softshrink.default", layout=POINTWISE)
+def softshrink(imp: Importer, self: Value, lambd: Operand = 0.5) -> Value:
+    floats(self)
+    if not 0 <= number(lambd) <= torch.finfo(promotion.to_torch(self.dtype)).max:
+        raise Erroneous("lambda out of range")
+    return imp.b.op("softshrink", self, lambd=number(lambd))
 
-    return shrink
 
-
-_shrink("aten.softshrink.default", "softshrink")
-_shrink("aten.hardshrink.default", "hardshrink")
+@rule("aten.hardshrink.default", layout=POINTWISE)
+def hardshrink(imp: Importer, self: Value, lambd: Operand = 0.5) -> Value:
+    floats(self)
+    return imp.b.op("hardshrink", self, lambd=number(lambd))
 
 
 @rule("aten.threshold.default", layout=POINTWISE)
@@ -156,8 +158,8 @@ def threshold(imp: Importer, self: Value, threshold: Operand, value: Operand) ->
 @rule("aten.glu.default")
 def glu(imp: Importer, self: Value, dim: int = -1) -> Value:
     floats(self)
-    if self.type.rank == 0:
-        raise Decline("eager raises")
+    if not -self.type.rank <= dim < self.type.rank:
+        raise Erroneous("no such dim")
     out = imp.b.op("glu", self, dim=dim % self.type.rank)
     # eager runs over two views of half the size each, with the strides of the whole
     half = [(out.shape, imp.strides(self))] * 2

@@ -10,7 +10,7 @@ import torch
 from graphc.frontend.aten.activation import floats
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.memory_format import suggested, with_format
-from graphc.frontend.aten.registry import Decline, rule
+from graphc.frontend.aten.registry import Decline, Erroneous, rule
 from graphc.ir.graph import Value
 from graphc.ir.types import DType, bf16, f16, f32
 
@@ -48,6 +48,15 @@ def convolution(
     if any(value.dtype != input.dtype for value in given) or any(0 in value.shape for value in given):
         raise Decline("eager raises, or an empty batch")
     rank = input.type.rank - 2
+    if min(*stride, *dilation, groups) <= 0 or min(*padding, *output_padding) < 0:
+        raise Erroneous("convolution geometry")
+    if transposed and any(
+        extra >= max(step, spread)
+        for extra, step, spread in zip(
+            per_dim(output_padding, rank), per_dim(stride, rank), per_dim(dilation, rank), strict=False
+        )
+    ):
+        raise Erroneous("convolution geometry")
     out = imp.b.multi(
         "convolution",
         given,

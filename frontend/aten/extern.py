@@ -6,7 +6,9 @@ under FakeTensorMode, which is imported only then (it takes seconds).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from graphc.frontend.aten.importer import Importer
 
 _TRIAL_BYTES = 64 << 20
+_UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
+"""Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
 _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
 
 MakeTensor: TypeAlias = Callable[[Value], Any]
@@ -61,7 +65,14 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     call_kwargs = {key: encoder.encode(value) for key, value in kwargs.items()}
     written = list(written_arguments(func, args, kwargs))
     mutates = tuple(encoder.index(value) for value in written)
-    trial = _try(imp, func, args, kwargs)
+    decided = None
+    try:
+        trial = _try(imp, func, args, kwargs)
+    except DataDependentError:
+        decided = imp.decisions
+        if decided is None or written:
+            raise
+        trial = decided.results(func, encoder.operands, call_args, call_kwargs)
     own: list[tuple[TensorType, tuple[int, ...] | None]] = []
     structure = _structure(func, trial, own)
     attrs: dict[str, Attr] = {"op": str(func), "args": call_args, "kwargs": call_kwargs}
@@ -79,6 +90,8 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
                 result.strides = strides
     for result, value in zip(op.results[len(own) :], written, strict=True):
         result.strides = value.strides
+    if decided is not None:
+        decided.answered(op)
     return Imported(_fill(structure, iter(op.results)), op.results[len(own) :])
 
 
@@ -96,13 +109,25 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
             return item
         if any(n > 1 and s == 0 for n, s in zip(shape, eager, strict=True)):
             return item
-        copy = imp.b.op("copy", item, strides=eager)
+        copy = _copied(imp, item, eager)
         if not layout.is_contiguous(shape, eager):
             copy.strides = eager
         return copy
     if isinstance(item, dict):
         return {key: as_eager_lays_out(imp, part) for key, part in item.items()}
     return type(item)(as_eager_lays_out(imp, part) for part in item) if isinstance(item, (list, tuple)) else item
+
+
+def _copied(imp: Importer, value: Value, strides: tuple[int, ...]) -> Value:
+    """A copy with the given strides, by library calls for numbers that kernels do not hold."""
+    if value.dtype.kind != "complex" and not value.dtype.name.startswith("f8"):
+        return imp.b.op("copy", value, strides=strides)
+    like = {"dtype": value.dtype, "device": Named("device", value.device)}
+    attrs: dict[str, Attr] = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}
+    memory = imp.b.multi("extern", [], attrs, [value.type]).result
+    memory.strides = None if layout.is_contiguous(value.shape, strides) else strides  # type: ignore[arg-type]
+    attrs = {"op": "aten.copy.default", "args": (Ref(0), Ref(1)), "kwargs": {}}
+    return imp.b.multi("extern", [memory, value], attrs, [value.type]).result
 
 
 class _Encoder:
@@ -197,10 +222,12 @@ def _fill(structure: Any, results: Iterator[Value]) -> Any:
 def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What the call returns for tensors like its operands, as far as metadata goes."""
     values = list(_values([args, kwargs]))
-    if torch.Tag.dynamic_output_shape in func.tags and not _static_result(func, args):
+    dynamic = torch.Tag.dynamic_output_shape in func.tags or str(func) in _UNTAGGED
+    if dynamic and not _static_result(func, args):
         raise DataDependentError(
-            f"{func} gives a result whose shape depends on the data of its operands; compute it outside the compiled "
-            "function, or use a masked form of fixed shape (torch.where, a mask multiplied in)"
+            f"{func} gives a result whose shape depends on the data of its operands, which one graph cannot hold: "
+            "graphc.compile makes a program per shape. For a single graph use a masked form of fixed shape "
+            "(torch.where, a mask multiplied in), or compute this outside the function"
         )
     if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
         return _try_fake(imp, func, args, kwargs)
@@ -215,7 +242,7 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
             return _try_fake(imp, func, args, kwargs)
         except Exception:
             raise error from None
-    if any(value.dtype.is_integral and not value.type.is_host for value in values):
+    if any(value.dtype.is_integral or value.type.is_host for value in values):
         _check_shapes_fixed(imp, func, args, kwargs, answer)
     return answer
 
@@ -227,9 +254,11 @@ def _static_result(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any) -> None:
-    """Run again on ones: results of another shape depend on data, whatever the operator's tags say."""
+    """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say."""
     try:
-        ones = _call_on(func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral)))
+        ones = _call_on(
+            func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral or value.type.is_host))
+        )
     except (RuntimeError, IndexError, ValueError):  # one is no valid index or class here; zeros have told all there is
         return
     if [t.shape for t in _tensors(ones)] != [t.shape for t in _tensors(zeros)]:
@@ -259,8 +288,8 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
         return [replace(part) for part in item] if isinstance(item, (list, tuple)) else item
 
     random = torch.Tag.nondeterministic_seeded in func.tags
-    cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")}
-    with torch.no_grad(), torch.random.fork_rng(list(cards), enabled=random):
+    cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")} | {-1}
+    with torch.no_grad(), generators_kept(cards if random else ()):
         answer = func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
     if any(isinstance(made[v], torch.Tensor) and tuple(made[v].shape) != v.shape for v in made):
         raise UnsupportedError(
@@ -269,9 +298,24 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
     return answer
 
 
+@contextlib.contextmanager
+def generators_kept(cards: Iterable[int]) -> Iterator[None]:
+    """Leave random generators as they are before the block: those of some CUDA devices, and for -1 that of the CPU.
+
+    `torch.random.fork_rng` would do, were it not refused while a function is captured.
+    """
+    generators = [torch.cuda.default_generators[card] if card >= 0 else torch.default_generator for card in cards]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
 def _filled(imp: Importer, value: Value, number: int) -> Any:
     if value.type.is_host:
-        return {"f64": 1.0, "i64": 1, "bool": True}[value.dtype.name]
+        return {"f64": 1.0 + number, "i64": 1 + number, "bool": True}[value.dtype.name]
     dtype = promotion.to_torch(value.dtype)
     shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
     return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
@@ -287,11 +331,16 @@ def _try_fake(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, A
         shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
         return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device)
 
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
     try:
+        log.setLevel(logging.CRITICAL)  # it prints a traceback of every call that it refuses
         with FakeTensorMode():
             return _call_on(func, args, kwargs, make)
     except DynamicOutputShapeException:
         raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands") from None
+    finally:
+        log.setLevel(level)
 
 
 def _values(item: Any) -> Iterator[Value]:

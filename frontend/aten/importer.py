@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from graphc.frontend.aten import layout, promotion
-from graphc.ir.graph import Builder, Operand, Value
+from graphc.ir.graph import Builder, Op, Operand, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, contiguous_strides
+
+
+class Decisions(Protocol):
+    """Answers for calls whose results have shapes that depend on data."""
+
+    def results(self, func: Any, operands: list[Value], args: Any, kwargs: Any) -> Any:
+        """Tensors like those that the call returns, in the structure of its schema."""
+
+    def answered(self, op: Op) -> None:
+        """The call is in the graph as this op."""
 
 
 class Importer:
@@ -24,6 +34,7 @@ class Importer:
         self._operand_strides: dict[Value, tuple[int, ...]] = {}
         self._given_strides: dict[Value, tuple[int, ...]] = {}
         self.writes: list[tuple[Value, Value]] = []
+        self.decisions: Decisions | None = None  # asked for results whose shape depends on data
 
     # dtypes and devices
 

@@ -20,6 +20,10 @@ class Decline(Exception):
     """Raised by a rule for arguments it does not cover; the call is then imported as an `extern` op."""
 
 
+class Erroneous(Exception):
+    """Raised by a rule for arguments that eager refuses, whatever is in the tensors: eager then tells why."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How one overload is imported.

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from graphc.errors import UnsupportedError
 from graphc.frontend.aten import layout, promotion
 from graphc.frontend.aten.registry import Decline
 from graphc.frontend.functionalize import (
@@ -23,6 +24,7 @@ from graphc.frontend.functionalize import (
     Slice,
     Strided,
     TensorState,
+    dynamic_links,
 )  # fmt: skip
 
 ViewFn: TypeAlias = Callable[..., Any]
@@ -349,6 +351,8 @@ def as_strided(
     if len(shape) != len(strides) or min((*shape, *strides, offset), default=0) < 0:
         raise RuntimeError("as_strided: sizes, strides and offset must be non-negative, as many strides as sizes")
     root = self.storage.root
+    if any(dynamic_links(self)):
+        raise UnsupportedError("as_strided of a tensor indexed by a tensor; clone() it before")
     if root.dtype != self.dtype or not layout.is_dense(root.shape, root.strides):
         raise StorageModeNeeded(self)
     first = offset - root.offset

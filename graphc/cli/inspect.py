@@ -59,5 +59,6 @@ def dump_stages(compiled: CompiledFunction | CompiledModule, make_inputs: Any, f
         files["explain.txt"] = str(compiled.explain(*args, **kwargs))
     for name, text in files.items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)  # files of a path are in folders by program
         path.write_text(text + "\n")
         yield path

@@ -108,9 +108,14 @@ class Input(Value):
 
 
 class Op:
-    """One operator: `results = name(operands) {attrs}  # location`. Compared by identity."""
+    """One operator: `results = name(operands) {attrs}  # location`. Compared by identity.
 
-    __slots__ = ("attrs", "location", "name", "operands", "results")
+    Attributes:
+        origin: the composite op of the user's program that this op is a part of; kernels are named after it. Empty when
+            it is one itself. It is no part of the text.
+    """
+
+    __slots__ = ("attrs", "location", "name", "operands", "origin", "results")
 
     def __init__(
         self,
@@ -125,6 +130,7 @@ class Op:
         self.operands: list[Operand] = list(operands)
         self.attrs: dict[str, Attr] = dict(attrs)
         self.location = location
+        self.origin = ""
         names = result_names if result_names is not None else [""] * len(result_types)
         self.results = [Value(n, t, self) for n, t in zip(names, result_types, strict=True)]
 
@@ -221,6 +227,7 @@ class Graph:
             operands = [new[operand] if isinstance(operand, Value) else operand for operand in op.operands]
             types, names = [r.type for r in op.results], [r.name for r in op.results]
             made = Op(op.name, operands, op.attrs, types, op.location, names)
+            made.origin = op.origin
             for old_result, result in zip(op.results, made.results, strict=True):
                 result.strides = old_result.strides
                 new[old_result] = result
@@ -277,6 +284,7 @@ class Builder:
         self.graph = graph
         self.infer = infer
         self.location = UNKNOWN
+        self.origin = ""
         self._next = len(graph.ops)
         self._ops = graph.ops  # a pass that builds ops anew gives the graph another list
         self._names: set[str] | None = None
@@ -324,5 +332,6 @@ class Builder:
         operand_list = list(operands)
         result_types = self.infer(name, operand_list, attrs) if types is None else types
         op = Op(name, operand_list, attrs, result_types, self.location, [self.fresh_name() for _ in result_types])
+        op.origin = self.origin
         self.graph.ops.append(op)
         return op

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from graphc.errors import LoweringError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Ref, Value
 from graphc.ir.types import TensorType, bool_, i64
@@ -401,6 +402,21 @@ def _flat_call(overload: str, source: bool = False) -> Any:
     return call
 
 
+def _call_update_slice(op: Op) -> AtenCall:
+    """Of numbers that kernels do not hold; a write reaches along one dim at a time.
+
+    Raises:
+        LoweringError: it is narrower than the base along several dims.
+    """
+    (base, source), starts, steps = op.inputs, op.attrs["starts"], op.attrs["steps"]
+    partial = [d for d in range(base.type.rank) if source.shape[d] != base.shape[d]]
+    if len(partial) > 1:
+        raise LoweringError(f"update_slice of {base.dtype.name} along several dims has no library call", op.location)
+    dim = partial[0] if partial else 0
+    start, step = starts[dim], steps[dim]
+    return "aten.slice_scatter.default", (Ref(0), Ref(1), dim, start, start + source.shape[dim] * step, step), {}
+
+
 def _register_all() -> None:
     view = Kind.VIEW
     for definition in (
@@ -447,7 +463,7 @@ def _register_all() -> None:
         OpDef(
             "update_slice", view,
             "The base with the source written at base[starts[d] + k*steps[d], ...]. starts; steps >= 1.",
-            _infer_update_slice, _update_slice, lower=_lower_update_slice,
+            _infer_update_slice, _update_slice, lower=_lower_update_slice, call=_call_update_slice,
         ),
         OpDef(
             "update_strided", view,

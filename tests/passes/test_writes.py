@@ -452,3 +452,20 @@ graph f(%x: f32[3] arg "x") {
   return %x
 }""")
     assert not plan.steps and plan.outputs[0].whole
+
+
+def test_a_computed_base_that_is_updated_twice_is_stored_before() -> None:
+    """Whoever updates part of a value needs its memory, even where all it reads of it could be computed again."""
+    plan = check_plan("""
+graph f(%x: f32[2, 12] arg "x", %b: f32[12] arg "b") {
+  %0: f32[2, 12] = add(%x, %b)
+  %1: f32[2, 6] = slice(%0) {dim=1, start=0, stop=6, step=1}
+  %2: f32[2, 6] = add(%1, 1.0)
+  %3: f32[2, 12] = update_slice(%0, %2) {starts=[0, 0], steps=[1, 1]}
+  %4: f32[2, 6] = exp(%2)
+  %5: f32[2, 12] = update_slice(%3, %4) {starts=[0, 0], steps=[1, 1]}
+  %6: f32[2, 6] = slice(%5) {dim=1, start=6, stop=12, step=1}
+  %7: f32[2, 6] = mul(%6, %4)
+  return %7
+}""")
+    assert stored_sizes(plan)[0] == 24

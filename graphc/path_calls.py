@@ -1,0 +1,127 @@
+"""The side of a compiled callable that deals with path trees: calls through one, and what users ask about one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graphc import driver
+from graphc.driver import Compilation, Options, Report
+from graphc.errors import UnsupportedError
+from graphc.frontend.segments import Regrow, Step
+from graphc.paths import Node, PathTree, RunEager
+
+if TYPE_CHECKING:
+    from graphc.frontend.captured import Captured
+
+
+class Counters(Protocol):
+    """What is counted of calls through a tree."""
+
+    compiles: int
+    hits: int
+    eager_calls: int
+
+
+class PathCalls:
+    """Mixed into the compiled callable, which has these attributes and methods."""
+
+    target: Callable[..., Any]
+    options: Options
+    _stats: Any
+    _lock: threading.RLock
+
+    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
+        """Put another tree in the place of one whose programs must take these storages as one input each."""
+        raise NotImplementedError
+
+    def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
+        """What runs a call."""
+        raise NotImplementedError
+
+    def _run_tree(
+        self, tree: PathTree, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any], fresh: bool
+    ) -> Any:
+        """One call; `fresh` when the tree was made for it."""
+        counters: Counters = self._stats
+        try:
+            result, grown = tree.run(args, kwargs, inputs)
+        except RunEager as stopped:
+            eager = stopped
+        except Regrow as regrow:
+            self._regrow(tree, args, kwargs, regrow.merged)
+            return self(*args, **kwargs)  # type: ignore[operator]  # the class mixed into is callable
+        else:
+            counters.hits += not grown and not fresh
+            return result
+        counters.eager_calls += 1
+        result = self.target(*args, **kwargs)
+        if eager.raises:
+            tree.warn(f"a path could not be captured and runs eager: {eager.reason}, in the capture alone")
+        return result
+
+    def _follow(
+        self, tree: PathTree, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Compilation | PathView:
+        """The programs on the path of a call.
+
+        Raises:
+            UnsupportedError: it runs eager.
+        """
+        try:
+            return PathView(tree, tree.follow(args, kwargs, inputs))
+        except RunEager as eager:
+            reason = eager.reason
+        except Regrow as regrow:
+            self._regrow(tree, args, kwargs, regrow.merged)
+            return self._compilation(args, kwargs)
+        raise UnsupportedError(f"{self.options.name} runs eager for these inputs: {reason}")
+
+    def capture_path(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], steps: Sequence[Step], root: Captured
+    ) -> Captured:
+        """Capture the program that follows these decisions."""
+        merged = root.merged_storages(args, kwargs)
+        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged)
+
+    def path_added(self) -> None:
+        """A path through a tree is complete."""
+        with self._lock:
+            self._stats.paths += 1
+
+    def compile_path(self, captured: Captured, number: int) -> Compilation:
+        """Compile one program of a tree."""
+        self._stats.compiles += 1
+        name = f"{self.options.name}_{number}" if number else self.options.name
+        return driver.compile_graph(captured.graph, replace(self.options, name=name))
+
+
+class Stages(list[Any]):
+    """The graphs or plans of the programs of a path; its text is theirs."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
+class PathView:
+    """The programs of one path, asked like one compilation."""
+
+    def __init__(self, tree: PathTree, nodes: Sequence[Node]) -> None:
+        self._tree, self._nodes = tree, nodes
+        self._programs = [node.compilation for node in nodes if node.compilation is not None]
+
+    def stage(self, stage: str) -> Stages:
+        """The graph or plan of each program, in order."""
+        return Stages(program.stage(stage) for program in self._programs)
+
+    def sources(self) -> dict[str, str]:
+        """Generated files, by number of the program on the path and name."""
+        return {f"{i}/{name}": text for i, p in enumerate(self._programs) for name, text in p.sources().items()}
+
+    def report(self) -> Report:
+        """What became of the ops of the path, and the tree it is in."""
+        from graphc.path_report import report_path
+
+        return report_path(self._tree, self._nodes)

@@ -1,0 +1,332 @@
+"""Functions that branch on data, compiled: eager's results, writes, aliasing and random state on every path."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+import graphc
+from graphc.errors import CaptureError, DataDependentError, FallbackWarning, UnsupportedError
+from graphc.settings import override
+from tests.e2e.path_programs import PATH_PROGRAMS, PathProgram
+from tests.e2e.test_programs import _compare, _leaves, _shared, _state, _to_double
+
+
+def _run(program: PathProgram, wrap: Any, double: bool = False) -> tuple[list[Any], list[list[tuple[int, int]]]]:
+    """What each call returns, does to its arguments and the module's state, and leaves of the random state."""
+    torch.manual_seed(1)
+    fn = program.make()
+    if double and isinstance(fn, nn.Module):
+        fn.double()
+    call = wrap(fn)
+    seen: list[Any] = []
+    shared = []
+    for given in program.calls():
+        arguments = tree_map(_to_double, given) if double else given
+        result = _leaves(call(*arguments))
+        shared.append(_shared([*result, *_leaves(arguments)]))
+        seen += result + _leaves(arguments) + [t.detach().clone() for t in _state(fn)] + [torch.rand(2)]
+    return seen, shared
+
+
+def _exact(program: PathProgram) -> list[Any] | None:
+    """The same calls in float64, or None where the program cannot run in it."""
+    try:
+        return _run(program, lambda fn: fn, double=True)[0]
+    except RuntimeError:  # it mixes in float32 of its own
+        return None
+
+
+@pytest.mark.parametrize("backend", ["c", "interpret"])
+@pytest.mark.parametrize("program", PATH_PROGRAMS, ids=lambda p: p.name)
+def test_same_as_eager(program: PathProgram, backend: str) -> None:
+    compiled: list[Any] = []
+
+    def wrap(fn: Any) -> Any:
+        compiled.append(graphc.compile(fn, backend=backend))
+        return compiled[0]
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        eager, eager_shared = _run(program, lambda fn: fn)
+        ours, shared = _run(program, wrap)
+        exact = _exact(program)
+    _compare(ours, eager, exact if exact is not None and len(exact) == len(eager) else None)
+    assert shared == eager_shared
+    stats = compiled[0].stats()
+    assert stats.eager_calls == 0
+    if program.paths >= 0:
+        assert stats.paths == program.paths, stats
+        assert stats.hits > 0, stats
+
+
+def test_triton() -> None:
+    script = (
+        "import torch, graphc\n"
+        "def f(x):\n"
+        "    y = x * 2\n"
+        "    if y.sum() > 3:\n"
+        "        return y + 1\n"
+        "    x.add_(1)\n"
+        "    return y[y < 0]\n"
+        "g = graphc.compile(f, backend='triton')\n"
+        "for k in (1., -1., 2., -2.):\n"
+        "    a, b = torch.ones(3) * k, torch.ones(3) * k\n"
+        "    assert torch.equal(g(a), f(b)) and torch.equal(a, b)\n"
+        "assert (g.stats().paths, g.stats().hits) == (2, 2), g.stats()\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=120)
+
+
+# errors
+
+
+def test_a_path_that_raises_raises_each_time_and_leaves_what_eager_leaves() -> None:
+    def fn(x):
+        x.add_(torch.rand(3))
+        if x.sum() < 0:
+            raise ValueError("negative")
+        if (x > 100).any():
+            raise KeyError("large")
+        return x * 2
+
+    compiled = graphc.compile(fn)
+    for factor in (1, -5, 200, -5, 200, 1):
+        ours, eager, seen = torch.ones(3) * factor, torch.ones(3) * factor, []
+        for call, x in ((fn, eager), (compiled, ours)):
+            torch.manual_seed(factor)
+            try:
+                seen.append(call(x))
+            except (ValueError, KeyError) as error:
+                seen.append(repr(error))
+            seen.append(torch.rand(1))
+        assert type(seen[0]) is type(seen[2])
+        assert torch.equal(ours, eager)
+        assert torch.equal(seen[1], seen[3])
+        assert torch.equal(seen[0], seen[2]) if isinstance(seen[0], torch.Tensor) else seen[0] == seen[2]
+    stats = compiled.stats()
+    assert (stats.eager_calls, stats.paths, stats.hits) == (4, 1, 1)
+
+
+def test_a_path_that_cannot_be_captured_is_refused_with_its_line() -> None:
+    @graphc.compile
+    def fn(x):
+        y = torch.rand(3)
+        if x.sum() > 0:
+            return y.numpy()
+        return y
+
+    torch.manual_seed(0)
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match=r"Tensor.numpy needs the data"):
+            fn(torch.ones(3))
+    assert torch.equal(fn(-torch.ones(3)), torch.rand(3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_capture_that_fails_where_eager_does_not_runs_eager_and_says_so() -> None:
+    def fn(x):
+        if x.sum() > 0 and type(x) is not torch.Tensor:
+            raise KeyError("only while captured")
+        return x + 1
+
+    compiled = graphc.compile(fn)
+    with pytest.warns(FallbackWarning, match="only while captured"):
+        assert torch.equal(compiled(torch.ones(3)), torch.ones(3) + 1)
+
+
+def test_python_randomness_is_refused() -> None:
+    turns = itertools.count(1)
+
+    def fn(x):
+        y = x * next(turns)
+        return y if y.sum() > 0 else -y
+
+    with pytest.raises(CaptureError, match="not deterministic"):
+        graphc.compile(fn)(torch.ones(3))
+
+
+def test_one_graph_cannot_hold_a_branch() -> None:
+    def fn(x):
+        return x if x.sum() > 0 else -x
+
+    with pytest.raises(DataDependentError, match=r"graphc\.compile makes a program per path"):
+        graphc.trace(fn, torch.ones(2))
+    with override(max_paths=0), pytest.raises(DataDependentError):
+        graphc.compile(fn)(torch.ones(2))
+
+
+# bounds
+
+
+def test_a_number_that_is_always_another_runs_eager_after_a_while() -> None:
+    def fn(x):
+        return x * float(x[0]) + torch.rand(3)
+
+    compiled = graphc.compile(fn)
+    with pytest.warns(FallbackWarning, match="a float that Python looks at was another one in each of 8 calls") as seen:
+        for number in range(40):
+            x = torch.full((3,), float(number))
+            torch.manual_seed(number)
+            ours = compiled(x)
+            torch.manual_seed(number)
+            torch.testing.assert_close(ours, fn(x))
+    assert len(seen) == 1
+    assert __file__ in str(seen[0].message)
+    stats = compiled.stats()
+    assert (stats.paths, stats.eager_calls) == (8, 32)
+    with pytest.raises(UnsupportedError, match="runs eager for these inputs"):
+        compiled.explain(x)
+
+
+def test_long_loops_run_eager_beyond_the_bound() -> None:
+    def fn(x):
+        noise = torch.rand(3)
+        while x.max() > 1:
+            x = x - 1
+        return x + noise
+
+    compiled = graphc.compile(fn)
+    with override(max_paths=5), pytest.warns(FallbackWarning, match="GRAPHC_MAX_PATHS"):
+        for factor in (2, 9, 3, 9, 2):
+            torch.manual_seed(factor)
+            ours = compiled(torch.ones(3) * factor)
+            torch.manual_seed(factor)
+            torch.testing.assert_close(ours, fn(torch.ones(3) * factor))
+    assert compiled.stats().eager_calls == 3
+    assert compiled.stats().hits == 1
+
+
+def test_turns_of_a_loop_are_built_once() -> None:
+    @graphc.compile
+    def fn(x):
+        while x.max() > 1:
+            x = x - 1
+        return x
+
+    fn(torch.ones(3) * 20)
+    assert fn.stats().compiles <= 4
+
+
+# the rest
+
+
+def test_gradients_run_eager() -> None:
+    layer = nn.Linear(3, 3)
+
+    def fn(x):
+        return layer(x) if x.sum() > 0 else x
+
+    compiled = graphc.compile(fn)
+    assert torch.equal(compiled(-torch.ones(3)), -torch.ones(3))
+    with pytest.warns(FallbackWarning, match="gradients are needed"):
+        compiled(torch.ones(3)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_arguments_that_overlap() -> None:
+    def fn(x, y):
+        if x.sum() > 0:
+            x.add_(1)
+            return y * 2
+        return y
+
+    compiled = graphc.compile(fn)
+    for sign in (1, -1, 1):
+        ours, eager = torch.arange(8.0) * sign, torch.arange(8.0) * sign
+        assert torch.equal(compiled(ours[:6], ours[2:]), fn(eager[:6], eager[2:]))
+        assert torch.equal(ours, eager)
+        assert torch.equal(compiled(ours[:6], ours[2:].clone()), fn(eager[:6], eager[2:].clone()))
+        assert torch.equal(ours, eager)
+
+
+def test_a_flag_read_after_the_decision_is_guarded() -> None:
+    class Late:
+        def __init__(self):
+            self.scale = 2.0
+
+    late = Late()
+
+    @graphc.compile
+    def fn(x):
+        return x * late.scale if x.sum() > 0 else x
+
+    assert torch.equal(fn(torch.ones(3)), torch.ones(3) * 2)
+    late.scale = 3.0
+    assert torch.equal(fn(torch.ones(3)), torch.ones(3) * 3)
+
+
+def test_threads() -> None:
+    def fn(x):
+        if x.sum() > 2:
+            return x * 2
+        return x * 3 if x.sum() > 1 else x * 4
+
+    compiled, wrong = graphc.compile(fn), []
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            x = torch.full((3,), ((number + turn) % 4) / 3)
+            if not torch.equal(compiled(x), fn(x)):
+                wrong.append(x)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert compiled.stats().paths == 3
+
+
+def test_programs_come_from_the_disk_cache() -> None:
+    def fn(x):
+        return x.exp() + 0.125 if x.sum() > 0 else -x
+
+    graphc.compile(fn)(torch.ones(5))
+    again = graphc.compile(fn)
+    again(torch.ones(5))
+    assert again.explain(torch.ones(5)).cached
+
+
+def test_reports_show_the_tree() -> None:
+    @graphc.compile
+    def fn(x):
+        x.add_(1)
+        if x.sum() > 3:
+            raise ValueError("too much")
+        return x[x > 0]
+
+    x = torch.tensor([1.0, -2.0, 0.0])
+    report = fn.explain(x)
+    assert torch.equal(x, torch.tensor([1.0, -2.0, 0.0]))
+    graphs = fn.graph(x)
+    assert len(graphs) == len(report.programs) == 3
+    assert "gt" in str(graphs[0]) and str(graphs[-1]).count("write %x") == 1
+    with pytest.raises(ValueError, match="too much"):
+        fn(torch.ones(3))
+    text = str(fn.explain(x))
+    assert "if x.sum() > 3:" in text and __file__ in text
+    assert "True -> eager: the function raises ValueError: too much" in text
+    assert "a bool that Python looks at" in text and "shape of a result of aten.index.Tensor" in text
+    assert any(name.startswith("0/") for name in fn.source(x))
+    with pytest.raises(UnsupportedError, match="runs eager for these inputs: the function raises ValueError"):
+        fn.graph(torch.ones(3))
+    assert torch.equal(x, torch.tensor([1.0, -2.0, 0.0]))
+
+
+def test_functions_without_decisions_have_no_tree() -> None:
+    compiled = graphc.compile(lambda x: x.mul_(2) + x.sum().item())
+    compiled(torch.ones(3))
+    assert isinstance(compiled.graph(torch.ones(3)), graphc.ir.Graph)
+    assert compiled.stats().paths == 0
