@@ -165,6 +165,7 @@ class _Session:
             with CaptureMode(recorder):
                 modules.settle(recorder)
             self._check_arguments(given)
+            recorder.imp.tape.check_end()
             ends = self._finish(recorder, returned)
             recorder.settle()
         except Stop:

@@ -144,6 +144,10 @@ class Captured:
             outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
             inputs: the program's inputs of this call.
         """
+        if self.effects:
+            made = [_leaf(leaf, outputs) for leaf in self.effect_leaves]
+            for effect in self.effects:
+                effect.apply(made)
         if self._alone >= 0:
             return outputs[self._alone]
         node = self.out_node

@@ -290,6 +290,8 @@ def _seeding(original: Callable[..., Any]) -> Callable[..., Any]:
         recorder: Recorder | None = getattr(_running, "recorder", None)
         if recorder is None:
             return original(*args, **kwargs)
+        if args and recorder.imp.tape.knows(args[0]):
+            return recorder.imp.tape.rewind(args[0])
         raise UnsupportedError(
             f"torch.{original.__name__} sets the state of a random generator, which a compiled program does not; call "
             "it before the compiled function",
@@ -299,7 +301,20 @@ def _seeding(original: Callable[..., Any]) -> Callable[..., Any]:
     return set_generator
 
 
-_GENERATORS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
+def _saving(original: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The state of torch's generator, which in a capture stands for a place among the draws."""
+
+    def get_rng_state() -> torch.Tensor:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            return original()
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return recorder.imp.tape.save(original())
+
+    return get_rng_state
+
+
+_GENERATORS = ("manual_seed", "seed", "set_rng_state")
 
 
 def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -379,11 +394,14 @@ def watching(recorder: Recorder) -> Iterator[None]:
     ]  # fmt: skip
     for owner, name, function in seeding:
         setattr(owner, name, _seeding(function))
+    reading = torch.get_rng_state
+    torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
         with plain, batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
             yield
     finally:
+        torch.get_rng_state = torch.random.get_rng_state = reading
         for owner, name, function in seeding:
             setattr(owner, name, function)
         torch.set_autocast_cache_enabled(cache)

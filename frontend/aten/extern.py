@@ -82,7 +82,7 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     if effect:
         attrs["effect"] = effect
     types = [t for t, _ in own] + [value.type for value in written]
-    op = imp.b.multi("extern", encoder.operands, attrs, types)
+    op = imp.call(encoder.operands, attrs, types)
     for result, (_, strides) in zip(op.results, own, strict=False):
         if strides is not None:
             imp.with_strides(result, strides)

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 
 from graphc.frontend.aten import layout, promotion
-from graphc.ir.graph import Builder, Op, Operand, Value
+from graphc.frontend.random_tape import RandomTape
+from graphc.ir.graph import Attr, Builder, Op, Operand, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, contiguous_strides
 
 
@@ -34,6 +35,8 @@ class Importer:
         self._operand_strides: dict[Value, tuple[int, ...]] = {}
         self._given_strides: dict[Value, tuple[int, ...]] = {}
         self.writes: list[tuple[Value, Value]] = []
+        self.tape = RandomTape()
+        self.tape = RandomTape()
         self.decisions: Decisions | None = None  # asked for results whose shape depends on data
 
     # dtypes and devices
@@ -171,6 +174,16 @@ class Importer:
         from graphc.frontend.aten.extern import import_extern
 
         return import_extern(self, overload, args, kwargs or {}).returned
+
+    def call(self, operands: Sequence[Value], attrs: dict[str, Attr], types: Sequence[TensorType]) -> Op:
+        """Append an `extern` op; or the random draw that is made again because the generator has been set back."""
+        is_random = attrs.get("effect") == "random"
+        op = self.tape.again(operands, attrs) if is_random else None
+        if op is None:
+            op = self.b.multi("extern", operands, attrs, types)
+            if is_random:
+                self.tape.record(op)
+        return op
 
     # used by the capture, not by rules
 

@@ -45,7 +45,7 @@ def stated_call(
     attrs: dict[str, Attr] = {"op": overload, "args": tuple(encode(arg) for arg in args), "kwargs": kwargs or {}}
     if effect:
         attrs["effect"] = effect
-    return imp.b.multi("extern", operands, attrs, types).results
+    return imp.call(operands, attrs, types).results
 
 
 def device_attr(device: str) -> Named:

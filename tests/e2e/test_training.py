@@ -378,6 +378,24 @@ def test_custom_function_checkpoint_and_func() -> None:
     torch.testing.assert_close(graphc.compile(tangent)(batch(1)), tangent(batch(1)))
 
 
+def test_checkpointed_dropout_has_one_mask() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.3))
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        first = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+        return (first * torch.rand(5, 8)).sum()
+
+    x = batch(0).requires_grad_()
+    torch.manual_seed(3)
+    got = torch.autograd.grad(graphc.compile(f)(x), [x, *net.parameters()])
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    want = torch.autograd.grad(f(x), [x, *net.parameters()])
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(after, torch.rand(3))
+
+
 def test_state_dict_pickle_deepcopy_and_resume(tmp_path: Path) -> None:
     pair = Pair()
     ours, theirs = adam(pair.ours.parameters()), adam(pair.theirs.parameters())
