@@ -141,8 +141,7 @@ class Optimizers:
 
     def settle(self) -> None:
         """After a good run: state as it was before the step, lazily created state kept."""
-        while self._running:  # a step that did not come to its end
-            torch.compiler._is_compiling_flag = self._running.pop()[1]
+        self._running.clear()  # of steps that did not come to their end; the capture has put the flag back
         for met in self._met.values():
             self._put_numbers_back(met)
             for param, home in list(met._state().items()):

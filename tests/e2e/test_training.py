@@ -65,7 +65,7 @@ def assert_same_grads(a: nn.Module, b: nn.Module) -> None:
             torch.testing.assert_close(p.grad, q.grad, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def run(name: str, form: str, optimizer: Callable[[Any], Any], steps: int = STEPS) -> Any:
+def run(name: str, form: str, optimizer: Callable[[Any], Any], steps: int = STEPS, falls_back: bool = False) -> Any:
     """Train a model of the zoo compiled and eager from the same seed; returns the compiled callable."""
     torch.manual_seed(0)
     net, data, loss = zoo.MODELS[name]()
@@ -94,8 +94,7 @@ def run(name: str, form: str, optimizer: Callable[[Any], Any], steps: int = STEP
     assert_same_state(net.state_dict(), reference.state_dict())
     assert_same_state(ours.state_dict(), theirs.state_dict())
     assert_same_grads(net, reference)
-    stats = compiled.stats()
-    assert stats.eager_calls == 0
+    assert falls_back or compiled.stats().eager_calls == 0
     return compiled
 
 
@@ -109,6 +108,7 @@ def test_models(name: str, form: str) -> None:
     assert run(name, form, adam).stats().compiles == 1
 
 
+# how to build one, and how many programs a training run takes; 0 for steps that branch on their number, by path
 OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], int]] = {
     "SGD": (lambda p: torch.optim.SGD(p, 1e-2), 1),
     "SGD momentum": (lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, nesterov=True, weight_decay=0.1), 2),
@@ -120,13 +120,24 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], int]] = {
     "Adamax": (lambda p: torch.optim.Adamax(p, 1e-2), 1),
     "NAdam": (lambda p: torch.optim.NAdam(p, 1e-2), 1),
     "Rprop": (lambda p: torch.optim.Rprop(p, 1e-2), 1),
+    "RAdam": (lambda p: torch.optim.RAdam(p, 1e-2), 0),
+    "ASGD": (lambda p: torch.optim.ASGD(p, 1e-2, t0=3), 0),
 }
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_optimizers(name: str) -> None:
     build, compiles = OPTIMIZERS[name]
-    assert run("mlp", "step", build, 6).stats().compiles == compiles
+    stats = run("mlp", "step", build, 8).stats()
+    assert stats.compiles == compiles or not compiles
+    assert not torch.compiler.is_compiling()
+
+
+def test_adafactor_branches_on_norms() -> None:
+    """Its `max(1, norm)` per parameter is a path tree that may outgrow its bound; the answer stays eager's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", graphc.errors.FallbackWarning)
+        assert run("mlp", "step", lambda p: torch.optim.Adafactor(p, 1e-2), 6, falls_back=True).stats().compiles > 1
 
 
 class Pair:
