@@ -109,7 +109,7 @@ def _symbol_of(op: str) -> str:
     raise NotNative(f"{op} is not in libtorch's C shim")
 
 
-class _Writer:
+class CallWriter:
     """Collects the C text of one call."""
 
     def __init__(self, buffers: list[BufferSpec]) -> None:
@@ -193,8 +193,8 @@ def shim_call(step: AtenStep, buffers: list[BufferSpec]) -> ShimCall:
     symbol = _symbol_of(step.op)
     namespace, name, overload = step.op.split(".")
     schema = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
-    values = _bind(step, schema)
-    writer = _Writer(buffers)
+    values = bind(step, schema)
+    writer = CallWriter(buffers)
     parameters = list(_prototypes()[symbol])
     arguments: list[str] = []
     floating = all(view.dtype.is_float for view in step.views() if not buffers[view.buffer].host)
@@ -205,12 +205,13 @@ def shim_call(step: AtenStep, buffers: list[BufferSpec]) -> ShimCall:
         raise NotNative(f"{symbol} has parameters that its schema does not")
     arguments += [f"&r[{i}]" for i in range(len(results))]
     mask = next((v for a, v in zip(schema.arguments, values, strict=True) if a.name == "output_mask"), ())
-    body = _call_text(writer, symbol, arguments, _receivers(step, schema, mask), buffers)
+    call = f"{symbol}({', '.join(arguments)})"
+    body = call_text(writer, call, receivers(step, schema, mask), buffers)
     prototype = ", ".join(f"{kind} {name}" for kind, name in _prototypes()[symbol]).replace("const", "const ")
     return ShimCall({symbol: f"AOTITorchError NAME({prototype})"}, body, tuple(writer.numbers))
 
 
-def _bind(step: AtenStep, schema: Any) -> list[Any]:
+def bind(step: AtenStep, schema: Any) -> list[Any]:
     """One value per schema argument, defaults filled in."""
     given, named = list(step.args), dict(step.kwargs)
     values: list[Any] = []
@@ -236,7 +237,7 @@ def _take(parameters: list[tuple[str, str]], *kinds: str) -> str:
 
 
 def _marshal(
-    writer: _Writer, out: list[str], parameters: list[tuple[str, str]], argument: Any, value: Any, floating: bool
+    writer: CallWriter, out: list[str], parameters: list[tuple[str, str]], argument: Any, value: Any, floating: bool
 ) -> None:
     """Append the C arguments for one schema argument."""
     kind = str(argument.real_type)
@@ -287,7 +288,7 @@ def _check_scalar(value: Any, specs: list[BufferSpec], floating: bool) -> None:
 
 
 def _marshal_list(
-    writer: _Writer,
+    writer: CallWriter,
     out: list[str],
     parameters: list[tuple[str, str]],
     item: str,
@@ -322,7 +323,7 @@ def _marshal_list(
     out += [f"&(const {ctype} *){{{text}}}" if optional else text, str(len(items))]
 
 
-def _receivers(step: AtenStep, schema: Any, mask: Sequence[bool]) -> list[int]:
+def receivers(step: AtenStep, schema: Any, mask: Sequence[bool]) -> list[int]:
     """Per returned tensor the buffer that takes it, or -1: returns that alias a written operand, and gradients that the
     argument `output_mask` does not ask for, take none."""
     if len(step.outs) == len(schema.returns):
@@ -336,15 +337,21 @@ def _receivers(step: AtenStep, schema: Any, mask: Sequence[bool]) -> list[int]:
     return found
 
 
-def _call_text(
-    writer: _Writer, symbol: str, arguments: list[str], receivers: list[int], buffers: list[BufferSpec]
-) -> str:
-    count, tensors = len(receivers), writer.tensors
+def call_text(writer: CallWriter, call: str, takers: list[int], buffers: list[BufferSpec]) -> str:
+    """The C function body around a call.
+
+    Args:
+        writer: has declared the tensors that go in.
+        call: C expression, true on failure, that leaves the handles of the returned tensors in `r[0]`, `r[1]`, ...
+        takers: per returned tensor the buffer that takes it, or -1.
+        buffers: all buffers of the plan.
+    """
+    count, tensors = len(takers), writer.tensors
     lines = list(writer.declarations)
     lines.append(f"AtenTensorHandle r[{max(count, 1)}] = {{NULL}}, t[] = {{{', '.join(tensors) or 'NULL'}}};")
     missing = " || ".join(f"!{name}" for name in tensors) or "0"
-    lines.append(f"int bad = {missing} || {symbol}({', '.join(arguments)});")
-    for i, index in enumerate(receivers):
+    lines.append(f"int bad = {missing} || {call};")
+    for i, index in enumerate(takers):
         if index < 0:
             lines.append(f"drop(r[{i}]);")
             continue

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from graphc.codegen import native_text as text
 from graphc.codegen import tile_text
-from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported, shim_call
+from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported
 from graphc.codegen.attention import attention_call, attention_text
 from graphc.codegen.c.flags import CFLAGS, LIBRARIES
 from graphc.codegen.c.prelude import prelude
+from graphc.codegen.dispatcher import aten_call
 from graphc.codegen.gemm import (
     GEMM_SYMBOLS,
     REAL_NAMES,
@@ -205,7 +206,7 @@ class _NativeWriter:
         return self.table.statement(_gemm_name(product), line, fallible=True)
 
     def _aten_line(self, step: AtenStep) -> str:
-        call: ShimCall = shim_call(step, self.plan.buffers)
+        call: ShimCall = aten_call(step, self.plan.buffers)
         self._need_tensors()
         attention = attention_text(step, self.plan.buffers)
         if attention is not None:
