@@ -100,7 +100,6 @@ NATIVE_CASES = [
     Case("aten.clone.default", [X], (T(0),), memory_format=Named("memory_format", "channels_last")),
     Case("aten.expand.default", [f(3, 1)], (T(0), (3, 1))),
     Case("aten.embedding_dense_backward.default", [f(3, 2), torch.tensor([0, 4, 0])], (T(0), T(1), 6, -1, False)),
-    Case("aten.constant_pad_nd.default", [f(2, 3)], (T(0), (1, 0, 0, 2))),
     Case("aten.roll.default", [f(5, 2)], (T(0), (2,), (0,))),
     Case("aten.eye.m", [], (3, 4), dtype=f64),
     Case("aten._weight_norm_interface.default", [f(4, 3), f(4, 1)], (T(0), T(1), 0)),
