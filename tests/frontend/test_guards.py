@@ -14,6 +14,7 @@ from torch import nn
 from graphc import driver
 from graphc.frontend.capture import capture
 from graphc.frontend.captured import Captured
+from graphc.runtime.library import key_set_offset
 from tests.frontend.harness import call
 
 FACTOR = 2.0
@@ -316,6 +317,8 @@ CHANGES = [
 
 def _checked_natively(net: Tied) -> Captured:
     """Captured, and its guards left to the native code of the program made of it."""
+    if torch.__version__ < "2.13" and key_set_offset() is None:
+        pytest.skip("this older torch keeps its dispatch keys where they are not found: Python checks the guards")
     args = (torch.ones(2, 3), torch.ones(2, 3))
     captured = capture(net, args)
     checker = driver.compile_graph(captured.graph, driver.make_options(net, backend="c")).execute.fact_check

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphc.codegen.aten_shim import NotNative, shim_call
+from graphc.codegen.aten_shim import NotNative, exported, shim_call
 from graphc.errors import LoweringError
 from graphc.ir.graph import Named
 from graphc.ir.types import DType, f32, f64, i64
@@ -144,6 +144,8 @@ def test_calls_agree_with_eager(cases: list[Case], kind: str, tmp_path: Path) ->
     wanted = NATIVE if cases is NATIVE_CASES else PYTHON
     mixed = [i for segment in program.segments if segment.kind != wanted for i in range(segment.first, segment.stop)]
     allowed = {"aten.view_as_real.default"}  # native, but a view: its result must be copied all the same
+    if not exported("torch_new_stable_ivalue"):  # before torch 2.13 C cannot make an optional that is there
+        allowed |= {"aten.native_batch_norm.default", "aten.clone.default", "aten.eye.m"}
     assert {program.steps[i].op for i in mixed} <= allowed, program.stats  # type: ignore[union-attr]
     function = load(program, tmp_path)
     for _ in range(2):
