@@ -99,9 +99,8 @@ def is_capturing() -> bool:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What the function returned, flat too, and the backward pass from there (or why there can be none)."""
+    """What the function returned, flat, and the backward pass from there (or why there can be none)."""
 
-    result: Any
     leaves: list[Any]
     node: tree.Node
     backward: Recorded | str | None
@@ -203,11 +202,10 @@ class _Session:
         count = len(returned.leaves)
         ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
         recorded = returned.backward
-        if isinstance(recorded, str):
-            return replace(ends, needs_grad=recorded)
-        if recorded is None:
-            return ends
-        reason = refusal(recorder, recorded)
+        reason = recorder.argument_gradients(self._given)
+        if not isinstance(recorded, Recorded):
+            return replace(ends, needs_grad=reason or recorded or "")
+        reason = reason or refusal(recorder, recorded)
         numbers = {id(leaf): out.number for leaf, out in zip(returned.leaves, found, strict=False)}
         graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
         return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
@@ -285,7 +283,7 @@ class _Session:
                 if id(leaf) not in stand_ins:
                     binding = Binding(BindingKind.ARG, tensor=leaf, leaf=index)
                     state = recorder.add_input(leaf, Role.ARG, name, binding)
-                    stand_ins[id(leaf)] = recorder.stand_in(leaf, state)
+                    stand_ins[id(leaf)] = recorder.stand_in(leaf, state, name)
                 given.append(stand_ins[id(leaf)])
             elif index in dynamic and isinstance(leaf, (bool, int, float)):
                 given.append(recorder.scalar_input(leaf, name, index))
@@ -310,7 +308,7 @@ class _Session:
                 if self.steps and isinstance(backward, Recorded):
                     roll_back(recorder, backward.start)
                     backward = "a result that requires grad depends on a decision on data"
-                return _Returned(result, leaves, node, backward)
+                return _Returned(leaves, node, backward)
         except GraphcError:
             raise
         except Exception as error:

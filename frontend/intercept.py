@@ -126,7 +126,7 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`tensor.grad`: that there is one, or none, becomes a fact."""
-    recorder.gradients.read(args[0])
+    recorder.read_gradient(args[0])
     return func(*args, **kwargs)
 
 

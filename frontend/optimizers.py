@@ -44,8 +44,8 @@ class StateEffect:
 class _Met:
     """One optimizer as its first `step` in this capture found it."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, path: str) -> None:
-        self.optimizer, self.path = optimizer, path
+    def __init__(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        self.optimizer, self.number, self.path = optimizer, number, f"optimizer{number or ''}"
         self.groups = [dict(group) for group in optimizer.param_groups]
         self.params = [list(group["params"]) for group in optimizer.param_groups]
         self.known = dict(optimizer.state)  # by parameter: the dict of its state, before anything was created
@@ -65,19 +65,20 @@ class Optimizers:
 
     Args:
         recorder: the capture.
-        constants: (position, group, entry) of numbers that are to be constants, since Python looked at them.
+        constants: (optimizer, group, entry) of numbers that are to be constants, since Python looked at them.
     """
 
     def __init__(self, recorder: Recorder, constants: frozenset[Any]) -> None:
         self._recorder, self._constants = recorder, constants
         self._met: dict[int, _Met] = {}
         self._running: list[tuple[_Met, bool]] = []
+        self._inputs: dict[tuple[int, int, str], Any] = {}  # numbers that are inputs of the program
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
         met = self._met.get(id(optimizer))
         if met is None:
-            met = self._met[id(optimizer)] = _Met(optimizer, f"optimizer{len(self._met) or ''}")
+            met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
             _create_state(optimizer)
             met.remember()
             self._name_state(met)
@@ -85,15 +86,13 @@ class Optimizers:
         torch.compiler._is_compiling_flag = False
         for index, group in enumerate(optimizer.param_groups):
             for key in _DYNAMIC:
-                number = group.get(key)
-                if type(number) is float and (len(self._met), index, key) not in self._constants:
-                    group[key] = self._recorder.number_input(
-                        number,
-                        f"{met.path}.{key}{index or ''}",
-                        Access(group, f"[{key!r}]"),
-                        (len(self._met), index, key),
-                    )
+                number, name = group.get(key), (met.number, index, key)
+                if type(number) is float and name not in self._constants:
+                    path, access = f"{met.path}.{key}{index or ''}", Access(group, f"[{key!r}]")
+                    if name not in self._inputs:
+                        self._inputs[name] = self._recorder.number_input(number, path, access, name)
                     met.numbers[index, key] = number
+                    group[key] = self._inputs[name]
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` has ended."""
@@ -173,12 +172,12 @@ class Optimizers:
                 for key, value in group.items():
                     if is_plain(value) and (index, key) not in met.numbers:
                         g.equals(f"{g.hold(home)}[{key!r}]", value, f"{key} of {path}")
-            homes = [home for home, _ in met.before.values()]
+            homes = list(met.optimizer.state.values())
             g.check(
                 f"list(map(id, {optimizer}.state.values())) == {g.hold([id(home) for home in homes])}",
                 f"state of {path}",
             )
-            g.hold(homes)
+            g.hold(homes)  # so that their ids stay their own
             for home, items in met.before.values():
                 g.check(f"len({g.hold(home)}) == {len(items)}", f"state of {path}")
 

@@ -31,7 +31,6 @@ class Differentiable:
         self._outputs = len(split.forward.outputs) - split.saved
         self._reused = split.reused
         self._saved_from = split.saved_from
-        self._cotangents = [value.shape for value in split.backward.inputs[len(split.saved_from) + len(split.reused) :]]
         self._forward, self._compile_backward = forward, compile_backward
         self._backward: Execute | None = None
         self._lock = threading.Lock()

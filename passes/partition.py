@@ -1,10 +1,9 @@
 """Splitting a joint graph into a forward and a backward graph, by a minimum cut.
 
 What the backward pass needs of the forward pass is either saved (memory held until then, written and read once) or
-computed again from something saved. The cut that saves the fewest bytes is a minimum cut of the data flow, as in
-AOTAutograd's partitioner and in "Rockmate"/"checkmate"-like work: an edge per value with its size for capacity, from
-what the forward pass has at hand to what the backward pass must have. Cheap ops may lie behind the cut, since they fuse
-into the kernels that need them; products, reductions and calls may not.
+computed again from something saved. The choice that saves the fewest bytes is a minimum cut of the data flow: an edge
+per value with its size for capacity, from what the forward pass has at hand to what the backward pass must have. Cheap
+ops may lie behind the cut, since they fuse into the kernels that need them; products, reductions and calls may not.
 
 Source: PyTorch AOTAutograd, `min_cut_rematerialization_partition`; max-flow min-cut by networkx.
 """
@@ -15,8 +14,8 @@ import math
 from dataclasses import dataclass
 
 from graphc.ir.dims import Dim
-from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
-from graphc.ops import registry
+from graphc.ir.graph import Builder, Graph, Input, Op, Output, Role, Value
+from graphc.ops import infer, registry
 from graphc.ops.registry import Kind
 from graphc.passes.layout import int_shape, is_dense
 
@@ -61,7 +60,7 @@ def partition(graph: Graph, cotangents: int, gradients: int) -> Split:
     needed = _needed_late(graph, late, wanted)
     written = {write.target for write in graph.writes}
     saved = _cut(graph, needed, written)
-    return _Splitter(graph, given, saved, written, count).run()
+    return _Splitter(graph, given, late, saved, written, count).run()
 
 
 def _needed_late(graph: Graph, late: set[Value], wanted: list[Value]) -> set[Value]:
@@ -79,10 +78,9 @@ def _needed_late(graph: Graph, late: set[Value], wanted: list[Value]) -> set[Val
 
 
 def _is_cheap(op: Op) -> bool:
-    definition = registry.get(op.name)
-    if definition.effect or op.attrs.get("effect") or any(result.type.is_host for result in op.results):
+    if _has_effect(op) or any(result.type.is_host for result in op.results):
         return False
-    return definition.kind in _CHEAP or op.name in _CHEAP_NAMES
+    return registry.get(op.name).kind in _CHEAP or op.name in _CHEAP_NAMES
 
 
 def _bytes(value: Value) -> int:
@@ -98,22 +96,26 @@ def _cut(graph: Graph, needed: set[Value], written: set[Input]) -> list[Value]:
     flow = nx.DiGraph()
     wanted = _reach(needed)
     for value in wanted:
-        alive = isinstance(value, Input) and value not in written
-        flow.add_edge((value, 0), (value, 1), capacity=1 if alive else 2 * _bytes(value) + 2)
-        if value.op is None or not _is_cheap(value.op):
+        flow.add_edge((value, 0), (value, 1), capacity=_cost(value, written))
+        if value.op is None or not _is_cheap(value.op) or _is_constant(value):
             flow.add_edge("have", (value, 0), capacity=_INFINITE)
-            continue
-        for operand in value.op.inputs:
-            flow.add_edge((operand, 1), (value, 0), capacity=_INFINITE)
-        if not any(True for _ in value.op.inputs):  # a constant is made again
-            flow[(value, 0)][(value, 1)]["capacity"] = 0
-            flow.add_edge("have", (value, 0), capacity=_INFINITE)
+        else:
+            for operand in value.op.inputs:
+                flow.add_edge((operand, 1), (value, 0), capacity=_INFINITE)
     for value in needed:
         flow.add_edge((value, 1), "need", capacity=_INFINITE)
     _, (have, _) = nx.minimum_cut(flow, "have", "need", flow_func=nx.algorithms.flow.dinitz)
     order = {value: number for number, value in enumerate(graph.values())}
     cut = [value for value in wanted if (value, 0) in have and (value, 1) not in have and not _is_constant(value)]
     return sorted(cut, key=order.__getitem__)
+
+
+def _cost(value: Value, written: set[Input]) -> int:
+    """What saving a value costs: its bytes, written and read once; nothing for a constant, which is made again."""
+    if _is_constant(value):
+        return 0
+    alive = isinstance(value, Input) and value not in written
+    return 1 if alive else 2 * _bytes(value) + 2
 
 
 def _is_constant(value: Value) -> bool:
@@ -135,19 +137,23 @@ def _reach(needed: set[Value]) -> list[Value]:
 
 
 class _Splitter:
-    def __init__(self, graph: Graph, given: set[Input], saved: list[Value], written: set[Input], count: int) -> None:
-        self.graph, self.given, self.count = graph, given, count
+    def __init__(
+        self, graph: Graph, given: set[Input], late: set[Value], saved: list[Value], written: set[Input], count: int
+    ) -> None:
+        self.graph, self.given, self.late, self.count = graph, given, late, count
         self.reused = [value for value in saved if isinstance(value, Input) and value not in written]
-        self.saved = [value for value in saved if value not in set(self.reused)]
+        self.saved = [value for value in saved if not isinstance(value, Input) or value in written]
         for value in self.saved:
             if not isinstance(value, Input) and value.strides and not is_dense(int_shape(value), value.strides):  # type: ignore[arg-type]  # static shapes
                 value.strides = None  # it had these as a part of a larger tensor; now it gets memory of its own
 
     def run(self) -> Split:
         positions = {value: number for number, value in enumerate(self.graph.inputs)}
-        results = [output.value if output.view is None else None for output in self.graph.outputs[: self.count]]
-        own = [value for value in self.saved if value not in results or isinstance(value, Input)]
-        saved_from = [self.count + own.index(value) if value in own else results.index(value) for value in self.saved]
+        whole = [(o.value, n) for n, o in enumerate(self.graph.outputs[: self.count]) if o.view is None]
+        place: dict[Value, int] = {value: number for value, number in whole if not isinstance(value, Input)}
+        own = [value for value in self.saved if value not in place]
+        place |= {value: self.count + number for number, value in enumerate(own)}
+        saved_from = [place[value] for value in self.saved]
         forward, backward = self._forward(own), self._backward()
         return Split(forward, backward, len(own), saved_from, [positions[value] for value in self.reused])
 
@@ -157,7 +163,8 @@ class _Splitter:
         forward.inputs = [value for value in joint.inputs if value not in self.given]
         outputs = joint.outputs[: self.count]
         live = {output.value for output in outputs} | {write.value for write in joint.writes} | set(self.saved)
-        forward.ops = _slice(joint, live, set(), effects=self.given)
+        effects = {op for op in joint.ops if _has_effect(op) and not any(item in self.late for item in op.inputs)}
+        forward.ops = _slice(joint, live, set(), effects)
         forward.writes = list(joint.writes)
         forward.outputs = [*outputs, *(Output(value) for value in own)]
         forward = forward.copy()
@@ -165,8 +172,8 @@ class _Splitter:
         return forward
 
     def _strides(self, value: Value) -> tuple[Dim, ...] | None:
-        saved_copy = isinstance(value, Input) and value in self.saved  # as `_copy` lays it out
-        return None if saved_copy else value.strides
+        copied = isinstance(value, Input) and value not in self.given and value not in self.reused
+        return None if copied else value.strides
 
     def _backward(self) -> Graph:
         joint = self.graph
@@ -194,19 +201,16 @@ def _label(value: Value) -> tuple[Role, str]:
     return (value.role, value.path) if isinstance(value, Input) else (Role.STATE, f"saved.{value.name}")
 
 
-def _slice(graph: Graph, live: set[Value], stop: set[Value], effects: set[Input] | None = None) -> list[Op]:
-    """The ops that compute `live`, in order, without going beyond `stop`; with `effects`, those with effects too."""
+def _has_effect(op: Op) -> bool:
+    return bool(registry.get(op.name).effect or op.attrs.get("effect"))
+
+
+def _slice(graph: Graph, live: set[Value], stop: set[Value], forced: set[Op] | None = None) -> list[Op]:
+    """The ops that compute `live`, in order, without going beyond `stop`; and those that are `forced`."""
     needed = live - stop
-    late: set[Value] = set(effects or ())
-    if effects is not None:
-        for op in graph.ops:
-            if any(operand in late for operand in op.inputs):
-                late.update(op.results)
     kept: list[Op] = []
     for op in reversed(graph.ops):
-        effect = registry.get(op.name).effect or op.attrs.get("effect")
-        forced = effects is not None and effect and not any(operand in late for operand in op.inputs)
-        if not forced and not any(result in needed for result in op.results):
+        if op not in (forced or ()) and not any(result in needed for result in op.results):
             continue
         needed.update(operand for operand in op.inputs if operand not in stop)
         kept.append(op)
@@ -221,11 +225,5 @@ def _own_saved(forward: Graph, saved: int) -> None:
     for number in range(first, len(forward.outputs)):
         value = forward.outputs[number].value
         if isinstance(value, Input) or value in taken:
-            forward.outputs[number] = Output(_copy(forward, value))
-
-
-def _copy(graph: Graph, value: Value) -> Value:
-    from graphc.ir.graph import Builder
-    from graphc.ops import infer
-
-    return Builder(graph, infer).op("cast", value, dtype=value.dtype)
+            copy = Builder(forward, infer).op("cast", value, dtype=value.dtype)
+            forward.outputs[number] = Output(copy)

@@ -63,6 +63,11 @@ def mse_loss_backward(imp: Importer, grad_output: Value, self: Value, target: Va
     return _scaled(imp, grad_output, self, reduction, lambda x, y: 2.0 * (x - y), target)
 
 
+def _clipped(d: Term, width: float, limit: float, inner: Term) -> Term:
+    """`inner` for differences smaller than `width`, beyond it `limit` with the sign of the difference."""
+    return d.op("le", -width).where(-limit, d.op("ge", width).where(limit, inner))
+
+
 @rule("aten.smooth_l1_loss_backward.default", layout=POINTWISE)
 def smooth_l1_loss_backward(
     imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int, beta: Operand
@@ -71,8 +76,7 @@ def smooth_l1_loss_backward(
 
     def slope(x: Term, y: Term) -> Term:
         d = x - y
-        inner = d / width if width > 0 else d.op("sign")
-        return d.op("le", -width).where(-1.0, d.op("ge", width).where(1.0, inner))
+        return _clipped(d, width, 1.0, d / width if width > 0 else d.op("sign"))
 
     return _scaled(imp, grad_output, self, reduction, slope, target)
 
@@ -83,11 +87,7 @@ def huber_loss_backward(
 ) -> Value:
     width = number(delta)
 
-    def slope(x: Term, y: Term) -> Term:
-        d = x - y
-        return d.op("le", -width).where(-width, d.op("ge", width).where(width, d))
-
-    return _scaled(imp, grad_output, self, reduction, slope, target)
+    return _scaled(imp, grad_output, self, reduction, lambda x, y: _clipped(x - y, width, width, x - y), target)
 
 
 @rule("aten.binary_cross_entropy_backward.default", layout=POINTWISE)

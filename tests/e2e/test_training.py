@@ -453,6 +453,47 @@ def test_a_failing_step_changes_nothing() -> None:
     assert not opt.state and opt.param_groups[0]["lr"] == 1e-2 and not torch.compiler.is_compiling()
 
 
+def test_gradients_of_arguments_are_left_as_eager_leaves_them() -> None:
+    f = graphc.compile(lambda t: (t * t).sum().backward())
+    x = batch(0).requires_grad_()
+    with pytest.warns(graphc.errors.FallbackWarning, match="leaves the gradient of the argument t"):
+        f(x)
+    torch.testing.assert_close(x.grad, 2 * x.detach())
+    h = x * 3  # its graph goes on outside of the function
+    f(h)
+    torch.testing.assert_close(x.grad, 20 * x.detach())
+    both = graphc.compile(lambda t, u: ((t * t).sum().backward(), u.exp())[1])  # and a result to differentiate
+    y = batch(1).requires_grad_()
+    with pytest.warns(graphc.errors.FallbackWarning, match="gradient of the argument t"):
+        both(x, y).sum().backward()
+    torch.testing.assert_close(x.grad, 22 * x.detach())
+    torch.testing.assert_close(y.grad, y.detach().exp())
+    with pytest.raises(graphc.errors.UnsupportedError, match=r"gradient of the argument t is read"):
+        graphc.compile(lambda t: t.grad * 2)(x)
+
+
+def test_two_steps_of_one_optimizer_in_a_function() -> None:
+    pair = Pair()
+
+    def make(net: nn.Module) -> Callable[[torch.Tensor], None]:
+        first, second = adam(net[0].parameters()), adam(net[2].parameters())  # type: ignore[index]
+
+        def step(x: torch.Tensor) -> None:
+            for opt in (first, second, first):
+                net.zero_grad()
+                net(x).square().mean().backward()
+                opt.step()
+
+        return step
+
+    compiled, eager = graphc.compile(make(pair.ours)), make(pair.theirs)
+    for number in range(3):
+        compiled(batch(number))
+        eager(batch(number))
+    pair.check()
+    assert compiled.stats().compiles == 1
+
+
 def test_what_must_run_eager_says_why() -> None:
     x = batch(0).requires_grad_()
     f = graphc.compile(lambda t: t.view(-1))
