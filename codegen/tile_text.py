@@ -11,8 +11,8 @@ Source: the loop order is that of K. Goto and R. van de Geijn, Anatomy of High-P
 
 from __future__ import annotations
 
-# Where these are used. Both were measured on AMD's Zen 3 only; attention, which skips what a causal mask hides, is taken
-# to win on other chips with AVX2 too, products are not.
+# Where these are used. Both were measured on AMD's Zen 3 only; attention, which skips what a causal mask hides, is
+# taken to win on other chips with AVX2 too, products are not.
 PRODUCT_WINS = "defined(__znver3__)"
 ATTENTION_WINS = "defined(__AVX2__) && !defined(__AVX512F__)"
 
