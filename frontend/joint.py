@@ -82,6 +82,7 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
                 found = torch.autograd.grad(results, tensors, stand_ins, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             roll_back(recorder, mark)
+            _drop_waiting_nodes()
             if _SECOND_TIME not in str(error):
                 return f"its backward pass cannot be captured: {error}"
             results = [leaf for leaf in results if not _is_used_up(recorder, leaf)]
@@ -105,10 +106,25 @@ def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
         with _without_hooks(wanted):
             torch.autograd.grad([leaf], wanted, stand_ins, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
+        _drop_waiting_nodes()
         return _SECOND_TIME in str(error)
     finally:
         roll_back(recorder, mark)
     return False
+
+
+def _drop_waiting_nodes() -> None:
+    """Empty autograd's queue of this thread.
+
+    After an error the branches that were still to run stay in it, with the gradients that wait for them, until the next
+    backward pass meets them. A node of the lowest priority comes last, so that all others are dropped before it.
+    """
+    with torch.enable_grad(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        leaf = torch.zeros((), requires_grad=True)
+        result = leaf * 1.0
+        node: Any = result.grad_fn
+        node._set_sequence_nr(0)
+        torch.autograd.grad(result, leaf)
 
 
 def roll_back(recorder: Recorder, start: int) -> None:

@@ -409,7 +409,8 @@ def _unavailable(error: BackendUnavailableError) -> Callable[[list[Any]], list[A
 def _cache_key(text: str, options: Options, backend: str) -> str:
     from graphc.runtime.cache import program_key
 
-    return program_key(text, {"backend": backend, "numerics": options.numerics})
+    facts = {"backend": backend, "numerics": options.numerics, "chunk_bytes": str(settings().chunk_bytes)}
+    return program_key(text, facts)
 
 
 def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:

@@ -66,6 +66,12 @@ class Settings:
         "GRAPHC_CACHE_MAX_BYTES", int, "disk cache size above which the oldest entries go, bytes", default=2 << 30
     )
     cc: str = _setting("GRAPHC_CC", str, "C compiler command", default="gcc")
+    chunk_bytes: int = _setting(
+        "GRAPHC_CHUNK_BYTES",
+        int,
+        "logits at least twice as large are never whole in memory: they are computed in chunks of about so many bytes",
+        default=32 << 20,
+    )
     max_recompiles: int = _setting(
         "GRAPHC_MAX_RECOMPILES",
         int,

@@ -37,6 +37,7 @@ KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8
 MANY_PIECES, BIG_CONCAT = 8, 4096
 """Operands, and elements, from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
+PRODUCTS = ("matmul", "gemm")
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -64,7 +65,7 @@ class Library:
 
     @property
     def is_matmul(self) -> bool:
-        return self.op.name == "matmul"
+        return self.op.name in PRODUCTS
 
 
 @dataclass
@@ -181,7 +182,7 @@ class _Fuser:
             if value in self.in_inputs:
                 self.overwritten[value] = base
             elif isinstance(base, Input) or base in kept:
-                if op.name == "extern":
+                if op.name in ("extern", "gemm"):
                     self.overwritten[value] = base  # of a copy, made later
             elif op.name in UPDATES and base not in bases and value not in updated:
                 continue  # a single one is a masked read, which fuses
@@ -457,13 +458,16 @@ class _Fuser:
         used = [value for value in results if value in self.needed or self.waiting.pop(value, None) is not None]
         if not used and not effect(op):
             return
-        if op.name not in ("matmul", "extern", "item") and get(op.name).call is None:
+        if op.name not in (*PRODUCTS, "extern", "item") and get(op.name).call is None:
             raise LoweringError(
                 f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location
             )
         self.stored.update(results)
-        if op.name == "matmul":
-            self.libraries.append(Library(op, self.position[op], self._place_factors(op, results[0]), results))
+        if op.name in PRODUCTS:
+            factors = self._place_factors(op, results[0])
+            others = [self._own(item) for item in op.operands[2:] if isinstance(item, Value)]
+            overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
+            self.libraries.append(Library(op, self.position[op], [*factors, *others], results, overwrites))
             return
         for result in results:  # the library decides how its results lie, as it does for eager
             self.layouts.chosen.setdefault(result, wanted_strides(result))
@@ -477,7 +481,7 @@ class _Fuser:
 
     def _place_factors(self, op: Op, result: Value) -> list[Place | None]:
         """Operands of a product, with batch dims as the result or one of the operands has them before a merge."""
-        values = [item for item in op.operands if isinstance(item, Value)]
+        values = [item for item in op.operands[:2] if isinstance(item, Value)]
         sources = [_before_merge(value) for value in values]
         batch = int_shape(result)[:-2]
         if result is op.results[0]:

@@ -100,7 +100,7 @@ class Nodes:
             if self._may_overwrite(node, value, base):
                 for reader in self.readers[base]:
                     self.link(reader, node)
-            elif isinstance(node, Library) and node.op.name != "extern":
+            elif isinstance(node, Library) and node.op.name != "extern" and not node.is_matmul:
                 del node.overwrites[value]  # a scatter has a form that makes its own copy
                 self.fusion.layouts.chosen.pop(value)
             else:
@@ -126,7 +126,8 @@ class Nodes:
         node.overwrites[value] = copy
         self.readers[copy] = {node: None}
         if isinstance(node, Library):
-            numbers = dict(zip(node.op.results[-len(node.overwrites) :], node.op.attrs["mutates"], strict=True))
+            mutates = (2,) if node.is_matmul else node.op.attrs["mutates"]
+            numbers = dict(zip(node.op.results[-len(node.overwrites) :], mutates, strict=True))
             node.operands[numbers[value]] = Place(copy, copy.shape, strides)  # type: ignore[arg-type]  # static
         if base not in self.reads(node):
             del self.readers[base][node]

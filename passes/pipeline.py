@@ -16,6 +16,7 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.products import MergeProducts
+from graphc.passes.row_chunks import ChunkRows
 from graphc.passes.simplify import Simplify
 
 PREPARE: tuple[Pass, ...] = (
@@ -37,6 +38,11 @@ REGROUP: tuple[Pass, ...] = (
     MergeProducts(),  # after clean-up: terms of a sum stand side by side, and equal factors are one value
     EliminateDeadCode(),  # the rest only where something was merged: the small products are gone
     EliminateCommonSubexpressions(),  # a joined operand may serve several products
+)
+SPLIT: tuple[Pass, ...] = (
+    ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
+    EliminateDeadCode(),  # the rest only where something was split: what is now made chunk by chunk
+    Canonicalize(),  # slices of slices
 )
 MAX_ROUNDS = 3
 """Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
@@ -85,10 +91,11 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for item in REGROUP:
-        records.append(run_pass(item, graph, context))
-        if not records[-1].modified:
-            break
+    for passes in (REGROUP, SPLIT):
+        for item in passes:
+            records.append(run_pass(item, graph, context))
+            if not records[-1].modified:
+                break
     return records
 
 

@@ -375,11 +375,12 @@ class _Planner:
     def _add_gemm(self, node: Library) -> None:
         (result,) = node.results
         shape = int_shape(result)
-        left, right = node.operands
+        left, right = node.operands[:2]
         assert left is not None and right is not None
-        if not self._needs_memory(result) or 0 in shape:
+        accumulate = result in node.overwrites
+        if not (accumulate or self._needs_memory(result)) or 0 in shape:
             return
-        if left.shape[-1] == 0:  # a sum of nothing
+        if left.shape[-1] == 0 and not accumulate:  # a sum of nothing
             self._add_fill(result, node.op.location)
             return
         a, b = self._view(left), self._view(right)
@@ -391,7 +392,7 @@ class _Planner:
             assert strides is not None, "splitting a dim is always a view"
             out = View(out.buffer, out.dtype, wide, strides, out.offset)
         a, b, out = normal_product(a, b, out)
-        self.steps.append(GemmStep(a, b, out, False, node.op.location))
+        self.steps.append(GemmStep(a, b, out, accumulate, node.op.location))
 
     def _add_fill(self, value: Value, location: Location) -> None:
         attrs = {"shape": value.shape, "dtype": value.dtype, "value": 0, "device": value.device}

@@ -44,6 +44,10 @@ def updates(op: Op) -> Iterable[tuple[Value, Value]]:
         base = op.operands[0]
         assert isinstance(base, Value)
         yield op.results[0], base
+    elif op.name == "gemm" and op.attrs["accumulate"]:
+        base = op.operands[2]
+        assert isinstance(base, Value)
+        yield op.results[0], base
     elif op.name == "extern":
         mutates = op.attrs.get("mutates", ())
         for number, result in zip(mutates, op.results[len(op.results) - len(mutates) :], strict=True):

@@ -45,3 +45,27 @@ register(
         _infer_matmul, torch.matmul, call=_call, flops=_flops,
     )
 )  # fmt: skip
+
+
+def _infer_gemm(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_attrs("gemm", attrs, ("accumulate",))
+    (found,) = _infer_matmul(operands[:2], {})
+    if found.rank != 2 or not all(isinstance(operand, Value) for operand in operands):
+        rules.fail("gemm", f"multiplies two matrices, not {found}")
+    if attrs["accumulate"] and (len(operands) < 3 or operands[2].type != found):  # type: ignore[union-attr]
+        rules.fail("gemm", f"operand 2 must be what {found} is added to")
+    return (found,)
+
+
+def _gemm(a: torch.Tensor, b: torch.Tensor, *rest: torch.Tensor, accumulate: bool) -> torch.Tensor:
+    return torch.addmm(rest[0], a, b) if accumulate else torch.mm(a, b)
+
+
+register(
+    OpDef(
+        "gemm", Kind.CONTRACTION,
+        "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are not "
+        "read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
+        _infer_gemm, _gemm, flops=_flops,
+    )
+)  # fmt: skip

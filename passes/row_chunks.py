@@ -1,0 +1,495 @@
+"""Large products whose rows are reduced one by one, computed in chunks of rows: linear and cross-entropy, above all.
+
+The logits of a language model are by far its largest tensor, and nothing needs them whole: each row becomes a loss, and
+in the backward pass a row of the gradient of the input and a term of that of the weight. Here the product and all that
+works on its rows are found in the graph, whatever they are, and written out once per chunk of rows, one chunk after the
+other: memory holds the logits of one chunk. Sums over rows grow from chunk to chunk, in place.
+
+What a chunk needs that is only known when all rows are through (a gradient that depends on the loss) splits the work in
+two rounds; the second one computes the logits again.
+
+Source: the idea is that of S. Hsu et al., Liger Kernel, arXiv 2410.10989, section 3.2, and of E. Wijmans et al., Cut
+Your Losses in Large-Vocabulary Language Models, arXiv 2411.09009.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from graphc.ir.graph import Builder, Graph, Op, Operand, Value
+from graphc.ir.types import f32
+from graphc.ops.registry import Kind, get
+from graphc.passes.base import PassContext, PassResult, redirect_ends
+from graphc.passes.layout import int_shape
+from graphc.passes.rows import (
+    Chunk,
+    Refine,
+    Rows,
+    adds_up_rows,
+    part_shape,
+    positions,
+    rows_of_result,
+    shifted,
+    spans,
+    through_reshape,
+)
+
+MIN_ROWS = {"cpu": 128, "cuda": 1024}
+"""Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
+MAX_CHUNKS = 64
+"""Chunks at most, for compile time."""
+EXPANSION = 4
+"""A product is a candidate when its rows are at least so many times longer than those of its left operand."""
+
+
+def rows_per_chunk(rows: int, row_bytes: int, chunk_bytes: int, target: str) -> int:
+    """The cost model: how many rows to compute at a time; all of them when chunks do not pay.
+
+    Chunks cost a pass over the weight each, and save memory: that of the logits, and of their gradient. So they are
+    used when the logits are at least twice as large as `chunk_bytes`, which is more than caches hold.
+    """
+    chosen = max(MIN_ROWS[target], chunk_bytes // row_bytes, -(-rows // MAX_CHUNKS))
+    return chosen if rows >= 2 * chosen else rows
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Computes a large product whose rows are reduced in chunks of rows.
+
+    Before:
+        %1: f32[8192, 131072] = matmul(%x, %w)
+        %2: f32[8192, 1] = amax(%1) {dims=[1], keepdim=True}
+    After, for two chunks:
+        %3: f32[4096, 64] = slice(%x) {dim=0, start=0, stop=4096, step=1}
+        %4: f32[4096, 131072] = matmul(%3, %w)
+        %5: f32[4096, 1] = amax(%4) {dims=[1], keepdim=True}
+        %6: f32[4096, 64] = slice(%x) {dim=0, start=4096, stop=8192, step=1}
+        %7: f32[4096, 131072] = gemm(%6, %w, %5) {accumulate=False}
+        %8: f32[4096, 1] = amax(%7) {dims=[1], keepdim=True}
+        %2: f32[8192, 1] = concat(%5, %8) {dim=0}
+
+    The second product names the results of the first chunk, so that it is computed after them.
+
+    Args:
+        chunk_bytes: bytes of the product to compute at a time; None: the setting.
+        rows: rows of a chunk; None: by the cost model.
+    """
+
+    name: ClassVar[str] = "chunk-rows"
+    chunk_bytes: int | None = None
+    rows: int | None = None
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        modified = False
+        for seed in [op for op in graph.ops if op.name == "matmul"]:
+            count = self._rows_of_chunk(seed, ctx)
+            region = find_region(graph, seed) if count else None
+            if region is None:
+                continue
+            chunks = _chunks(int_shape(seed.result)[0], region.batches, count)
+            if len(chunks) > 1 and all(_has_rows(rows, chunk) for rows in region.known.values() for chunk in chunks):
+                _Rewriting(graph, ctx, region, chunks).run()
+                modified = True
+        return PassResult(modified)
+
+    def _rows_of_chunk(self, seed: Op, ctx: PassContext) -> int:
+        """Rows to compute at a time; 0 for a product that stays whole."""
+        if not is_expanding(seed):
+            return 0
+        rows, columns = int_shape(seed.result)
+        limit = ctx.settings.chunk_bytes if self.chunk_bytes is None else self.chunk_bytes
+        found = self.rows or rows_per_chunk(rows, columns * seed.result.dtype.itemsize, limit, ctx.target)
+        return found if found < rows else 0
+
+
+def is_expanding(op: Op) -> bool:
+    """Whether an op is a product of two matrices with rows much longer than those of its left operand."""
+    if op.name != "matmul" or op.result.type.rank != 2 or not op.result.dtype.is_float:
+        return False
+    left = op.operands[0]
+    assert isinstance(left, Value)
+    inner, (rows, columns) = int_shape(left)[1], int_shape(op.result)
+    return rows > 1 and columns >= EXPANSION * max(inner, 1)
+
+
+@dataclass
+class Region:
+    """A product and what works on its rows.
+
+    Attributes:
+        seed: the product.
+        batches: B; see `graphc.passes.rows`.
+        known: values that consist of rows.
+        ops: ops to be done chunk by chunk, in program order: they read large values, or what they read needs them.
+        sums: those of them that add up rows.
+        level: of each op, the round in which it is done.
+        large: values of about the size of the product.
+    """
+
+    seed: Op
+    batches: int
+    known: dict[Value, Rows]
+    ops: list[Op] = field(default_factory=list)
+    sums: set[Op] = field(default_factory=set)
+    level: dict[Op, int] = field(default_factory=dict)
+
+    def is_large(self, value: Value) -> bool:
+        """Whether a value is about as large as the product."""
+        return EXPANSION * math.prod(int_shape(value)) > math.prod(int_shape(self.seed.result))
+
+
+def find_region(graph: Graph, seed: Op) -> Region | None:
+    """What is to be done chunk by chunk with a product; None when the product, or its like, is needed whole."""
+    region = _spread(graph, seed, 1)
+    if region is None:
+        return None
+    live = graph.live_out()
+    reads_large: set[Op] = {seed}
+    for op in graph.ops:
+        if any(item in region.known and region.is_large(item) for item in op.inputs):
+            if op not in region.sums and not (op.results and op.result in region.known):
+                return None
+            reads_large.add(op)
+    if any(value in live for value in region.known if region.is_large(value)):
+        return None
+    wanted: set[Value] = set()
+    for op in reversed(graph.ops):
+        is_row = len(op.results) == 1 and op.result in region.known
+        if op in reads_large or (is_row and op.result in wanted):
+            region.ops.append(op)
+            wanted.update(op.inputs)
+    region.ops.reverse()
+    if not any(_reduces_rows(region, op, wanted) for op in graph.ops) or _has_effects(graph, region, wanted):
+        return None
+    _find_levels(graph, region)
+    return region
+
+
+def _has_effects(graph: Graph, region: Region, wanted: set[Value]) -> bool:
+    """Whether an op with an effect would have to move up for what the region reads."""
+    needed, inside = set(wanted), set(region.ops)
+    for op in reversed(graph.ops[graph.ops.index(region.seed) :]):
+        if op not in inside and any(result in needed for result in op.results):
+            if get(op.name).effect or op.attrs.get("effect"):
+                return True
+            needed.update(op.inputs)
+    return False
+
+
+def _spread(graph: Graph, seed: Op, batches: int) -> Region | None:
+    """All values that are made from the product row by row, and the sums over rows."""
+    region = Region(seed, batches, {})
+    region.known[seed.result] = Rows((0,), int_shape(seed.result)[0] // batches)
+    try:
+        for op in graph.ops[graph.ops.index(seed) + 1 :]:
+            if not any(item in region.known for item in op.inputs):
+                continue
+            rows = rows_of_result(op, region.known, batches)
+            if rows is not None:
+                region.known[op.result] = rows
+            elif op.name in ("sum", "matmul") and adds_up_rows(op, region.known):
+                region.sums.add(op)
+    except Refine as found:
+        return None if batches > 1 or found.batches < 2 else _spread(graph, seed, found.batches)
+    return region
+
+
+def _reduces_rows(region: Region, op: Op, wanted: set[Value]) -> bool:
+    """Whether an op takes one number of each row of a large value, which is one of the region or is for it."""
+    if get(op.name).kind is not Kind.REDUCTION and op.name != "gather":
+        return False
+    if op in region.sums or len(op.results) != 1:
+        return False
+    operand = op.operands[0]
+    assert isinstance(operand, Value)
+    concerned = operand in region.known or op.result in wanted
+    return concerned and region.is_large(operand) and not region.is_large(op.result)
+
+
+def _find_levels(graph: Graph, region: Region) -> None:
+    """The round of each op: what needs something of all rows comes one round after it."""
+    inside = set(region.ops)
+    made: dict[Value, int] = {}
+    for op in graph.ops:
+        known = [region.level[o] + (o in region.sums) for o in (item.op for item in op.inputs) if o in region.level]
+        if op in inside:
+            others = [made.get(item, 0) for item in op.inputs if item.op not in region.level]
+            region.level[op] = max([*known, *others], default=0)
+            made.update((result, region.level[op] + 1) for result in op.results)
+        else:
+            level = max((made.get(item, 0) for item in op.inputs), default=0)
+            made.update((result, level) for result in op.results)
+
+
+class _Rewriting:
+    """Writes the ops of a region out chunk by chunk."""
+
+    def __init__(self, graph: Graph, ctx: PassContext, region: Region, chunks: list[Chunk]) -> None:
+        self.graph, self.region = graph, region
+        self.builder = Builder(graph, ctx.infer)
+        self.chunks = chunks
+        self.old = list(graph.ops)
+        self.uses, self.live = graph.uses(), graph.live_out()
+        self.inside = set(region.ops)
+        self.rounds = [self._ops_of(level) for level in range(max(region.level.values()) + 1)]
+        self.whole: dict[Value, Value] = {}  # what stands for a value of the region once all chunks are through
+        self.emitted: set[Op] = set()
+        self.order: list[Value] = []  # results of the chunk before
+
+    def run(self) -> None:
+        self.graph.ops = []
+        for op in self.old[: self.old.index(self.region.seed)]:
+            self._emit(op)
+        for level in range(len(self.rounds)):
+            self._run_round(level)
+        for op in self.old:
+            self._emit(op)
+        redirect_ends(self.graph, self.whole)
+
+    def _emit(self, op: Op) -> None:
+        """Put an op outside of the region into its new place."""
+        if op in self.inside or op in self.emitted:
+            return
+        self.emitted.add(op)
+        op.operands = [self.whole.get(item, item) if isinstance(item, Value) else item for item in op.operands]
+        self.graph.ops.append(op)
+
+    def _run_round(self, level: int) -> None:
+        ops = self.rounds[level]
+        self._emit_needs(ops)
+        results = [op.result for op in ops if self.region.level[op] == level and self._is_needed(op, level)]
+        parts: dict[Value, list[Value]] = {value: [] for value in results if value.op not in self.region.sums}
+        totals: dict[Value, Value] = {}
+        for chunk in self.chunks:
+            writer = _Writer(self, chunk, set(ops))
+            for op in ops:
+                self.builder.location, self.builder.origin = op.location, op.origin
+                if op in self.region.sums:
+                    totals[op.result] = writer.add(op, totals.get(op.result))
+                else:
+                    writer.write(op)
+            for value, found in parts.items():
+                found.append(writer.env[value])
+            self.order = [*totals.values(), *(found[-1] for found in parts.values())]
+        for value, found in parts.items():
+            assert value.op is not None
+            self.builder.location, self.builder.origin = value.op.location, value.op.origin
+            self._replace(value, self._joined(value, found))
+        for value, total in totals.items():
+            assert value.op is not None
+            self.builder.location, self.builder.origin = value.op.location, value.op.origin
+            same = total.dtype == value.dtype
+            self._replace(value, total if same else self.builder.op("cast", total, dtype=value.dtype))
+
+    def _replace(self, value: Value, by: Value) -> None:
+        by.strides = value.strides
+        self.whole[value] = by
+
+    def _ops_of(self, level: int) -> list[Op]:
+        """Ops of one round, with those of earlier rounds whose large results it needs: they are done again."""
+        needed: set[Op] = {op for op, own in self.region.level.items() if own == level}
+        for op in reversed(self.region.ops):
+            if op in needed:
+                needed.update(
+                    item.op for item in op.inputs if item.op in self.inside and self.region.is_large(item)
+                )  # type: ignore[arg-type]  # an op of the region is one
+        return [op for op in self.region.ops if op in needed]
+
+    def _emit_needs(self, ops: Sequence[Op]) -> None:
+        """Everything outside of the region that the ops read, which may stand further below."""
+        wanted = {item for op in ops for item in op.inputs}
+        found: list[Op] = []
+        for op in reversed(self.old):
+            if op not in self.inside and op not in self.emitted and any(result in wanted for result in op.results):
+                found.append(op)
+                wanted.update(op.inputs)
+        for op in reversed(found):
+            self._emit(op)
+
+    def _is_needed(self, op: Op, level: int) -> bool:
+        """Whether a result is read outside of the region, or in a later round."""
+        value = op.result
+        if op in self.region.sums:
+            return True
+        if self.region.is_large(value):
+            return False
+        later = {other for ops in self.rounds[level + 1 :] for other in ops}
+        return value in self.live or any(other not in self.inside or other in later for other in self.uses[value])
+
+    def _joined(self, value: Value, parts: list[Value]) -> Value:
+        """The whole of a value from its chunks."""
+        b, rows, shape = self.builder, self.region.known[value], int_shape(value)
+        if len(rows.dims) == 1:
+            return b.op("concat", *parts, dim=rows.dims[0])
+        batches: dict[tuple[int, int], list[Value]] = {}
+        for chunk, part in zip(self.chunks, parts, strict=True):
+            batches.setdefault((chunk.first, chunk.last), []).append(part)
+        joined = [found[0] if len(found) == 1 else b.op("concat", *found, dim=rows.dims[1]) for found in batches.values()]
+        result = joined[0] if len(joined) == 1 else b.op("concat", *joined, dim=rows.dims[0])
+        assert result.shape == shape
+        return result
+
+
+def _has_rows(rows: Rows, chunk: Chunk) -> bool:
+    start, stop = positions(rows, chunk)
+    return start < stop
+
+
+def _chunks(rows: int, batches: int, count: int) -> list[Chunk]:
+    """Chunks of about `count` rows: whole batches where several fit, else even parts of one."""
+    length = rows // batches
+    if batches > 1 and length * 2 <= count:
+        step = count // length
+        return [Chunk(first, min(first + step, batches), 0, length) for first in range(0, batches, step)]
+    pieces = -(-length // count)
+    step = -(-length // pieces)
+    return [
+        Chunk(batch, batch + 1, start, min(start + step, length))
+        for batch in range(batches)
+        for start in range(0, length, step)
+    ]
+
+
+class _Writer:
+    """Writes ops out for one chunk.
+
+    Args:
+        work: of the whole region.
+        chunk: the rows.
+        ops: what is done in this round; other values of the region are there as a whole.
+    """
+
+    def __init__(self, work: _Rewriting, chunk: Chunk, ops: set[Op]) -> None:
+        self.work, self.chunk, self.ops = work, chunk, ops
+        self.region, self.builder = work.region, work.builder
+        self.env: dict[Value, Value] = {}
+        self.parts: dict[tuple[Value, Rows], Value] = {}
+
+    def write(self, op: Op) -> None:
+        """The part of an op's result that belongs to the chunk."""
+        if op is self.region.seed:
+            left, right = op.operands
+            assert isinstance(left, Value)
+            part = self.part(left, self.region.known[op.result])
+            after = dict.fromkeys(item for item in self.work.order if item is not part)
+            if after:
+                self.env[op.result] = self.builder.op("gemm", part, self.whole(right), *after, accumulate=False)
+            else:
+                self.env[op.result] = self.builder.op("matmul", part, self.whole(right))
+            return
+        self.env[op.result] = self._clone(op, self.region.known[op.result])
+
+    def add(self, op: Op, total: Value | None) -> Value:
+        """A sum over rows, with those of this chunk added."""
+        b, known = self.builder, self.region.known
+        wide = op.result.dtype.is_reduced  # a sum of rounded sums would be less exact than eager's
+        if op.name == "sum":
+            (operand,) = op.inputs
+            part = self.part(operand, known[operand])
+            term = b.op("sum", b.op("cast", part, dtype=f32) if wide else part, **op.attrs)
+            return term if total is None else b.op("add", total, term)
+        rows = next(known[item] for item in op.inputs if item in known)
+        factors: list[Value] = []
+        for item, dim in zip(op.inputs, (1, 0), strict=True):
+            part = self.part(item, rows._replace(dims=(dim,)))
+            factors.append(b.op("cast", part, dtype=f32) if wide else part)
+        return b.op("matmul", *factors) if total is None else b.op("gemm", *factors, total, accumulate=True)
+
+    def whole(self, operand: Operand) -> Operand:
+        """An operand as it is."""
+        return self.work.whole.get(operand, operand) if isinstance(operand, Value) else operand
+
+    def part(self, value: Value, rows: Rows) -> Value:
+        """The part of a value that belongs to the chunk."""
+        if value in self.env:
+            return self.env[value]
+        key = value, rows
+        if key not in self.parts:
+            inside = value.op in self.work.inside
+            cloned = None if inside or value.op is None else self._computed_again(value, rows)
+            self.parts[key] = cloned or self._sliced(self.work.whole.get(value, value), rows)
+        return self.parts[key]
+
+    def _sliced(self, value: Value, rows: Rows) -> Value:
+        for span in spans(rows, self.chunk):
+            if span.dim >= 0 and value.shape[span.dim] not in (1, span.stop - span.start):
+                value = self.builder.op("slice", value, dim=span.dim, start=span.start, stop=span.stop, step=1)
+        return value
+
+    def _computed_again(self, value: Value, rows: Rows) -> Value | None:
+        """The part of a large value that does not come from the product, such as a one-hot matrix, made chunk by chunk."""
+        op = value.op
+        assert op is not None
+        is_large = self.region.is_large
+        if len(op.results) != 1 or not (is_large(value) or any(is_large(item) for item in op.inputs)):
+            return None
+        kind = get(op.name).kind
+        simple = kind in (Kind.POINTWISE, Kind.CREATION) or op.name in ("reshape", "permute", "expand")
+        simple = simple or (is_expanding(op) and rows.dims == (0,))  # another product, such as a teacher's logits
+        if not simple and not (kind is Kind.REDUCTION and "dims" in op.attrs):
+            return None
+        if op.name == "iota" or op.attrs.get("effect"):
+            return None
+        factors = list(op.inputs)[: 1 if op.name == "matmul" else None]
+        needs = [rows_of_operand(op, item, rows, self.region.batches) for item in factors]
+        return None if any(found is None for found in needs) or min(rows.dims) < 0 else self._clone(op, rows)
+
+    def _clone(self, op: Op, rows: Rows) -> Value:
+        """An op on the parts of its operands; `rows` are those of its result."""
+        operands: list[Operand] = []
+        for number, item in enumerate(op.operands):
+            if not isinstance(item, Value) or (op.name == "matmul" and number == 1):
+                operands.append(self.whole(item))
+                continue
+            own = self.region.known.get(item) or rows_of_operand(op, item, rows, self.region.batches)
+            assert own is not None
+            operands.append(self.part(item, own) if own.dims else self.whole(item))
+        if op.name == "slice" and op.attrs["dim"] in rows.dims:
+            return self._slice_of(op, operands[0], rows)
+        return self.builder.op(op.name, *operands, **self._attrs(op, rows))
+
+    def _slice_of(self, op: Op, part: Operand, rows: Rows) -> Value:
+        """A slice of positions: those of the chunk that it holds."""
+        assert isinstance(part, Value)
+        before, own = self.region.known[next(op.inputs)], positions(rows, self.chunk)
+        start = positions(before, self.chunk)[0]
+        moved = rows.offset - before.offset
+        low, high = own[0] + moved - start, own[1] + moved - start
+        if (low, high) == (0, part.shape[op.attrs["dim"]]):
+            return part
+        return self.builder.op("slice", part, dim=op.attrs["dim"], start=low, stop=high, step=1)
+
+    def _attrs(self, op: Op, rows: Rows) -> Mapping[str, object]:
+        if "shape" in op.attrs:
+            return {**op.attrs, "shape": part_shape(int_shape(op.result), rows, self.chunk)}
+        if op.name == "pad":
+            (operand,) = op.inputs
+            before, after = (positions(item, self.chunk) for item in (self.region.known[operand], rows))
+            dim, shift = rows.dims[-1], self.region.known[operand].offset - rows.offset
+            low, high = list(op.attrs["low"]), list(op.attrs["high"])
+            low[dim], high[dim] = before[0] + shift - after[0], after[1] - before[1] - shift
+            return {**op.attrs, "low": tuple(low), "high": tuple(high)}
+        return op.attrs
+
+
+def rows_of_operand(op: Op, operand: Value, rows: Rows, batches: int) -> Rows | None:
+    """Where an operand has the rows that an op's result has; without dims when it has none, None when that is not known.
+
+    Args:
+        rows: of the result.
+    """
+    if op.name == "permute":
+        return rows._replace(dims=tuple(op.attrs["dims"][dim] for dim in rows.dims))
+    if op.name == "reshape":
+        try:
+            return through_reshape(int_shape(op.result), int_shape(operand), rows, batches)
+        except Refine:
+            return None
+    if get(op.name).kind is Kind.REDUCTION:
+        dims = [dim for dim in range(operand.type.rank) if op.attrs["keepdim"] or dim not in op.attrs["dims"]]
+        return rows._replace(dims=tuple(dims[dim] for dim in rows.dims))
+    own = shifted(rows, operand.type.rank - op.result.type.rank)
+    return own if any(dim >= 0 and operand.shape[dim] != 1 for dim in own.dims) else own._replace(dims=())
