@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.segments import Step
     from graphc.ir.graph import Graph
+    from graphc.passes.base import PassContext
     from graphc.loopir.kernel import Kernel
     from graphc.program.plan import Plan
     from graphc.program.record import Program
@@ -114,11 +115,13 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
     from graphc.differentiable import Differentiable
     from graphc.passes.partition import partition
+    from graphc.passes.pipeline import large_products
 
     joint = captured.joint
     assert joint is not None
     with _collector_paused():
-        split = partition(joint.graph, len(joint.results), len(joint.wanted))
+        again = large_products(joint.graph, _context(options, _choose_backend(joint.graph, options)))
+        split = partition(joint.graph, len(joint.results), len(joint.wanted), again)
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 
@@ -314,12 +317,17 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
     return Compilation(graph, options, "interpret", lambda inputs: interpret(graph, inputs))
 
 
-def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
+def _context(options: Options, backend: str) -> PassContext:
     from graphc.passes.base import PassContext
+
+    return PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu")
+
+
+def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
     from graphc.passes.pipeline import optimize
 
     copy = graph.copy()  # passes rewrite in place, and the captured stage stays as it is
-    optimize(copy, PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu"))
+    optimize(copy, _context(options, backend))
     _dump(options.name, "optimized.graph", lambda: str(copy))
     return copy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from graphc.ir.graph import Attr, Graph, Op, Operand, Value
 from graphc.ir.types import TensorType
 from graphc.ops.registry import Kind
 from graphc.passes.base import PassContext, PassResult, Rewriter
+from graphc.passes.layout import int_shape
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,22 @@ class ExpandComposites:
 
     Composites in `ctx.keep` stay whole. Expansions compute reduced floats in f32 and round once at the end, as eager's
     kernels do, so they are right under both settings of `ctx.numerics`.
+
+    Args:
+        least_bytes: only those that read a value of so many bytes.
     """
 
     name: ClassVar[str] = "expand-composites"
+    least_bytes: int = 0
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        return Rewriter(graph, ctx).run(_Expander(), _Composites(ctx))
+        expander = _Expander()
+
+        def expand_large(rewriter: Rewriter, op: Op) -> Sequence[Value] | None:
+            sizes = (math.prod(int_shape(item)) * item.dtype.itemsize for item in op.inputs)
+            return expander(rewriter, op) if max(sizes, default=0) >= self.least_bytes else None
+
+        return Rewriter(graph, ctx).run(expand_large if self.least_bytes else expander, _Composites(ctx))
 
 
 class _Composites(dict[str, bool]):

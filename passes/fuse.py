@@ -145,6 +145,7 @@ class _Fuser:
         self._find_cheap()
         self._widen_products()
         self._place_outputs()
+        self._store_pieces()
         for op in reversed(self.ops):
             self._visit(op)
         self.groups.reverse()
@@ -312,6 +313,16 @@ class _Fuser:
                     self.needed.add(base)
                     continue
             self.needed.add(value)
+
+    def _store_pieces(self) -> None:
+        """What one piece of a large product gives is stored, by the last one as by all others: so their kernels are one,
+        and nothing computes it again when the piece is gone."""
+        pieces = {item for op in self.ops if op.name == "gemm" for item in op.operands[2:] if isinstance(item, Value)}
+        self.needed.update(pieces)
+        if pieces:
+            for op in self.ops:
+                if op.name == "concat" and not pieces.isdisjoint(op.operands):
+                    self.needed.update(op.inputs)
 
     # the sweep
 

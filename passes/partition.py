@@ -11,6 +11,7 @@ Source: PyTorch AOTAutograd, `min_cut_rematerialization_partition`; max-flow min
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 from graphc.ir.dims import Dim
@@ -43,12 +44,13 @@ class Split:
     reused: list[int]
 
 
-def partition(graph: Graph, cotangents: int, gradients: int) -> Split:
+def partition(graph: Graph, cotangents: int, gradients: int, again: Container[Op] = ()) -> Split:
     """Split a joint graph.
 
     Args:
         cotangents: how many of its last inputs are cotangents.
         gradients: how many of its last outputs are gradients.
+        again: products that may be computed again, since their results are too large to be saved.
     """
     given = set(graph.inputs[len(graph.inputs) - cotangents :])
     late: set[Value] = set(given)
@@ -59,7 +61,7 @@ def partition(graph: Graph, cotangents: int, gradients: int) -> Split:
     wanted = [output.value for output in graph.outputs[count:]]
     needed = _needed_late(graph, late, wanted)
     written = {write.target for write in graph.writes}
-    saved = _cut(graph, needed, written)
+    saved = _cut(graph, needed, written, again)
     return _Splitter(graph, given, late, saved, written, count).run()
 
 
@@ -87,17 +89,17 @@ def _bytes(value: Value) -> int:
     return math.prod(int_shape(value)) * value.dtype.itemsize
 
 
-def _cut(graph: Graph, needed: set[Value], written: set[Input]) -> list[Value]:
+def _cut(graph: Graph, needed: set[Value], written: set[Input], again: Container[Op]) -> list[Value]:
     """The values to save: inputs among them cost next to nothing, unless the forward pass overwrites them."""
     if not needed:
         return []
     import networkx as nx
 
     flow = nx.DiGraph()
-    wanted = _reach(needed)
+    wanted = _reach(needed, again)
     for value in wanted:
         flow.add_edge((value, 0), (value, 1), capacity=_cost(value, written))
-        if value.op is None or not _is_cheap(value.op) or _is_constant(value):
+        if value.op is None or not (_is_cheap(value.op) or value.op in again) or _is_constant(value):
             flow.add_edge("have", (value, 0), capacity=_INFINITE)
         else:
             for operand in value.op.inputs:
@@ -122,8 +124,8 @@ def _is_constant(value: Value) -> bool:
     return value.op is not None and _is_cheap(value.op) and not any(True for _ in value.op.inputs)
 
 
-def _reach(needed: set[Value]) -> list[Value]:
-    """Needed values and all that they can be computed from by cheap ops alone."""
+def _reach(needed: set[Value], again: Container[Op]) -> list[Value]:
+    """Needed values and all that they can be computed from by cheap ops, and those of `again`, alone."""
     found: dict[Value, None] = {}
     stack = list(needed)
     while stack:
@@ -131,7 +133,7 @@ def _reach(needed: set[Value]) -> list[Value]:
         if value in found:
             continue
         found[value] = None
-        if value.op is not None and _is_cheap(value.op):
+        if value.op is not None and (_is_cheap(value.op) or value.op in again):
             stack.extend(value.op.inputs)
     return list(found)
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from graphc.errors import InvalidGraphError
-from graphc.ir.graph import Graph
+from graphc.ir.graph import Graph, Op
 from graphc.ir.verifier import verify
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
@@ -16,7 +16,7 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.products import MergeProducts
-from graphc.passes.row_chunks import ChunkRows
+from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
 
 PREPARE: tuple[Pass, ...] = (
@@ -97,6 +97,20 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             if not records[-1].modified:
                 break
     return records
+
+
+def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
+    """Products of a joint graph that are computed in chunks of rows, and so once more in the backward pass.
+
+    Losses of such products are expanded in place, since what the backward pass needs of them is a few numbers per row.
+    """
+    pass_ = ChunkRows()
+    if not any(pass_.rows_of_chunk(op, ctx) for op in graph.ops):
+        return set()
+    for item in (ExpandComposites(least_bytes=ctx.settings.chunk_bytes), EliminateDeadCode()):
+        run_pass(item, graph, ctx)
+    seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
+    return {op for op in seeds if find_region(graph, op) is not None}
 
 
 def run_pass(item: Pass, graph: Graph, ctx: PassContext) -> PassRecord:

@@ -31,6 +31,7 @@ from graphc.passes.rows import (
     adds_up_rows,
     part_shape,
     positions,
+    reduced_dims,
     rows_of_result,
     shifted,
     spans,
@@ -41,6 +42,7 @@ MIN_ROWS = {"cpu": 128, "cuda": 1024}
 """Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
 MAX_CHUNKS = 64
 """Chunks at most, for compile time."""
+_VIEWS = ("reshape", "permute", "expand", "slice")
 EXPANSION = 4
 """A product is a candidate when its rows are at least so many times longer than those of its left operand."""
 
@@ -85,17 +87,17 @@ class ChunkRows:
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         modified = False
         for seed in [op for op in graph.ops if op.name == "matmul"]:
-            count = self._rows_of_chunk(seed, ctx)
+            count = self.rows_of_chunk(seed, ctx)
             region = find_region(graph, seed) if count else None
             if region is None:
                 continue
-            chunks = _chunks(int_shape(seed.result)[0], region.batches, count)
+            chunks = _chunks(region.count, region.batches, count)
             if len(chunks) > 1 and all(_has_rows(rows, chunk) for rows in region.known.values() for chunk in chunks):
                 _Rewriting(graph, ctx, region, chunks).run()
                 modified = True
         return PassResult(modified)
 
-    def _rows_of_chunk(self, seed: Op, ctx: PassContext) -> int:
+    def rows_of_chunk(self, seed: Op, ctx: PassContext) -> int:
         """Rows to compute at a time; 0 for a product that stays whole."""
         if not is_expanding(seed):
             return 0
@@ -135,6 +137,11 @@ class Region:
     ops: list[Op] = field(default_factory=list)
     sums: set[Op] = field(default_factory=set)
     level: dict[Op, int] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Rows of the product."""
+        return int_shape(self.seed.result)[0]
 
     def is_large(self, value: Value) -> bool:
         """Whether a value is about as large as the product."""
@@ -373,7 +380,7 @@ class _Writer:
         if op is self.region.seed:
             left, right = op.operands
             assert isinstance(left, Value)
-            part = self.part(left, self.region.known[op.result])
+            part = self.part(left, self.region.known[op.result], again=False)
             after = dict.fromkeys(item for item in self.work.order if item is not part)
             if after:
                 self.env[op.result] = self.builder.op("gemm", part, self.whole(right), *after, accumulate=False)
@@ -394,7 +401,7 @@ class _Writer:
         rows = next(known[item] for item in op.inputs if item in known)
         factors: list[Value] = []
         for item, dim in zip(op.inputs, (1, 0), strict=True):
-            part = self.part(item, rows._replace(dims=(dim,)))
+            part = self.part(item, rows._replace(dims=(dim,)), again=False)
             factors.append(b.op("cast", part, dtype=f32) if wide else part)
         return b.op("matmul", *factors) if total is None else b.op("gemm", *factors, total, accumulate=True)
 
@@ -402,14 +409,19 @@ class _Writer:
         """An operand as it is."""
         return self.work.whole.get(operand, operand) if isinstance(operand, Value) else operand
 
-    def part(self, value: Value, rows: Rows) -> Value:
-        """The part of a value that belongs to the chunk."""
+    def part(self, value: Value, rows: Rows, again: bool = True) -> Value:
+        """The part of a value that belongs to the chunk.
+
+        Args:
+            again: small values may be computed again instead of being read.
+        """
         if value in self.env:
             return self.env[value]
         key = value, rows
         if key not in self.parts:
             inside = value.op in self.work.inside
-            cloned = None if inside or value.op is None else self._computed_again(value, rows)
+            again = value.op is not None and not inside and (again or self.region.is_large(value))
+            cloned = self._computed_again(value, rows) if again else None
             self.parts[key] = cloned or self._sliced(self.work.whole.get(value, value), rows)
         return self.parts[key]
 
@@ -420,16 +432,18 @@ class _Writer:
         return value
 
     def _computed_again(self, value: Value, rows: Rows) -> Value | None:
-        """The part of a large value that does not come from the product, such as a one-hot matrix, made chunk by chunk."""
-        op = value.op
+        """The part of a value that does not come from the product: large ones, such as a one-hot matrix, are made chunk
+        by chunk; so are small ones with a number per row, such as what becomes of labels, so that the kernels of all
+        chunks read memory in the same way and are one."""
+        op, region = value.op, self.region
         assert op is not None
-        is_large = self.region.is_large
-        if len(op.results) != 1 or not (is_large(value) or any(is_large(item) for item in op.inputs)):
+        large = [item for item in (value, *op.inputs) if region.is_large(item)]
+        if len(op.results) != 1 or not (large or math.prod(int_shape(value)) <= region.count):
             return None
         kind = get(op.name).kind
-        simple = kind in (Kind.POINTWISE, Kind.CREATION) or op.name in ("reshape", "permute", "expand")
+        simple = kind in (Kind.POINTWISE, Kind.CREATION) or op.name in _VIEWS
         simple = simple or (is_expanding(op) and rows.dims == (0,))  # another product, such as a teacher's logits
-        if not simple and not (kind is Kind.REDUCTION and "dims" in op.attrs):
+        if not simple and not (large and kind is Kind.REDUCTION):
             return None
         if op.name == "iota" or op.attrs.get("effect"):
             return None
@@ -454,7 +468,10 @@ class _Writer:
     def _slice_of(self, op: Op, part: Operand, rows: Rows) -> Value:
         """A slice of positions: those of the chunk that it holds."""
         assert isinstance(part, Value)
-        before, own = self.region.known[next(op.inputs)], positions(rows, self.chunk)
+        (operand,) = op.inputs
+        before = self.region.known.get(operand) or rows_of_operand(op, operand, rows, self.region.batches)
+        own = positions(rows, self.chunk)
+        assert before is not None
         start = positions(before, self.chunk)[0]
         moved = rows.offset - before.offset
         low, high = own[0] + moved - start, own[1] + moved - start
@@ -483,13 +500,18 @@ def rows_of_operand(op: Op, operand: Value, rows: Rows, batches: int) -> Rows | 
     """
     if op.name == "permute":
         return rows._replace(dims=tuple(op.attrs["dims"][dim] for dim in rows.dims))
+    if op.name == "slice" and op.attrs["dim"] in rows.dims:
+        start, dim = op.attrs["start"], op.attrs["dim"]
+        if dim != rows.dims[-1] or op.attrs["step"] != 1 or (len(rows.dims) == 1 and batches > 1):
+            return None
+        return rows._replace(size=int_shape(operand)[dim], offset=rows.offset - start)
     if op.name == "reshape":
         try:
             return through_reshape(int_shape(op.result), int_shape(operand), rows, batches)
         except Refine:
             return None
     if get(op.name).kind is Kind.REDUCTION:
-        dims = [dim for dim in range(operand.type.rank) if op.attrs["keepdim"] or dim not in op.attrs["dims"]]
+        dims = [dim for dim in range(operand.type.rank) if op.attrs["keepdim"] or dim not in reduced_dims(op)]
         return rows._replace(dims=tuple(dims[dim] for dim in rows.dims))
     own = shifted(rows, operand.type.rank - op.result.type.rank)
     return own if any(dim >= 0 and operand.shape[dim] != 1 for dim in own.dims) else own._replace(dims=())

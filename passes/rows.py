@@ -101,7 +101,7 @@ def rows_of_result(op: Op, known: Mapping[Value, Rows], batches: int) -> Rows | 
     rule = _RULES.get(op.name)
     if rule is not None:
         return rule(op, known, batches)
-    return _of_reduction(op, known) if definition.kind is Kind.REDUCTION and "dims" in op.attrs else None
+    return _of_reduction(op, known) if definition.kind is Kind.REDUCTION else None
 
 
 def _of_pointwise(op: Op, known: Mapping[Value, Rows]) -> Rows | None:
@@ -174,12 +174,20 @@ def _of_matmul(op: Op, known: Mapping[Value, Rows], batches: int) -> Rows | None
 
 
 def _of_reduction(op: Op, known: Mapping[Value, Rows]) -> Rows | None:
-    rows, dims = known[_only(op)], set(op.attrs["dims"])
+    rows, dims = known[_only(op)], reduced_dims(op)
     if dims.intersection(rows.dims):
         return None
     if op.attrs["keepdim"]:
         return rows
     return rows._replace(dims=tuple(dim - sum(other < dim for other in dims) for dim in rows.dims))
+
+
+def reduced_dims(op: Op) -> frozenset[int]:
+    """The dims that a reduction is over."""
+    if "dims" in op.attrs:
+        return frozenset(op.attrs["dims"])
+    dim = op.attrs["dim"]
+    return frozenset(range(_only(op).type.rank)) if dim is None else frozenset((dim,))
 
 
 _RULES = {

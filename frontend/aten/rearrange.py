@@ -108,6 +108,41 @@ def _rolled(imp: Importer, value: Value, amount: int, dim: int) -> Value:
     return imp.b.op("concat", imp.slice(value, dim, cut, size), imp.slice(value, dim, 0, cut), dim=dim)
 
 
+def _among_zeros(imp: Importer, part: Value, dim: int, start: int, size: int) -> Value:
+    """A tensor of zeros but for `part` at `start` of a dim that is `size` long."""
+    low, high = [0] * part.type.rank, [0] * part.type.rank
+    low[dim], high[dim] = start, size - start - _shape(part)[dim]
+    if not low[dim] and not high[dim]:
+        return part
+    zero = fitting(0, part.dtype)
+    return imp.b.op("pad", part, low=tuple(low), high=tuple(high), value=zero)
+
+
+@rule("aten.slice_backward.default", layout=CONTIGUOUS)
+def slice_backward(
+    imp: Importer, grad_output: Value, input_sizes: Sequence[int], dim: int, start: int, end: int, step: int
+) -> Value:
+    supported(grad_output)
+    axis = wrap_dim(dim, len(input_sizes))
+    size = input_sizes[axis]
+    first, last, _ = slice(start, end, 1).indices(size)
+    shape = (*input_sizes[:axis], max(last - first, 0), *input_sizes[axis + 1 :])
+    if step != 1 or _shape(grad_output) != shape:
+        raise Decline("gaps, or eager raises")
+    return _among_zeros(imp, grad_output, axis, first if shape[axis] else 0, size)
+
+
+@rule("aten.select_backward.default", layout=CONTIGUOUS)
+def select_backward(imp: Importer, grad_output: Value, input_sizes: Sequence[int], dim: int, index: int) -> Value:
+    supported(grad_output)
+    axis = wrap_dim(dim, len(input_sizes))
+    size = input_sizes[axis]
+    if not -size <= index < size or _shape(grad_output) != (*input_sizes[:axis], *input_sizes[axis + 1 :]):
+        raise Decline("eager raises")
+    part = imp.reshape(grad_output, (*input_sizes[:axis], 1, *input_sizes[axis + 1 :]))
+    return _among_zeros(imp, part, axis, index % size, size)
+
+
 @rule("aten.constant_pad_nd.default")
 def constant_pad_nd(imp: Importer, self: Value, pad: Sequence[int], value: Operand = 0) -> Value:
     supported(self)

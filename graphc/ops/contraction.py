@@ -61,11 +61,17 @@ def _gemm(a: torch.Tensor, b: torch.Tensor, *rest: torch.Tensor, accumulate: boo
     return torch.addmm(rest[0], a, b) if accumulate else torch.mm(a, b)
 
 
+def _gemm_call(op: Op) -> AtenCall:
+    if op.attrs["accumulate"]:
+        return "aten.addmm.default", (Ref(2), Ref(0), Ref(1)), {}
+    return "aten.mm.default", (Ref(0), Ref(1)), {}
+
+
 register(
     OpDef(
         "gemm", Kind.CONTRACTION,
         "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are not "
         "read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
-        _infer_gemm, _gemm, flops=_flops,
+        _infer_gemm, _gemm, call=_gemm_call, flops=_flops,
     )
 )  # fmt: skip
