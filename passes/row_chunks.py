@@ -38,7 +38,7 @@ from graphc.passes.rows import (
     through_reshape,
 )
 
-MIN_ROWS = {"cpu": 128, "cuda": 1024}
+MIN_ROWS = {"cpu": 256, "cuda": 1024}
 """Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
 MAX_CHUNKS = 64
 """Chunks at most, for compile time."""
@@ -76,13 +76,11 @@ class ChunkRows:
     The second product names the results of the first chunk, so that it is computed after them.
 
     Args:
-        chunk_bytes: bytes of the product to compute at a time; None: the setting.
-        rows: rows of a chunk; None: by the cost model.
+        rows: rows of a chunk; 0: by the cost model.
     """
 
     name: ClassVar[str] = "chunk-rows"
-    chunk_bytes: int | None = None
-    rows: int | None = None
+    rows: int = 0
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         modified = False
@@ -102,8 +100,8 @@ class ChunkRows:
         if not is_expanding(seed):
             return 0
         rows, columns = int_shape(seed.result)
-        limit = ctx.settings.chunk_bytes if self.chunk_bytes is None else self.chunk_bytes
-        found = self.rows or rows_per_chunk(rows, columns * seed.result.dtype.itemsize, limit, ctx.target)
+        row_bytes = columns * seed.result.dtype.itemsize
+        found = self.rows or rows_per_chunk(rows, row_bytes, ctx.settings.chunk_bytes, ctx.target)
         return found if found < rows else 0
 
 
