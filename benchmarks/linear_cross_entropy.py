@@ -1,6 +1,7 @@
 """A language model's head and loss: linear and cross-entropy over a large vocabulary, forward and backward.
 
-    python benchmarks/linear_cross_entropy.py [--tokens N] [--width K] [--vocabulary V] [--against inductor] [--rounds N]
+    python benchmarks/linear_cross_entropy.py [--tokens N] [--width K] [--vocabulary V] [--rounds N]
+        [--against inductor]
 
 Rounds of the contenders are interleaved. `peak` is what one call allocates at most, a compiled program's arena and the
 gradients included; the gradients alone are `(V K + N K) * 4` bytes, the logits `N V * 4`. `max error` is the largest

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.segments import Step
     from graphc.ir.graph import Graph
-    from graphc.passes.base import PassContext
     from graphc.loopir.kernel import Kernel
+    from graphc.passes.base import PassContext
     from graphc.program.plan import Plan
     from graphc.program.record import Program
     from graphc.runtime.load import Executable

@@ -315,8 +315,8 @@ class _Fuser:
             self.needed.add(value)
 
     def _store_pieces(self) -> None:
-        """What one piece of a large product gives is stored, by the last one as by all others: so their kernels are one,
-        and nothing computes it again when the piece is gone."""
+        """What a piece of a large product gives is stored, that of the last one too: so all have the same kernels, and
+        nothing computes it again when the piece is gone."""
         pieces = {item for op in self.ops if op.name == "gemm" for item in op.operands[2:] if isinstance(item, Value)}
         self.needed.update(pieces)
         if pieces:

@@ -370,6 +370,8 @@ class _Writer:
         return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
 
     def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
+        if 0 in place.shape:  # never needed, but a loop that does not run may have it read before
+            return self.constant(False if value.dtype.kind == "bool" else 0, value.dtype.compute)
         number = self.outline.argument(place, False)
         self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
         flat = flat_index(index, place.strides)

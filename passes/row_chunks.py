@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Operand, Value
@@ -24,27 +24,14 @@ from graphc.ir.types import f32
 from graphc.ops.registry import Kind, get
 from graphc.passes.base import PassContext, PassResult, redirect_ends
 from graphc.passes.layout import int_shape
-from graphc.passes.rows import (
-    Chunk,
-    Refine,
-    Rows,
-    adds_up_rows,
-    part_shape,
-    positions,
-    reduced_dims,
-    rows_of_result,
-    shifted,
-    spans,
-    through_reshape,
-)
+from graphc.passes.row_regions import Region, find_region, is_expanding
+from graphc.passes.rows import Chunk, Rows, part_shape, positions, rows_of_operand, spans
 
 MIN_ROWS = {"cpu": 256, "cuda": 1024}
 """Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
 MAX_CHUNKS = 64
 """Chunks at most, for compile time."""
 _VIEWS = ("reshape", "permute", "expand", "slice")
-EXPANSION = 4
-"""A product is a candidate when its rows are at least so many times longer than those of its left operand."""
 
 
 def rows_per_chunk(rows: int, row_bytes: int, chunk_bytes: int, target: str) -> int:
@@ -103,130 +90,6 @@ class ChunkRows:
         row_bytes = columns * seed.result.dtype.itemsize
         found = self.rows or rows_per_chunk(rows, row_bytes, ctx.settings.chunk_bytes, ctx.target)
         return found if found < rows else 0
-
-
-def is_expanding(op: Op) -> bool:
-    """Whether an op is a product of two matrices with rows much longer than those of its left operand."""
-    if op.name != "matmul" or op.result.type.rank != 2 or not op.result.dtype.is_float:
-        return False
-    left = op.operands[0]
-    assert isinstance(left, Value)
-    inner, (rows, columns) = int_shape(left)[1], int_shape(op.result)
-    return rows > 1 and columns >= EXPANSION * max(inner, 1)
-
-
-@dataclass
-class Region:
-    """A product and what works on its rows.
-
-    Attributes:
-        seed: the product.
-        batches: B; see `graphc.passes.rows`.
-        known: values that consist of rows.
-        ops: ops to be done chunk by chunk, in program order: they read large values, or what they read needs them.
-        sums: those of them that add up rows.
-        level: of each op, the round in which it is done.
-        large: values of about the size of the product.
-    """
-
-    seed: Op
-    batches: int
-    known: dict[Value, Rows]
-    ops: list[Op] = field(default_factory=list)
-    sums: set[Op] = field(default_factory=set)
-    level: dict[Op, int] = field(default_factory=dict)
-
-    @property
-    def count(self) -> int:
-        """Rows of the product."""
-        return int_shape(self.seed.result)[0]
-
-    def is_large(self, value: Value) -> bool:
-        """Whether a value is about as large as the product."""
-        return EXPANSION * math.prod(int_shape(value)) > math.prod(int_shape(self.seed.result))
-
-
-def find_region(graph: Graph, seed: Op) -> Region | None:
-    """What is to be done chunk by chunk with a product; None when the product, or its like, is needed whole."""
-    region = _spread(graph, seed, 1)
-    if region is None:
-        return None
-    live = graph.live_out()
-    reads_large: set[Op] = {seed}
-    for op in graph.ops:
-        if any(item in region.known and region.is_large(item) for item in op.inputs):
-            if op not in region.sums and not (op.results and op.result in region.known):
-                return None
-            reads_large.add(op)
-    if any(value in live for value in region.known if region.is_large(value)):
-        return None
-    wanted: set[Value] = set()
-    for op in reversed(graph.ops):
-        is_row = len(op.results) == 1 and op.result in region.known
-        if op in reads_large or (is_row and op.result in wanted):
-            region.ops.append(op)
-            wanted.update(op.inputs)
-    region.ops.reverse()
-    if not any(_reduces_rows(region, op, wanted) for op in graph.ops) or _has_effects(graph, region, wanted):
-        return None
-    _find_levels(graph, region)
-    return region
-
-
-def _has_effects(graph: Graph, region: Region, wanted: set[Value]) -> bool:
-    """Whether an op with an effect would have to move up for what the region reads."""
-    needed, inside = set(wanted), set(region.ops)
-    for op in reversed(graph.ops[graph.ops.index(region.seed) :]):
-        if op not in inside and any(result in needed for result in op.results):
-            if get(op.name).effect or op.attrs.get("effect"):
-                return True
-            needed.update(op.inputs)
-    return False
-
-
-def _spread(graph: Graph, seed: Op, batches: int) -> Region | None:
-    """All values that are made from the product row by row, and the sums over rows."""
-    region = Region(seed, batches, {})
-    region.known[seed.result] = Rows((0,), int_shape(seed.result)[0] // batches)
-    try:
-        for op in graph.ops[graph.ops.index(seed) + 1 :]:
-            if not any(item in region.known for item in op.inputs):
-                continue
-            rows = rows_of_result(op, region.known, batches)
-            if rows is not None:
-                region.known[op.result] = rows
-            elif op.name in ("sum", "matmul") and adds_up_rows(op, region.known):
-                region.sums.add(op)
-    except Refine as found:
-        return None if batches > 1 or found.batches < 2 else _spread(graph, seed, found.batches)
-    return region
-
-
-def _reduces_rows(region: Region, op: Op, wanted: set[Value]) -> bool:
-    """Whether an op takes one number of each row of a large value, which is one of the region or is for it."""
-    if get(op.name).kind is not Kind.REDUCTION and op.name != "gather":
-        return False
-    if op in region.sums or len(op.results) != 1:
-        return False
-    operand = op.operands[0]
-    assert isinstance(operand, Value)
-    concerned = operand in region.known or op.result in wanted
-    return concerned and region.is_large(operand) and not region.is_large(op.result)
-
-
-def _find_levels(graph: Graph, region: Region) -> None:
-    """The round of each op: what needs something of all rows comes one round after it."""
-    inside = set(region.ops)
-    made: dict[Value, int] = {}
-    for op in graph.ops:
-        known = [region.level[o] + (o in region.sums) for o in (item.op for item in op.inputs) if o in region.level]
-        if op in inside:
-            others = [made.get(item, 0) for item in op.inputs if item.op not in region.level]
-            region.level[op] = max([*known, *others], default=0)
-            made.update((result, region.level[op] + 1) for result in op.results)
-        else:
-            level = max((made.get(item, 0) for item in op.inputs), default=0)
-            made.update((result, level) for result in op.results)
 
 
 class _Rewriting:
@@ -298,9 +161,7 @@ class _Rewriting:
         needed: set[Op] = {op for op, own in self.region.level.items() if own == level}
         for op in reversed(self.region.ops):
             if op in needed:
-                needed.update(
-                    item.op for item in op.inputs if item.op in self.inside and self.region.is_large(item)
-                )  # type: ignore[arg-type]  # an op of the region is one
+                needed.update(item.op for item in op.inputs if item.op in self.inside and self.region.is_large(item))
         return [op for op in self.region.ops if op in needed]
 
     def _emit_needs(self, ops: Sequence[Op]) -> None:
@@ -332,7 +193,9 @@ class _Rewriting:
         batches: dict[tuple[int, int], list[Value]] = {}
         for chunk, part in zip(self.chunks, parts, strict=True):
             batches.setdefault((chunk.first, chunk.last), []).append(part)
-        joined = [found[0] if len(found) == 1 else b.op("concat", *found, dim=rows.dims[1]) for found in batches.values()]
+        joined = [
+            found[0] if len(found) == 1 else b.op("concat", *found, dim=rows.dims[1]) for found in batches.values()
+        ]
         result = joined[0] if len(joined) == 1 else b.op("concat", *joined, dim=rows.dims[0])
         assert result.shape == shape
         return result
@@ -488,28 +351,3 @@ class _Writer:
             low[dim], high[dim] = before[0] + shift - after[0], after[1] - before[1] - shift
             return {**op.attrs, "low": tuple(low), "high": tuple(high)}
         return op.attrs
-
-
-def rows_of_operand(op: Op, operand: Value, rows: Rows, batches: int) -> Rows | None:
-    """Where an operand has the rows that an op's result has; without dims when it has none, None when that is not known.
-
-    Args:
-        rows: of the result.
-    """
-    if op.name == "permute":
-        return rows._replace(dims=tuple(op.attrs["dims"][dim] for dim in rows.dims))
-    if op.name == "slice" and op.attrs["dim"] in rows.dims:
-        start, dim = op.attrs["start"], op.attrs["dim"]
-        if dim != rows.dims[-1] or op.attrs["step"] != 1 or (len(rows.dims) == 1 and batches > 1):
-            return None
-        return rows._replace(size=int_shape(operand)[dim], offset=rows.offset - start)
-    if op.name == "reshape":
-        try:
-            return through_reshape(int_shape(op.result), int_shape(operand), rows, batches)
-        except Refine:
-            return None
-    if get(op.name).kind is Kind.REDUCTION:
-        dims = [dim for dim in range(operand.type.rank) if op.attrs["keepdim"] or dim not in reduced_dims(op)]
-        return rows._replace(dims=tuple(dims[dim] for dim in rows.dims))
-    own = shifted(rows, operand.type.rank - op.result.type.rank)
-    return own if any(dim >= 0 and operand.shape[dim] != 1 for dim in own.dims) else own._replace(dims=())

@@ -251,3 +251,28 @@ def _matched(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int
             shorter.append(rest.pop(0))
         groups.append((left, right))
     return groups
+
+
+def rows_of_operand(op: Op, operand: Value, rows: Rows, batches: int) -> Rows | None:
+    """Where an operand has the rows of an op's result; without dims when it has none, None when that is not known.
+
+    Args:
+        rows: of the result.
+    """
+    if op.name == "permute":
+        return rows._replace(dims=tuple(op.attrs["dims"][dim] for dim in rows.dims))
+    if op.name == "slice" and op.attrs["dim"] in rows.dims:
+        start, dim = op.attrs["start"], op.attrs["dim"]
+        if dim != rows.dims[-1] or op.attrs["step"] != 1 or (len(rows.dims) == 1 and batches > 1):
+            return None
+        return rows._replace(size=int_shape(operand)[dim], offset=rows.offset - start)
+    if op.name == "reshape":
+        try:
+            return through_reshape(int_shape(op.result), int_shape(operand), rows, batches)
+        except Refine:
+            return None
+    if get(op.name).kind is Kind.REDUCTION:
+        dims = [dim for dim in range(operand.type.rank) if op.attrs["keepdim"] or dim not in reduced_dims(op)]
+        return rows._replace(dims=tuple(dims[dim] for dim in rows.dims))
+    own = shifted(rows, operand.type.rank - op.result.type.rank)
+    return own if any(dim >= 0 and operand.shape[dim] != 1 for dim in own.dims) else own._replace(dims=())

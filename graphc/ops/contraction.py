@@ -70,8 +70,8 @@ def _gemm_call(op: Op) -> AtenCall:
 register(
     OpDef(
         "gemm", Kind.CONTRACTION,
-        "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are not "
-        "read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
+        "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are "
+        "not read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
         _infer_gemm, _gemm, call=_gemm_call, flops=_flops,
     )
 )  # fmt: skip

@@ -171,7 +171,9 @@ def _gradients(model: Model) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def _trained(run: Form, model: Model, x: torch.Tensor, y: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _trained(
+    run: Form, model: Model, x: torch.Tensor, y: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Results and gradients of a form in eager."""
     found = run(model, x, y)
     _loss(found).backward()
