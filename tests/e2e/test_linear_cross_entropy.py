@@ -337,3 +337,44 @@ def test_an_empty_batch() -> None:
     compiled = graphc.compile(lambda x, y: F.cross_entropy(model.head(x), y, reduction="sum"))
     with torch.no_grad():
         assert compiled(x[:0], y[:0]).item() == 0.0
+
+
+def test_backward_of_a_sum_of_losses_inside_the_function() -> None:
+    """Asking again for gradients of the loss fails half-way, and must leave nothing in autograd's queue."""
+    weight = torch.randn(4, 3, requires_grad=True)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        weight.grad = None
+        loss = (x @ weight).sum() * 0.9 + (x @ weight).square().sum() * 0.1
+        loss.backward()
+        return loss
+
+    x = torch.randn(5, 4)
+    expected, grad = step(x).detach(), weight.grad
+    found = graphc.compile(step)(x)
+    torch.testing.assert_close((found.detach(), weight.grad), (expected, grad))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: x[:, 1:],
+        lambda x: x[:, :-2],
+        lambda x: x[2:4, 1],
+        lambda x: x[:, -1],
+        lambda x: x[:, 3:3],
+        lambda x: x[:, ::2],
+    ],
+    ids=["from", "to", "row", "last", "empty", "steps"],
+)
+def test_gradients_of_slices(part: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        (found,) = torch.autograd.grad(part(x * 2.0).square().sum(), x)
+        return found
+
+    x = torch.randn(5, 6, 2, requires_grad=True)
+    compiled = graphc.compile(gradient)
+    expected = gradient(x)
+    found = compiled(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert found.stride() == expected.stride()
