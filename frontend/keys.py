@@ -3,8 +3,8 @@
     %keys: i64[3] = extern() {op="aten.randint.default", args=[2305843009213693952, [3]], ...}
     %key: i64[1] = slice(%keys) {dim=0, start=1, stop=2, step=1}        the second draw of the program
 
-The call has a number per draw of its program: it grows while the function runs. It is an ATen call, so that the state of
-the generator is saved, set back and forked as in eager; it does not advance as far as in eager.
+The call has a number per draw of its program: it grows while the function runs. It is an ATen call, so that the state
+of the generator is saved, set back and forked as in eager; it does not advance as far as in eager.
 """
 
 from __future__ import annotations

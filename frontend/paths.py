@@ -204,7 +204,10 @@ class Decider:
         graph = self._recorder.graph
         cutter = Cutter(graph, self._start, self.names, self._constant_values)
         cutter.body()
-        live = [*(value for value in self._live() if value not in self._constant_values), *self._recorder.imp.keys.values]
+        live = [
+            *(value for value in self._live() if value not in self._constant_values),
+            *self._recorder.imp.keys.values,
+        ]
         if kind == NUMBER and (source := _source(operands[0])) is not None:
             live = [value for value in live if value is not source]  # a constant once the answer is known
         wanted = [v for v in dict.fromkeys((*operands, *live)) if v not in self.names and not isinstance(v, Input)]

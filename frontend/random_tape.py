@@ -1,8 +1,8 @@
 """The random draws of a capture, for code that rewinds torch's generator: activation checkpointing.
 
-Draws are ops in the graph, or the keys that they are made from. Saving the generator's state notes a place among them; setting a state saved in this capture
-goes back to that place, and the draws from there on are not made again but are the very ones made before, as in eager
-the same state gives the same numbers.
+Draws are ops in the graph, or the keys that they are made from. Saving the generator's state notes a place among
+them; setting a state saved in this capture goes back to that place, and the draws from there on are not made again
+but are the very ones made before, as in eager the same state gives the same numbers.
 """
 
 from __future__ import annotations

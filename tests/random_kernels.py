@@ -9,7 +9,7 @@ from graphc.ir.types import f32, i32, i64, u32
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
 
-I, J = symbol("i"), symbol("j")
+X, Y = symbol("i"), symbol("j")
 
 
 def _uniform(b: KernelBuilder, number: Dim, lane: int = 0) -> str:
@@ -34,11 +34,11 @@ def _words(n: int, m: int, number: Dim, place: Dim, lane: int = 0) -> Kernel:
 def _dropout(n: int, m: int) -> Kernel:
     """Two masks from one key, in one loop."""
     b = KernelBuilder((Axis("i", n), Axis("j", m)))
-    x, zero = b.load("x", f32, I * m + J), b.constant(0.0, f32)
+    x, zero = b.load("x", f32, X * m + Y), b.constant(0.0, f32)
     for lane in (0, 3):
-        kept = b.compute("lt", _uniform(b, I * m + J, lane), b.constant(0.7, f32))
+        kept = b.compute("lt", _uniform(b, X * m + Y, lane), b.constant(0.7, f32))
         x = b.compute("where", kept, b.compute("mul", x, b.constant(1.5, f32)), zero)
-    b.store("y", I * m + J, x)
+    b.store("y", X * m + Y, x)
     buffers = (Buffer("key", i64, 2, "in"), Buffer("x", f32, n * m, "in"), Buffer("y", f32, n * m, "out"))
     return b.finish("dropout", buffers)
 
@@ -46,21 +46,21 @@ def _dropout(n: int, m: int) -> Kernel:
 def _row_maximum(n: int, m: int) -> Kernel:
     """A reduction of what is drawn, drawn again where it is stored."""
     b = KernelBuilder((Axis("i", n), Axis("j", m, ROW)))
-    kept = b.compute("where", b.compute("lt", _uniform(b, I * m + J), b.constant(0.5, f32)), b.load("x", f32, I * m + J),
-                     b.constant(0.0, f32))  # fmt: skip
-    b.store("y", I * m + J, b.compute("sub", kept, b.reduce("max", kept)))
+    drawn = b.compute("lt", _uniform(b, X * m + Y), b.constant(0.5, f32))
+    kept = b.compute("where", drawn, b.load("x", f32, X * m + Y), b.constant(0.0, f32))
+    b.store("y", X * m + Y, b.compute("sub", kept, b.reduce("max", kept)))
     buffers = (Buffer("key", i64, 2, "in"), Buffer("x", f32, n * m, "in"), Buffer("y", f32, n * m, "out"))
     return b.finish("row_maximum", buffers)
 
 
 RANDOM_CASES: dict[str, Callable[[], Kernel]] = {
-    "words": lambda: _words(3, 50, I * 50 + J, I * 50 + J),
+    "words": lambda: _words(3, 50, X * 50 + Y, X * 50 + Y),
     "words_one": lambda: _words(1, 1, 0, 0),
-    "words_shifted": lambda: _words(5, 33, I * 33 + J + 7, I * 33 + J, lane=2),
-    "words_strided": lambda: _words(6, 40, J * 6 + I, I * 40 + J),
-    "words_far": lambda: _words(2, 600, I * 600 + J + (1 << 35), I * 600 + J),
-    "words_shared": lambda: _words(9, 20, I, I * 20 + J),
-    "words_rounded": lambda: _words(4, 64, (I * 64 + J) // 3, I * 64 + J),
+    "words_shifted": lambda: _words(5, 33, X * 33 + Y + 7, X * 33 + Y, lane=2),
+    "words_strided": lambda: _words(6, 40, Y * 6 + X, X * 40 + Y),
+    "words_far": lambda: _words(2, 600, X * 600 + Y + (1 << 35), X * 600 + Y),
+    "words_shared": lambda: _words(9, 20, X, X * 20 + Y),
+    "words_rounded": lambda: _words(4, 64, (X * 64 + Y) // 3, X * 64 + Y),
     "dropout_kernel": lambda: _dropout(7, 300),
     "row_maximum": lambda: _row_maximum(5, 70),
 }

@@ -1,8 +1,8 @@
 """C text of counter-based random bits: Philox4x32-10, one word at a time, or a run of them into a buffer.
 
-A block gives four words, so a loop over neighbouring words fills a buffer first, at a fourth of the work. Words are kept
-in 64-bit lanes, where a vector multiplication gives the whole product. Rounds are written out: gcc vectorises no loop
-around a loop.
+A block gives four words, so a loop over neighbouring words fills a buffer first, at a fourth of the work. Words are
+kept in 64-bit lanes, where a vector multiplication gives the whole product. Rounds are written out: gcc vectorises no
+loop around a loop.
 """
 
 from __future__ import annotations

@@ -306,7 +306,9 @@ def random_to(imp: Importer, self: Value, to: Operand, generator: Any = None) ->
 
 
 @rule("aten.random.from")
-def random_from(imp: Importer, self: Value, from_: Operand = 0, to: Any = None, generator: Any = None, **named: Any) -> Value:
+def random_from(
+    imp: Importer, self: Value, from_: Operand = 0, to: Any = None, generator: Any = None, **named: Any
+) -> Value:
     _default_generator(generator)
     low = named.get("from", from_)
     if to is None:

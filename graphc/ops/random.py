@@ -30,7 +30,7 @@ KEY_BITS, LANES = 61, 4
 
 MANTISSA: dict[str, int] = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
 WIDE = 1 << 25
-"""Sizes of ranges of integers from which on 64 bits are taken: with 32, some would come up 1 % more often than others."""
+"""Sizes of ranges of integers from which on 64 bits are taken: with 32, some would come up 1 % more often."""
 
 _LOW = 0xFFFFFFFF
 
@@ -100,7 +100,9 @@ def _infer_uniform(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Se
     rules.check_attrs("random_uniform", attrs, ("shape", "dtype", "lane", "open"))
     shape, dtype, device = _check("random_uniform", operands, attrs)
     if dtype.name not in MANTISSA or (dtype == f64 and attrs["lane"] % 2):
-        rules.fail("random_uniform", f"has no {dtype.name} in lane {attrs['lane']}; f64 takes two lanes from an even one")
+        rules.fail(
+            "random_uniform", f"has no {dtype.name} in lane {attrs['lane']}; f64 takes two lanes from an even one"
+        )
     return (TensorType(dtype, shape, device),)
 
 

@@ -27,8 +27,10 @@ def _buffers(kernel: Kernel, key: int) -> dict[str, np.ndarray]:
     rng, found = np.random.default_rng(0), {"key": np.array([5, key], np.int64)}
     for buffer in kernel.buffers[1:]:
         size = int(str(buffer.size))
-        drawn = rng.standard_normal(size).astype(np.float32)
-        found[buffer.name] = drawn if buffer.access == "in" else np.zeros(size, np.uint32 if buffer.dtype.kind == "uint" else np.float32)  # fmt: skip
+        if buffer.access == "in":
+            found[buffer.name] = rng.standard_normal(size).astype(np.float32)
+        else:
+            found[buffer.name] = np.zeros(size, np.uint32 if buffer.dtype.kind == "uint" else np.float32)
     return found
 
 
