@@ -22,21 +22,26 @@ class Keys:
         builder: of the graph.
         tape: where draws are noted, for code that sets the generator back.
         enabled: False leaves every draw to ATen, as `numerics="eager"` asks.
-
-    Attributes:
-        values: the results of all calls so far: later programs on a path draw from keys of earlier ones when the
-            generator is set back.
     """
 
     def __init__(self, builder: Builder, tape: RandomTape, enabled: bool) -> None:
         self.enabled = enabled
-        self.values: list[Value] = []
+        self._calls: list[tuple[int, Op]] = []  # all of them, with their places in the graph
         self._builder, self._tape = builder, tape
         self._open: dict[str, tuple[int, Op]] = {}  # by device: the call that grows, and its place in the graph
 
     def restart(self) -> None:
         """A program ends here: the next one has calls of its own."""
         self._open.clear()
+
+    def live(self) -> list[Value]:
+        """What later programs on a path may draw from, when the generator is set back."""
+        return [op.result for at, op in self._calls if self._stands(at, op)]
+
+    def _stands(self, at: int, op: Op) -> bool:
+        """The call is in the graph still, and has not been taken back with a rule that failed."""
+        ops = self._builder.graph.ops
+        return at < len(ops) and ops[at] is op
 
     def key(self, device: str) -> Value:
         """The key of the next draw on a device, i64[1]."""
@@ -48,13 +53,13 @@ class Keys:
         return found
 
     def _grow(self, device: str) -> tuple[Value, int]:
-        ops = self._builder.graph.ops
         at, op = self._open.get(device, (-1, None))
-        if op is None or at >= len(ops) or ops[at] is not op:  # none yet, or taken back with a rule that failed
+        if op is None or not self._stands(at, op):
+            at = len(self._builder.graph.ops)
             attrs = {"op": "aten.randint.default", "effect": "random"}
-            at, op = len(ops), self._builder.multi("extern", [], attrs, [TensorType(i64, (0,), device)])
+            op = self._builder.multi("extern", [], attrs, [TensorType(i64, (0,), device)])
             self._open[device] = at, op
-            self.values.append(op.result)
+            self._calls.append((at, op))
         keys = op.result
         (number,) = keys.shape
         assert isinstance(number, int)

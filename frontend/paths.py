@@ -206,7 +206,7 @@ class Decider:
         cutter.body()
         live = [
             *(value for value in self._live() if value not in self._constant_values),
-            *self._recorder.imp.keys.values,
+            *self._recorder.imp.keys.live(),
         ]
         if kind == NUMBER and (source := _source(operands[0])) is not None:
             live = [value for value in live if value is not source]  # a constant once the answer is known
