@@ -53,6 +53,7 @@ def capture(
     dynamic_scalars: Collection[int] = (),
     steps: Sequence[Step] | None = None,
     merged: frozenset[int] = frozenset(),
+    numerics: str = "default",
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -65,6 +66,7 @@ def capture(
         steps: None refuses decisions on data. Else those taken so far on one path, and the capture is of the program
             from the last one to the next, or to the end; see `graphc.frontend.paths`.
         merged: storages (by address of the storage object) to take as one 1-D input each.
+        numerics: `default`; or `eager`: random numbers are drawn by ATen, each when and as eager would.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -84,7 +86,7 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps)
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics)
             captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
@@ -111,8 +113,9 @@ class _Session:
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
-        steps: Sequence[Step] | None,
+        steps: Sequence[Step] | None, numerics: str,
     ) -> None:  # fmt: skip
+        self.numerics = numerics
         self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
         self.leaves, self.node = tree.flatten((args, kwargs))
         self.names = _argument_names(fn, self.node)
@@ -149,7 +152,7 @@ class _Session:
         roots = self._read(reads)
         sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
         modules = ModuleFacts(sources)
-        recorder = Recorder(self.name, sources, merged, constants)
+        recorder = Recorder(self.name, sources, merged, constants, self.numerics)
         modules.note_gradients(recorder.gradients)
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)

@@ -14,7 +14,7 @@ def functional_of(func: Any) -> Any:
     packet_name = func._schema.name.split("::")[1]
     base = packet_name[:-1] if packet_name.endswith("_") and not packet_name.endswith("__") else packet_name
     base = base.replace("__i", "__", 1) if base.startswith("__i") else base
-    base = _IN_PLACE_NAMES.get(base, base)
+    base = "normal_functional" if packet_name == "normal_" else _IN_PLACE_NAMES.get(base, base)
     packet = getattr(getattr(torch.ops, func.namespace), base, None)
     if packet is None:
         return None

@@ -132,7 +132,7 @@ class Decider:
         step = self._taken - 1
         for number, result in enumerate(op.results):
             self.names[result] = (answer_name(step, number), result.strides)  # type: ignore[assignment]  # static
-        self._start = len(self._recorder.graph.ops)
+        self._begin()
 
     def _ask(self, kind: str, what: str, operands: list[Value], **call: Any) -> Any:
         if self.segment is not None:
@@ -148,11 +148,16 @@ class Decider:
         for name in step.segment.outputs:  # of this program, or made again by it
             value = self._values[name]
             self.names[value] = (name, dense_strides(value))
-        self._start = len(self._recorder.graph.ops)
+        self._begin()
         self._taken += 1
         if kind == NUMBER and (source := _source(operands[0])) is not None:
             self._constant_values[source] = step.answer
         return step.answer
+
+    def _begin(self) -> None:
+        """The next program begins here."""
+        self._start = len(self._recorder.graph.ops)
+        self._recorder.imp.keys.restart()
 
     # replays
 
@@ -199,7 +204,10 @@ class Decider:
         graph = self._recorder.graph
         cutter = Cutter(graph, self._start, self.names, self._constant_values)
         cutter.body()
-        live = [value for value in self._live() if value not in self._constant_values]
+        live = [
+            *(value for value in self._live() if value not in self._constant_values),
+            *self._recorder.imp.keys.live(),
+        ]
         if kind == NUMBER and (source := _source(operands[0])) is not None:
             live = [value for value in live if value is not source]  # a constant once the answer is known
         wanted = [v for v in dict.fromkeys((*operands, *live)) if v not in self.names and not isinstance(v, Input)]

@@ -1,8 +1,8 @@
 """The random draws of a capture, for code that rewinds torch's generator: activation checkpointing.
 
-Draws are ops in the graph. Saving the generator's state notes a place among them; setting a state saved in this capture
-goes back to that place, and the draws from there on are not made again but are the very ones made before, as in eager
-the same state gives the same numbers.
+Draws are ops in the graph, or the keys that they are made from. Saving the generator's state notes a place among
+them; setting a state saved in this capture goes back to that place, and the draws from there on are not made again
+but are the very ones made before, as in eager the same state gives the same numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ import torch
 from graphc.errors import UnsupportedError
 from graphc.ir.graph import Attr, Op, Value
 
+_OTHER = (
+    "the state of the random generator is set back, and other random numbers are drawn from it than before, which a "
+    "compiled program cannot"
+)
+
 
 class RandomTape:
     """Draws in order, and where among them the generator is.
@@ -23,7 +28,7 @@ class RandomTape:
     """
 
     def __init__(self) -> None:
-        self._draws: list[Op] = []
+        self._draws: list[Op | Value] = []
         self.place = 0
         self._saved: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -40,10 +45,24 @@ class RandomTape:
         """Go to the place that a saved state stands for."""
         self.place = self._saved[id(state)][1]
 
-    def record(self, op: Op) -> None:
-        """A draw has been made."""
-        self._draws.append(op)
+    def record(self, draw: Op | Value) -> None:
+        """A draw has been made, or got its key."""
+        self._draws.append(draw)
         self.place += 1
+
+    def key_again(self) -> Value | None:
+        """The key of the draw made before in this place, or None when there is none yet.
+
+        Raises:
+            UnsupportedError: that draw had none.
+        """
+        if self.place == len(self._draws):
+            return None
+        draw = self._draws[self.place]
+        if not isinstance(draw, Value):
+            raise UnsupportedError(_OTHER)
+        self.place += 1
+        return draw
 
     def again(self, operands: Sequence[Value], attrs: dict[str, Attr]) -> Op | None:
         """The draw made before in this place, or None when there is none yet.
@@ -54,12 +73,11 @@ class RandomTape:
         if self.place == len(self._draws):
             return None
         draw = self._draws[self.place]
+        if isinstance(draw, Value):
+            raise UnsupportedError(_OTHER)
         same_call = all(draw.attrs.get(key) == attrs.get(key) for key in ("op", "args", "kwargs"))
         if not same_call or [v.type for v in draw.inputs] != [v.type for v in operands]:
-            raise UnsupportedError(
-                "the state of the random generator is set back, and other random numbers are drawn from it than "
-                "before, which a compiled program cannot"
-            )
+            raise UnsupportedError(_OTHER)
         self.place += 1
         return draw
 

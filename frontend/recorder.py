@@ -59,6 +59,7 @@ class Recorder:
         sources: where real tensors come from, for roles and paths.
         merged: storages (by address of the storage object) to take as one 1-D input each.
         constants: numbers of optimizers that are to be constants.
+        numerics: `default`, or `eager`.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class Recorder:
         sources: SourceMap,
         merged: frozenset[int] = frozenset(),
         constants: frozenset[Hashable] = frozenset(),
+        numerics: str = "default",
     ) -> None:
         self.graph = Graph(name)
         self.builder = Builder(self.graph, infer)
-        self.imp = Importer(self.builder)
+        self.imp = Importer(self.builder, numerics)
         self.sources = sources
         self.locator = Locator(sources.current_path)
         self.bindings: list[Binding] = []

@@ -309,7 +309,8 @@ def compile(
             `eager` (the target as it is).
         mode: `default`.
         dynamic: None or False: every new shape is compiled once.
-        numerics: `default` keeps reduced-precision intermediates in float32; `eager` rounds where eager rounds.
+        numerics: `default` keeps reduced-precision intermediates in float32 and computes random numbers in the kernels
+            that use them; `eager` rounds where eager rounds and draws eager's very random numbers.
         name: name in the IR, in generated code and in messages; the target's own by default.
 
     Returns:

@@ -105,8 +105,9 @@ def capture(
 
     with _collector_paused():
         captured = capture_target(
-            target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged
-        )
+            target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
+            numerics=options.numerics,
+        )  # fmt: skip
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
 

@@ -38,6 +38,8 @@ MANY_PIECES, BIG_CONCAT = 8, 4096
 """Operands, and elements, from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
 PRODUCTS = ("matmul", "gemm")
+RANDOM_WORK = 2
+"""Little, so that a mask and its scaling are computed again where they are needed, and take no memory in between."""
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -136,6 +138,7 @@ class _Fuser:
         self.overwritten: dict[Value, Value] = {}  # result -> base in whose memory it is to be stored
         self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
+        self.drawn: set[Value] = set()  # those among them that are made from random words
         self.position: dict[Op, float] = {}
 
     def run(self) -> Fusion:
@@ -238,7 +241,7 @@ class _Fuser:
         """Values that cost less to compute again than to read back: (work, values read)."""
         for op in self.ops:
             kind = get(op.name).kind
-            if kind not in (Kind.POINTWISE, Kind.VIEW, Kind.CREATION) or len(op.results) != 1:
+            if kind not in (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.RANDOM) or len(op.results) != 1:
                 continue
             if op.name == "concat" or op.name in UPDATES:
                 continue
@@ -255,6 +258,8 @@ class _Fuser:
             read = sum([min(size, _count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
             if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048:
                 self.cheap[result] = (work, leaves)
+                if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
+                    self.drawn.add(result)
 
     def _widen_products(self) -> None:
         """Products whose batch dims are merged before and split behind, as torch.bmm wants them, keep them apart.
@@ -452,7 +457,10 @@ class _Fuser:
         if len(op.operands) > MANY_PIECES or any(group.device != groups[0].device for group in groups):
             return False
         if value in self.cheap:
-            return True
+            # random words cost more than their work says: worth it for memory, but each element once per kernel
+            return value not in self.drawn or all(
+                sum(iterations(group, place) for place in group.visits[value]) <= _count(value) for group in groups
+            )
         if len(groups) > 1:
             return False
         if get(op.name).kind is Kind.INDEXING:
@@ -573,4 +581,6 @@ def _work(op: Op) -> int:
     if rule is not None:
         return rule.cost
     kind = get(op.name).kind
+    if kind is Kind.RANDOM:
+        return RANDOM_WORK
     return 4 if kind is Kind.INDEXING else 2 if op.name in ("pad", "concat", *UPDATES) else 0

@@ -20,7 +20,7 @@ from graphc.ops import infer, registry
 from graphc.ops.registry import Kind
 from graphc.passes.layout import int_shape, is_dense
 
-_CHEAP = (Kind.POINTWISE, Kind.VIEW, Kind.CREATION)
+_CHEAP = (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.RANDOM)
 _CHEAP_NAMES = frozenset({"relu", "gelu", "silu", "leaky_relu", "hardtanh", "softplus", "elu", "mish"})
 _INFINITE = float("inf")
 

@@ -137,5 +137,7 @@ def _parameter(buffer: Buffer, name: str) -> str:
 
 
 def _safe_name(name: str) -> str:
-    clashes = name in _KEYWORDS or is_helper(name) or re.fullmatch(r"(v\d+|gc)_\w+|\w+_(block|end|chunk)", name)
+    clashes = (
+        name in _KEYWORDS or is_helper(name) or re.fullmatch(r"(v\d+|gc)_\w+|\w+_(block|end|chunk|run|stop)", name)
+    )
     return f"{name}_" if clashes else name

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphc.codegen.c.accumulators import Accumulator
+from graphc.codegen.c.random_text import BLOCK
 from graphc.codegen.c.writer import Writer
-from graphc.ir.dims import Dim
+from graphc.ir.dims import Dim, substitute, symbol
 from graphc.loopir.analysis import breakpoints, closure, known_truths
-from graphc.loopir.kernel import Const, Define, Scan, Statement, Store, operands
+from graphc.loopir.kernel import Compute, Const, Define, Index, Scan, Statement, Store, operands
 from graphc.loopir.transform import substitute_known
 
 MAX_SEGMENTS = 8
+MIN_RUN = 16
+"""Steps of the innermost loop from which random words are computed in runs."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class _NestWriter:
         row_levels = [level for axis, level in self.level_of_axis.items() if axis in nest.rows]
         self.row_level = max(row_levels, default=0)
         self.stop = writer.available
+        self.running: frozenset[str] = frozenset()  # random words that a run has computed
         self.cells = self.name_cells()
         self.has_masks = any(dtype.kind == "bool" for dtype in self.facts.dtypes.values())
 
@@ -194,12 +198,57 @@ class _NestWriter:
             writer.ranges = {**saved, loop.axis: (segment.low, segment.high - 1)}
         pragma = " ".join(part for part in (loop.pragma, self.nest.simd) if part)
         pragma += "".join(f" {cell.clause}" for cell in self.cells.values()) if pragma else ""
+        runs = self.runs(segment)
+        if runs:
+            loop, pragma = self.open_runs(segment, runs, replace(loop, low=low, high=high), pragma)
+            low, high = loop.low, loop.high
         if pragma:
             writer.pragma(pragma)
         writer.open(loop.head(low, high))
+        for run in runs:
+            writer.declare(run.id, f"{run.id}_run[{loop.variable} - {loop.variable}_run]")
+        self.running = frozenset(run.id for run in runs)
         self.statements(segment, len(self.nest.loops))
+        self.running = frozenset()
         writer.close()
+        if runs:
+            writer.close()
         writer.ranges = saved
+
+    def runs(self, segment: _Segment) -> list[Compute]:
+        """Random words that are neighbours from step to step of the innermost loop."""
+        axis, depth = self.nest.loops[-1].axis, len(self.nest.loops)
+        if axis is None or self.facts.extent(axis) < MIN_RUN:
+            return []
+        return [
+            s for name, s in segment.body.items()
+            if isinstance(s, Compute) and s.op == "philox" and name in segment.needed and name not in self.stop
+            and self.value_level(name) == depth and self.value_level(s.args[0]) < depth
+            and self.first_word(segment, s) is not None
+        ]  # fmt: skip
+
+    def first_word(self, segment: _Segment, s: Compute) -> Dim | None:
+        """The number of the word at the start of a run; None when a step is not one word on."""
+        axis, number = str(self.nest.loops[-1].axis), segment.body[s.args[1]]
+        if not isinstance(number, Index) or operands(number) or self.facts.step(number.expr, axis) != 1:
+            return None
+        return substitute(number.expr, {axis: symbol(f"{self.nest.loops[-1].variable}_run")})
+
+    def open_runs(self, segment: _Segment, runs: Sequence[Compute], loop: Loop, pragma: str) -> tuple[Loop, str]:
+        """Open a loop over runs of words, each computed at once; returns the loop over one of them, and its pragma."""
+        writer, v = self.writer, loop.variable
+        if loop.pragma:
+            writer.pragma(pragma.replace(" simd", ""))
+            pragma = "simd" + "".join(f" {cell.clause}" for cell in self.cells.values()) if "simd" in pragma else ""
+        writer.open(f"for (int64_t {v}_run = {loop.low}; {v}_run < {loop.high}; {v}_run += {BLOCK})")
+        writer.line(f"const int64_t {v}_stop = {writer.use('gc_min_index')}({v}_run + {BLOCK}, {loop.high});")
+        for s in runs:
+            first = self.first_word(segment, s)
+            assert first is not None
+            arguments = f"{s.id}_words, {writer.read(s.args[0])}, {writer.index(first)}, {v}_stop - {v}_run"
+            writer.line(f"uint32_t {s.id}_words[{BLOCK + 8}];")
+            writer.line(f"const uint32_t *{s.id}_run = {writer.use('gc_philox_words')}({arguments});")
+        return Loop(loop.axis, f"{v}_run", f"{v}_stop", v), pragma
 
     def segments(self) -> list[_Segment]:
         """The innermost loop cut where masks change, each piece with its own statements."""
@@ -238,7 +287,7 @@ class _NestWriter:
         """Everything that happens at one level, in order."""
         writer, nest = self.writer, self.nest
         for name, s in segment.body.items():
-            if name not in segment.needed or self.value_level(name) != level:
+            if name not in segment.needed or self.value_level(name) != level or name in self.running:
                 continue
             if isinstance(s, Scan):
                 self.scan(s)

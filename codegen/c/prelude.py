@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
+from graphc.codegen.c.random_text import HELPERS as RANDOM_HELPERS
+
 C_TYPES: dict[str, str] = {
     "f64": "double", "f32": "float", "f16": "uint16_t", "bf16": "uint16_t",
     "i64": "int64_t", "i32": "int32_t", "i16": "int16_t", "i8": "int8_t",
@@ -262,6 +264,7 @@ static inline T gc_whole_INT_DTYPE(T a) {
 }"""
 
 _FIXED: dict[str, str] = {
+    **RANDOM_HELPERS,
     # a cell becomes the maximum of itself and a value, whatever other threads do
     "gc_cell_max": """
 static __attribute__((noinline, cold)) void gc_cell_max(int64_t *cell, int64_t value) {

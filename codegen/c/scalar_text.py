@@ -58,6 +58,8 @@ def expression(op: str, args: Sequence[str], source: DType, target: DType, use: 
         return _bitcast(args[0], source, target, use)
     if op == "where":
         return f"{args[0]} ? {args[1]} : {args[2]}"
+    if op == "philox":
+        return f"{use('gc_philox_word')}({', '.join(args)})"
     if op in _INFIX:
         text = f"{args[0]} {_INFIX[op]} {args[1]}"
         return text if op in _TESTS else _narrow(text, source)

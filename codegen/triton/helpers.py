@@ -176,6 +176,19 @@ def _digamma(x):
     return tl.where(x == 0, libdevice.copysign(infinity, x * -1), value)
 """,
     ),
+    # word `number` of the stream of a key: word number % 4 of Philox4x32-10's block number // 4
+    "_philox_word": (
+        (),
+        """\
+def _philox_word(key, number):
+    block = number >> 2
+    low = block.to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(key, low, (block >> 32).to(tl.uint32), low * 0, low * 0)
+    even = tl.where((number & 2) != 0, w2, w0)
+    odd = tl.where((number & 2) != 0, w3, w1)
+    return tl.where((number & 1) != 0, odd, even)
+""",
+    ),
     # index arithmetic on values that may be negative, by a positive number
     "_index_floordiv": (
         (),

@@ -304,6 +304,7 @@ _CHOICE: dict[str, Rule] = {
     "where": _where,
     "cast": lambda _, dtype, args: cast(args[0].typed, args[0].dtype, dtype),
     "bitcast": lambda _, dtype, args: f"{args[0].typed}.to({tl_dtype(dtype)}, bitcast=True)",
+    "philox": _helper("_philox_word"),
 }
 
 RULES: dict[str, Rule] = {**_ARITHMETIC, **_FLOAT_FUNCTIONS, **_TESTS, **_LOGIC, **_CHOICE}

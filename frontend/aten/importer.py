@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from graphc.frontend.aten import layout, promotion
+from graphc.frontend.keys import Keys
 from graphc.frontend.random_tape import RandomTape
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, contiguous_strides
@@ -28,15 +29,16 @@ class Importer:
 
     Attributes:
         b: the builder of the graph being captured; `imp.b.op("add", x, y)` appends an op and infers its type.
+        keys: what random draws are made from.
     """
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: Builder, numerics: str = "default") -> None:
         self.b = builder
         self._operand_strides: dict[Value, tuple[int, ...]] = {}
         self._given_strides: dict[Value, tuple[int, ...]] = {}
         self.writes: list[tuple[Value, Value]] = []
         self.tape = RandomTape()
-        self.tape = RandomTape()
+        self.keys = Keys(builder, self.tape, numerics != "eager")
         self.decisions: Decisions | None = None  # asked for results whose shape depends on data
 
     # dtypes and devices

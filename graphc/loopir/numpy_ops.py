@@ -14,6 +14,7 @@ import numpy as np
 
 from graphc.errors import CodegenError
 from graphc.ir.types import DType
+from graphc.loopir.philox import philox_words
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -113,6 +114,8 @@ def apply(op: str, args: Sequence[Array], source: DType, target: DType) -> Array
         return np.ascontiguousarray(args[0]).view(numpy_dtype(target)).reshape(args[0].shape)
     if op == "where":
         return np.where(*args)
+    if op == "philox":
+        return philox_words(args[0], args[1])
     if op in _IN_FLOAT64:
         wide = [arg.astype(np.float64) for arg in args]
         return np.asarray(_IN_FLOAT64[op](*wide)).astype(numpy_dtype(target))

@@ -20,7 +20,7 @@ class ScalarOp:
     Args:
         name: as in kernels.
         arity: operand count.
-        result: `same` as the operands, `bool`, or `given` (the statement's dtype: cast, bitcast).
+        result: `same` as the operands, `bool`, or `given` (the statement's dtype: cast, bitcast, philox).
         kinds: operand dtype kinds it takes, of `float`, `int`, `uint`, `bool`.
         cost: rough cost in multiples of an addition, for the recompute-or-keep decision.
     """
@@ -71,6 +71,8 @@ SCALAR_OPS: dict[str, ScalarOp] = {
         ScalarOp("where", 3),
         ScalarOp("cast", 1, "given"),
         ScalarOp("bitcast", 1, "given"),
+        # random bits: philox(key, number) is a u32, word `number` of the stream that a key stands for
+        ScalarOp("philox", 2, "given", kinds=("int",), cost=12),
     )
 }  # fmt: skip
 

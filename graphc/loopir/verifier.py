@@ -177,6 +177,8 @@ class _Verifier:
         if s.op == "where" and dtypes.pop(0) != bool_:
             raise self.fail("the first operand of where is bool")
         if rule.result == "given":
+            if s.op == "philox" and [d.name for d in (*dtypes, s.dtype)] != ["i64", "i64", "u32"]:
+                raise self.fail("philox takes two i64 and gives a u32")
             if s.op == "bitcast" and dtypes[0].itemsize != s.dtype.itemsize:
                 raise self.fail(f"bitcast from {dtypes[0].name} to {s.dtype.name} changes the size")
             return

@@ -58,7 +58,7 @@ def test_softmax() -> None:
     assert np.allclose(y, torch.softmax(x.double(), 1).flatten().numpy(), rtol=3e-7)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCALAR_OPS) - {"cast", "bitcast", "where"}))
+@pytest.mark.parametrize("name", sorted(set(SCALAR_OPS) - {"cast", "bitcast", "where", "philox"}))
 def test_scalar_ops_mean_what_torch_means(name: str) -> None:
     op = SCALAR_OPS[name]
     function = TORCH_NAMES.get(name) or getattr(torch, name, None) or getattr(torch.special, name)
@@ -249,7 +249,7 @@ def test_tables_cover_every_dtype_and_op() -> None:
     assert set(NUMPY_DTYPES) <= set(DTYPES)
     assert BY_TORCH_NAME["int64"] == i64
     for name, op in SCALAR_OPS.items():
-        if name in ("cast", "bitcast", "where"):
+        if name in ("cast", "bitcast", "where", "philox"):
             continue
         ones = [
             np.ones(1, np.float32 if "float" in op.kinds else np.bool_ if "bool" in op.kinds else np.int32)

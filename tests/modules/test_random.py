@@ -1,4 +1,4 @@
-"""Random numbers: eager's very numbers, in eager's order, and the generator left where eager leaves it."""
+"""Random numbers with numerics="eager": eager's very numbers in its order, the generator where eager leaves it."""
 
 from __future__ import annotations
 

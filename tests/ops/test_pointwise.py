@@ -14,7 +14,7 @@ from graphc.ops import Kind
 from tests.ops.core import FLOATS, INTEGERS, SPECIAL, Host, check, random, refuses
 
 UNARY = sorted(name for name, op in SCALAR_OPS.items() if op.arity == 1 and op.result != "given")
-BINARY = sorted(name for name, op in SCALAR_OPS.items() if op.arity == 2)
+BINARY = sorted(name for name, op in SCALAR_OPS.items() if op.arity == 2 and op.result != "given")
 DTYPES = (*FLOATS, *INTEGERS, torch.bool)
 POSITIVE_DIVISOR = ("floordiv", "truncdiv", "remainder", "fmod")
 SHIFTS = ("shl", "shr")
@@ -36,7 +36,7 @@ def domain(name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_every_scalar_operator_is_a_graph_op() -> None:
-    for name in SCALAR_OPS:
+    for name in SCALAR_OPS.keys() - {"philox"}:  # which random ops are made of
         definition = ops.get(name)
         assert definition.kind is Kind.POINTWISE
         assert definition.lower is not None

@@ -9,6 +9,7 @@ from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
 from graphc.loopir.scalar import SCALAR_OPS
+from tests.random_kernels import RANDOM_CASES
 
 X, Y, Z = symbol("i"), symbol("j"), symbol("k")
 
@@ -253,6 +254,7 @@ def scalar_op(op: str, n: int, dtype: DType) -> Kernel:
 
 
 CASES: dict[str, Callable[[], Kernel]] = {
+    **RANDOM_CASES,
     "chain": lambda: chain(24, 64),
     "chain_odd": lambda: chain(7, 13),
     "chain_bf16": lambda: chain(12, 40, bf16),

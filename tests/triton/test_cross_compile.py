@@ -28,6 +28,8 @@ SAMPLE = (
     "checked_gather",
     "logic",
     "brownian",
+    "dropout_kernel",
+    "words_strided",
 )
 
 
