@@ -26,6 +26,7 @@ from graphc.frontend import finish, tree
 from graphc.frontend.captured import Captured, Effect, Ends
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
+from graphc.frontend.global_state import GlobalState
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
@@ -34,7 +35,7 @@ from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
-from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized
+from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
 from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
@@ -159,11 +160,24 @@ class _Session:
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         undo = _Undo(modules, self.leaves)
         try:
+            return self._record(recorder, facts, modules, undo, dynamic)
+        except BaseException:
+            recorder.undo()
+            undo.all()
+            self._given.clear()
+            raise
+
+    def _record(
+        self, recorder: Recorder, facts: Facts, modules: ModuleFacts, undo: _Undo, dynamic: frozenset[int]
+    ) -> Captured:
+        """One run of the function. Its caller puts everything back when this raises."""
+        try:
             given = self._arguments(recorder, dynamic)
             returned = self._call(recorder, given)
             if recorder.decider is not None and recorder.decider.segment is not None:
                 raise Stop  # which the function has caught
             modules.update()
+            undo.check_flags(self.name)
             with CaptureMode(recorder):
                 modules.settle(recorder)
             self._check_arguments(given)
@@ -176,10 +190,6 @@ class _Session:
             undo.all()
             modules.update()
             return self._prefix(recorder, facts, dynamic, ends)
-        except BaseException:
-            recorder.undo()
-            undo.all()
-            raise
         undo.settled()
         del given, returned
         self._given.clear()
@@ -234,6 +244,7 @@ class _Session:
             segment=segment,
             dynamic=dynamic,
             modules=len(recorder.sources.modules),
+            created=recorder.optimizers.created(),
         )
 
     # before
@@ -351,7 +362,7 @@ class _Undo:
     """What the function may have changed outside of graphs, and how to put it back."""
 
     def __init__(self, modules: ModuleFacts, leaves: list[Any]) -> None:
-        self._modules = modules
+        self._modules, self._flags = modules, GlobalState()
         self._random = torch.get_rng_state()
         params: list[torch.Tensor] = [
             p for module in modules.modules() for p in module._parameters.values() if p is not None and not is_lazy(p)
@@ -365,16 +376,24 @@ class _Undo:
             (t, t._version) for t in (*params, *buffers) if not t.is_inference() and type(t) is not TracedTensor
         ]
 
+    def check_flags(self, name: str) -> None:
+        """Raises:
+        CaptureError: the function has set a global flag of torch, which would happen only while it is captured.
+        """
+        if changed := self._flags.changed():
+            raise CaptureError(
+                f"{name} changes {changed[0]} and leaves it so, which a compiled program cannot; use a `with` block, or "
+                "do it outside of the compiled function"
+            )
+
     def settled(self) -> None:
         """After a good run: random state and version counters (nothing has been written yet)."""
         torch.set_rng_state(self._random)
-        changed = [(t, version) for t, version in self._versions if t._version != version]
-        if changed:
-            tensors, versions = zip(*changed, strict=True)
-            torch._C._autograd._unsafe_set_version_counter(tensors, versions)
+        set_versions(self._versions)
 
     def all(self) -> None:
         """After a failed run: attributes of modules and gradients too."""
+        self._flags.restore()
         self._modules.restore()
         for tensor, grad, requires_grad in self._tensors:
             if tensor.grad is not grad:

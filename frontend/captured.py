@@ -12,6 +12,7 @@ from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
+from graphc.frontend.optimizers import CreatedState
 from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
@@ -81,6 +82,7 @@ class Captured:
         segment: for one program of several on a path, how it goes with the others; else None.
         dynamic: argument leaves that were asked to be, and are, inputs of the program.
         modules: how many modules its guards know.
+        created: state of optimizers that was made for real, for the program to update.
     """
 
     graph: Graph
@@ -99,6 +101,7 @@ class Captured:
     segment: Segment | None = None
     dynamic: frozenset[int] = frozenset()
     modules: int = 0
+    created: list[CreatedState] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -107,6 +110,12 @@ class Captured:
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
         return self.guards.match(args, kwargs)
+
+    def withdraw(self) -> bool:
+        """The call that it was made for has failed: state made for it goes again. True when there is some."""
+        for state in self.created:
+            state.remove()
+        return bool(self.created)
 
     def assumes_no_more_than(self, other: Captured) -> bool:
         """For programs of one path: a call that `other` matches is matched by this one too, with the same inputs."""

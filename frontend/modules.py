@@ -19,6 +19,7 @@ from graphc.ir.types import UNKNOWN
 
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_ALL_HOOKS = frozenset(name for name in vars(torch.nn.Module()) if name.endswith("_hooks"))
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -31,6 +32,9 @@ class ModuleState:
         self.own = dict(own)
         self.tables = {name: dict(own[name]) for name in _TABLES}
         self.hooks = {name: tuple(own[name].values()) for name in _HOOKS}
+        self.hook_tables = {
+            name: dict(table) for name, table in own.items() if name in _ALL_HOOKS and table is not None
+        }
         names = attribute_names(type(module)) if type(module).__module__.startswith("torch.nn.") else None
         self.plain = {
             key: snapshot(value)
@@ -39,7 +43,7 @@ class ModuleState:
         }
 
     def restore(self) -> None:
-        """Put back every attribute, parameter, buffer and child."""
+        """Put back every attribute, parameter, buffer, child and hook."""
         own = self.module.__dict__
         for name, table in self.tables.items():
             now = own[name]
@@ -49,6 +53,10 @@ class ModuleState:
         for key in [key for key in own if key not in self.own]:
             del own[key]
         own.update(self.own)
+        for name, table in self.hook_tables.items():
+            if own[name].keys() != table.keys():
+                own[name].clear()
+                own[name].update(table)
 
 
 class ModuleFacts:

@@ -41,6 +41,28 @@ class StateEffect:
         self.home[self.key] = outputs[self.number]
 
 
+@dataclass(frozen=True)
+class CreatedState:
+    """State of an optimizer that a capture made for real.
+
+    Attributes:
+        known: what there was before: keys by parameter.
+    """
+
+    optimizer: torch.optim.Optimizer
+    known: dict[Any, frozenset[Any]]
+
+    def remove(self) -> None:
+        """State as before the capture."""
+        state = self.optimizer.state
+        for param, home in list(state.items()):
+            if param not in self.known:
+                del state[param]
+            elif isinstance(home, dict):
+                for key in [key for key in home if key not in self.known[param]]:
+                    del home[key]
+
+
 class _Met:
     """One optimizer as its first `step` in this capture found it."""
 
@@ -48,7 +70,7 @@ class _Met:
         self.optimizer, self.number, self.path = optimizer, number, f"optimizer{number or ''}"
         self.groups = [dict(group) for group in optimizer.param_groups]
         self.params = [list(group["params"]) for group in optimizer.param_groups]
-        self.known = dict(optimizer.state)  # by parameter: the dict of its state, before anything was created
+        self.found = CreatedState(optimizer, {p: _keys(home) for p, home in optimizer.state.items()})
         self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self.numbers: dict[tuple[int, str], float] = {}
 
@@ -153,9 +175,15 @@ class Optimizers:
         """After a failed run: created state goes too."""
         self.settle()
         for met in self._met.values():
-            for param in list(met.optimizer.state):
-                if param not in met.known:
-                    del met.optimizer.state[param]
+            met.found.remove()
+
+    def created(self) -> list[CreatedState]:
+        """State that was made for real, after a good run."""
+        return [
+            met.found
+            for met in self._met.values()
+            if any(met.found.known.get(p) != _keys(home) for p, home in met.optimizer.state.items())
+        ]
 
     def guards(self, g: GuardBuilder) -> None:
         """The parameter groups and which state there is."""
@@ -180,6 +208,10 @@ class Optimizers:
             g.hold(homes)  # so that their ids stay their own
             for home, items in met.before.values():
                 g.check(f"len({g.hold(home)}) == {len(items)}", f"state of {path}")
+
+
+def _keys(home: object) -> frozenset[Any]:
+    return frozenset(home) if isinstance(home, dict) else frozenset()
 
 
 def _restore(home: dict[Any, Any], then: dict[Any, Any]) -> None:

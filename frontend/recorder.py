@@ -84,6 +84,7 @@ class Recorder:
         self._merged = merged
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
+        self._versions: list[tuple[torch.Tensor, int]] = []  # autograd counts writes that have not been carried out
         self._extents: dict[int, list[tuple[int, int, TensorState]]] = {}
         self._covered: dict[int, list[tuple[int, int, int]]] = {}  # by storage in the graph: (key, start, stop)
         self._roots: dict[int, TensorState] = {}
@@ -117,6 +118,8 @@ class Recorder:
                 self._note_extent(key, tensor, state)
         self._states[id(tensor)] = state
         self._kept.append(tensor)
+        if not tensor.is_inference():
+            self._versions.append((tensor, tensor._version))
         return state
 
     def _new_input(self, type_: TensorType, role: Role, path: str, binding: Binding, strides: tuple[int, ...]) -> Input:
@@ -281,14 +284,16 @@ class Recorder:
         return self.gradients.facts({id(binding.tensor) for binding in self.bindings})
 
     def settle(self) -> None:
-        """After a good run: gradients and state of optimizers as before."""
+        """After a good run: gradients, state of optimizers and version counters as before."""
         self.optimizers.settle()
         self.gradients.restore()
+        set_versions(self._versions)
 
     def undo(self) -> None:
         """After a failed run: as `settle`, and state made by the way is gone."""
         self.optimizers.undo()
         self.gradients.restore()
+        set_versions(self._versions)
 
     def forget(self, ops: list[Op]) -> None:
         """Ops that have been taken out of the graph: no tensor remembers their results as its value."""
@@ -344,6 +349,14 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
     bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")
     if bad:
         raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", locator.here())
+
+
+def set_versions(versions: Sequence[tuple[torch.Tensor, int]]) -> None:
+    """Set version counters that are not as given."""
+    changed = [(tensor, version) for tensor, version in versions if tensor._version != version]
+    if changed:
+        tensors, wanted = zip(*changed, strict=True)
+        torch._C._autograd._unsafe_set_version_counter(tensors, wanted)
 
 
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_.]")

@@ -83,13 +83,25 @@ class CompiledFunction(PathCalls):
         except UninitializedError:
             self._stats.eager_calls += 1
             return self.target(*args, **kwargs)
-        inputs = entry.captured.match(args, kwargs)
-        if inputs is None:
-            raise UnsupportedError(
-                f"{self.options.name} changes, while it runs, what its own compilation depends on: "
-                f"{entry.captured.explain_miss(args, kwargs)}. Move that change out of the compiled function."
-            )
-        return self._run(entry, inputs, args, kwargs, fresh=True)
+        if entry.execute is None and entry.tree is None:
+            return self._run(entry, [], args, kwargs, fresh=True)
+        try:
+            inputs = entry.captured.match(args, kwargs)
+            if inputs is None:
+                raise UnsupportedError(
+                    f"{self.options.name} changes, while it runs, what its own compilation depends on: "
+                    f"{entry.captured.explain_miss(args, kwargs)}. Move that change out of the compiled function."
+                )
+            return self._run(entry, inputs, args, kwargs, fresh=True)
+        except BaseException:
+            if entry.tree is None:
+                self._withdraw(entry.captured)
+            raise
+
+    def _withdraw(self, captured: Captured) -> None:
+        if captured.withdraw():
+            with self._lock:
+                self._entries = tuple(entry for entry in self._entries if entry.captured is not captured)
 
     def _run(self, entry: _Entry, inputs: list[Any], args: Any, kwargs: Any, fresh: bool = False) -> Any:
         if entry.execute is None:
@@ -115,7 +127,11 @@ class CompiledFunction(PathCalls):
             dynamic = frozenset(self._dynamic_scalars)
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
             captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged)
-            entry = self._compile(captured)
+            try:
+                entry = self._compile(captured)
+            except BaseException:
+                captured.withdraw()
+                raise
             self._entries = (entry, *self._entries)
             return entry
 

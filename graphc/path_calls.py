@@ -37,6 +37,10 @@ class PathCalls:
         """Put another tree in the place of one whose programs must take these storages as one input each."""
         raise NotImplementedError
 
+    def _withdraw(self, captured: Captured) -> None:
+        """The first call of a program has failed: state of optimizers that was made for it goes, and so does it."""
+        raise NotImplementedError
+
     def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
         """What runs a call."""
         raise NotImplementedError
@@ -53,6 +57,10 @@ class PathCalls:
         except Regrow as regrow:
             self._regrow(tree, args, kwargs, regrow.merged)
             return self(*args, **kwargs)  # type: ignore[operator]  # the class mixed into is callable
+        except BaseException:
+            if fresh and tree.root.captured is not None:
+                self._withdraw(tree.root.captured)
+            raise
         else:
             counters.hits += not grown and not fresh
             return result

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
-from graphc.errors import FallbackWarning, GraphcError, UnsupportedError
+from graphc.errors import FallbackWarning, UnsupportedError
 from graphc.frontend.segments import (
     LIST,
     NUMBER,
     PathRaises,
     Question,
     Reference,
-    Regrow,
     Segment,
     Step,
     answer_name,
@@ -122,7 +121,8 @@ class _Walk:
     values: dict[str, Any] = field(default_factory=dict)
     steps: list[tuple[Segment, Any]] = field(default_factory=list)  # as arguments of `Step`
     random_state: RandomState | None = None
-    grown: bool = False
+    compiles: bool = False
+    grown: list[Captured] = field(default_factory=list)  # for this call
 
     def find(self, reference: Reference) -> Any:
         return self.inputs[reference] if isinstance(reference, int) else self.values[reference]
@@ -170,12 +170,17 @@ class PathTree:
         try:
             node = self._walk(walk)
             outputs = self._execute(node, walk)
-        except (RunEager, GraphcError, Regrow):
+        except RunEager:
             _set_random_state(walk.random_state)
+            raise
+        except BaseException:
+            _set_random_state(walk.random_state)
+            for captured in walk.grown:
+                captured.withdraw()
             raise
         self._beyond = 0
         assert node.captured is not None
-        return node.captured.rebuild(outputs, walk.inputs), walk.grown
+        return node.captured.rebuild(outputs, walk.inputs), walk.compiles
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Any]) -> list[Node]:
         """The programs a call runs, in order; effects are not carried out.
@@ -254,7 +259,7 @@ class PathTree:
     def _grow(self, node: Node, key: Any, walk: _Walk) -> Node:
         self._check_room(node)
         assert self.root.captured is not None
-        walk.grown = True
+        walk.compiles = True
         try:
             steps = [Step(segment, answer) for segment, answer in walk.steps]
             captured = self.owner.capture_path(walk.args, walk.kwargs, steps, self.root.captured)
@@ -262,6 +267,7 @@ class PathTree:
             reason = f"the function raises {type(raised.error).__name__}: {raised.error}"
             child = Node(None, reason=reason, raises=True)
         else:
+            walk.grown.append(captured)
             child = self._node(captured)
             inputs = captured.match(walk.args, walk.kwargs)
             if inputs is None:

@@ -65,6 +65,7 @@ class Group:
         data: loaded indices in index expressions: the axes they vary with.
         ranges: inclusive bounds of all symbols, for simplification.
         has_scan: it holds a running reduction, so it has exactly one row axis, for good.
+        stage: what it may not be merged with, see `graphc.passes.commits`.
         size, open: elements visited; values among them that are not computed here (so far).
     """
 
@@ -81,6 +82,7 @@ class Group:
     has_scan: bool = False
     size: int = 0
     open: int = 0
+    stage: int = 0
 
     # building
 

@@ -19,6 +19,7 @@ from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import HOST, UNFAILED, DType, bool_, f64, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
+from graphc.loopir.transform import drop_dead
 from graphc.ops.registry import Kind, get
 from graphc.ops.rules import broadcast_index
 from graphc.passes.access import Index, attrs_key, normalise
@@ -26,6 +27,9 @@ from graphc.passes.axes import tidy
 from graphc.passes.group import Group
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
+
+WHOLE, CHECKS_ONLY, UNCHECKED = "whole", "checks only", "unchecked"
+"""Parts of a kernel that checks data: see `Lowering.lower`."""
 
 
 class Argument(NamedTuple):
@@ -84,18 +88,19 @@ class Lowering:
         """All distinct kernels so far."""
         return list(self._distinct.values())
 
-    def lower(self, group: Group, kept: set[Value]) -> Lowered:
+    def lower(self, group: Group, kept: set[Value], part: str = WHOLE) -> Lowered:
         """Write a group as a kernel.
 
         Args:
             group: a fusion group.
             kept: those of its roots that have to be stored.
+            part: WHOLE, or one of its two halves: CHECKS_ONLY, which stores nothing else, and UNCHECKED.
         """
         outline = _Outline(self, group, kept)
-        key = outline.key()
+        key = (part, outline.key())
         found = self._kernels.get(key)
         if found is None:
-            kernel, order, checks = _Writer(outline, self.numerics).write()
+            kernel, order, checks = _Writer(outline, self.numerics).write(part)
             found = (self._distinct_kernel(kernel), order, checks)
             self._kernels[key] = found
         kernel, order, checks = found
@@ -275,7 +280,7 @@ class _Writer:
         # per check what fails it: conditions with the values to report
         self.checks: dict[tuple[Op, str, str], dict[tuple[str, str], None]] = {}
 
-    def write(self) -> tuple[Kernel, tuple[int, ...], tuple[_Check, ...]]:
+    def write(self, part: str = WHOLE) -> tuple[Kernel, tuple[int, ...], tuple[_Check, ...]]:
         """The kernel, which argument of the outline each of its buffers is, and what its checks are."""
         outline, builder = self.outline, self.builder
         values: list[str] = []
@@ -283,9 +288,10 @@ class _Writer:
             source = outline.source(root)
             index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
             values.append(self._to_memory(self._evaluate(source, index), root))
-        checks = self._store_checks()
+        checks = self._store_checks() if part != UNCHECKED else ()
+        stores = outline.stores.items() if part != CHECKS_ONLY else ()
         # stores come last: one may go to memory that another value is loaded from
-        for (root, place), value in zip(outline.stores.items(), values, strict=True):
+        for (root, place), value in zip(stores, values, strict=part != CHECKS_ONLY):
             number = outline.argument(place, True)
             self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
             builder.store(self.names[number], flat_index(self.group.roots[root], place.strides), value)
@@ -295,7 +301,9 @@ class _Writer:
         )
         if checks:
             buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
-        kernel = tidy(builder.finish(kernel_name(outline.ops, self.group), buffers, notes(outline.ops)))
+        name = kernel_name(outline.ops, self.group) + ("_checks" if part == CHECKS_ONLY else "")
+        whole = builder.finish(name, buffers, notes(outline.ops))
+        kernel = tidy(whole if part == WHOLE else drop_dead(whole))
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 

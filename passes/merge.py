@@ -12,6 +12,7 @@ from graphc.ir.dims import Dim, simplify, substitute, symbol, symbols
 from graphc.ir.graph import Value
 from graphc.passes.access import Index, normalise
 from graphc.passes.axes import divisions
+from graphc.passes.commits import may_merge
 from graphc.passes.fuse import ROW_LIMITS
 from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iterations, worth_rows
 from graphc.passes.layout import int_shape
@@ -86,7 +87,12 @@ class _Merger:
 
     def _try(self, first: Group, second: Group, value: Value, vertical: bool) -> Group | None:
         """Merge two groups at a value that the first stores (vertical) or both read; first runs before second."""
-        if first.device != second.device or first.size + second.size > MAX_VISITS or value in first.stores:
+        if (
+            not may_merge(first, second)
+            or first.device != second.device
+            or first.size + second.size > MAX_VISITS
+            or value in first.stores
+        ):
             return None
         at_first = first.roots[value] if vertical else _only_place(first, value)
         at_second = _only_place(second, value)
@@ -108,7 +114,13 @@ class _Merger:
 
     def _dissolve(self, producer: Group, reader: Group, value: Value) -> Group | None:
         """Compute a value where its only reader needs it, at several places, when that is no more work."""
-        if producer.rows or producer.overwrites or len(producer.roots) > 1 or value in self.kept:
+        if (
+            not may_merge(producer, reader)
+            or producer.rows
+            or producer.overwrites
+            or len(producer.roots) > 1
+            or value in self.kept
+        ):
             return None
         if value in reader.overwrites.values():  # its memory is needed
             return None
@@ -182,6 +194,7 @@ class _Merger:
 
     def _commit(self, first: Group, second: Group, merged: Group, later: set[Node]) -> None:
         """Replace both groups by the merged one; what depends on the first goes behind it."""
+        merged.stage = max(first.stage, second.stage)
         nodes = self.nodes
         low, high = self.place[first], self.place[second]
         region = self.order[low : high + 1]

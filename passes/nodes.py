@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from graphc.ir.graph import Input, Value
 from graphc.ops.extern import effect
+from graphc.passes.commits import set_stages
 from graphc.passes.fuse import Fusion, Library
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import Place
@@ -44,6 +45,7 @@ class Nodes:
         for node in nodes:
             self._store_in_place(node)
         self._finish_writes()
+        set_stages(self)
 
     def _add(self, node: Node) -> None:
         self.next[node], self.previous[node] = set(), set()

@@ -11,10 +11,12 @@ from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
+from graphc.ops.extern import effect
+from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.fuse import Library, fuse
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
-from graphc.passes.lower import Lowered, Lowering, memory_dtype
+from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Lowered, Lowering, memory_dtype
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
@@ -89,6 +91,7 @@ class _Planner:
         self.offsets: list[int] = []
         self.calls: list[tuple[Op, str]] = []
         self.checks: dict[int, list[Check]] = {}
+        self.cut: list[tuple[Group, Group]] = []  # checks, and what they have been cut out of
         self.checks_of: dict[str, int] = {}
         self.op_numbers: dict[Op, int] = {}
         self.arena_bytes = self.plain_bytes = 0
@@ -112,6 +115,9 @@ class _Planner:
         self._place_arena(plan)
         plan.outputs = self._outputs()
         plan.stats = self._stats(plan)
+        moved = plan.stats["bytes_read"] + plan.stats["bytes_written"]
+        plan.copied, plan.exposed = exposed_inputs(plan.steps, plan.buffers, plan.kernels, plan.checks, moved)
+        plan.draws = any(effect(op) == "random" for op in self.graph.ops)
         return plan
 
     def _written(self) -> set[Input]:
@@ -141,9 +147,12 @@ class _Planner:
                 self._forget(node)
                 continue
             self.lowered[node] = self.lowering.lower(node, kept)
+            order[-1:] = self._checks_apart(node, kept)
             early = [value for value in node.overwrites if not self._may_overwrite(node, value)]
             order.extend(self._store_later(node, value) for value in early)
         self.order = order
+        for checks, group in self.cut:
+            self.nodes.link(checks, group)
 
     def _forget(self, node: Group) -> None:
         for earlier in self.nodes.previous.pop(node):
@@ -164,6 +173,23 @@ class _Planner:
         names = {a: b.name for a, b in zip(lowered.arguments, lowered.kernel.buffers, strict=False)}
         same = all(a.offset == stored[0].offset for a in loaded)
         return same and self.sharing.allows(lowered.kernel, [names[a] for a in loaded], names[stored[0]])
+
+    def _checks_apart(self, group: Group, kept: set[Value]) -> list[Node]:
+        """A kernel that checks data and writes to an input becomes two, so that data are refused before it writes."""
+        if not self.lowered[group].failures or not commits(self.nodes, group):
+            return [group]
+        checks = replace(group, roots=dict(group.roots), overwrites={}, stores=dict(group.stores))
+        self.lowered[checks] = lowered = self.lowering.lower(group, kept, CHECKS_ONLY)
+        self.lowered[group] = self.lowering.lower(group, kept, UNCHECKED)
+        nodes = self.nodes
+        nodes.next[checks], nodes.previous[checks] = set(), set()
+        for value in {argument.value for argument in lowered.arguments}:
+            producer = nodes.producer.get(value)
+            if producer is not None:
+                nodes.link(producer, checks)
+            nodes.readers.setdefault(value, {})[checks] = None
+        self.cut.append((checks, group))
+        return [checks, group]
 
     def _store_later(self, group: Group, value: Value) -> Group:
         """Take a store that comes too early out of a kernel: the value is kept, and stored by a kernel of its own."""
@@ -249,7 +275,8 @@ class _Planner:
         sizes = {spec.index: spec.nbytes for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
         kept = frozenset(self.buffer_of[value] for value in self.live if value in self.buffer_of)
         order = order_tasks(tasks, sizes, kept)
-        self.order = [self.order[at] for at in order]
+        cut = [group for _, group in self.cut]
+        self.order = commits_last(self.nodes, [self.order[at] for at in order], cut)
 
     def _place_arena(self, plan: Plan) -> None:
         """Offsets for all arena buffers, with outputs of kernels in the place of inputs that end there."""
@@ -349,7 +376,8 @@ class _Planner:
         """No element is computed, or none stored."""
         if any(axis.extent == 0 for axis in lowered.kernel.parallel_axes):
             return True
-        return all(0 in self.nodes.head(a.value).shape for a in lowered.arguments if a.stored)
+        stored = [argument for argument in lowered.arguments if argument.stored]
+        return bool(stored) and all(0 in self.nodes.head(a.value).shape for a in stored)
 
     def _add_checks(self, lowered: Lowered, device: str) -> tuple[int, int]:
         """Cells for the checks of one call of a kernel: their buffer, and the first one's number in it."""

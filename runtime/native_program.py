@@ -40,6 +40,7 @@ from graphc.runtime.checks import Cells, raise_failed
 from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
 from graphc.runtime.native_facts import native_check
 from graphc.runtime.tensors import bump_versions, empty_strided, same_strides, torch_dtype, view_into
+from graphc.runtime.undo import Undo
 
 _CPU = torch.device("cpu")
 
@@ -190,6 +191,7 @@ class NativeProgram:
         self._returns_made = whole == [spec.index for spec in self._made] and len(whole) == len(program.outputs)
         self._outputs = [_output_maker(program.buffers[output.buffer], output) for output in program.outputs]
         self._written = tuple(program.written)
+        self._undo = Undo(program)
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program.
@@ -201,9 +203,11 @@ class NativeProgram:
             One tensor or number per graph output.
 
         Raises:
-            What an ATen call in the program raises, of its own class, with the user's source line added.
+            What an ATen call in the program raises, of its own class, with the user's source line added; what the call
+            would have changed is as before, but for inputs in `program.exposed`.
         """
         frame = self._pool.take()
+        before = self._undo.remember(inputs)
         try:
             frame.inputs = inputs
             frame.made = made = [empty_strided(*layout) for layout in self._layouts]
@@ -216,10 +220,15 @@ class NativeProgram:
                 if status > 0:
                     _explain_failure(self.program.steps[status - 1], frame)
                 self._run_segments(frame)
-            return made if self._returns_made else [make(frame) for make in self._outputs]
-        finally:
+            outputs = made if self._returns_made else [make(frame) for make in self._outputs]
+        except BaseException:
+            self._undo.undo(inputs, before)
+            raise
+        else:
             if self._written:
                 bump_versions([inputs[index] for index in self._written])
+            return outputs
+        finally:
             frame.clear()
             self._pool.give_back(frame)
 

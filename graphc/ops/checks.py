@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 
 from graphc.ir.dims import Dim
-from graphc.ir.graph import Attr, Operand, Value
+from graphc.ir.graph import Attr, Op, Operand, Value
 from graphc.ir.types import DType, bool_, i64
 from graphc.ops import rules
 from graphc.ops.registry import ElementContext, LoopValue
@@ -124,6 +124,32 @@ def nonzero(ctx: ElementContext, divisor: Operand, value: LoopValue, dtype: DTyp
         failed = ctx.compute("eq", value, ctx.constant(0, dtype), dtype=bool_)
         error, message = ("ZeroDivisionError", "division by zero") if on_host else ("RuntimeError", "ZeroDivisionError")
         ctx.check(failed, ctx.constant(0, i64), error, message)
+
+
+DIVISIONS = frozenset(("div", "floordiv", "truncdiv", "remainder", "fmod"))
+"""Ops that divide."""
+
+
+def divides(op: Op, dtype: DType) -> bool:
+    """Whether a division of operands of this dtype raises for a divisor of 0."""
+    return op.name in DIVISIONS and (op.results[0].type.is_host or (dtype.is_integral and op.name != "div"))
+
+
+def may_refuse(op: Op) -> bool:
+    """Whether a kernel that computes this op may find data that eager refuses."""
+    if op.name == "checked":
+        return True
+    if op.name in _INDEXED:
+        return bool(INDEX_CHECKS[op.attrs.get("check", _INDEXED[op.name])].error)
+    if op.name not in DIVISIONS:
+        return False
+    divisor = op.operands[1]
+    zero = isinstance(divisor, Value) or divisor == 0
+    return zero and divides(op, divisor.type.dtype if isinstance(divisor, Value) else op.results[0].type.dtype)
+
+
+_INDEXED = {"gather": "gather", "take": "index", "index": "index"}
+"""Ops that read at places that are data, with the `check` they make where they name none."""
 
 
 @cache

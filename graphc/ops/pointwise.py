@@ -184,7 +184,7 @@ def _on_host(scalar: ScalarOp, fn: Callable[..., torch.Tensor], operands: Sequen
     if any(isinstance(x, torch.Tensor) for x in condition):
         # where(tensor, host, host): the result is a tensor of the host dtype
         return fn(*condition, *(torch.tensor(x, dtype=_host_dtype(data)) for x in data))
-    if scalar.name in _DIVISIONS and data[1] == 0:
+    if scalar.name in checks.DIVISIONS and data[1] == 0:
         checks.raise_error("ZeroDivisionError", "division by zero", 0)
     tensors = [torch.tensor(x, dtype=torch.bool) for x in condition]
     tensors += [torch.tensor(x, dtype=_host_dtype(data)) for x in data]
@@ -200,19 +200,14 @@ def _host_dtype(numbers: Sequence[bool | int | float]) -> torch.dtype:
 # lowering
 
 
-_DIVISIONS = frozenset(("div", "floordiv", "truncdiv", "remainder", "fmod"))
-
-
 def _lower_rule(scalar: ScalarOp) -> LowerRule:
     name = scalar.name
 
     def lower(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
         dtype = _data_dtype(op.operands)
         args = [rules.operand_element(ctx, operand, index, dtype) for operand in op.operands]
-        if name in _DIVISIONS:
-            on_host = op.results[0].type.is_host
-            if on_host or (dtype.is_integral and name != "div"):
-                checks.nonzero(ctx, op.operands[1], args[1], dtype.compute, on_host)
+        if checks.divides(op, dtype):
+            checks.nonzero(ctx, op.operands[1], args[1], dtype.compute, op.results[0].type.is_host)
         return ctx.compute(name, *args, dtype=op.results[0].type.dtype.compute)
 
     return lower

@@ -160,6 +160,10 @@ class Plan:
         steps: in order; contents of `Write`s are stored by them too.
         outputs: one per graph output.
         written: graph inputs whose contents the program changes (their version counters are bumped after the run).
+        copied: of these, those to be copied before each call and put back when it fails, since a step that can fail comes
+            after one that writes to them.
+        exposed: those for which that would cost too much: after a failed call they may have changed.
+        draws: it draws from torch's random generator.
         arena_bytes: size of the arena.
         checks: per buffer of kind CHECKS what its cells mean.
         stats: counters for `.explain()`: graph ops, fused ops, extern calls with reasons, bytes moved.
@@ -171,6 +175,9 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     outputs: list[OutputSpec] = field(default_factory=list)
     written: tuple[int, ...] = ()
+    copied: tuple[int, ...] = ()
+    exposed: tuple[int, ...] = ()
+    draws: bool = False
     arena_bytes: int = 0
     checks: dict[int, list[Check]] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from graphc.ir.graph import Named, Ref
 from graphc.ir.types import DTYPES, DType, Location
 from graphc.program.plan import AtenStep, BufferSpec, Check, GemmStep, KernelStep, OutputSpec, Step, View
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON form; a record of another version is not read."""
 
 NATIVE, PYTHON = "native", "python"
@@ -47,7 +47,7 @@ class Program:
     Attributes:
         name: of the user's function.
         backend: `c` or `triton`.
-        buffers, steps, outputs, written, arena_bytes, checks, stats: as in `Plan`.
+        buffers, steps, outputs, written, copied, exposed, draws, arena_bytes, checks, stats: as in `Plan`.
         segments: a partition of the steps, in order.
         sources: generated files by name, in the order in which they are built.
         kernels: per kernel name what its launcher needs, as plain data (grid, constants, ...); empty for C.
@@ -61,6 +61,9 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     outputs: list[OutputSpec] = field(default_factory=list)
     written: tuple[int, ...] = ()
+    copied: tuple[int, ...] = ()
+    exposed: tuple[int, ...] = ()
+    draws: bool = False
     arena_bytes: int = 0
     checks: dict[int, list[Check]] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
