@@ -382,8 +382,8 @@ class _Undo:
         """
         if changed := self._flags.changed():
             raise CaptureError(
-                f"{name} changes {changed[0]} and leaves it so, which a compiled program cannot; use a `with` block, or "
-                "do it outside of the compiled function"
+                f"{name} changes {changed[0]} and leaves it so, which a compiled program cannot; use a `with` block, "
+                "or do it outside of the compiled function"
             )
 
     def settled(self) -> None:

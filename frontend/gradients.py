@@ -62,7 +62,8 @@ class Gradients:
 
     def see(self, tensor: torch.Tensor, path: str) -> None:
         """A real tensor that may receive a gradient; call it before the function can change that."""
-        if not tensor.requires_grad or not tensor.is_leaf or id(tensor) in self._tensors:
+        frozen = not tensor.requires_grad and tensor.grad is None  # else a gradient of former times
+        if frozen or not tensor.is_leaf or id(tensor) in self._tensors:
             return
         self._tensors[id(tensor)] = _Before(tensor, path, tensor.grad)
         if tensor.grad is not None:
@@ -85,7 +86,7 @@ class Gradients:
     def _before(self, tensor: torch.Tensor) -> _Before | None:
         if type(tensor) is TracedTensor:
             return None
-        if id(tensor) not in self._tensors and tensor.requires_grad and tensor.is_leaf:
+        if id(tensor) not in self._tensors and tensor.is_leaf:
             _, path, _ = self._sources.find(tensor)
             self.see(tensor, path)
         return self._tensors.get(id(tensor))

@@ -4,8 +4,9 @@
     after    gather %table at %i (may raise); update %p
 
 The schedule keeps writes to inputs behind everything that can fail and that does not read what they write; groups that
-belong before and behind are not merged. A kernel that checks data and writes to an input at once is cut in two, the checks first. What cannot be ordered so is told
-to the runtime, which copies the inputs in question before each call as long as that costs little.
+belong before and behind are not merged. A kernel that checks data and writes to an input at once is cut in two, the
+checks first. What cannot be ordered so is told to the runtime, which copies the inputs in question before each call as
+long as that costs little.
 """
 
 from __future__ import annotations
@@ -139,8 +140,9 @@ def exposed_inputs(
                 when.setdefault(index, number + isinstance(step, AtenStep))
         if isinstance(step, KernelStep) and step.buffers and buffers[step.buffers[-1]].kind == CHECKS:
             fails = number
-            first = step.offsets[-1]
-            found = checks[step.buffers[-1]][first : first + kernels[step.kernel].buffers[-1].size]  # type: ignore[misc]
+            first, count = step.offsets[-1], kernels[step.kernel].buffers[-1].size
+            assert isinstance(count, int), "cells are counted while compiling"
+            found = checks[step.buffers[-1]][first : first + count]
             if any(check.error != "ZeroDivisionError" for check in found):  # that is: of Python numbers, such as steps
                 refuses = number
         elif isinstance(step, AtenStep):

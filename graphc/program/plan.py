@@ -160,8 +160,8 @@ class Plan:
         steps: in order; contents of `Write`s are stored by them too.
         outputs: one per graph output.
         written: graph inputs whose contents the program changes (their version counters are bumped after the run).
-        copied: of these, those to be copied before each call and put back when it fails, since a step that can fail comes
-            after one that writes to them.
+        copied: of these, those to be copied before each call and put back when it fails, since a step that can fail
+            comes after one that writes to them.
         exposed: those for which that would cost too much: after a failed call they may have changed.
         draws: it draws from torch's random generator.
         arena_bytes: size of the arena.
