@@ -29,13 +29,15 @@ TOLERANCE = 1e-7
 
 @pytest.fixture(autouse=True)
 def _float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     try:
         with torch.enable_grad():
             yield
     finally:
         torch.set_default_dtype(before)
+        torch.set_num_threads(threads)
 
 
 class Net(nn.Module):
