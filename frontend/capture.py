@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
 from graphc.frontend import finish, tree
+from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
@@ -54,6 +55,7 @@ def capture(
     steps: Sequence[Step] | None = None,
     merged: frozenset[int] = frozenset(),
     numerics: str = "default",
+    numbers: frozenset[Hashable] = frozenset(),
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -67,6 +69,8 @@ def capture(
             from the last one to the next, or to the end; see `graphc.frontend.paths`.
         merged: storages (by address of the storage object) to take as one 1-D input each.
         numerics: `default`; or `eager`: random numbers are drawn by ATen, each when and as eager would.
+        numbers: keys of attributes, closure cells and globals (see `attributes.Number`) whose Python numbers shall be
+            inputs of the program, as `dynamic_scalars`.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -86,7 +90,7 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics)
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics, numbers)
             captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
@@ -101,11 +105,12 @@ def is_capturing() -> bool:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What the function returned, flat, and the backward pass from there (or why there can be none)."""
+    """What the function returned, flat, the backward pass from there (or why there can be none), and names it bound."""
 
     leaves: list[Any]
     node: tree.Node
     backward: Recorded | str | None
+    bound: list[tuple[Any, str, Any]]
 
 
 class _Session:
@@ -113,9 +118,9 @@ class _Session:
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
-        steps: Sequence[Step] | None, numerics: str,
+        steps: Sequence[Step] | None, numerics: str, numbers: frozenset[Hashable],
     ) -> None:  # fmt: skip
-        self.numerics = numerics
+        self.numerics, self.numbers = numerics, numbers
         self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
         self.leaves, self.node = tree.flatten((args, kwargs))
         self.names = _argument_names(fn, self.node)
@@ -157,15 +162,15 @@ class _Session:
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
-        undo = _Undo(modules, self.leaves)
+        self.attributes = Attributes(reads, modules, self.numbers - constants)
+        undo = _Undo(modules, self.leaves, self.attributes)
         try:
+            self.attributes.place(recorder)
             given = self._arguments(recorder, dynamic)
             returned = self._call(recorder, given)
             if recorder.decider is not None and recorder.decider.segment is not None:
                 raise Stop  # which the function has caught
             modules.update()
-            with CaptureMode(recorder):
-                modules.settle(recorder)
             self._check_arguments(given)
             recorder.imp.tape.check_end()
             ends = self._finish(recorder, returned)
@@ -180,7 +185,9 @@ class _Session:
             recorder.undo()
             undo.all()
             raise
+        rebound = self.attributes.rebound()
         undo.settled()
+        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound)
         del given, returned
         self._given.clear()
         _check_leaks(recorder.made)
@@ -201,6 +208,8 @@ class _Session:
         """What comes of the run: results, effects, the backward pass."""
         changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
         effects, made = _effects(changed, stored)
+        bound, kept = effects_of(returned.bound, len(made))
+        effects, made = [*effects, *bound], [*made, *kept]
         found = finish.finish(recorder, [*returned.leaves, *made])
         count = len(returned.leaves)
         ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
@@ -209,7 +218,7 @@ class _Session:
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder, recorded)
-        numbers = {id(leaf): out.number for leaf, out in zip(returned.leaves, found, strict=False)}
+        numbers = {id(leaf): out.number for leaf, out in zip([*returned.leaves, *made], found, strict=True)}
         graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
         return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
 
@@ -221,7 +230,7 @@ class _Session:
         return Captured(
             graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
-            facts.guards(graph, recorder.bindings, trained),
+            facts.guards(graph, recorder.bindings, trained, self.attributes.inputs),
             ends.node,
             ends.leaves,
             self.node,
@@ -234,6 +243,8 @@ class _Session:
             segment=segment,
             dynamic=dynamic,
             modules=len(recorder.sources.modules),
+            numbers=list(self.attributes.numbers.values()),
+            number_inputs=frozenset(self.attributes.inputs),
         )
 
     # before
@@ -307,11 +318,13 @@ class _Session:
                 result = self.fn(*given[0], **given[1])
                 leaves, node = tree.flatten(result)
                 _check_results(leaves, node)
-                backward = record_backward(recorder, leaves, self._given)
+                bound = self.attributes.changed()
+                kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
+                backward = record_backward(recorder, [*leaves, *kept], self._given)
                 if self.steps and isinstance(backward, Recorded):
                     roll_back(recorder, backward.start)
                     backward = "a result that requires grad depends on a decision on data"
-                return _Returned(leaves, node, backward)
+                return _Returned(leaves, node, backward, bound)
         except GraphcError:
             raise
         except Exception as error:
@@ -350,8 +363,8 @@ def _effects(
 class _Undo:
     """What the function may have changed outside of graphs, and how to put it back."""
 
-    def __init__(self, modules: ModuleFacts, leaves: list[Any]) -> None:
-        self._modules = modules
+    def __init__(self, modules: ModuleFacts, leaves: list[Any], attributes: Attributes) -> None:
+        self._modules, self._attributes = modules, attributes
         self._random = torch.get_rng_state()
         params: list[torch.Tensor] = [
             p for module in modules.modules() for p in module._parameters.values() if p is not None and not is_lazy(p)
@@ -366,7 +379,8 @@ class _Undo:
         ]
 
     def settled(self) -> None:
-        """After a good run: random state and version counters (nothing has been written yet)."""
+        """After a good run: names, random state and version counters (nothing has been written yet)."""
+        self._attributes.restore()
         torch.set_rng_state(self._random)
         changed = [(t, version) for t, version in self._versions if t._version != version]
         if changed:

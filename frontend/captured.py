@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -14,6 +14,9 @@ from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
 from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from graphc.frontend.attributes import Number
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Captured:
         seconds: wall time of the capture.
         segment: for one program of several on a path, how it goes with the others; else None.
         dynamic: argument leaves that were asked to be, and are, inputs of the program.
+        numbers: Python numbers that its guards compare, or that are inputs.
+        number_inputs: keys of those that are inputs.
         modules: how many modules its guards know.
     """
 
@@ -99,6 +104,8 @@ class Captured:
     segment: Segment | None = None
     dynamic: frozenset[int] = frozenset()
     modules: int = 0
+    numbers: list[Number] = field(default_factory=list)
+    number_inputs: frozenset[Hashable] = frozenset()
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -136,6 +143,10 @@ class Captured:
         if node != self.arg_node:
             return set()
         return {i for i, then in self.floats.items() if type(leaves[i]) is float and leaves[i] != then}
+
+    def changed_numbers(self) -> set[Hashable]:
+        """Keys of the attributes, cells and globals in which another number is than when captured, and of all inputs."""
+        return {number.key for number in self.numbers if number.has_changed()} | self.number_inputs
 
     def rebuild(self, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> Any:
         """The value the user's function returns.

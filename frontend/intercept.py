@@ -372,6 +372,20 @@ def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    """What autograd saves in the capture is not handed to the caller's hooks, which expect tensors with data."""
+    autograd, hooks = torch._C._autograd, []
+    while (top := autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+@contextlib.contextmanager
 def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
@@ -398,7 +412,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        with plain, batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
+        with plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
             yield
     finally:
         torch.get_rng_state = torch.random.get_rng_state = reading

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 _DYNAMIC = ("lr",)
 """Entries of parameter groups that schedules change: inputs of the program when they are floats."""
+
+
+class OptimizerNumber(NamedTuple):
+    """Names an entry of a parameter group."""
+
+    optimizer: int
+    group: int
+    entry: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Optimizers:
         self._recorder, self._constants = recorder, constants
         self._met: dict[int, _Met] = {}
         self._running: list[tuple[_Met, bool]] = []
-        self._inputs: dict[tuple[int, int, str], Any] = {}  # numbers that are inputs of the program
+        self._inputs: dict[OptimizerNumber, Any] = {}  # numbers that are inputs of the program
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
@@ -86,7 +94,7 @@ class Optimizers:
         torch.compiler._is_compiling_flag = False
         for index, group in enumerate(optimizer.param_groups):
             for key in _DYNAMIC:
-                number, name = group.get(key), (met.number, index, key)
+                number, name = group.get(key), OptimizerNumber(met.number, index, key)
                 if type(number) is float and name not in self._constants:
                     path, access = f"{met.path}.{key}{index or ''}", Access(group, f"[{key!r}]")
                     if name not in self._inputs:

@@ -18,7 +18,7 @@ from graphc.frontend.functionalize import Storage, Strided, TensorState, root_st
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
-from graphc.frontend.optimizers import Optimizers
+from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
@@ -163,15 +163,17 @@ class Recorder:
         self.bindings.append(Binding(BindingKind.SCALAR, leaf=leaf))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((leaf,))))
 
-    def number_input(self, number: float, path: str, access: Access, key: Hashable) -> Any:
-        """A Python float found in some object in every call, as an input of the program.
+    def number_input(self, number: int | float, path: str, access: Access, key: Hashable) -> Any:
+        """A Python number found in some object in every call, as an input of the program.
 
         Args:
             key: what `Specialize` says when Python looks at it.
         """
-        value = self.builder.input(_identifier(path), TensorType(types.f64, (), HOST), Role.SCALAR, path)
-        self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,)))
-        return host.wrap(host.HostNode(self, value, float, number, frozenset((key,))))
+        kind = type(number)
+        dtype = {int: types.i64, float: types.f64}[kind]
+        value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
+        self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,), number=kind))
+        return host.wrap(host.HostNode(self, value, kind, number, frozenset((key,))))
 
     def stand_in(self, tensor: torch.Tensor, state: TensorState, name: str) -> TracedTensor:
         """A traced tensor for an argument."""
@@ -311,7 +313,7 @@ class Recorder:
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
         decider = self.decider
-        if node.hint is not None and (decider is None or not decider.taken):
+        if node.hint is not None and (decider is None or not (decider.taken or _is_branch(node))):
             raise Specialize(node.leaves)
         if decider is None:
             raise host.refuse("a Python value or branch", self.locator.here())
@@ -344,6 +346,12 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
     bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")
     if bad:
         raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", locator.here())
+
+
+def _is_branch(node: host.HostNode) -> bool:
+    """A comparison of numbers of the user's: a decision with two answers, where the numbers would be constants of one
+    program each."""
+    return node.kind is bool and all(not isinstance(leaf, OptimizerNumber) for leaf in node.leaves)
 
 
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_.]")

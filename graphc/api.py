@@ -7,7 +7,7 @@ import functools
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +16,7 @@ import torch
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
 from graphc.errors import FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
+from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
@@ -68,6 +69,8 @@ class CompiledFunction(PathCalls):
         self._stats = Stats()
         self._lock = threading.RLock()
         self._dynamic_scalars: set[int] = set()
+        self._dynamic_numbers: set[Hashable] = set()
+        self._said: set[str] = set()
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
 
@@ -78,6 +81,9 @@ class CompiledFunction(PathCalls):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
+        reason = surroundings()
+        if reason:
+            return self._run_eager(reason, args, kwargs)
         try:
             entry = self._add_entry(args, kwargs)
         except UninitializedError:
@@ -101,6 +107,14 @@ class CompiledFunction(PathCalls):
             self._stats.hits += 1
         return entry.captured.rebuild(entry.execute(inputs), inputs)
 
+    def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that no program can answer, counted; each reason is said once."""
+        self._stats.eager_calls += 1
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(FallbackWarning(f"{self.options.name} runs eager, since {reason}"), stacklevel=4)
+        return self.target(*args, **kwargs)
+
     def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
         with self._lock:
             self._entries = tuple(entry for entry in self._entries if entry.tree is not tree)
@@ -114,7 +128,8 @@ class CompiledFunction(PathCalls):
             self._note_recompile(args, kwargs)
             dynamic = frozenset(self._dynamic_scalars)
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
-            captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged)
+            numbers = frozenset(self._dynamic_numbers)
+            captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged, numbers)
             entry = self._compile(captured)
             self._entries = (entry, *self._entries)
             return entry
@@ -147,6 +162,7 @@ class CompiledFunction(PathCalls):
             return
         newest = self._entries[0].captured
         self._dynamic_scalars |= newest.changed_floats(args, kwargs)
+        self._dynamic_numbers |= newest.changed_numbers()
         reason = newest.explain_miss(args, kwargs)
         self._stats.recompiles.insert(0, reason)
         if len(self._stats.recompiles) == settings().max_recompiles:

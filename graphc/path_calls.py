@@ -84,7 +84,8 @@ class PathCalls:
     ) -> Captured:
         """Capture the program that follows these decisions."""
         merged = root.merged_storages(args, kwargs)
-        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged)
+        numbers = root.number_inputs
+        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers)
 
     def path_added(self) -> None:
         """A path through a tree is complete."""
