@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from graphc.frontend import host, tree
-from graphc.frontend.captured import OutputLeaf
+from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.guards import is_plain, same, snapshot
 from graphc.frontend.inputs import Access, Binding, BindingKind
 from graphc.frontend.traced import TracedTensor

@@ -36,6 +36,7 @@ from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized
+from graphc.frontend.schedulers import Later
 from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
@@ -209,7 +210,8 @@ class _Session:
         changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
         effects, made = _effects(changed, stored)
         bound, kept = effects_of(returned.bound, len(made))
-        effects, made = [*effects, *bound], [*made, *kept]
+        steps, given = recorder.schedules.effects(len(made) + len(kept))
+        effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
         found = finish.finish(recorder, [*returned.leaves, *made])
         count = len(returned.leaves)
         ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
@@ -227,6 +229,8 @@ class _Session:
     ) -> Captured:
         graph = ends.graph or recorder.graph
         trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards]
+        if recorder.locator.differentiates:
+            trained.append(recorder.gradients.hook_guards)
         return Captured(
             graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
@@ -245,6 +249,7 @@ class _Session:
             modules=len(recorder.sources.modules),
             numbers=list(self.attributes.numbers.values()),
             number_inputs=frozenset(self.attributes.inputs),
+            created=recorder.optimizers.created(),
         )
 
     # before
@@ -400,6 +405,8 @@ class _Undo:
 
 def _check_results(leaves: list[Any], node: tree.Node) -> None:
     for leaf in leaves:
+        if isinstance(leaf, Later):
+            float(leaf)  # says what is wrong
         if isinstance(leaf, (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)) or (
             isinstance(leaf, Iterator) and not isinstance(leaf, torch.Tensor)
         ):

@@ -12,26 +12,12 @@ from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
+from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
 if TYPE_CHECKING:
     from graphc.frontend.attributes import Number
-
-
-@dataclass(frozen=True)
-class OutputLeaf:
-    """One leaf of the returned structure.
-
-    Args:
-        number: which output of the graph it is, or -1.
-        constant: the leaf itself when it is no output.
-        host: Python type of a traced number, or None for a tensor.
-    """
-
-    number: int = -1
-    constant: Any = None
-    host: type | None = None
 
 
 class Effect(Protocol):
@@ -85,6 +71,7 @@ class Captured:
         dynamic: argument leaves that were asked to be, and are, inputs of the program.
         numbers: Python numbers that its guards compare, or that are inputs.
         number_inputs: keys of those that are inputs.
+        created: entries (table, key) of the state that it made optimizers create.
         modules: how many modules its guards know.
     """
 
@@ -106,6 +93,7 @@ class Captured:
     modules: int = 0
     numbers: list[Number] = field(default_factory=list)
     number_inputs: frozenset[Hashable] = frozenset()
+    created: list[tuple[dict[Any, Any], Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -143,6 +131,12 @@ class Captured:
         if node != self.arg_node:
             return set()
         return {i for i, then in self.floats.items() if type(leaves[i]) is float and leaves[i] != then}
+
+    def remove_created(self) -> bool:
+        """Take away the state of optimizers that this capture created; whether there was any."""
+        for table, key in self.created:
+            table.pop(key, None)
+        return bool(self.created)
 
     def changed_numbers(self) -> set[Hashable]:
         """Keys of the attributes, cells and globals in which another number is than when captured, and of all inputs."""

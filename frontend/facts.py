@@ -100,7 +100,7 @@ class Facts:
         ambient.guards(g)
         for facts in trained:
             facts(g)
-        self._look_up(g, bindings)
+        self._look_up(g, graph, bindings)
         self._storages(g, bindings)
         for value, binding in zip(graph.inputs, bindings, strict=True):
             for access in binding.accesses if binding.kind is not BindingKind.FOUND else ():
@@ -179,11 +179,12 @@ class Facts:
         else:
             g.is_object(local, leaf, f"argument {name}")
 
-    def _look_up(self, g: GuardBuilder, bindings: Sequence[Binding]) -> None:
-        for binding in bindings:
+    def _look_up(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
+        for value, binding in zip(graph.inputs, bindings, strict=True):
             if binding.kind is BindingKind.FOUND:
                 local = self._found[id(binding)] = f"w{len(self._found)}"
-                g.let(f"{local} = {g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}")
+                found = f"{g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}"
+                g.let(f"{local} = {found}", f"tensor {value.path} is gone")
                 if binding.number is not None:
                     name = binding.number.__name__
                     g.check(f"type({local}) is {name}", f"type of a number, compiled for {name}")

@@ -201,7 +201,7 @@ class SourceMap:
             if isinstance(item, torch.nn.Module):
                 self.add_module(name, item)
             elif isinstance(item, torch.Tensor):
-                self.note(item, Role.STATE, name, Access(start.root, suffix), rebindable=True)
+                self.note(item, Role.STATE, name, Access(start.root, suffix), suffix.endswith("']"))
             else:
                 queue.extend((name + n, suffix + s, child) for n, s, child in _children(item))
 

@@ -15,7 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import GraphcError, UnsupportedError
-from graphc.frontend import batch_momentum, dynamic_index, host, replay
+from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.recorder import Recorder, Uninitialized
@@ -356,6 +356,7 @@ def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
 
     def enter(optimizer: Any, args: Any, kwargs: Any) -> None:
         if getattr(_running, "recorder", None) is recorder:
+            recorder.schedules.check(optimizer)
             recorder.optimizers.enter(optimizer)
 
     def leave(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -369,6 +370,34 @@ def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
         del before[-1], after[-1]
         torch.optim.Optimizer.zero_grad = of_optimizer  # type: ignore[method-assign]
         torch.nn.Module.zero_grad = of_module  # type: ignore[method-assign]
+
+
+def _schedule(original: Callable[..., Any], reads: bool) -> Callable[..., Any]:
+    """A method of a learning-rate schedule, which steps it or reads what a step has set."""
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            return original(self, *args, **kwargs)
+        if not reads:
+            return recorder.schedules.step(self, original, args, kwargs)
+        recorder.schedules.check_read()
+        return original(self)
+
+    return method
+
+
+@contextlib.contextmanager
+def _watching_schedules() -> Iterator[None]:
+    methods = schedulers.stepping()
+    for cls, name, original in methods:
+        setattr(cls, name, _schedule(original, name != "step"))
+    try:
+        yield
+    finally:
+        for cls, name, original in methods:
+            setattr(cls, name, original)
 
 
 @contextlib.contextmanager
@@ -412,7 +441,10 @@ def watching(recorder: Recorder) -> Iterator[None]:
     torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        with plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
+        with (
+            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
+            _watching_optimizers(recorder), _watching_schedules(),
+        ):  # fmt: skip
             yield
     finally:
         torch.get_rng_state = torch.random.get_rng_state = reading

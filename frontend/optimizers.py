@@ -157,6 +157,10 @@ class Optimizers:
                 else:
                     del met.optimizer.state[param]
 
+    def created(self) -> list[tuple[dict[Any, Any], Any]]:
+        """Entries (table, key) of state that was not there before this capture."""
+        return [(m.optimizer.state, p) for m in self._met.values() for p in m.optimizer.state if p not in m.known]
+
     def undo(self) -> None:
         """After a failed run: created state goes too."""
         self.settle()

@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from graphc.frontend.guards import is_plain, snapshot
 from graphc.frontend.inputs import Access
@@ -149,6 +150,9 @@ class Reads:
                 self.modules.append((path, item))
             self._identity(path, access, item)
             return False
+        if isinstance(item, LRScheduler):  # its steps are made after each run
+            self._identity(path, access, item)
+            return True
         if isinstance(item, types.FunctionType):
             if is_user_code(item.__code__):
                 self._identity(path, access, item)
@@ -175,7 +179,7 @@ class Reads:
             inner = Access(access.root, f"{access.suffix}.__dict__[{name!r}]")
             if is_plain(value):
                 self._value(f"{path}.{name}", inner, value)
-            elif depth > 1 and not isinstance(value, (torch.Tensor, torch.nn.Module, type)) and not callable(value):
+            elif depth > 1 and not isinstance(value, (torch.Tensor, torch.nn.Module, LRScheduler, type)) and not callable(value):
                 self.attributes(f"{path}.{name}", inner, value, depth - 1)
 
     def _holder(self, item: Any) -> None:

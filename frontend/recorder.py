@@ -20,6 +20,7 @@ from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
+from graphc.frontend.schedulers import Schedules
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
 from graphc.ir.graph import Builder, Graph, Input, Op, Role, Value
@@ -81,6 +82,7 @@ class Recorder:
         self.arguments: dict[int, tuple[str, torch.Tensor]] = {}  # by stand-in: name and tensor
         self._gradients_read: set[int] = set()
         self.optimizers = Optimizers(self, constants)
+        self.schedules = Schedules(self)
         self._merged = merged
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
@@ -284,11 +286,13 @@ class Recorder:
 
     def settle(self) -> None:
         """After a good run: gradients and state of optimizers as before."""
+        self.schedules.restore()
         self.optimizers.settle()
         self.gradients.restore()
 
     def undo(self) -> None:
         """After a failed run: as `settle`, and state made by the way is gone."""
+        self.schedules.restore()
         self.optimizers.undo()
         self.gradients.restore()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 import types
 import warnings
@@ -174,6 +175,18 @@ class CompiledFunction(PathCalls):
                 stacklevel=5,
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        import copy
+
+        target = copy.deepcopy(self.target, memo)
+        return self if target is self.target else CompiledFunction(target, self.options)
+
+    def __reduce__(self) -> Any:
+        name = getattr(self.target, "__qualname__", "")
+        if _find_global(getattr(self.target, "__module__", ""), name) is self:
+            return name  # a decorated function: found again under its name
+        return CompiledFunction, (self.target, self.options)
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
@@ -183,10 +196,21 @@ class CompiledFunction(PathCalls):
                 return entry
         return self._add_entry(args, kwargs)
 
+    def _leave_no_trace(self, entry: _Entry) -> None:
+        """After a question: state that was created for it goes, and with it the program that needs it."""
+        if entry.captured.remove_created():
+            with self._lock:
+                self._entries = tuple(other for other in self._entries if other is not entry)
+
     def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
+        known = self._entries
         entry = self._find(args, kwargs)
-        if entry.tree is not None:
-            return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
+        try:
+            if entry.tree is not None:
+                return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
+        finally:
+            if entry not in known:
+                self._leave_no_trace(entry)
         if entry.compilation is None:
             raise UnsupportedError(
                 f"{self.options.name} runs eager for these inputs because gradients are needed; "
@@ -225,6 +249,13 @@ class CompiledFunction(PathCalls):
     def stats(self) -> Stats:
         """Counters since the callable was made."""
         return self._stats
+
+
+def _find_global(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 class CompiledModule:
@@ -268,6 +299,25 @@ class CompiledModule:
 
     def stats(self) -> Stats:
         return self.compiled.stats()
+
+
+def _compile_class(cls: Any, options: Options) -> Any:
+    """Make calls of all instances of a module class run compiled, each instance with programs of its own."""
+
+    def call_plainly(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return torch.nn.Module.__call__(self, *args, **kwargs)
+
+    def compiled(self: torch.nn.Module) -> CompiledFunction:
+        """What a call of this module runs."""
+        made: CompiledFunction = self.__dict__.get("_graphc_compiled") or self.__dict__.setdefault(
+            "_graphc_compiled", CompiledFunction(self._graphc_call, options)
+        )
+        return made
+
+    cls._graphc_call = call_plainly
+    cls.compiled = property(compiled)
+    cls.__call__ = lambda self, *args, **kwargs: self.compiled(*args, **kwargs)
+    return cls
 
 
 def _twin(module: torch.nn.Module, options: Options) -> torch.nn.Module:
@@ -320,7 +370,8 @@ def compile(
     dtypes, flags of modules, globals and closures it reads, Python arguments); `.stats()` counts and explains that.
 
     Args:
-        target: the callable; a module gives back a module of the same class sharing its parameters.
+        target: the callable; a module gives back a module of the same class sharing its parameters. A module class is
+            given back itself, and calls of its instances run compiled.
         backend: `auto` (triton for CUDA tensors, c for CPU ones), `triton`, `c`, `interpret` (op by op with ATen), or
             `eager` (the target as it is).
         mode: `default`.
@@ -333,12 +384,16 @@ def compile(
         A callable like the target, with `.graph`, `.source`, `.explain` and `.stats`.
 
     Raises:
-        TypeError: the target cannot be called, or is a generator or coroutine function.
+        TypeError: the target cannot be called, is a generator or coroutine function, or a class of anything else.
         ValueError: an option has no such value.
     """
     if target is None:
         return functools.partial(compile, backend=backend, mode=mode, dynamic=dynamic, numerics=numerics, name=name)
     options = driver.make_options(target, backend, mode, dynamic, numerics, name)
+    if isinstance(target, type):
+        if not issubclass(target, torch.nn.Module):
+            raise TypeError(f"{target.__name__} is a class; compile its methods, or an instance")
+        return _compile_class(target, options)
     if isinstance(target, CompiledFunction):
         return CompiledFunction(target.target, options)
     if isinstance(target, CompiledModule):
