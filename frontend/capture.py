@@ -37,7 +37,7 @@ from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized
 from graphc.frontend.schedulers import Later
-from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
+from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, is_shape, whole
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
@@ -195,7 +195,7 @@ class _Session:
         segment = None
         if recorder.decider is not None and self.steps:
             recorder.decider.check_end()
-            segment = recorder.decider.last()
+            segment = recorder.decider.last() if ends.joint is None else whole(ends.graph or recorder.graph)
         return self._captured(recorder, facts, dynamic, segment, ends)
 
     def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], ends: Ends) -> Captured:
@@ -203,6 +203,7 @@ class _Session:
         assert recorder.decider is not None
         self._given.clear()
         recorder.decider.check_end()
+        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, set())
         return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
 
     def _finish(self, recorder: Recorder, returned: _Returned) -> Ends:
@@ -326,9 +327,9 @@ class _Session:
                 bound = self.attributes.changed()
                 kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
                 backward = record_backward(recorder, [*leaves, *kept], self._given)
-                if self.steps and isinstance(backward, Recorded):
+                if isinstance(backward, Recorded) and any(is_shape(step) for step in self.steps or ()):
                     roll_back(recorder, backward.start)
-                    backward = "a result that requires grad depends on a decision on data"
+                    backward = "a result that requires grad depends on a shape that data decide"
                 return _Returned(leaves, node, backward, bound)
         except GraphcError:
             raise

@@ -201,7 +201,7 @@ class SourceMap:
             if isinstance(item, torch.nn.Module):
                 self.add_module(name, item)
             elif isinstance(item, torch.Tensor):
-                self.note(item, Role.STATE, name, Access(start.root, suffix), suffix.endswith("']"))
+                self.note(item, Role.STATE, name, Access(start.root, suffix), ".__dict__[" in suffix)
             else:
                 queue.extend((name + n, suffix + s, child) for n, s, child in _children(item))
 

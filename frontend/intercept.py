@@ -14,7 +14,7 @@ from torch.nn.modules import transformer
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
-from graphc.errors import GraphcError, UnsupportedError
+from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
@@ -388,6 +388,38 @@ def _schedule(original: Callable[..., Any], reads: bool) -> Callable[..., Any]:
     return method
 
 
+def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a gradient scaler, which keeps tensors and stages of the step in Python tables."""
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is not None and self.is_enabled():
+            raise EagerOnlyError(
+                "a GradScaler is used inside; compile the model or the loss, and leave scaling and the optimizer's "
+                "step to eager, or use bfloat16, which needs no scaling",
+                recorder.locator.here(),
+            )
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+_SCALING = ("scale", "unscale_", "step", "update")
+
+
+@contextlib.contextmanager
+def _watching_scalers() -> Iterator[None]:
+    methods = {name: vars(torch.amp.GradScaler)[name] for name in _SCALING}
+    for name, original in methods.items():
+        setattr(torch.amp.GradScaler, name, _scaling(original))
+    try:
+        yield
+    finally:
+        for name, original in methods.items():
+            setattr(torch.amp.GradScaler, name, original)
+
+
 @contextlib.contextmanager
 def _watching_schedules() -> Iterator[None]:
     methods = schedulers.stepping()
@@ -443,7 +475,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     try:
         with (
             plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
-            _watching_optimizers(recorder), _watching_schedules(),
+            _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(),
         ):  # fmt: skip
             yield
     finally:

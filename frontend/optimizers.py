@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from graphc.errors import UnsupportedError
+from graphc.errors import EagerOnlyError
 from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
 from graphc.frontend.inputs import Access
 from graphc.frontend.traced import TracedTensor
@@ -84,6 +84,9 @@ class Optimizers:
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
+        if isinstance(optimizer, torch.optim.LBFGS):
+            where = self._recorder.locator.here()
+            raise EagerOnlyError("LBFGS searches along a line, by Python numbers that depend on data", where)
         met = self._met.get(id(optimizer))
         if met is None:
             met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
@@ -130,7 +133,7 @@ class Optimizers:
         """Tensors that the function made and left in the state of an optimizer: (dict, key, tensor).
 
         Raises:
-            UnsupportedError: it changed something there that is no tensor.
+            EagerOnlyError: it changed something there that is no tensor.
         """
         found = []
         for met in self._met.values():
@@ -140,7 +143,7 @@ class Optimizers:
                     if type(item) is TracedTensor:
                         found.append((home, key, item))
                     elif not (item is then.get(key) or (is_plain(item) and same(item, then.get(key)))):
-                        raise UnsupportedError(
+                        raise EagerOnlyError(
                             f"{type(met.optimizer).__name__} keeps a Python value in state[{key!r}] that its step "
                             "changes, which a compiled program cannot"
                         )

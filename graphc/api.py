@@ -16,7 +16,7 @@ import torch
 
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
-from graphc.errors import FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
+from graphc.errors import EagerOnlyError, FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.path_calls import PathCalls, PathView
@@ -72,6 +72,7 @@ class CompiledFunction(PathCalls):
         self._dynamic_scalars: set[int] = set()
         self._dynamic_numbers: set[Hashable] = set()
         self._said: set[str] = set()
+        self._eager_only = ""  # why calls that no program matches are not captured any more
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
 
@@ -82,11 +83,14 @@ class CompiledFunction(PathCalls):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
-        reason = surroundings()
+        reason = surroundings() or self._eager_only
         if reason:
             return self._run_eager(reason, args, kwargs)
         try:
             entry = self._add_entry(args, kwargs)
+        except EagerOnlyError as error:
+            self._eager_only = str(error)
+            return self._run_eager(self._eager_only, args, kwargs)
         except UninitializedError:
             self._stats.eager_calls += 1
             return self.target(*args, **kwargs)

@@ -95,8 +95,17 @@ class PathCalls:
     def compile_path(self, captured: Captured, number: int) -> Compilation:
         """Compile one program of a tree."""
         self._stats.compiles += 1
-        name = f"{self.options.name}_{number}" if number else self.options.name
-        return driver.compile_graph(captured.graph, replace(self.options, name=name))
+        return driver.compile_graph(captured.graph, self._numbered(number))
+
+    def compile_differentiable(
+        self, captured: Captured, number: int
+    ) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
+        """Compile the last program of a path whose results can be differentiated."""
+        self._stats.compiles += 1
+        return driver.differentiable(captured, self._numbered(number))
+
+    def _numbered(self, number: int) -> Options:
+        return replace(self.options, name=f"{self.options.name}_{number}" if number else self.options.name)
 
 
 class Stages(list[Any]):

@@ -136,3 +136,37 @@ def net() -> nn.Sequential:
 def data(seed: int, *shape: int) -> torch.Tensor:
     """Reproducible numbers that do not draw from torch's own generator."""
     return torch.randn(*(shape or (5, 4)), generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program with what is expected of it.
+
+    Args:
+        eager: how many of its calls run eager.
+        compiles: how many programs it takes; None: any number but zero.
+        backend: that compiles it; the interpreter takes the same captures and guards without a C compiler.
+    """
+
+    program: Program
+    eager: int = 0
+    compiles: int | None = None
+    backend: str = "interpret"
+
+    def check(self) -> None:
+        """Compiled it gives what it gives eager."""
+        agree(self.program, eager=self.eager, compiles=self.compiles, backend=self.backend)
+
+
+CASES: dict[str, Case] = {}
+"""Every program of the files of features, by name."""
+
+
+def program(eager: int = 0, compiles: int | None = None, backend: str = "interpret") -> Callable[[Program], Program]:
+    """Register a program."""
+
+    def register(function: Program) -> Program:
+        CASES[function.__name__.removeprefix("case_")] = Case(function, eager, compiles, backend)
+        return function
+
+    return register
