@@ -1,8 +1,8 @@
 """Attributes, closure cells and globals that a function changes: `self.n += 1`, `self.h = h.detach()`.
 
 The function runs once, while it is captured, and whatever it binds then must be bound again after every run. So what it
-has bound is put back when the capture ends, and becomes an effect: tensors and traced numbers are outputs of the program,
-plain values are kept. A number that is found to change between calls becomes an input of the program.
+has bound is put back when the capture ends, and becomes an effect: tensors and traced numbers are outputs of the
+program, plain values are kept. A number that is found to change between calls becomes an input of the program.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from graphc.frontend import host, tree
-from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.guards import is_plain, same, snapshot
 from graphc.frontend.inputs import Access, Binding, BindingKind
+from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.traced import TracedTensor
 
 if TYPE_CHECKING:

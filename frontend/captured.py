@@ -139,7 +139,7 @@ class Captured:
         return bool(self.created)
 
     def changed_numbers(self) -> set[Hashable]:
-        """Keys of the attributes, cells and globals in which another number is than when captured, and of all inputs."""
+        """Keys of the attributes, cells and globals in which another number is than captured, and of all inputs."""
         return {number.key for number in self.numbers if number.has_changed()} | self.number_inputs
 
     def rebuild(self, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> Any:

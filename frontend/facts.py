@@ -112,7 +112,9 @@ class Facts:
         for path, access, item in self._reads.identities:
             g.is_object(access, item, path)
         for path, access, name in self._reads.absent:
-            g.check(f"{name!r} not in {g.hold(access.root)}{access.suffix}.__dict__", f"{path}: found on the object now")
+            g.check(
+                f"{name!r} not in {g.hold(access.root)}{access.suffix}.__dict__", f"{path}: found on the object now"
+            )
         self._tensors(g, graph, bindings)
         self._apart(g, graph, bindings)
         return g.build(self._inputs(g, bindings))

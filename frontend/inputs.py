@@ -47,7 +47,6 @@ class Access:
         found = _ENTRY.fullmatch(self.suffix)
         return (self.root, found[1]) if found is not None and type(self.root) in _DICTS else None
 
-
     def place(self) -> tuple[Any, str] | None:
         """The dict and the key, or the closure cell and an empty string, where what is found can be replaced."""
         if self.suffix == ".cell_contents":

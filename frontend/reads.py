@@ -179,7 +179,11 @@ class Reads:
             inner = Access(access.root, f"{access.suffix}.__dict__[{name!r}]")
             if is_plain(value):
                 self._value(f"{path}.{name}", inner, value)
-            elif depth > 1 and not isinstance(value, (torch.Tensor, torch.nn.Module, LRScheduler, type)) and not callable(value):
+            elif (
+                depth > 1
+                and not isinstance(value, (torch.Tensor, torch.nn.Module, LRScheduler, type))
+                and not callable(value)
+            ):
                 self.attributes(f"{path}.{name}", inner, value, depth - 1)
 
     def _holder(self, item: Any) -> None:

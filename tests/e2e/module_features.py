@@ -288,7 +288,7 @@ def case_param_hook_in_step(c: Compiler) -> Any:
 @program(compiles=2)
 def case_hook_added_between(c: Compiler) -> Any:
     m = net()
-    cm = c(m)
+    c(m)
     opt = torch.optim.SGD(m.parameters(), 0.1)
 
     @c

@@ -84,9 +84,7 @@ def case_gradscaler_inf(c: Compiler) -> Any:
         s.update()
         return loss.detach()
 
-    out = []
-    for i in range(6):
-        out.append((step(data(i) * (float("inf") if i == 2 else 1)), s.get_scale()))
+    out = [(step(data(i) * (float("inf") if i == 2 else 1)), s.get_scale()) for i in range(6)]
     return out, m, s.state_dict()
 
 
@@ -158,22 +156,22 @@ def _sched(c, make, inside, **kw):
 
 L = torch.optim.lr_scheduler
 
-SCHED = dict(
-    step=lambda o: L.StepLR(o, 2),
-    multistep=lambda o: L.MultiStepLR(o, [2, 4]),
-    exp=lambda o: L.ExponentialLR(o, 0.9),
-    cos=lambda o: L.CosineAnnealingLR(o, 5),
-    onecycle=lambda o: L.OneCycleLR(o, 0.3, total_steps=10),
-    cyclic=lambda o: L.CyclicLR(o, 0.01, 0.1, 3),
-    lam=lambda o: L.LambdaLR(o, lambda e: 0.9**e),
-    mult=lambda o: L.MultiplicativeLR(o, lambda e: 0.9),
-    lin=lambda o: L.LinearLR(o, total_iters=4),
-    const=lambda o: L.ConstantLR(o, total_iters=3),
-    warm=lambda o: L.CosineAnnealingWarmRestarts(o, 3),
-    seq=lambda o: L.SequentialLR(o, [L.ConstantLR(o, 0.1, 2), L.ExponentialLR(o, 0.9)], [2]),
-    chained=lambda o: L.ChainedScheduler([L.ConstantLR(o, 0.1, 2), L.ExponentialLR(o, 0.9)]),
-    poly=lambda o: L.PolynomialLR(o, 5),
-)
+SCHED = {
+    "step": lambda o: L.StepLR(o, 2),
+    "multistep": lambda o: L.MultiStepLR(o, [2, 4]),
+    "exp": lambda o: L.ExponentialLR(o, 0.9),
+    "cos": lambda o: L.CosineAnnealingLR(o, 5),
+    "onecycle": lambda o: L.OneCycleLR(o, 0.3, total_steps=10),
+    "cyclic": lambda o: L.CyclicLR(o, 0.01, 0.1, 3),
+    "lam": lambda o: L.LambdaLR(o, lambda e: 0.9**e),
+    "mult": lambda o: L.MultiplicativeLR(o, lambda e: 0.9),
+    "lin": lambda o: L.LinearLR(o, total_iters=4),
+    "const": lambda o: L.ConstantLR(o, total_iters=3),
+    "warm": lambda o: L.CosineAnnealingWarmRestarts(o, 3),
+    "seq": lambda o: L.SequentialLR(o, [L.ConstantLR(o, 0.1, 2), L.ExponentialLR(o, 0.9)], [2]),
+    "chained": lambda o: L.ChainedScheduler([L.ConstantLR(o, 0.1, 2), L.ExponentialLR(o, 0.9)]),
+    "poly": lambda o: L.PolynomialLR(o, 5),
+}
 
 
 def _scheduled(make, inside):
@@ -204,7 +202,6 @@ def case_plateau_inside(c: Compiler) -> Any:
     m = net()
     opt = torch.optim.SGD(m.parameters(), 0.1)
     sc = L.ReduceLROnPlateau(opt, patience=0, threshold=0.5)
-    out = []
 
     @c
     def step(x):
@@ -215,8 +212,7 @@ def case_plateau_inside(c: Compiler) -> Any:
         sc.step(loss)
         return loss.detach()
 
-    for i in range(5):
-        out.append((step(data(i)), opt.param_groups[0]["lr"]))
+    out = [(step(data(i)), opt.param_groups[0]["lr"]) for i in range(5)]
     return out, m, sc.state_dict()
 
 
