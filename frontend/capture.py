@@ -426,9 +426,10 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
     gc.collect()
     alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
     if alive:
-        op = alive[0].state.storage.base.op
+        kept = next((tensor for tensor in alive if tensor.state.storage.base.op is not None), alive[0])
+        op = kept.state.storage.base.op
         raise CaptureError(
-            f"the function keeps a tensor it made ({alive[0]!r}) in a global, a closure, a list or an attribute, which "
+            f"the function keeps a tensor it made ({kept!r}) in a global, a closure, a list or an attribute, which "
             "a compiled program cannot; return it instead",
             op.location if op is not None else None,
         )

@@ -555,7 +555,7 @@ def case_decorated_method(c: Compiler) -> Any:
     return y, z, m, k
 
 
-@program()
+@program(compiles=0)
 def case_decorated_class(c: Compiler) -> Any:
     @c
     class T(nn.Module):
@@ -569,10 +569,11 @@ def case_decorated_class(c: Compiler) -> Any:
     m = T(3)
     y = m(data(0))
     y.sum().backward()
+    assert not c.on or m.compiled.stats().compiles == 1
     return y, m, isinstance(m, T), T.__name__, list(m.state_dict())
 
 
-@program()
+@program(compiles=0)
 def case_decorated_class_sub(c: Compiler) -> Any:
     @c
     class T(nn.Module):
@@ -590,6 +591,7 @@ def case_decorated_class_sub(c: Compiler) -> Any:
     m = U(3)
     y = m(data(0))
     y.sum().backward()
+    assert not c.on or m.compiled.stats().compiles == 1
     return y, m
 
 
