@@ -149,7 +149,8 @@ class Attributes:
 
 def effects_of(changed: list[tuple[Home, str, Any]], first: int) -> tuple[list[BindEffect], list[Any]]:
     """Effects that bind names, and the tensors and traced numbers that takes, numbered from `first`."""
-    effects, made = [], []
+    effects: list[BindEffect] = []
+    made: list[Any] = []
     for home, name, value in changed:
         if value is _GONE:
             effects.append(BindEffect(home, name, None))

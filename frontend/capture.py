@@ -160,6 +160,7 @@ class _Session:
         modules = ModuleFacts(sources)
         recorder = Recorder(self.name, sources, merged, constants, self.numerics)
         modules.note_gradients(recorder.gradients)
+        recorder.dynamic_numbers = self.numbers
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
@@ -248,8 +249,8 @@ class _Session:
             segment=segment,
             dynamic=dynamic,
             modules=len(recorder.sources.modules),
-            numbers=list(self.attributes.numbers.values()),
-            number_inputs=frozenset(self.attributes.inputs),
+            numbers=[*self.attributes.numbers.values(), *recorder.optimizers.numbers()],
+            number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing},
             created=recorder.optimizers.created(),
         )
 

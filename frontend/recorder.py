@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ class Recorder:
         self._gradients_read: set[int] = set()
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
+        self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
@@ -355,7 +356,7 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
 def _is_branch(node: host.HostNode) -> bool:
     """A comparison of numbers of the user's: a decision with two answers, where the numbers would be constants of one
     program each."""
-    return node.kind is bool and all(not isinstance(leaf, OptimizerNumber) for leaf in node.leaves)
+    return node.kind is bool and not any(isinstance(leaf, OptimizerNumber) and leaf.is_rate for leaf in node.leaves)
 
 
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_.]")

@@ -29,7 +29,7 @@ class Later:
     def __float__(self) -> float:
         raise UnsupportedError(_TOO_EARLY)
 
-    __int__ = __index__ = __bool__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __bool__ = __float__
 
     def __format__(self, spec: str) -> str:
         raise UnsupportedError(_TOO_EARLY)
@@ -100,7 +100,8 @@ class Schedules:
 
     def effects(self, first: int) -> tuple[list[ScheduleEffect], list[Any]]:
         """The steps, and the tensors and traced numbers that they take, numbered from `first`."""
-        effects, made = [], []
+        effects: list[ScheduleEffect] = []
+        made: list[Any] = []
         for step, args, kwargs in self._steps:
             leaves, node = tree.flatten((args, kwargs))
             given = []
@@ -128,7 +129,8 @@ def _optimizers(scheduler: Any) -> Iterator[torch.optim.Optimizer]:
 
 def stepping() -> list[tuple[type, str, Callable[..., Any]]]:
     """(class, name, method) of every method of a schedule that steps it or tells the last learning rate."""
-    found, classes = [], [LRScheduler]
+    found: list[tuple[type, str, Callable[..., Any]]] = []
+    classes: list[type] = [LRScheduler]
     while classes:
         cls = classes.pop()
         classes += cls.__subclasses__()

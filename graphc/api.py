@@ -308,17 +308,17 @@ class CompiledModule:
 def _compile_class(cls: Any, options: Options) -> Any:
     """Make calls of all instances of a module class run compiled, each instance with programs of its own."""
 
-    def call_plainly(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _graphc_call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         return torch.nn.Module.__call__(self, *args, **kwargs)
 
     def compiled(self: torch.nn.Module) -> CompiledFunction:
         """What a call of this module runs."""
         made: CompiledFunction = self.__dict__.get("_graphc_compiled") or self.__dict__.setdefault(
-            "_graphc_compiled", CompiledFunction(self._graphc_call, options)
+            "_graphc_compiled", CompiledFunction(types.MethodType(_graphc_call, self), options)
         )
         return made
 
-    cls._graphc_call = call_plainly
+    cls._graphc_call = _graphc_call  # under its own name, by which bound methods are pickled
     cls.compiled = property(compiled)
     cls.__call__ = lambda self, *args, **kwargs: self.compiled(*args, **kwargs)
     return cls

@@ -305,8 +305,8 @@ class PathTree:
             self.owner.path_added()
         number, self.programs = self.programs, self.programs + 1
         if captured.joint is not None:
-            compilation, execute = self.owner.compile_differentiable(captured, number)
-            return Node(captured, compilation, execute, number=number)
+            forward, execute = self.owner.compile_differentiable(captured, number)
+            return Node(captured, forward, execute, number=number)
         text = str(captured.graph)
         compilation = self._built.get(text)
         if compilation is None:
