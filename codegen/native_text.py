@@ -227,6 +227,7 @@ static int locate(ptrdiff_t offset, void *list, int count, const int *sources, c
   for (int i = 0; i < count; i++) {
     char *object = PyList_GetItem(list, sources[i]);
     if (!object || aoti_torch_get_data_ptr((AtenTensorHandle)(object + offset), &p[buffers[i]])) return 1;
+    if (!p[buffers[i]]) return 1; /* no elements, or no memory: Python tells them apart */
   }
   return 0;
 }

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
 from graphc.frontend import finish, tree
+from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
@@ -36,7 +37,8 @@ from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
-from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
+from graphc.frontend.schedulers import Later
+from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, is_shape, whole
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
@@ -55,6 +57,7 @@ def capture(
     steps: Sequence[Step] | None = None,
     merged: frozenset[int] = frozenset(),
     numerics: str = "default",
+    numbers: frozenset[Hashable] = frozenset(),
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -68,6 +71,8 @@ def capture(
             from the last one to the next, or to the end; see `graphc.frontend.paths`.
         merged: storages (by address of the storage object) to take as one 1-D input each.
         numerics: `default`; or `eager`: random numbers are drawn by ATen, each when and as eager would.
+        numbers: keys of attributes, closure cells and globals (see `attributes.Number`) whose Python numbers shall be
+            inputs of the program, as `dynamic_scalars`.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -87,7 +92,7 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics)
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics, numbers)
             captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
@@ -102,11 +107,12 @@ def is_capturing() -> bool:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What the function returned, flat, and the backward pass from there (or why there can be none)."""
+    """What the function returned, flat, the backward pass from there (or why there can be none), and names it bound."""
 
     leaves: list[Any]
     node: tree.Node
     backward: Recorded | str | None
+    bound: list[tuple[Any, str, Any]]
 
 
 class _Session:
@@ -114,9 +120,9 @@ class _Session:
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
-        steps: Sequence[Step] | None, numerics: str,
+        steps: Sequence[Step] | None, numerics: str, numbers: frozenset[Hashable],
     ) -> None:  # fmt: skip
-        self.numerics = numerics
+        self.numerics, self.numbers = numerics, numbers
         self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
         self.leaves, self.node = tree.flatten((args, kwargs))
         self.names = _argument_names(fn, self.node)
@@ -155,10 +161,12 @@ class _Session:
         modules = ModuleFacts(sources)
         recorder = Recorder(self.name, sources, merged, constants, self.numerics)
         modules.note_gradients(recorder.gradients)
+        recorder.dynamic_numbers = self.numbers
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
-        undo = _Undo(modules, self.leaves)
+        self.attributes = Attributes(reads, modules, self.numbers - constants)
+        undo = _Undo(modules, self.leaves, self.attributes)
         try:
             return self._record(recorder, facts, modules, undo, dynamic)
         except BaseException:
@@ -172,14 +180,13 @@ class _Session:
     ) -> Captured:
         """One run of the function. Its caller puts everything back when this raises."""
         try:
+            self.attributes.place(recorder)
             given = self._arguments(recorder, dynamic)
             returned = self._call(recorder, given)
             if recorder.decider is not None and recorder.decider.segment is not None:
                 raise Stop  # which the function has caught
             modules.update()
             undo.check_flags(self.name)
-            with CaptureMode(recorder):
-                modules.settle(recorder)
             self._check_arguments(given)
             recorder.imp.tape.check_end()
             ends = self._finish(recorder, returned)
@@ -190,14 +197,16 @@ class _Session:
             undo.all()
             modules.update()
             return self._prefix(recorder, facts, dynamic, ends)
+        rebound = self.attributes.rebound()
         undo.settled()
+        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound)
         del given, returned
         self._given.clear()
         _check_leaks(recorder.made)
         segment = None
         if recorder.decider is not None and self.steps:
             recorder.decider.check_end()
-            segment = recorder.decider.last()
+            segment = recorder.decider.last() if ends.joint is None else whole(ends.graph or recorder.graph)
         return self._captured(recorder, facts, dynamic, segment, ends)
 
     def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], ends: Ends) -> Captured:
@@ -205,12 +214,16 @@ class _Session:
         assert recorder.decider is not None
         self._given.clear()
         recorder.decider.check_end()
+        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, set())
         return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
 
     def _finish(self, recorder: Recorder, returned: _Returned) -> Ends:
         """What comes of the run: results, effects, the backward pass."""
         changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
         effects, made = _effects(changed, stored)
+        bound, kept = effects_of(returned.bound, len(made))
+        steps, given = recorder.schedules.effects(len(made) + len(kept))
+        effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
         found = finish.finish(recorder, [*returned.leaves, *made])
         count = len(returned.leaves)
         ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
@@ -219,7 +232,7 @@ class _Session:
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder, recorded)
-        numbers = {id(leaf): out.number for leaf, out in zip(returned.leaves, found, strict=False)}
+        numbers = {id(leaf): out.number for leaf, out in zip([*returned.leaves, *made], found, strict=True)}
         graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
         return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
 
@@ -228,10 +241,12 @@ class _Session:
     ) -> Captured:
         graph = ends.graph or recorder.graph
         trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards]
+        if recorder.locator.differentiates:
+            trained.append(recorder.gradients.hook_guards)
         return Captured(
             graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
-            facts.guards(graph, recorder.bindings, trained),
+            facts.guards(graph, recorder.bindings, trained, self.attributes.inputs),
             ends.node,
             ends.leaves,
             self.node,
@@ -244,6 +259,8 @@ class _Session:
             segment=segment,
             dynamic=dynamic,
             modules=len(recorder.sources.modules),
+            numbers=[*self.attributes.numbers.values(), *recorder.optimizers.numbers()],
+            number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing},
             created=recorder.optimizers.created(),
         )
 
@@ -318,11 +335,13 @@ class _Session:
                 result = self.fn(*given[0], **given[1])
                 leaves, node = tree.flatten(result)
                 _check_results(leaves, node)
-                backward = record_backward(recorder, leaves, self._given)
-                if self.steps and isinstance(backward, Recorded):
+                bound = self.attributes.changed()
+                kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
+                backward = record_backward(recorder, [*leaves, *kept], self._given)
+                if isinstance(backward, Recorded) and any(is_shape(step) for step in self.steps or ()):
                     roll_back(recorder, backward.start)
-                    backward = "a result that requires grad depends on a decision on data"
-                return _Returned(leaves, node, backward)
+                    backward = "a result that requires grad depends on a shape that data decide"
+                return _Returned(leaves, node, backward, bound)
         except GraphcError:
             raise
         except Exception as error:
@@ -361,8 +380,8 @@ def _effects(
 class _Undo:
     """What the function may have changed outside of graphs, and how to put it back."""
 
-    def __init__(self, modules: ModuleFacts, leaves: list[Any]) -> None:
-        self._modules, self._flags = modules, GlobalState()
+    def __init__(self, modules: ModuleFacts, leaves: list[Any], attributes: Attributes) -> None:
+        self._modules, self._attributes, self._flags = modules, attributes, GlobalState()
         self._random = torch.get_rng_state()
         params: list[torch.Tensor] = [
             p for module in modules.modules() for p in module._parameters.values() if p is not None and not is_lazy(p)
@@ -387,7 +406,8 @@ class _Undo:
             )
 
     def settled(self) -> None:
-        """After a good run: random state and version counters (nothing has been written yet)."""
+        """After a good run: names, random state and version counters (nothing has been written yet)."""
+        self._attributes.restore()
         torch.set_rng_state(self._random)
         set_versions(self._versions)
 
@@ -405,6 +425,8 @@ class _Undo:
 
 def _check_results(leaves: list[Any], node: tree.Node) -> None:
     for leaf in leaves:
+        if isinstance(leaf, Later):
+            float(leaf)  # says what is wrong
         if isinstance(leaf, (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)) or (
             isinstance(leaf, Iterator) and not isinstance(leaf, torch.Tensor)
         ):
@@ -423,9 +445,10 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
     gc.collect()
     alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
     if alive:
-        op = alive[0].state.storage.base.op
+        kept = next((tensor for tensor in alive if tensor.state.storage.base.op is not None), alive[0])
+        op = kept.state.storage.base.op
         raise CaptureError(
-            f"the function keeps a tensor it made ({alive[0]!r}) in a global, a closure, a list or an attribute, which "
+            f"the function keeps a tensor it made ({kept!r}) in a global, a closure, a list or an attribute, which "
             "a compiled program cannot; return it instead",
             op.location if op is not None else None,
         )

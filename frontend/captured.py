@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -12,24 +12,13 @@ from graphc.frontend import tree
 from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
+from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.optimizers import CreatedState
 from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
-
-@dataclass(frozen=True)
-class OutputLeaf:
-    """One leaf of the returned structure.
-
-    Args:
-        number: which output of the graph it is, or -1.
-        constant: the leaf itself when it is no output.
-        host: Python type of a traced number, or None for a tensor.
-    """
-
-    number: int = -1
-    constant: Any = None
-    host: type | None = None
+if TYPE_CHECKING:
+    from graphc.frontend.attributes import Number
 
 
 class Effect(Protocol):
@@ -81,6 +70,8 @@ class Captured:
         seconds: wall time of the capture.
         segment: for one program of several on a path, how it goes with the others; else None.
         dynamic: argument leaves that were asked to be, and are, inputs of the program.
+        numbers: Python numbers that its guards compare, or that are inputs.
+        number_inputs: keys of those that are inputs.
         modules: how many modules its guards know.
         created: state of optimizers that was made for real, for the program to update.
     """
@@ -101,6 +92,8 @@ class Captured:
     segment: Segment | None = None
     dynamic: frozenset[int] = frozenset()
     modules: int = 0
+    numbers: list[Number] = field(default_factory=list)
+    number_inputs: frozenset[Hashable] = frozenset()
     created: list[CreatedState] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -145,6 +138,10 @@ class Captured:
         if node != self.arg_node:
             return set()
         return {i for i, then in self.floats.items() if type(leaves[i]) is float and leaves[i] != then}
+
+    def changed_numbers(self) -> set[Hashable]:
+        """Keys of the attributes, cells and globals in which another number is than captured, and of all inputs."""
+        return {number.key for number in self.numbers if number.has_changed()} | self.number_inputs
 
     def rebuild(self, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> Any:
         """The value the user's function returns.

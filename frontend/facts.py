@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from itertools import count, pairwise
 from typing import Any
 
 import torch
 
-from graphc.frontend import tree
+from graphc.frontend import ambient, tree
 from graphc.frontend.aten import layout
 from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, TensorFacts, is_plain
 from graphc.frontend.inputs import Binding, BindingKind
@@ -82,28 +82,39 @@ class Facts:
         self._found: dict[int, str] = {}  # by binding: the local that holds what was looked up
 
     def guards(
-        self, graph: Graph, bindings: Sequence[Binding], trained: Sequence[Callable[[GuardBuilder], None]] = ()
+        self,
+        graph: Graph,
+        bindings: Sequence[Binding],
+        trained: Sequence[Callable[[GuardBuilder], None]] = (),
+        numbers: Collection[Hashable] = (),
     ) -> GuardSet:
         """The guard function for a captured graph.
 
         Args:
+            numbers: keys of accesses to numbers that are inputs.
             trained: add the facts about gradients and optimizers.
         """
         g = GuardBuilder()
         self._arguments(g)
         self._global_state(g)
+        ambient.guards(g)
         for facts in trained:
             facts(g)
-        self._look_up(g, bindings)
+        self._look_up(g, graph, bindings)
         self._storages(g, bindings)
         for value, binding in zip(graph.inputs, bindings, strict=True):
             for access in binding.accesses if binding.kind is not BindingKind.FOUND else ():
                 g.is_object(access, binding.tensor, f"tensor {value.path}")
-        self._modules.guards(g)
+        self._modules.guards(g, numbers)
         for path, access, value in self._reads.values:
-            g.equals(access, value, path)
+            if not numbers or access.key() not in numbers:
+                g.equals(access, value, path)
         for path, access, item in self._reads.identities:
             g.is_object(access, item, path)
+        for path, access, name in self._reads.absent:
+            g.check(
+                f"{name!r} not in {g.hold(access.root)}{access.suffix}.__dict__", f"{path}: found on the object now"
+            )
         self._tensors(g, graph, bindings)
         self._apart(g, graph, bindings)
         return g.build(self._inputs(g, bindings))
@@ -170,13 +181,15 @@ class Facts:
         else:
             g.is_object(local, leaf, f"argument {name}")
 
-    def _look_up(self, g: GuardBuilder, bindings: Sequence[Binding]) -> None:
-        for binding in bindings:
+    def _look_up(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
+        for value, binding in zip(graph.inputs, bindings, strict=True):
             if binding.kind is BindingKind.FOUND:
                 local = self._found[id(binding)] = f"w{len(self._found)}"
-                g.let(f"{local} = {g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}")
-                if binding.tensor is None:
-                    g.check(f"type({local}) is float", "type of a number, compiled for a float")
+                found = f"{g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}"
+                g.let(f"{local} = {found}", f"tensor {value.path} is gone")
+                if binding.number is not None:
+                    name = binding.number.__name__
+                    g.check(f"type({local}) is {name}", f"type of a number, compiled for {name}")
 
     # torch's state
 

@@ -8,10 +8,10 @@ import torch
 
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
-from graphc.frontend.captured import OutputLeaf
 from graphc.frontend.dynamic_index import true_offset
 from graphc.frontend.foreign_views import is_foreign
 from graphc.frontend.functionalize import Storage, TensorState
+from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.recorder import Recorder
 from graphc.ir.graph import Input, Output, StridedView, Value, Write
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.traced import TracedTensor
@@ -59,6 +60,7 @@ class Gradients:
     def __init__(self, sources: SourceMap) -> None:
         self._sources = sources
         self._tensors: dict[int, _Before] = {}
+        self._hook_count = RemovableHandle.next_id
 
     def see(self, tensor: torch.Tensor, path: str) -> None:
         """A real tensor that may receive a gradient; call it before the function can change that."""
@@ -117,8 +119,25 @@ class Gradients:
             if not before.reset and (before.read or self._has_changed(before) or id(before.grad) in used)
         ]
 
+    def hook_guards(self, g: GuardBuilder) -> None:
+        """Check that leaf tensors have the hooks that a backward pass in the program has run."""
+        then = {id(before.tensor): (before, _hooks(before.tensor)) for before in self._tensors.values()}
+        tensors = tuple((before.tensor, hooks) for before, hooks in then.values())
+        same = g.hold(lambda: all(_hooks(tensor) == hooks for tensor, hooks in tensors))
+        g.check(f"({g.hold(RemovableHandle)}.next_id == {self._hook_count} or {same}())", "hooks of a tensor")
+        for before, hooks in then.values():
+            if hooks:  # whose removal the number of handles made does not show
+                test = f"{g.hold(_hooks)}({g.hold(before.tensor)}) == {g.hold(hooks)}"
+                g.check(test, f"hooks of {before.path}")
+
     @staticmethod
     def guards(g: GuardBuilder, facts: list[tuple[str, torch.Tensor, bool]]) -> None:
         """Check that gradients exist where they did."""
         for path, tensor, exists in facts:
             g.check(f"({g.hold(tensor)}.grad is not None) is {exists}", f"whether {path} has a gradient")
+
+
+def _hooks(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What autograd calls when it has a gradient for a leaf tensor."""
+    tables = (tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None))
+    return tuple(hook for table in tables if table for hook in table.values())

@@ -54,9 +54,14 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Let:
-    """One line of the guard function: an assignment."""
+    """One line of the guard function: an assignment.
+
+    Args:
+        what: is looked at; not the same as when compiled where that fails.
+    """
 
     line: str
+    what: str = "the structure of the arguments"
 
 
 class GuardSet:
@@ -139,7 +144,7 @@ class GuardSet:
                 elif not eval(line.test, scope):
                     return line.describe(scope)
             except MISS as error:
-                return line.describe(scope) if isinstance(line, Check) else f"the structure of the arguments ({error})"
+                return line.describe(scope) if isinstance(line, Check) else f"{line.what} ({error})"
         return ""
 
 
@@ -172,9 +177,9 @@ class GuardBuilder:
             self._constants[name] = item
         return name
 
-    def let(self, line: str) -> None:
+    def let(self, line: str, what: str = Let.what) -> None:
         """Add an assignment."""
-        self.lines.append(Let(line))
+        self.lines.append(Let(line, what))
 
     def check(self, test: str, describe: Describe | str, fact: EntryFact | TensorFacts | None = None) -> None:
         """Add a fact; one that is there already is not added again."""

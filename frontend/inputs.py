@@ -47,8 +47,22 @@ class Access:
         found = _ENTRY.fullmatch(self.suffix)
         return (self.root, found[1]) if found is not None and type(self.root) in _DICTS else None
 
+    def place(self) -> tuple[Any, str] | None:
+        """The dict and the key, or the closure cell and an empty string, where what is found can be replaced."""
+        if self.suffix == ".cell_contents":
+            return self.root, ""
+        entry = _LAST.fullmatch(self.suffix)
+        home = None if entry is None else Access(self.root, entry[1]).resolve()
+        return (home, entry[2]) if entry is not None and type(home) is dict else None
+
+    def key(self) -> tuple[int, str]:
+        """The same for all accesses to one place, as long as something keeps that alive."""
+        place = self.place()
+        return (id(self.root), self.suffix) if place is None else (id(place[0]), place[1])
+
 
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")
+_LAST = re.compile(r"(.*)\['([^'\\]*)'\]")
 _DICTS = (dict, OrderedDict)  # looking into them runs no Python code
 
 
@@ -64,6 +78,8 @@ class Binding:
         count: elements of a STORAGE input.
         accesses: where the tensor is looked up on each call, so that a replaced one is noticed.
         warning: what the user should know about it.
+        rebindable: a plain attribute, to which the function may bind another tensor in every call.
+        number: Python type of a FOUND number.
     """
 
     kind: BindingKind
@@ -72,6 +88,8 @@ class Binding:
     count: int = 0
     accesses: tuple[Access, ...] = ()
     warning: str = ""
+    rebindable: bool = False
+    number: type | None = None
 
     def without_argument(self) -> Binding:
         """The same without the argument seen at capture, which must not be kept alive."""
@@ -85,6 +103,7 @@ class _Found:
     path: str
     accesses: list[Access]
     kind: BindingKind = BindingKind.FIXED
+    rebindable: bool = False
 
 
 _SEARCH_LIMIT = 20_000
@@ -120,15 +139,15 @@ class SourceMap:
             for role, table in ((Role.PARAM, own["_parameters"]), (Role.BUFFER, own["_buffers"]), (Role.STATE, own)):
                 for key, tensor in table.items():
                     if isinstance(tensor, torch.Tensor):
-                        self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"))
+                        self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"), role is Role.STATE)
 
     def note_looked_up(self, tensor: torch.Tensor, path: str, access: Access) -> None:
         """A tensor that another one may replace between calls: looked up in every call."""
         self._tensors.setdefault(id(tensor), _Found(tensor, Role.STATE, path, [access], BindingKind.FOUND))
 
-    def note(self, tensor: torch.Tensor, role: Role, path: str, access: Access) -> None:
+    def note(self, tensor: torch.Tensor, role: Role, path: str, access: Access, rebindable: bool = False) -> None:
         """A tensor that the function can reach."""
-        found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, []))
+        found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, [], rebindable=rebindable))
         found.accesses.append(access)
 
     # modules as they run
@@ -166,7 +185,8 @@ class SourceMap:
                 "compiled program keeps using this very object"
             )
             return Role.STATE, "tensor", Binding(BindingKind.FIXED, tensor=tensor, warning=warning)
-        return found.role, found.path, Binding(found.kind, tensor=tensor, accesses=tuple(found.accesses))
+        accesses = tuple(found.accesses)
+        return found.role, found.path, Binding(found.kind, tensor, accesses=accesses, rebindable=found.rebindable)
 
     def _search(self, path: str, start: Access) -> None:
         """Look for tensors inside containers and plain objects, breadth first."""
@@ -180,7 +200,7 @@ class SourceMap:
             if isinstance(item, torch.nn.Module):
                 self.add_module(name, item)
             elif isinstance(item, torch.Tensor):
-                self.note(item, Role.STATE, name, Access(start.root, suffix))
+                self.note(item, Role.STATE, name, Access(start.root, suffix), ".__dict__[" in suffix)
             else:
                 queue.extend((name + n, suffix + s, child) for n, s, child in _children(item))
 

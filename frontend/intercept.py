@@ -14,8 +14,8 @@ from torch.nn.modules import transformer
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
-from graphc.errors import GraphcError, UnsupportedError
-from graphc.frontend import batch_momentum, dynamic_index, host, replay
+from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
+from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.recorder import Recorder, Uninitialized
@@ -356,6 +356,7 @@ def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
 
     def enter(optimizer: Any, args: Any, kwargs: Any) -> None:
         if getattr(_running, "recorder", None) is recorder:
+            recorder.schedules.check(optimizer)
             recorder.optimizers.enter(optimizer)
 
     def leave(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -369,6 +370,80 @@ def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
         del before[-1], after[-1]
         torch.optim.Optimizer.zero_grad = of_optimizer  # type: ignore[method-assign]
         torch.nn.Module.zero_grad = of_module  # type: ignore[method-assign]
+
+
+def _schedule(original: Callable[..., Any], reads: bool) -> Callable[..., Any]:
+    """A method of a learning-rate schedule, which steps it or reads what a step has set."""
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            return original(self, *args, **kwargs)
+        if not reads:
+            return recorder.schedules.step(self, original, args, kwargs)
+        recorder.schedules.check_read()
+        return original(self)
+
+    return method
+
+
+def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a gradient scaler, which keeps tensors and stages of the step in Python tables."""
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is not None and self.is_enabled():
+            raise EagerOnlyError(
+                "a GradScaler is used inside; compile the model or the loss, and leave scaling and the optimizer's "
+                "step to eager, or use bfloat16, which needs no scaling",
+                recorder.locator.here(),
+            )
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+_SCALING = ("scale", "unscale_", "step", "update")
+
+
+@contextlib.contextmanager
+def _watching_scalers() -> Iterator[None]:
+    methods = {name: vars(torch.amp.GradScaler)[name] for name in _SCALING}
+    for name, original in methods.items():
+        setattr(torch.amp.GradScaler, name, _scaling(original))
+    try:
+        yield
+    finally:
+        for name, original in methods.items():
+            setattr(torch.amp.GradScaler, name, original)
+
+
+@contextlib.contextmanager
+def _watching_schedules() -> Iterator[None]:
+    methods = schedulers.stepping()
+    for cls, name, original in methods:
+        setattr(cls, name, _schedule(original, name != "step"))
+    try:
+        yield
+    finally:
+        for cls, name, original in methods:
+            setattr(cls, name, original)
+
+
+@contextlib.contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    """What autograd saves in the capture is not handed to the caller's hooks, which expect tensors with data."""
+    autograd, hooks = torch._C._autograd, []
+    while (top := autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 @contextlib.contextmanager
@@ -398,7 +473,10 @@ def watching(recorder: Recorder) -> Iterator[None]:
     torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
-        with plain, batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
+        with (
+            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
+            _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(),
+        ):  # fmt: skip
             yield
     finally:
         torch.get_rng_state = torch.random.get_rng_state = reading

@@ -68,8 +68,14 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
     Returns:
         The gradients, None when nothing returned can still be differentiated, or why this call must run eager.
     """
-    if not torch.is_grad_enabled():
-        return None
+    differentiates = recorder.locator.differentiates
+    try:
+        return _record_backward(recorder, leaves, given)
+    finally:
+        recorder.locator.differentiates = differentiates
+
+
+def _record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | str | None:
     results = list({id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor and leaf.requires_grad}.values())
     results = [leaf for leaf in results if leaf.grad_fn is not None]
     while results:

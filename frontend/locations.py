@@ -54,12 +54,16 @@ class Locator:
 
     Args:
         module_path: gives the path of the module that runs now.
+
+    Attributes:
+        differentiates: a call of a backward pass has been seen.
     """
 
     def __init__(self, module_path: Callable[[], str]) -> None:
         self._module_path = module_path
         self._known: dict[tuple[str, int, str, str], Location] = {}
         self._by_node: dict[int, Location] = {}
+        self.differentiates = False
 
     def here(self) -> Location:
         """The location of the call being made, or `UNKNOWN` when no frame is the user's."""
@@ -87,6 +91,7 @@ class Locator:
         """
         node = torch._C._current_autograd_node()
         if node is not None:
+            self.differentiates = True
             found = self._by_node.get(node._sequence_nr())
             if found is not None:
                 return found

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from graphc.errors import CaptureError
 from graphc.frontend.gradients import Gradients
-from graphc.frontend.guards import GuardBuilder, is_plain, snapshot
+from graphc.frontend.guards import Describe, GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.reads import attribute_names
-from graphc.frontend.recorder import Recorder
-from graphc.frontend.traced import TracedTensor
-from graphc.ir.types import UNKNOWN
 
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -93,45 +90,29 @@ class ModuleFacts:
         for state in self._states.values():
             state.restore()
 
-    def settle(self, recorder: Recorder) -> None:
-        """After a run: tensors assigned to modules become writes where that means the same.
-
-        `self.state = new` in place of a tensor of the same type is a write to the old one.
-
-        Raises:
-            CaptureError: the function leaves a tensor of its own in an attribute.
-        """
+    def plain(self) -> Iterator[tuple[str, Access, Any]]:
+        """(path, access, value) of the plain attributes that are guarded."""
         for state in self._states.values():
-            own = state.module.__dict__
-            for table, before in ((own, state.own), (own["_buffers"], state.tables["_buffers"])):
-                for key, value in list(table.items()):
-                    if type(value) is TracedTensor:
-                        self._settle_one(recorder, state, table, before, key)
+            where = f"{state.path}." if state.path else ""
+            for key, value in state.plain.items():
+                yield f"{where}{key}", Access(state.module.__dict__, f"[{key!r}]"), value
 
-    def _settle_one(
-        self, recorder: Recorder, state: ModuleState, table: dict[str, Any], before: dict[str, Any], key: str
-    ) -> None:
-        new, old = table[key], before.get(key)
-        path = f"{state.path}.{key}".lstrip(".")
-        same_type = isinstance(old, torch.Tensor) and type(old) is not TracedTensor
-        if not same_type or (old.shape, old.dtype, old.device, old.stride()) != (  # type: ignore[union-attr]
-            new.shape, new.dtype, new.device, new.stride(),
-        ):  # fmt: skip
-            op = new.state.storage.base.op
-            raise CaptureError(
-                f"the function stores a tensor in the attribute {path}, which a compiled program cannot; return it, or "
-                "give the attribute a tensor of the same shape, dtype and strides before and write to it with copy_()",
-                op.location if op is not None else UNKNOWN,
-            )
-        value = recorder.value_of(new)
-        recorder.write(old, value)  # type: ignore[arg-type]
-        table[key] = old
+    def guards(self, g: GuardBuilder, numbers: Collection[Hashable] = ()) -> None:
+        """Guard flags, plain attributes, children and hooks of all modules.
 
-    def guards(self, g: GuardBuilder) -> None:
-        """Guard flags, plain attributes, children and hooks of all modules."""
+        Args:
+            numbers: keys of accesses to numbers that are inputs.
+        """
+        for path, access, value in self.plain():
+            if not numbers or access.key() not in numbers:
+                g.equals(access, value, f"attribute {path}")
         for state in self._states.values():
             _module_guards(g, state)
         states = list(self._states.values())
+        if states:
+            tables = g.hold(tuple(state.module.__dict__ for state in states))
+            total = sum(len(state.own) for state in states)
+            g.check(f"sum(map(len, {tables})) == {total}", _describe_attributes(states))
         counter = g.hold(RemovableHandle)
         same_hooks = g.hold(lambda: all(_hooks(s.module) == s.hooks for s in states))
         g.check(f"({counter}.next_id == {self._hook_count} or {same_hooks}())", "forward hooks of a module")
@@ -144,15 +125,22 @@ class ModuleFacts:
                     )
 
 
+def _describe_attributes(states: list[ModuleState]) -> Describe:
+    def describe(scope: dict[str, Any]) -> str:
+        changed = [s for s in states if s.own.keys() != s.module.__dict__.keys()]
+        names = {key for s in changed for key in s.own.keys() ^ s.module.__dict__.keys()}
+        where = ", ".join(s.path or "the module" for s in changed)
+        return f"the set of attributes of {where}: {', '.join(sorted(names))}"
+
+    return describe
+
+
 def _hooks(module: torch.nn.Module) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(module.__dict__[name].values()) for name in _HOOKS}
 
 
 def _module_guards(g: GuardBuilder, state: ModuleState) -> None:
-    own = g.hold(state.module.__dict__)
     where = f"{state.path}." if state.path else ""
-    for key, value in state.plain.items():
-        g.equals(Access(state.module.__dict__, f"[{key!r}]"), value, f"attribute {where}{key}")
     for name, then in state.tables.items():
         if then:
             g.is_object(Access(state.module.__dict__, f"[{name!r}]"), state.module.__dict__[name], f"{where}{name}")
@@ -166,5 +154,3 @@ def _module_guards(g: GuardBuilder, state: ModuleState) -> None:
         for key, item in state.tables[name].items():
             if item is None:
                 g.is_object(Access(state.module.__dict__[name], f"[{key!r}]"), None, f"tensor {where}{key}")
-    if not type(state.module).__module__.startswith("torch.nn."):
-        g.check(f"len({own}) == {len(state.own)}", f"the set of attributes of {state.path or 'the module'}")

@@ -11,11 +11,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from graphc.errors import UnsupportedError
+from graphc.errors import EagerOnlyError
+from graphc.frontend.attributes import Number
 from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
 from graphc.frontend.inputs import Access
 from graphc.frontend.traced import TracedTensor
@@ -24,8 +25,21 @@ from graphc.ir.graph import Role
 if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
 
-_DYNAMIC = ("lr",)
-"""Entries of parameter groups that schedules change: inputs of the program when they are floats."""
+_DYNAMIC = ("['lr']",)
+"""Entries of parameter groups that schedules change: inputs of the program from the start when they are floats."""
+
+
+class OptimizerNumber(NamedTuple):
+    """Names an entry of a parameter group."""
+
+    optimizer: int
+    group: int  # the id of its dict
+    entry: str
+
+    @property
+    def is_rate(self) -> bool:
+        """A learning rate, of which Python code asks what it is more than what it is compared with."""
+        return self.entry in _DYNAMIC
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class _Met:
         self.params = [list(group["params"]) for group in optimizer.param_groups]
         self.found = CreatedState(optimizer, {p: _keys(home) for p, home in optimizer.state.items()})
         self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
-        self.numbers: dict[tuple[int, str], float] = {}
+        self.numbers: dict[tuple[int, str], Any] = {}
 
     def remember(self) -> None:
         """Take the state as it is now, after what is lazy has been created, as what the step starts from."""
@@ -94,10 +108,14 @@ class Optimizers:
         self._recorder, self._constants = recorder, constants
         self._met: dict[int, _Met] = {}
         self._running: list[tuple[_Met, bool]] = []
-        self._inputs: dict[tuple[int, int, str], Any] = {}  # numbers that are inputs of the program
+        self.changing: list[Number] = []  # those that are inputs
+        self._inputs: dict[OptimizerNumber, Any] = {}  # numbers that are inputs of the program
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
+        if isinstance(optimizer, torch.optim.LBFGS):
+            where = self._recorder.locator.here()
+            raise EagerOnlyError("LBFGS searches along a line, by Python numbers that depend on data", where)
         met = self._met.get(id(optimizer))
         if met is None:
             met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
@@ -107,14 +125,39 @@ class Optimizers:
         self._running.append((met, torch.compiler._is_compiling_flag))
         torch.compiler._is_compiling_flag = False
         for index, group in enumerate(optimizer.param_groups):
-            for key in _DYNAMIC:
-                number, name = group.get(key), (met.number, index, key)
-                if type(number) is float and name not in self._constants:
-                    path, access = f"{met.path}.{key}{index or ''}", Access(group, f"[{key!r}]")
-                    if name not in self._inputs:
-                        self._inputs[name] = self._recorder.number_input(number, path, access, name)
-                    met.numbers[index, key] = number
-                    group[key] = self._inputs[name]
+            for key, value in list(group.items()):
+                given = self._with_inputs(met, index, key, value)
+                if given is not value:
+                    met.numbers[index, key] = value
+                    group[key] = given
+
+    def _with_inputs(self, met: _Met, index: int, key: str, value: Any) -> Any:
+        """An entry of a parameter group, or an input of the program in its place where it changes."""
+        found = [self._input(met, number) for number in _numbers(met, index, key, value)]
+        return found[0] if found else value
+
+    def _input(self, met: _Met, number: Number) -> Any:
+        """The input for a number, or the number itself where it stays as it is."""
+        entry = number.access.suffix
+        name = OptimizerNumber(met.number, id(number.access.root), entry)
+        changes = entry in _DYNAMIC or number.key in self._recorder.dynamic_numbers
+        if not changes or name in self._constants:
+            return number.value
+        if name not in self._inputs:
+            self._inputs[name] = self._recorder.number_input(number.value, number.path, number.access, name)
+            self.changing.append(number)
+        return self._inputs[name]
+
+    def numbers(self) -> list[Number]:
+        """The numbers in parameter groups that may become inputs; learning rates, which always are, left out."""
+        return [
+            number
+            for met in self._met.values()
+            for index, group in enumerate(met.groups)
+            for key, value in group.items()
+            for number in _numbers(met, index, key, value)
+            if number.access.suffix not in _DYNAMIC
+        ]
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` has ended."""
@@ -144,7 +187,7 @@ class Optimizers:
         """Tensors that the function made and left in the state of an optimizer: (dict, key, tensor).
 
         Raises:
-            UnsupportedError: it changed something there that is no tensor.
+            EagerOnlyError: it changed something there that is no tensor.
         """
         found = []
         for met in self._met.values():
@@ -154,7 +197,7 @@ class Optimizers:
                     if type(item) is TracedTensor:
                         found.append((home, key, item))
                     elif not (item is then.get(key) or (is_plain(item) and same(item, then.get(key)))):
-                        raise UnsupportedError(
+                        raise EagerOnlyError(
                             f"{type(met.optimizer).__name__} keeps a Python value in state[{key!r}] that its step "
                             "changes, which a compiled program cannot"
                         )
@@ -212,6 +255,13 @@ class Optimizers:
 
 def _keys(home: object) -> frozenset[Any]:
     return frozenset(home) if isinstance(home, dict) else frozenset()
+
+
+def _numbers(met: _Met, index: int, key: str, value: Any) -> list[Number]:
+    """An entry of a parameter group where it is a float; pairs (betas) are constants."""
+    if type(value) is not float:
+        return []
+    return [Number(f"{met.path}.{key}{index or ''}", Access(met.optimizer.param_groups[index], f"[{key!r}]"), value)]
 
 
 def _restore(home: dict[Any, Any], then: dict[Any, Any]) -> None:

@@ -194,7 +194,7 @@ class Decider:
                     raise Diverged(self._recorder.locator.here(), "a tensor made from Python data", "another one")
 
     def _constants(self) -> tuple[torch.Tensor, ...]:
-        pairs = zip(self._recorder.graph.inputs, self._recorder.bindings, strict=True)
+        pairs = zip(self._recorder.graph.inputs, self._recorder.bindings, strict=False)  # cotangents have no binding
         return tuple(b.tensor for value, b in pairs if value.role is Role.CONST and b.tensor is not None)
 
     # cutting

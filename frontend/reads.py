@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from graphc.frontend.guards import is_plain, snapshot
 from graphc.frontend.inputs import Access
@@ -62,6 +63,8 @@ class Reads:
         identities: (path, access, object) of functions and other objects, to be guarded by identity.
         modules: (path, module) of nn.Modules.
         objects: (path, access) of containers, objects and tensors that may hold tensors.
+        holders: the `__dict__` of objects whose attributes are read.
+        absent: (path, access, name) of attributes found on an object's class that the object itself does not have.
     """
 
     def __init__(self) -> None:
@@ -69,6 +72,8 @@ class Reads:
         self.identities: list[tuple[str, Access, Any]] = []
         self.modules: list[tuple[str, torch.nn.Module]] = []
         self.objects: list[tuple[str, Access]] = []
+        self.absent: list[tuple[str, Access, str]] = []
+        self.holders: list[dict[str, Any]] = []
         self._seen: set[tuple[int, int]] = set()
         self._noted: set[tuple[int, str]] = set()
 
@@ -100,6 +105,7 @@ class Reads:
             if self._settle(path, access, item):
                 return
             holder = vars(item) if hasattr(item, "__dict__") else {}
+            self._holder(item)
             path = f"{path}.{attribute}" if path else attribute
             if attribute in holder:
                 suffix = f".{attribute}" if isinstance(item, (types.ModuleType, type)) else f".__dict__[{attribute!r}]"
@@ -118,13 +124,18 @@ class Reads:
         if isinstance(item, types.ModuleType):
             return
         member = getattr(type(item), attribute, None)
+        named, home = f"{path}.{attribute}" if path else attribute, Access(type(item), f".{attribute}")
         if isinstance(member, types.FunctionType) and is_user_code(member.__code__):
+            self._identity(named, home, member)
             self.function(member, (path, access))
         elif isinstance(member, property) and member.fget is not None and is_user_code(member.fget.__code__):
             self.function(member.fget, (path, access))
         elif member is not None and is_plain(member):
-            owner = next(c for c in type(item).__mro__ if attribute in vars(c))
-            self._value(f"{path}.{attribute}", Access(owner, f".{attribute}"), member)
+            self._value(named, home, member)
+        else:
+            return
+        if hasattr(item, "__dict__") and not isinstance(item, torch.nn.Module):  # of those, all attributes are known
+            self.absent.append((named, access, attribute))
 
     def _settle(self, path: str, access: Access, item: Any, final: bool = False) -> bool:
         """Note an object met on a chain; True when there is nothing to follow beyond it."""
@@ -139,6 +150,9 @@ class Reads:
                 self.modules.append((path, item))
             self._identity(path, access, item)
             return False
+        if isinstance(item, LRScheduler):  # its steps are made after each run
+            self._identity(path, access, item)
+            return True
         if isinstance(item, types.FunctionType):
             if is_user_code(item.__code__):
                 self._identity(path, access, item)
@@ -150,6 +164,7 @@ class Reads:
         if isinstance(item, types.ModuleType):
             return _is_library(item)
         if isinstance(item, type) or (isinstance(item, (types.BuiltinFunctionType, Callable)) and _is_library(item)):  # type: ignore[arg-type]
+            self._identity(path, access, item)
             return True
         self._identity(path, access, item)
         if final or isinstance(item, (list, dict, tuple)):
@@ -159,12 +174,23 @@ class Reads:
 
     def attributes(self, path: str, access: Access, item: Any, depth: int = 2) -> None:
         """Guard all plain attributes of an object that the function may hand on to code not seen here."""
+        self._holder(item)
         for name, value in list(getattr(item, "__dict__", {}).items())[:_ATTRIBUTE_LIMIT]:
             inner = Access(access.root, f"{access.suffix}.__dict__[{name!r}]")
             if is_plain(value):
                 self._value(f"{path}.{name}", inner, value)
-            elif depth > 1 and not isinstance(value, (torch.Tensor, torch.nn.Module, type)) and not callable(value):
+            elif (
+                depth > 1
+                and not isinstance(value, (torch.Tensor, torch.nn.Module, LRScheduler, type))
+                and not callable(value)
+            ):
                 self.attributes(f"{path}.{name}", inner, value, depth - 1)
+
+    def _holder(self, item: Any) -> None:
+        """An object whose attributes the function may change."""
+        table = getattr(item, "__dict__", None)
+        if type(table) is dict and not isinstance(item, (types.ModuleType, types.FunctionType, torch.nn.Module)):
+            self.holders.append(table)
 
     def _bound(self, path: str, access: Access, method: types.MethodType) -> None:
         if isinstance(method.__self__, torch.nn.Module):

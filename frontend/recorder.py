@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from graphc.frontend.functionalize import Storage, Strided, TensorState, root_st
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
-from graphc.frontend.optimizers import Optimizers
+from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
+from graphc.frontend.schedulers import Schedules
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
 from graphc.ir.graph import Builder, Graph, Input, Op, Role, Value
@@ -81,6 +82,8 @@ class Recorder:
         self.arguments: dict[int, tuple[str, torch.Tensor]] = {}  # by stand-in: name and tensor
         self._gradients_read: set[int] = set()
         self.optimizers = Optimizers(self, constants)
+        self.schedules = Schedules(self)
+        self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
@@ -166,15 +169,17 @@ class Recorder:
         self.bindings.append(Binding(BindingKind.SCALAR, leaf=leaf))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((leaf,))))
 
-    def number_input(self, number: float, path: str, access: Access, key: Hashable) -> Any:
-        """A Python float found in some object in every call, as an input of the program.
+    def number_input(self, number: int | float, path: str, access: Access, key: Hashable) -> Any:
+        """A Python number found in some object in every call, as an input of the program.
 
         Args:
             key: what `Specialize` says when Python looks at it.
         """
-        value = self.builder.input(_identifier(path), TensorType(types.f64, (), HOST), Role.SCALAR, path)
-        self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,)))
-        return host.wrap(host.HostNode(self, value, float, number, frozenset((key,))))
+        kind = type(number)
+        dtype = {int: types.i64, float: types.f64}[kind]
+        value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
+        self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,), number=kind))
+        return host.wrap(host.HostNode(self, value, kind, number, frozenset((key,))))
 
     def stand_in(self, tensor: torch.Tensor, state: TensorState, name: str) -> TracedTensor:
         """A traced tensor for an argument."""
@@ -284,13 +289,15 @@ class Recorder:
         return self.gradients.facts({id(binding.tensor) for binding in self.bindings})
 
     def settle(self) -> None:
-        """After a good run: gradients, state of optimizers and version counters as before."""
+        """After a good run: gradients, state of optimizers and schedules, and version counters as before."""
+        self.schedules.restore()
         self.optimizers.settle()
         self.gradients.restore()
         set_versions(self._versions)
 
     def undo(self) -> None:
         """After a failed run: as `settle`, and state made by the way is gone."""
+        self.schedules.restore()
         self.optimizers.undo()
         self.gradients.restore()
         set_versions(self._versions)
@@ -316,7 +323,7 @@ class Recorder:
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
         decider = self.decider
-        if node.hint is not None and (decider is None or not decider.taken):
+        if node.hint is not None and (decider is None or not (decider.taken or _is_branch(node))):
             raise Specialize(node.leaves)
         if decider is None:
             raise host.refuse("a Python value or branch", self.locator.here())
@@ -357,6 +364,12 @@ def set_versions(versions: Sequence[tuple[torch.Tensor, int]]) -> None:
     if changed:
         tensors, wanted = zip(*changed, strict=True)
         torch._C._autograd._unsafe_set_version_counter(tensors, wanted)
+
+
+def _is_branch(node: host.HostNode) -> bool:
+    """A comparison of numbers of the user's: a decision with two answers, where the numbers would be constants of one
+    program each."""
+    return node.kind is bool and not any(isinstance(leaf, OptimizerNumber) and leaf.is_rate for leaf in node.leaves)
 
 
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_.]")

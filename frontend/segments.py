@@ -10,6 +10,7 @@ import torch
 
 from graphc.ir.graph import Graph
 from graphc.ir.types import Location
+from graphc.ops.extern import effect
 
 Reference: TypeAlias = Union[int, str]
 """Where a program finds a value: an input of the whole function by number, or a value handed over by name."""
@@ -141,3 +142,16 @@ def specs(answer: Any) -> Any:
         return TensorSpec(tuple(item.shape), tuple(item.stride()), item.dtype, item.device)
 
     return map_leaves(answer, spec)
+
+
+def is_shape(step: Step) -> bool:
+    """The decision was the shape of a result."""
+    return step.segment.question is not None and step.segment.question.kind == SHAPE
+
+
+def whole(graph: Graph) -> Segment:
+    """The last program of a path that can be differentiated: all of the path, from the start of the function.
+
+    The programs before it have only taken the decisions. What they have drawn from torch's generator is drawn again.
+    """
+    return Segment(graph, tuple(range(len(graph.inputs))), random=any(effect(op) == "random" for op in graph.ops))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,7 +16,8 @@ import torch
 
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
-from graphc.errors import FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
+from graphc.errors import EagerOnlyError, FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
+from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
@@ -68,6 +70,9 @@ class CompiledFunction(PathCalls):
         self._stats = Stats()
         self._lock = threading.RLock()
         self._dynamic_scalars: set[int] = set()
+        self._dynamic_numbers: set[Hashable] = set()
+        self._said: set[str] = set()
+        self._eager_only = ""  # why calls that no program matches are not captured any more
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
 
@@ -78,8 +83,14 @@ class CompiledFunction(PathCalls):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
+        reason = surroundings() or self._eager_only
+        if reason:
+            return self._run_eager(reason, args, kwargs)
         try:
             entry = self._add_entry(args, kwargs)
+        except EagerOnlyError as error:
+            self._eager_only = str(error)
+            return self._run_eager(self._eager_only, args, kwargs)
         except UninitializedError:
             self._stats.eager_calls += 1
             return self.target(*args, **kwargs)
@@ -113,6 +124,14 @@ class CompiledFunction(PathCalls):
             self._stats.hits += 1
         return entry.captured.rebuild(entry.execute(inputs), inputs)
 
+    def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that no program can answer, counted; each reason is said once."""
+        self._stats.eager_calls += 1
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(FallbackWarning(f"{self.options.name} runs eager, since {reason}"), stacklevel=4)
+        return self.target(*args, **kwargs)
+
     def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
         with self._lock:
             self._entries = tuple(entry for entry in self._entries if entry.tree is not tree)
@@ -126,7 +145,8 @@ class CompiledFunction(PathCalls):
             self._note_recompile(args, kwargs)
             dynamic = frozenset(self._dynamic_scalars)
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
-            captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged)
+            numbers = frozenset(self._dynamic_numbers)
+            captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged, numbers)
             try:
                 entry = self._compile(captured)
             except BaseException:
@@ -163,6 +183,7 @@ class CompiledFunction(PathCalls):
             return
         newest = self._entries[0].captured
         self._dynamic_scalars |= newest.changed_floats(args, kwargs)
+        self._dynamic_numbers |= newest.changed_numbers()
         reason = newest.explain_miss(args, kwargs)
         self._stats.recompiles.insert(0, reason)
         if len(self._stats.recompiles) == settings().max_recompiles:
@@ -174,6 +195,18 @@ class CompiledFunction(PathCalls):
                 stacklevel=5,
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        import copy
+
+        target = copy.deepcopy(self.target, memo)
+        return self if target is self.target else CompiledFunction(target, self.options)
+
+    def __reduce__(self) -> Any:
+        name = getattr(self.target, "__qualname__", "")
+        if _find_global(getattr(self.target, "__module__", ""), name) is self:
+            return name  # a decorated function: found again under its name
+        return CompiledFunction, (self.target, self.options)
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
@@ -184,9 +217,14 @@ class CompiledFunction(PathCalls):
         return self._add_entry(args, kwargs)
 
     def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
+        known = self._entries
         entry = self._find(args, kwargs)
-        if entry.tree is not None:
-            return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
+        try:
+            if entry.tree is not None:
+                return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
+        finally:
+            if entry not in known:
+                self._withdraw(entry.captured)  # a question leaves no state of optimizers behind
         if entry.compilation is None:
             raise UnsupportedError(
                 f"{self.options.name} runs eager for these inputs because gradients are needed; "
@@ -225,6 +263,13 @@ class CompiledFunction(PathCalls):
     def stats(self) -> Stats:
         """Counters since the callable was made."""
         return self._stats
+
+
+def _find_global(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 class CompiledModule:
@@ -268,6 +313,25 @@ class CompiledModule:
 
     def stats(self) -> Stats:
         return self.compiled.stats()
+
+
+def _compile_class(cls: Any, options: Options) -> Any:
+    """Make calls of all instances of a module class run compiled, each instance with programs of its own."""
+
+    def _graphc_call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return torch.nn.Module.__call__(self, *args, **kwargs)
+
+    def compiled(self: torch.nn.Module) -> CompiledFunction:
+        """What a call of this module runs."""
+        made: CompiledFunction = self.__dict__.get("_graphc_compiled") or self.__dict__.setdefault(
+            "_graphc_compiled", CompiledFunction(types.MethodType(_graphc_call, self), options)
+        )
+        return made
+
+    cls._graphc_call = _graphc_call  # under its own name, by which bound methods are pickled
+    cls.compiled = property(compiled)
+    cls.__call__ = lambda self, *args, **kwargs: self.compiled(*args, **kwargs)
+    return cls
 
 
 def _twin(module: torch.nn.Module, options: Options) -> torch.nn.Module:
@@ -320,7 +384,8 @@ def compile(
     dtypes, flags of modules, globals and closures it reads, Python arguments); `.stats()` counts and explains that.
 
     Args:
-        target: the callable; a module gives back a module of the same class sharing its parameters.
+        target: the callable; a module gives back a module of the same class sharing its parameters. A module class is
+            given back itself, and calls of its instances run compiled.
         backend: `auto` (triton for CUDA tensors, c for CPU ones), `triton`, `c`, `interpret` (op by op with ATen), or
             `eager` (the target as it is).
         mode: `default`.
@@ -333,12 +398,16 @@ def compile(
         A callable like the target, with `.graph`, `.source`, `.explain` and `.stats`.
 
     Raises:
-        TypeError: the target cannot be called, or is a generator or coroutine function.
+        TypeError: the target cannot be called, is a generator or coroutine function, or a class of anything else.
         ValueError: an option has no such value.
     """
     if target is None:
         return functools.partial(compile, backend=backend, mode=mode, dynamic=dynamic, numerics=numerics, name=name)
     options = driver.make_options(target, backend, mode, dynamic, numerics, name)
+    if isinstance(target, type):
+        if not issubclass(target, torch.nn.Module):
+            raise TypeError(f"{target.__name__} is a class; compile its methods, or an instance")
+        return _compile_class(target, options)
     if isinstance(target, CompiledFunction):
         return CompiledFunction(target.target, options)
     if isinstance(target, CompiledModule):

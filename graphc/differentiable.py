@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch.autograd.function import once_differentiable
+
+from graphc.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from graphc.frontend.joint import Joint
@@ -20,13 +21,17 @@ class Differentiable:
     """Runs a forward program; autograd runs the backward program when its time comes.
 
     Args:
+        name: of the function.
         joint: which results can be differentiated, with respect to which inputs.
         split: the two graphs.
         forward: runs the forward graph.
         compile_backward: compiles the backward graph; called at the first backward pass.
     """
 
-    def __init__(self, joint: Joint, split: Split, forward: Execute, compile_backward: Callable[[], Execute]) -> None:
+    def __init__(
+        self, name: str, joint: Joint, split: Split, forward: Execute, compile_backward: Callable[[], Execute]
+    ) -> None:
+        self.name = name
         self._results, self._wanted = joint.results, joint.wanted
         self._outputs = len(split.forward.outputs) - split.saved
         self._reused = split.reused
@@ -45,7 +50,12 @@ class Differentiable:
             Its outputs without the saved values; those that can be differentiated are attached to autograd's graph.
         """
         outputs: list[Any] = []
-        results = _Function.apply(self, inputs, outputs, *(inputs[number] for number in self._wanted))
+        wanted = [inputs[number] for number in self._wanted]
+        if torch.is_grad_enabled():
+            results = _Function.apply(self, inputs, outputs, *wanted)
+        else:  # the function itself turned it on
+            with torch.enable_grad():
+                results = _Function.apply(self, inputs, outputs, *wanted)
         for number, result in zip(self._results, results, strict=True):
             outputs[number] = result
         return outputs
@@ -78,8 +88,29 @@ class _Function(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
-        tensors = iter(ctx.saved_tensors)
-        kept = [next(tensors) if number is None else number for number in ctx.numbers]
-        return None, None, None, *ctx.program.run_backward(kept, cotangents)
+        twice = torch.is_grad_enabled()  # by create_graph=True
+        with torch.no_grad():
+            tensors = iter(ctx.saved_tensors)
+            kept = [next(tensors) if number is None else number for number in ctx.numbers]
+            gradients = ctx.program.run_backward(kept, cotangents)
+        if twice:
+            gradients = _Once.apply(ctx.program.name, *(gradient.detach().requires_grad_() for gradient in gradients))
+        return None, None, None, *gradients
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that a program has computed: of right values, and with an error for who differentiates them."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, *gradients: torch.Tensor) -> Any:
+        ctx.name = name
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
+        raise UnsupportedError(
+            f"{ctx.name} is compiled, and its gradients are differentiated again, which its backward program does not "
+            "offer. Compile the function that calls autograd.grad(create_graph=True) together with the backward() "
+            "that follows, or run this with graphc.eager()"
+        )

@@ -15,7 +15,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,6 +99,7 @@ def capture(
     dynamic_scalars: frozenset[int],
     steps: Sequence[Step] | None = None,
     merged: frozenset[int] = frozenset(),
+    numbers: frozenset[Hashable] = frozenset(),
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
@@ -107,6 +108,7 @@ def capture(
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
             numerics=options.numerics,
+            numbers=numbers,
         )  # fmt: skip
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
@@ -130,7 +132,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
         forward.backward = compile_graph(split.backward, replace(options, name=split.backward.name))
         return forward.backward.execute
 
-    return forward, Differentiable(joint, split, forward.execute, compile_backward)
+    return forward, Differentiable(options.name, joint, split, forward.execute, compile_backward)
 
 
 def _dump(name: str, stage: str, text: Callable[[], str]) -> None:

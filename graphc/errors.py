@@ -38,6 +38,10 @@ class UnsupportedError(GraphcError):
     """The program uses something that graphc does not compile; the message says what to do instead."""
 
 
+class EagerOnlyError(UnsupportedError):
+    """A function does what only eager does, which it can go on doing: its calls run eager, counted, with a warning."""
+
+
 class DataDependentError(UnsupportedError):
     """Python control flow or a shape depends on the data of a tensor."""
 

@@ -92,7 +92,8 @@ class PathCalls:
     ) -> Captured:
         """Capture the program that follows these decisions."""
         merged = root.merged_storages(args, kwargs)
-        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged)
+        numbers = root.number_inputs
+        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers)
 
     def path_added(self) -> None:
         """A path through a tree is complete."""
@@ -102,8 +103,17 @@ class PathCalls:
     def compile_path(self, captured: Captured, number: int) -> Compilation:
         """Compile one program of a tree."""
         self._stats.compiles += 1
-        name = f"{self.options.name}_{number}" if number else self.options.name
-        return driver.compile_graph(captured.graph, replace(self.options, name=name))
+        return driver.compile_graph(captured.graph, self._numbered(number))
+
+    def compile_differentiable(
+        self, captured: Captured, number: int
+    ) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
+        """Compile the last program of a path whose results can be differentiated."""
+        self._stats.compiles += 1
+        return driver.differentiable(captured, self._numbered(number))
+
+    def _numbered(self, number: int) -> Options:
+        return replace(self.options, name=f"{self.options.name}_{number}" if number else self.options.name)
 
 
 class Stages(list[Any]):

@@ -11,13 +11,13 @@ from __future__ import annotations
 import struct
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
-from graphc.errors import FallbackWarning, UnsupportedError
+from graphc.errors import EagerOnlyError, FallbackWarning, UnsupportedError
 from graphc.frontend.segments import (
     LIST,
     NUMBER,
@@ -42,6 +42,10 @@ _ALL_DIFFERENT = 8
 """Answers to one question, each met once, after which no further ones are compiled."""
 
 
+Execute: TypeAlias = Callable[[list[Any]], list[Any]]
+"""Inputs of a program to its outputs."""
+
+
 class Owner(Protocol):
     """What the tree needs from the compiled function."""
 
@@ -55,6 +59,9 @@ class Owner(Protocol):
 
     def compile_path(self, captured: Captured, number: int) -> Compilation:
         """Compile one program of the tree."""
+
+    def compile_differentiable(self, captured: Captured, number: int) -> tuple[Compilation, Execute]:
+        """Compile the last program of a path whose results can be differentiated."""
 
 
 RandomState: TypeAlias = list[tuple[str, torch.Tensor]]
@@ -81,6 +88,7 @@ class Node:
     Attributes:
         captured: the program; None where calls run eager.
         compilation: how it runs; None where it computes nothing.
+        execute: runs all of the path from the inputs, with results that can be differentiated; else None.
         covered: a call that the parent's guards let pass needs no check of its own guards.
         reason: why calls run eager here.
         raises: because the function raises here.
@@ -92,6 +100,7 @@ class Node:
 
     captured: Captured | None
     compilation: Compilation | None = None
+    execute: Execute | None = None
     covered: bool = False
     reason: str = ""
     raises: bool = False
@@ -218,6 +227,9 @@ class PathTree:
         segment = node.segment
         if node.compilation is None or segment is None:
             return []
+        if node.execute is not None:
+            _set_random_state(walk.random_state)  # what the programs before have drawn is drawn again
+            return node.execute(walk.inputs)
         if segment.random and walk.random_state is None:
             walk.random_state = _random_state(self._devices(node))
         inputs: list[Any] = walk.inputs
@@ -266,6 +278,9 @@ class PathTree:
         except PathRaises as raised:
             reason = f"the function raises {type(raised.error).__name__}: {raised.error}"
             child = Node(None, reason=reason, raises=True)
+        except EagerOnlyError as error:
+            child = Node(None, reason=str(error))
+            self.warn(f"runs eager on this path, since {error}")
         else:
             walk.grown.append(captured)
             child = self._node(captured)
@@ -295,6 +310,9 @@ class PathTree:
             self.paths += 1
             self.owner.path_added()
         number, self.programs = self.programs, self.programs + 1
+        if captured.joint is not None:
+            forward, execute = self.owner.compile_differentiable(captured, number)
+            return Node(captured, forward, execute, number=number)
         text = str(captured.graph)
         compilation = self._built.get(text)
         if compilation is None:

@@ -148,6 +148,21 @@ def getter(spec: BufferSpec, view: View) -> Getter:
     return lambda frame: view_into(base(frame), view.dtype, view.shape, view.strides, view.offset)
 
 
+def _address(tensor: torch.Tensor) -> int:
+    """Where the elements of an input are.
+
+    Raises:
+        RuntimeError: its storage has been emptied, as `untyped_storage().resize_(0)` does.
+    """
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise RuntimeError(
+            f"a tensor of shape {list(tensor.shape)} that the program reads is out of bounds for storage of size "
+            f"{tensor.untyped_storage().nbytes()}"
+        )
+    return address
+
+
 class NativeProgram:
     """A program whose sources are built into a shared library.
 
@@ -240,7 +255,7 @@ class NativeProgram:
             frame.inputs, frame.made, frame.table_address
         ):  # fmt: skip
             for spec in self._inputs:
-                frame.table[spec.index] = frame.inputs[spec.source].data_ptr()
+                frame.table[spec.index] = _address(frame.inputs[spec.source])
             for spec, tensor in zip(self._made, frame.made, strict=True):
                 frame.table[spec.index] = tensor.data_ptr()
         if self._calls_torch:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from graphc.errors import DataDependentError, UnsupportedError
+from graphc.errors import DataDependentError, EagerOnlyError, UnsupportedError
 from graphc.frontend.aten import layout, promotion
 from graphc.ir.graph import Attr, Named, Ref, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, f64, i64
@@ -202,7 +202,7 @@ def _result_type(item: Any) -> tuple[TensorType, tuple[int, ...] | None]:
     if not isinstance(item, torch.Tensor):
         return _HOST_TYPES[type(item)], None
     if item.layout != torch.strided or item.is_quantized:
-        raise UnsupportedError(f"a result with layout {item.layout} (sparse, quantized) is not supported")
+        raise EagerOnlyError(f"a result with layout {item.layout} (sparse, quantized) is not supported")
     from graphc.frontend.aten.importer import tensor_type
 
     return tensor_type(item), tuple(item.stride())

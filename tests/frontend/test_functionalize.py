@@ -201,10 +201,9 @@ class Cache(nn.Module):
 
 def test_cache_written_in_place_and_buffers_assigned() -> None:
     module = Cache()
-    buffer = module.total
     captured = check(module, torch.randn(2, 4), 3)
-    assert module.total is buffer
-    assert {write.target.path for write in captured.graph.writes} == {"keys", "total", "last"}
+    assert {write.target.path for write in captured.graph.writes} == {"keys"}
+    assert {effect.key for effect in captured.effects} == {"total", "last"}  # type: ignore[attr-defined]
     assert any(op.name == "update_slice" for op in captured.graph.ops)
 
 

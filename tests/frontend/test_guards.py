@@ -300,7 +300,7 @@ CHANGES = [
     (lambda net: net.shift.set_(torch.ones(6)[::2]), "tensor shift: strides (2,)"),
     (lambda net: net.fc.half(), "tensor fc.weight: dtype torch.float16"),
     (lambda net: setattr(net, "shift", torch.ones(3)), "tensor shift"),
-    (lambda net: setattr(net, "offset", torch.ones(3)), "tensor offset"),
+    (lambda net: setattr(net, "offset", torch.ones(4)), "tensor offset"),
     (lambda net: setattr(net, "gain", nn.Parameter(torch.ones(1))), "tensor gain"),
     (lambda net: setattr(net.again, "weight", nn.Parameter(net.fc.weight.clone())), "tensor fc.weight"),
     (lambda net: setattr(net.fc.weight, "__class__", OwnParameter), "tensor fc.weight: type OwnParameter"),

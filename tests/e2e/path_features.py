@@ -1,0 +1,271 @@
+"""Compiled modules and functions whose results share memory, or which branch on data, in the user's own loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.e2e.features import Compiler, data, net, program
+
+
+@program(eager=1)
+def case_view_of_arg(c: Compiler) -> Any:
+    f = c(lambda x: x.view(-1))
+    x = data(0).requires_grad_()
+    y = f(x)
+    y.square().sum().backward()
+    return x.grad, y
+
+
+@program(eager=1)
+def case_view_of_arg_and_more(c: Compiler) -> Any:
+    f = c(lambda x: (x[1:], x.sin()))
+    x = data(0).requires_grad_()
+    y, z = f(x)
+    (y.sum() + z.sum()).backward()
+    return x.grad
+
+
+@program()
+def case_identity(c: Compiler) -> Any:
+    f = c(lambda x: x)
+    x = data(0).requires_grad_()
+    y = f(x)
+    y.sum().backward()
+    return x.grad, y is x
+
+
+@program()
+def case_flatten_module(c: Compiler) -> Any:
+    m = nn.Sequential(nn.Flatten())
+    cm = c(m)
+    x = data(0).requires_grad_()
+    y = cm(x * 2)
+    y.square().sum().backward()
+    return x.grad
+
+
+@program(eager=1)
+def case_two_views_shared(c: Compiler) -> Any:
+    @c
+    def f(x):
+        h = x.sin()
+        return h, h[0]
+
+    x = data(0).requires_grad_()
+    a, b = f(x)
+    (a.sum() + b.sum()).backward()
+    return x.grad
+
+
+@program(eager=1)
+def case_chunk_outputs(c: Compiler) -> Any:
+    m = nn.Linear(4, 6)
+
+    @c
+    def f(x):
+        return m(x).chunk(2, -1)
+
+    a, b = f(data(0))
+    (a * b).sum().backward()
+    return a, b, m
+
+
+@program()
+def case_lstm_outputs(c: Compiler) -> Any:
+    m = nn.LSTM(4, 3, batch_first=True)
+    cm = c(m)
+    o, (h, k) = cm(data(0, 2, 5, 4))
+    (o.sum() + k.sum()).backward()
+    return o, h, m
+
+
+@program(eager=1)
+def case_param_returned(c: Compiler) -> Any:
+    class T(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.w, self.w.view(3, 1), x * self.w
+
+    m = T()
+    cm = c(m)
+    a, b, d = cm(data(0, 2, 3))
+    (a.sum() + b.sum() + d.sum()).backward()
+    return m, a is m.w
+
+
+@program(compiles=3)
+def case_branch_on_data(c: Compiler) -> Any:
+    m = net()
+
+    @c
+    def f(x):
+        h = m[0](x)
+        if h.sum() > 0:
+            h = h * 2
+        else:
+            h = h.sin()
+        return m[2](h).square().mean()
+
+    out = []
+    for i in range(6):
+        loss = f(data(i))
+        loss.backward()
+        out.append(loss)
+    return out, m
+
+
+@program()
+def case_early_exit(c: Compiler) -> Any:
+    m = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    @c
+    def f(x):
+        for loss in m:
+            x = loss(x).tanh()
+            if x.abs().max() > 0.9:
+                break
+        return x.sum()
+
+    out = []
+    for i in range(6):
+        loss = f(data(i) * (i + 1) / 3)
+        loss.backward()
+        out.append(loss)
+    return out, m
+
+
+@program(eager=4)
+def case_masked(c: Compiler) -> Any:
+    m = nn.Linear(4, 1)
+
+    @c
+    def f(x):
+        y = m(x)[:, 0]
+        return y[y > 0].sum()
+
+    out = []
+    for i in range(4):
+        loss = f(data(i))
+        loss.backward()
+        out.append(loss)
+    return out, m
+
+
+@program()
+def case_branch_dropout(c: Compiler) -> Any:
+    m = net()
+
+    @c(numerics="eager") if c.on else (lambda f: f)
+    def f(x):
+        h = F.dropout(m[0](x), 0.5)
+        if h.sum() > 0:
+            h = F.dropout(h, 0.3)
+        return m[2](h).square().mean()
+
+    out = []
+    for i in range(6):
+        loss = f(data(i))
+        loss.backward()
+        out.append(loss)
+    return out, m, torch.rand(3)
+
+
+@program()
+def case_branch_buffer(c: Compiler) -> Any:
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(4, 4)
+            self.register_buffer("n", torch.zeros(()))
+            self.h = torch.zeros(5, 4)
+            self.k = 0
+
+        def forward(self, x):
+            y = self.l(x) + self.h
+            if y.mean() > 0:
+                self.n += 1
+                y = y * 2
+            self.k += 1
+            self.h = y.detach()
+            return y * self.k
+
+    m = M()
+    cm = c(m)
+    out = []
+    for i in range(8):
+        loss = cm(data(i)).square().sum()
+        loss.backward()
+        out.append((loss, m.k, m.h))
+    return out, m
+
+
+@program()
+def case_branch_input_grad(c: Compiler) -> Any:
+    @c
+    def f(x, y):
+        if (x * y).sum() > 0:
+            return x.sin() * y, x.detach()
+        return x * y.cos(), y.detach() + 1
+
+    out = []
+    for i in range(4):
+        x, y = data(i).requires_grad_(), data(i + 9).requires_grad_()
+        a, b = f(x, y)
+        a.sum().backward()
+        out.append((a, b, x.grad, y.grad))
+    with torch.no_grad():
+        out.append(f(x, y))
+    return out
+
+
+@program()
+def case_loop(c: Compiler) -> Any:
+    w = nn.Parameter(torch.eye(4) * 0.5)
+
+    @c
+    def f(x):
+        n = 0
+        while x.norm() > 1:
+            x = x @ w
+            n += 1
+        return x.sum(), n
+
+    out = []
+    for i in range(5):
+        loss, n = f(data(i))
+        out.append((loss, n))
+        loss.backward() if loss.requires_grad else None
+    return out, w.grad
+
+
+@program()
+def case_int_branch_grad(c: Compiler) -> Any:
+    m = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    class N(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = m
+            self.step = 0
+
+        def forward(self, x):
+            self.step += 1
+            if self.step > 3:
+                x = self.m[0](x)
+            return self.m[1](x).sum()
+
+    n = N()
+    cn = c(n)
+    out = []
+    for i in range(6):
+        loss = cn(data(i))
+        loss.backward()
+        out.append(loss)
+    return out, n
