@@ -33,7 +33,7 @@ from graphc.frontend.joint import Recorded, close, record_backward, refusal, rol
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
-from graphc.frontend.reads import Reads
+from graphc.frontend.reads import Reads, assigned_names
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized
 from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop
 from graphc.frontend.traced import TracedTensor
@@ -147,7 +147,9 @@ class _Session:
     def _attempt(self, merged: frozenset[int], dynamic: frozenset[int], constants: frozenset[Hashable]) -> Captured:
         reads = Reads()
         roots = self._read(reads)
-        sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
+        sources = SourceMap(
+            roots, [*reads.objects, *self._argument_objects()], lambda cls: reads.assigned | assigned_names(cls)
+        )
         modules = ModuleFacts(sources)
         recorder = Recorder(self.name, sources, merged, constants)
         modules.note_gradients(recorder.gradients)
@@ -161,11 +163,10 @@ class _Session:
             if recorder.decider is not None and recorder.decider.segment is not None:
                 raise Stop  # which the function has caught
             modules.update()
-            with CaptureMode(recorder):
-                modules.settle(recorder)
+            modules.settle()
             self._check_arguments(given)
             recorder.imp.tape.check_end()
-            ends = self._finish(recorder, returned)
+            ends = self._finish(recorder, modules, returned)
             recorder.settle()
         except Stop:
             ends = Ends(gradients=recorder.gradient_facts())
@@ -194,15 +195,17 @@ class _Session:
         recorder.decider.check_end()
         return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
 
-    def _finish(self, recorder: Recorder, returned: _Returned) -> Ends:
+    def _finish(self, recorder: Recorder, modules: ModuleFacts, returned: _Returned) -> Ends:
         """What comes of the run: results, effects, the backward pass."""
         changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
-        effects, made = _effects(changed, stored)
+        effects, made = _effects(changed, [*stored, *modules.assigned])
+        effects += modules.flags
+        modules.assigned.clear()
         found = finish.finish(recorder, [*returned.leaves, *made])
         count = len(returned.leaves)
         ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
         recorded = returned.backward
-        reason = recorder.argument_gradients(self._given)
+        reason = recorder.argument_gradients(self._given) or modules.reason()
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder, recorded)

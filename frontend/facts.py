@@ -97,7 +97,10 @@ class Facts:
         self._look_up(g, bindings)
         self._storages(g, bindings)
         for value, binding in zip(graph.inputs, bindings, strict=True):
-            for access in binding.accesses if binding.kind is not BindingKind.FOUND else ():
+            if binding.kind is BindingKind.FOUND:
+                self._found_elsewhere(g, bindings, binding, value.path)
+                continue
+            for access in binding.accesses:
                 g.is_object(access, binding.tensor, f"tensor {value.path}")
         self._modules.guards(g)
         for path, access, value in self._reads.values:
@@ -177,6 +180,20 @@ class Facts:
                 g.let(f"{local} = {g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}")
                 if binding.tensor is None:
                     g.check(f"type({local}) is float", "type of a number, compiled for a float")
+
+    def _found_elsewhere(self, g: GuardBuilder, bindings: Sequence[Binding], binding: Binding, path: str) -> None:
+        """What is looked up is looked up once: other ways to it still lead there, and so does its whole storage."""
+        for access in binding.accesses[1:]:
+            test = f"{g.hold(access.root)}{access.suffix} is {self._found[id(binding)]}"
+            g.check(test, f"tensor {path} and another one are no longer the same object")
+        tensor = binding.tensor
+        whole = {
+            b.tensor.untyped_storage()._cdata
+            for b in bindings
+            if b.kind is BindingKind.STORAGE and b.tensor is not None
+        }
+        if tensor is not None and whole and tensor.untyped_storage()._cdata in whole:
+            g.is_object(self._found[id(binding)], tensor, f"tensor {path}, which shares its memory,")
 
     # torch's state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -96,13 +96,18 @@ class SourceMap:
     Args:
         modules: (path, module) of the modules found before the run; the function itself has path "".
         objects: (path, access) of other objects the function reads: closure cells, globals, arguments.
+        assigned: names of attributes that code may assign which runs with a module of this class. What tensor is there
+            is looked up in each call.
     """
 
-    def __init__(self, modules: list[tuple[str, torch.nn.Module]], objects: list[tuple[str, Access]]) -> None:
+    def __init__(
+        self, modules: list[tuple[str, torch.nn.Module]], objects: list[tuple[str, Access]],
+        assigned: Callable[[type], Collection[str]] = lambda cls: (),
+    ) -> None:  # fmt: skip
         self.module_paths: dict[int, str] = {}
         self.modules: list[torch.nn.Module] = []
         self._tensors: dict[int, _Found] = {}
-        self._objects = objects
+        self._objects, self._assigned = objects, assigned
         self._stack: list[str] = []
         self._searched = False
         for path, module in modules:
@@ -116,19 +121,22 @@ class SourceMap:
             self.module_paths[id(module)] = name
             self.modules.append(module)
             prefix = f"{name}." if name else ""
-            own = module.__dict__
+            own, assigned = module.__dict__, self._assigned(type(module))
             for role, table in ((Role.PARAM, own["_parameters"]), (Role.BUFFER, own["_buffers"]), (Role.STATE, own)):
                 for key, tensor in table.items():
                     if isinstance(tensor, torch.Tensor):
-                        self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"))
+                        kind = BindingKind.FIXED if role is Role.PARAM or key not in assigned else BindingKind.FOUND
+                        self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"), kind)
 
     def note_looked_up(self, tensor: torch.Tensor, path: str, access: Access) -> None:
         """A tensor that another one may replace between calls: looked up in every call."""
         self._tensors.setdefault(id(tensor), _Found(tensor, Role.STATE, path, [access], BindingKind.FOUND))
 
-    def note(self, tensor: torch.Tensor, role: Role, path: str, access: Access) -> None:
-        """A tensor that the function can reach."""
-        found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, []))
+    def note(
+        self, tensor: torch.Tensor, role: Role, path: str, access: Access, kind: BindingKind = BindingKind.FIXED
+    ) -> None:
+        """A tensor that the function can reach: always this one, or the one it finds there."""
+        found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, [], kind))
         found.accesses.append(access)
 
     # modules as they run

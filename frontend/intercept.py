@@ -15,7 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import GraphcError, UnsupportedError
-from graphc.frontend import batch_momentum, dynamic_index, host, replay
+from graphc.frontend import batch_momentum, dynamic_index, host, recurrent, replay
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.recorder import Recorder, Uninitialized
@@ -222,6 +222,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
     **dynamic_index.SPECIAL,
+    **recurrent.SPECIAL,
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,25 @@ from graphc.frontend.gradients import Gradients
 from graphc.frontend.guards import GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.reads import attribute_names
-from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.types import UNKNOWN
 
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TABLES = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True)
+class FlagEffect:
+    """A bool that a run leaves in an attribute of a module."""
+
+    table: dict[str, Any]
+    key: str
+    value: bool
+
+    def apply(self, outputs: list[Any]) -> None:
+        """Put it there."""
+        self.table[self.key] = self.value
 
 
 class ModuleState:
@@ -56,12 +69,19 @@ class ModuleFacts:
 
     Args:
         sources: knows the modules; those it learns later are added by `update`.
+
+    Attributes:
+        assigned: after the run, the tensors it assigned to attributes that held another: (table, key, tensor).
+        flags: bools it changed, such as `training`.
     """
 
     def __init__(self, sources: SourceMap) -> None:
         self._sources = sources
         self._states: dict[int, ModuleState] = {}
+        self.assigned: list[tuple[dict[str, Any], str, TracedTensor]] = []
+        self.flags: list[FlagEffect] = []
         self._hook_count = RemovableHandle.next_id
+        self._differentiable = ""
         self.update()
 
     def update(self) -> None:
@@ -85,24 +105,25 @@ class ModuleFacts:
         for state in self._states.values():
             state.restore()
 
-    def settle(self, recorder: Recorder) -> None:
-        """After a run: tensors assigned to modules become writes where that means the same.
-
-        `self.state = new` in place of a tensor of the same type is a write to the old one.
+    def settle(self) -> None:
+        """After a run: what the function assigned to attributes is noted, and what was there before put back.
 
         Raises:
-            CaptureError: the function leaves a tensor of its own in an attribute.
+            CaptureError: it leaves a tensor of its own in an attribute that held none of that type.
         """
         for state in self._states.values():
             own = state.module.__dict__
+            for key, value in list(own.items()):
+                then = state.own.get(key)
+                if type(value) is bool and type(then) is bool and value != then:
+                    self.flags.append(FlagEffect(own, key, value))
+                    own[key] = then
             for table, before in ((own, state.own), (own["_buffers"], state.tables["_buffers"])):
                 for key, value in list(table.items()):
                     if type(value) is TracedTensor:
-                        self._settle_one(recorder, state, table, before, key)
+                        self._settle_one(state, table, before, key)
 
-    def _settle_one(
-        self, recorder: Recorder, state: ModuleState, table: dict[str, Any], before: dict[str, Any], key: str
-    ) -> None:
+    def _settle_one(self, state: ModuleState, table: dict[str, Any], before: dict[str, Any], key: str) -> None:
         new, old = table[key], before.get(key)
         path = f"{state.path}.{key}".lstrip(".")
         same_type = isinstance(old, torch.Tensor) and type(old) is not TracedTensor
@@ -112,12 +133,19 @@ class ModuleFacts:
             op = new.state.storage.base.op
             raise CaptureError(
                 f"the function stores a tensor in the attribute {path}, which a compiled program cannot; return it, or "
-                "give the attribute a tensor of the same shape, dtype and strides before and write to it with copy_()",
+                "give the attribute a tensor of the same shape, dtype and strides before",
                 op.location if op is not None else UNKNOWN,
             )
-        value = recorder.value_of(new)
-        recorder.write(old, value)  # type: ignore[arg-type]
+        if new.requires_grad:
+            self._differentiable = self._differentiable or path
+        self.assigned.append((table, key, new))
         table[key] = old
+
+    def reason(self) -> str:
+        """Why calls that need gradients must run eager; empty when they need not."""
+        if not self._differentiable:
+            return ""
+        return f"it stores a tensor that requires grad in the attribute {self._differentiable}; detach() it before"
 
     def guards(self, g: GuardBuilder) -> None:
         """Guard flags, plain attributes, children and hooks of all modules."""

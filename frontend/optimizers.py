@@ -2,14 +2,14 @@
 
 An optimizer is met when its `step` runs. State that its first step would create is created then, for real, once, by the
 optimizer's own `_init_group`; from then on it is state that the program updates in place. State that only the first
-step's gradients can give (momentum buffers) becomes an output, stored after the run. Learning rates are inputs of the
-program. Everything else in the parameter groups is guarded.
+step's gradients can give (momentum buffers) becomes an output, stored after the run. Learning rates, and momentum under
+a schedule that cycles it, are inputs of the program. Everything else in the parameter groups is guarded.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,25 @@ from graphc.errors import UnsupportedError
 from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
 from graphc.frontend.inputs import Access
 from graphc.frontend.traced import TracedTensor
-from graphc.ir.graph import Role
+from graphc.ir.graph import Input, Role, Value
 
 if TYPE_CHECKING:
+    from graphc.frontend.host import HostNode
     from graphc.frontend.recorder import Recorder
 
-_DYNAMIC = ("lr",)
-"""Entries of parameter groups that schedules change: inputs of the program when they are floats."""
+_COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
+def _scheduled(group: dict[str, Any]) -> Iterator[tuple[str, int | None, Any]]:
+    """Entries of a parameter group that schedules change: (key, place in a tuple, value).
+
+    Of the momentum (which is the first of Adam's betas) that is known by what OneCycleLR and CyclicLR keep beside it.
+    """
+    yield "lr", None, group.get("lr")
+    if "max_momentum" in group:
+        yield "momentum", None, group.get("momentum")
+        if isinstance(group.get("betas"), tuple):
+            yield "betas", 0, group["betas"][0]
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class _Met:
         self.params = [list(group["params"]) for group in optimizer.param_groups]
         self.known = dict(optimizer.state)  # by parameter: the dict of its state, before anything was created
         self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
-        self.numbers: dict[tuple[int, str], float] = {}
+        self.numbers: dict[tuple[int, str], Any] = {}  # entries of groups that hold inputs of the program, as they were
 
     def remember(self) -> None:
         """Take the state as it is now, after what is lazy has been created, as what the step starts from."""
@@ -73,6 +85,8 @@ class Optimizers:
         self._met: dict[int, _Met] = {}
         self._running: list[tuple[_Met, bool]] = []
         self._inputs: dict[tuple[int, int, str], Any] = {}  # numbers that are inputs of the program
+        self._accesses: dict[Hashable, Access] = {}  # where each of them is found
+        self._assumed: list[tuple[Access, str, float, bool]] = []  # how they compare with plain numbers
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
@@ -85,14 +99,17 @@ class Optimizers:
         self._running.append((met, torch.compiler._is_compiling_flag))
         torch.compiler._is_compiling_flag = False
         for index, group in enumerate(optimizer.param_groups):
-            for key in _DYNAMIC:
-                number, name = group.get(key), (met.number, index, key)
+            for key, place, number in _scheduled(group):
+                name = (met.number, index, key)
                 if type(number) is float and name not in self._constants:
-                    path, access = f"{met.path}.{key}{index or ''}", Access(group, f"[{key!r}]")
+                    access = Access(group, f"[{key!r}]" if place is None else f"[{key!r}][{place}]")
                     if name not in self._inputs:
+                        path = f"{met.path}.{key}{index or ''}"
                         self._inputs[name] = self._recorder.number_input(number, path, access, name)
-                    met.numbers[index, key] = number
-                    group[key] = self._inputs[name]
+                        self._accesses[name] = access
+                    met.numbers[index, key] = group[key]
+                    given = self._inputs[name]
+                    group[key] = given if place is None else (given, *group[key][1:])
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` has ended."""
@@ -115,6 +132,17 @@ class Optimizers:
                 for key, item in items.items():
                     if isinstance(item, torch.Tensor):
                         sources.note(item, Role.STATE, f"{met.path}.{path}.{key}", Access(home, f"[{key!r}]"))
+
+    def assume(self, node: HostNode) -> bool:
+        """Python looks at a comparison of such a number with a plain one, as `momentum != 0`: a guard will do."""
+        op, access = node.value.op, self._accesses.get(next(iter(node.leaves), None))
+        if op is None or access is None or len(node.leaves) != 1 or op.name not in _COMPARED:
+            return False
+        number, other = op.operands
+        if not isinstance(number, Input) or isinstance(other, Value):
+            return False
+        self._assumed.append((access, _COMPARED[op.name], float(other), bool(node.hint)))
+        return True
 
     # after the run
 
@@ -159,6 +187,12 @@ class Optimizers:
 
     def guards(self, g: GuardBuilder) -> None:
         """The parameter groups and which state there is."""
+        for access, comparison, other, answer in self._assumed:
+            where = f"{g.hold(access.root)}{access.suffix}"
+            g.check(
+                f"({where} {comparison} {other!r}) is {answer}",
+                f"whether a number of an optimizer {comparison} {other:g}",
+            )
         for met in self._met.values():
             optimizer, path = g.hold(met.optimizer), met.path
             g.check(f"len({optimizer}.param_groups) == {len(met.groups)}", f"number of parameter groups of {path}")
@@ -172,6 +206,8 @@ class Optimizers:
                 for key, value in group.items():
                     if is_plain(value) and (index, key) not in met.numbers:
                         g.equals(f"{g.hold(home)}[{key!r}]", value, f"{key} of {path}")
+                    elif type(value) is tuple:
+                        g.equals(f"{g.hold(home)}[{key!r}][1:]", value[1:], f"{key} of {path}")
             homes = list(met.optimizer.state.values())
             g.check(
                 f"list(map(id, {optimizer}.state.values())) == {g.hold([id(home) for home in homes])}",

@@ -62,6 +62,7 @@ class Reads:
         identities: (path, access, object) of functions and other objects, to be guarded by identity.
         modules: (path, module) of nn.Modules.
         objects: (path, access) of containers, objects and tensors that may hold tensors.
+        assigned: names of attributes that the function may assign.
     """
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class Reads:
         self.identities: list[tuple[str, Access, Any]] = []
         self.modules: list[tuple[str, torch.nn.Module]] = []
         self.objects: list[tuple[str, Access]] = []
+        self.assigned: set[str] = set()
         self._seen: set[tuple[int, int]] = set()
         self._noted: set[tuple[int, str]] = set()
 
@@ -81,6 +83,7 @@ class Reads:
         if key in self._seen:
             return
         self._seen.add(key)
+        self.assigned |= assigned_in(code)
         cells = dict(zip(code.co_freevars, fn.__closure__ or (), strict=True))
         for kind, name, attributes in chains(code):
             if kind == "global" and name in fn.__globals__:
@@ -211,6 +214,33 @@ def _attribute_names(cls: type) -> frozenset[str]:
         for name, member in vars(base).items():
             if isinstance(member, types.FunctionType) and name not in _NOT_RUN:
                 names.update(_code_names(member.__code__))
+    return frozenset(names)
+
+
+def assigned_names(cls: type) -> frozenset[str]:
+    """Names of attributes that the methods of a module class assign; its constructor left out."""
+    return _assigned_names(cls)
+
+
+@cache
+def _assigned_names(cls: type) -> frozenset[str]:
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is object or base.__module__.startswith("torch.nn."):
+            continue
+        for name, member in vars(base).items():
+            if isinstance(member, types.FunctionType) and name not in _NOT_RUN:
+                names.update(assigned_in(member.__code__))
+    return frozenset(names)
+
+
+@lru_cache(maxsize=4096)
+def assigned_in(code: types.CodeType) -> frozenset[str]:
+    """Names of attributes, of whatever object, that a code object and the functions defined inside it assign."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= assigned_in(constant)
     return frozenset(names)
 
 

@@ -29,6 +29,7 @@ class Differentiable:
     def __init__(self, joint: Joint, split: Split, forward: Execute, compile_backward: Callable[[], Execute]) -> None:
         self._results, self._wanted = joint.results, joint.wanted
         self._outputs = len(split.forward.outputs) - split.saved
+        self._constant = [number for number in range(self._outputs) if number not in joint.results]
         self._reused = split.reused
         self._saved_from = split.saved_from
         self._forward, self._compile_backward = forward, compile_backward
@@ -48,6 +49,10 @@ class Differentiable:
         results = _Function.apply(self, inputs, outputs, *(inputs[number] for number in self._wanted))
         for number, result in zip(self._results, results, strict=True):
             outputs[number] = result
+        for number in self._constant:  # autograd has marked a tensor that is another result as well, undetached
+            item = outputs[number]
+            if isinstance(item, torch.Tensor) and item.requires_grad and any(item is result for result in results):
+                outputs[number] = item.detach()
         return outputs
 
     def run_forward(self, inputs: list[Any], outputs: list[Any]) -> tuple[list[Any], tuple[torch.Tensor, ...]]:
