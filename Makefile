@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check format lint types layers bench suites clean
 
-demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, compile it, compare, dump every stage to out/demo
+demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
 
 test: $(STAMP)  ## the tests

@@ -1,28 +1,36 @@
-"""Train a CNN in eager PyTorch, compile it, compare, and look inside.
+"""Train a CNN eager and compiled from the same seed, compare, and look inside.
 
     python examples/demo.py --out out/demo
 
-Trains the tutorials' CNN on handwritten digits, compiles its evaluation with graphc, shows eager, graphc and
-torch.compile side by side, checks that accuracy is the same, and leaves the IR of every stage and the generated C and
-Triton sources in the output folder.
+Trains the tutorials' CNN on handwritten digits twice: in eager PyTorch, and with the whole step, Adam included, as one
+program. Both start from the same seed and see the same batches; there is no dropout, so nothing random is drawn in the
+step and the losses are the same but for rounding. Plots both loss curves, shows inference of eager, graphc and
+torch.compile side by side, checks the accuracies, and leaves the IR of every stage and the generated C and Triton
+sources in the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from digits import Digits, load_digits
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
 import graphc
 from graphc.cli.inspect import dump_stages
 from graphc.report.bench import BenchTable, bench_target, describe_machine
+from graphc.report.plot import plot_curves
 from graphc.report.targets import Target
 
 EPOCHS, BATCH, LEARNING_RATE = 25, 64, 1e-3
@@ -46,8 +54,26 @@ class CNN(nn.Module):
         return self.fc2(x)
 
 
-def train(model: nn.Module, data: Digits) -> float:
-    """Train with Adam in eager mode; gives the mean loss of the last epoch."""
+@dataclass(frozen=True)
+class Trained:
+    """A model after training, with the mean loss and the seconds of each epoch. The first compiled one compiles."""
+
+    model: CNN
+    losses: list[float]
+    seconds: list[float]
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Median over all epochs but the first."""
+        return statistics.median(self.seconds[1:])
+
+
+def train(
+    data: Digits, compiler: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]], how: str
+) -> Trained:
+    """Train with Adam from the same seed; `compiler` is given the step and gives what is run."""
+    torch.manual_seed(0)
+    model = CNN()
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     batches = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(data.train_images, data.train_labels),
@@ -55,16 +81,21 @@ def train(model: nn.Module, data: Digits) -> float:
         shuffle=True,
         generator=torch.Generator().manual_seed(0),
     )
-    total = 0.0
-    for _ in track(range(EPOCHS), "training in eager mode", console=Console(stderr=True)):
-        total = 0.0
-        for images, labels in batches:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-    return total / len(batches)
+
+    def train_step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    step, losses, seconds = compiler(train_step), [], []
+    for _ in track(range(EPOCHS), f"training {how}", console=Console(stderr=True)):
+        start = time.perf_counter()
+        total = torch.stack([step(images, labels) for images, labels in batches])
+        losses.append(float(total.mean()))
+        seconds.append(time.perf_counter() - start)
+    return Trained(model.eval(), losses, seconds)
 
 
 def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -77,17 +108,25 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
     return float((predicted == labels).float().mean())
 
 
-def trained_cnn() -> tuple[CNN, Digits]:
-    """The model after training, and the data."""
-    torch.manual_seed(0)
-    model, data = CNN(), load_digits()
-    loss = train(model, data)
-    print(f"trained {EPOCHS} epochs on {len(data.train_images)} images, last epoch's mean loss {loss:.4f}")
-    return model.eval(), data
+def compare_training(data: Digits, out: Path) -> dict[str, Trained]:
+    """Train both ways, print the table, plot the curves."""
+    runs = {"eager": train(data, lambda step: step, "eager"), "graphc": train(data, graphc.compile, "compiled")}
+    table = Table("training", "last loss", "test accuracy", "first epoch", "epoch", "vs eager")
+    for how, run in runs.items():
+        right = accuracy(predictions(run.model, data.test_images), data.test_labels)
+        table.add_row(
+            how, f"{run.losses[-1]:.5f}", f"{right:.2%}", f"{run.seconds[0]:.2f} s", f"{run.epoch_seconds:.3f} s",
+            f"{runs['eager'].epoch_seconds / run.epoch_seconds:.2f}x",
+        )  # fmt: skip
+    Console(width=100).print(table)
+    curves = {f"{how}, {run.epoch_seconds:.3f} s per epoch": run.losses for how, run in runs.items()}
+    path = plot_curves(curves, out / "training.png", "epoch", "mean training loss")
+    print(f"loss curves: {path}" if path else "loss curves: not plotted, since matplotlib is not installed")
+    return runs
 
 
 def compare(model: CNN, data: Digits, out: Path) -> None:
-    """Print and keep the table of eager, graphc and torch.compile on one batch."""
+    """Print and keep the table of inference by eager, graphc and torch.compile on one batch."""
     batch = data.test_images[:BATCH]
     console = Console(stderr=True)
     target = Target(":cnn", model, lambda: ((batch,), {}))
@@ -104,11 +143,13 @@ def main() -> int:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
 
-    model, data = trained_cnn()
+    data = load_digits()
+    runs = compare_training(data, out)
+    model = runs["eager"].model
     compiled = graphc.compile(model, name="cnn")
     eager, ours = predictions(model, data.test_images), predictions(compiled, data.test_images)
-    print(f"test accuracy on {len(eager)} images: eager {accuracy(eager, data.test_labels):.2%}, ", end="")
-    print(f"graphc {accuracy(ours, data.test_labels):.2%}; predictions that differ: {int((eager != ours).sum())}")
+    differing = int((eager != ours).sum())
+    print(f"inference on {len(eager)} images: predictions of graphc that differ from eager's: {differing}")
 
     compare(model, data, out)
     batch = data.test_images[:BATCH]
@@ -121,10 +162,11 @@ def main() -> int:
     print("look inside:")
     for path in written:
         print(f"  {path}")
-    same = torch.equal(eager, ours) and accuracy(ours, data.test_labels) >= WANTED_ACCURACY
-    if not same:
+    accuracies = [accuracy(predictions(run.model, data.test_images), data.test_labels) for run in runs.values()]
+    good = torch.equal(eager, ours) and min(accuracies) >= WANTED_ACCURACY
+    if not good:
         print(f"FAILED: wanted the same predictions as eager and at least {WANTED_ACCURACY:.0%}", file=sys.stderr)
-    return 0 if same else 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

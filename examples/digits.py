@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.utils.data import TensorDataset
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,23 @@ class Digits:
 
 def load_digits(test_share: float = 0.2, seed: int = 0) -> Digits:
     """The data set, shuffled by `seed`, with the last `test_share` of it kept for testing."""
+    images, labels = _images_and_labels(seed)
+    split = round(len(images) * (1 - test_share))
+    return Digits(images[:split], labels[:split], images[split:], labels[split:])
+
+
+def digit_dataset(samples: int = 1797, seed: int = 0) -> TensorDataset:
+    """The first `samples` images and labels, shuffled by `seed`, as a data set of pairs."""
+    images, labels = _images_and_labels(seed)
+    return TensorDataset(images[:samples], labels[:samples])
+
+
+def _images_and_labels(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and labels, shuffled by `seed`."""
     from sklearn.datasets import load_digits as load
 
     raw = load()
     images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(raw.target, dtype=torch.int64)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    images, labels = images[order], labels[order]
-    split = round(len(images) * (1 - test_share))
-    return Digits(images[:split], labels[:split], images[split:], labels[split:])
+    return images[order], labels[order]

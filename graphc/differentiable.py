@@ -34,6 +34,7 @@ class Differentiable:
         self.name = name
         self._results, self._wanted = joint.results, joint.wanted
         self._outputs = len(split.forward.outputs) - split.saved
+        self._constant = [number for number in range(self._outputs) if number not in joint.results]
         self._reused = split.reused
         self._saved_from = split.saved_from
         self._forward, self._compile_backward = forward, compile_backward
@@ -58,6 +59,10 @@ class Differentiable:
                 results = _Function.apply(self, inputs, outputs, *wanted)
         for number, result in zip(self._results, results, strict=True):
             outputs[number] = result
+        for number in self._constant:  # autograd has marked a tensor that is another result as well, undetached
+            item = outputs[number]
+            if isinstance(item, torch.Tensor) and item.requires_grad and any(item is result for result in results):
+                outputs[number] = item.detach()
         return outputs
 
     def run_forward(self, inputs: list[Any], outputs: list[Any]) -> tuple[list[Any], tuple[torch.Tensor, ...]]:

@@ -43,10 +43,10 @@ def test_shell_commands_run(tmp_path: Path) -> None:
     assert commands
     for command in commands:
         program, *arguments = command.split()
-        assert program == "graphc"
-        arguments = [str(ROOT / a) if a.startswith("benchmarks/") else a for a in arguments]
+        assert program in ("graphc", "python")
+        arguments = [str(ROOT / a) if a.startswith(("benchmarks/", "examples/")) else a for a in arguments]
         done = subprocess.run(
-            [sys.executable, "-m", "graphc.cli", *arguments],
+            [sys.executable, *(["-m", "graphc.cli"] if program == "graphc" else []), *arguments],
             env=_environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphc.report.bench import BenchTable
@@ -11,13 +12,9 @@ if TYPE_CHECKING:
 
 def plot_speedups(table: BenchTable, path: Path) -> Path | None:
     """Bars of speed relative to eager, one group per workload; None when matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
+    pyplot = _pyplot()
+    if pyplot is None:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     workloads = list(dict.fromkeys(row.workload for row in table.rows))
     contenders = list(dict.fromkeys(row.contender for row in table.rows))
     figure, axes = pyplot.subplots(figsize=(2.5 + 1.8 * len(workloads), 4), layout="constrained")
@@ -34,3 +31,32 @@ def plot_speedups(table: BenchTable, path: Path) -> Path | None:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+def plot_curves(curves: Mapping[str, Sequence[float]], path: Path, x: str, y: str) -> Path | None:
+    """Curves over 1, 2, 3, ... on one logarithmic plot, later ones dashed; None when matplotlib is not installed."""
+    pyplot = _pyplot()
+    if pyplot is None:
+        return None
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for number, (label, values) in enumerate(curves.items()):
+        axes.plot(range(1, len(values) + 1), values, "--" if number else "-", linewidth=2, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _pyplot() -> Any:
+    """matplotlib's pyplot, writing files; None when it is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,203 @@
+"""What a step leaves on modules and takes from schedules: assigned buffers, modes, momentum; LSTMs in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphc
+from graphc.errors import FallbackWarning
+
+
+class Counter(nn.Module):
+    def __init__(self, resets: bool) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(3))
+        self.resets = resets
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = self.state + x
+        if self.resets and self.state.sum() > 5:
+            self.state = torch.zeros(3)
+        return self.state.sum()
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_an_assigned_buffer_is_another_tensor(resets: bool) -> None:
+    """Whoever keeps the tensor that was there before still sees what it held."""
+    seen = {}
+    for compiled in (False, True):
+        module = Counter(resets)
+        step = graphc.compile(module.step) if compiled else module.step
+        kept = [module.state]
+        for _ in range(5):
+            step(torch.ones(3))
+            kept.append(module.state)
+        seen[compiled] = [tensor.tolist() for tensor in kept]
+    assert seen[True] == seen[False]
+    assert step.stats().compiles == (3 if resets else 1)
+
+
+def test_an_assigned_buffer_replaced_from_outside() -> None:
+    module = Counter(False)
+    step = graphc.compile(module.step)
+    step(torch.ones(3))
+    module.state = torch.full((3,), 10.0)
+    assert step(torch.ones(3)) == 33
+    assert step.stats().compiles == 1
+
+
+class TwoNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = self.b = torch.zeros(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.a = self.b + x
+        return self.b * 2
+
+
+def test_two_attributes_with_one_tensor_that_part() -> None:
+    module = TwoNames()
+    compiled = graphc.compile(module)
+    for _ in range(3):
+        assert torch.equal(compiled(torch.ones(2)), torch.zeros(2))
+        assert torch.equal(module.a, torch.ones(2)) and torch.equal(module.b, torch.zeros(2))
+
+
+class Remembers(nn.Module):
+    def __init__(self, detaches: bool) -> None:
+        super().__init__()
+        self.layer, self.detaches = nn.Linear(3, 3), detaches
+        self.last = torch.zeros(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.layer(x) + self.last.detach())
+        self.last = h.detach() if self.detaches else h
+        return h
+
+
+@pytest.mark.parametrize("detaches", [True, False])
+def test_state_kept_from_a_differentiable_call(detaches: bool) -> None:
+    torch.manual_seed(0)
+    ours = Remembers(detaches)
+    eager = Remembers(detaches)
+    eager.load_state_dict(ours.state_dict())
+    compiled, x = graphc.compile(ours), torch.randn(2, 3)
+    for _ in range(3):
+        if detaches:
+            compiled(x).sum().backward()
+        else:
+            with pytest.warns(FallbackWarning, match="stores a tensor that requires grad in the attribute last"):
+                compiled(x).sum().backward()
+            break
+        eager(x).sum().backward()
+        torch.testing.assert_close(ours.last, eager.last)
+        torch.testing.assert_close(ours.layer.weight.grad, eager.layer.weight.grad)
+    assert compiled.stats().eager_calls == (0 if detaches else 1)
+    assert ours.last.requires_grad is not detaches
+
+
+def test_the_mode_is_set_inside_the_step() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model.train()
+
+    @graphc.compile
+    def step(x: torch.Tensor) -> torch.Tensor:
+        model.eval()
+        y = model(x)
+        model.train()
+        z = model(x)
+        model[1].eval()
+        return y + z
+
+    x = torch.randn(8, 3)
+    for calls in (1, 2, 3):
+        step(x)
+        assert model.training and model[0].training and not model[1].training
+        assert model[1].num_batches_tracked == calls
+    assert step.stats().compiles == 2 and step.stats().eager_calls == 0
+    model.train()
+    step(x)
+    assert not model[1].training and step.stats().compiles == 2
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, 0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.9),
+}
+
+
+def _trained(make: Callable[..., Any], compiled: bool) -> tuple[torch.Tensor, Any]:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4)
+    optimizer = make(net.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    run = graphc.compile(step) if compiled else step
+    for _ in range(10):
+        run(torch.randn(4, 8))
+        schedule.step()
+    return net.weight.detach(), run
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_cycled_momentum_compiles_once(name: str) -> None:
+    wanted, _ = _trained(OPTIMIZERS[name], False)
+    found, step = _trained(OPTIMIZERS[name], True)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert step.stats().compiles == (2 if name == "sgd" else 1)  # SGD has no buffers before its first step
+
+
+def test_momentum_that_becomes_zero_is_another_program() -> None:
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)
+
+    @graphc.compile
+    def step() -> None:
+        net.weight.grad = torch.ones(2, 2)
+        net.bias.grad = torch.ones(2)
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    before, rate = net.bias.detach().clone(), optimizer.param_groups[0]["lr"]
+    step()
+    torch.testing.assert_close(net.bias.detach(), before - rate)
+    assert "momentum" in step.stats().recompiles[0] or "!=" in step.stats().recompiles[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"proj_size": 3}], ids=str)
+def test_lstm_in_float32_trains(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    ours = nn.LSTM(4, 6, batch_first=True, **options)
+    eager = nn.LSTM(4, 6, batch_first=True, **options)
+    eager.load_state_dict(ours.state_dict())
+
+    @graphc.compile
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = ours(x)[0].square().sum()
+        loss.backward()
+        return loss.detach()
+
+    x = torch.randn(3, 5, 4)
+    wanted = eager(x)[0].square().sum()
+    wanted.backward()
+    torch.testing.assert_close(step(x), wanted.detach())
+    for found, expected in zip(ours.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)

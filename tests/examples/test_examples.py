@@ -1,0 +1,104 @@
+"""The examples run: eager and compiled learn the same, a resumed run ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Small settings of one example.
+
+    Args:
+        floor: the least test score compiled, or the largest where lower is better.
+        compiles: the most captures that training and evaluation may take.
+        same: the losses are eager's, since no random numbers are drawn inside compiled code.
+    """
+
+    samples: int
+    epochs: int
+    floor: float
+    compiles: int
+    lower_is_better: bool = False
+    same: bool = True
+
+
+CASES = {
+    "digits_cnn": Case(1797, 4, 0.88, 5),
+    "cifar_net": Case(600, 3, 0.3, 6, same=False),
+    "mlp_sgd": Case(1797, 4, 0.75, 5),
+    "lstm_tagger": Case(160, 3, 0.5, 10),
+    "gru_waves": Case(300, 3, 0.2, 4),
+    "translation": Case(220, 3, 0.0, 5),
+    "gpt": Case(200, 2, 0.1, 6),
+    "seq2seq": Case(500, 3, 0.2, 4),
+    "vae": Case(1797, 4, 32.0, 5, lower_is_better=True, same=False),
+    "dcgan": Case(640, 3, 0.2, 3, lower_is_better=True, same=False),
+    "recommender": Case(2560, 3, 0.5, 6),
+    "finetune_resnet": Case(900, 4, 0.4, 7),
+    "policy_gradient": Case(4, 2, 8.0, 12, same=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_a_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Examples import each other by name; what they leave in torch is put back."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    random = torch.get_rng_state()
+    yield
+    torch.set_rng_state(random)
+
+
+def _run(name: str, tmp_path: Path, *flags: str, epochs: int | None = None, file: str = "run") -> Any:
+    case = CASES[name]
+    arguments = [f"--samples={case.samples}", f"--epochs={epochs or case.epochs}"]
+    return importlib.import_module(name).main([*arguments, f"--checkpoint={tmp_path / file}.pt", *flags])
+
+
+def test_every_example_is_run_here() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("*.py") if "@example(" in path.read_text()}
+    assert scripts == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_learns_what_eager_learns(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    eager = _run(name, tmp_path, "--eager", file="eager")
+    assert eager.compiles == 0
+    compiled = _run(name, tmp_path)
+    assert compiled.eager_calls == 0
+    assert 0 < compiled.compiles <= case.compiles, compiled.reasons
+    assert compiled.test <= case.floor if case.lower_is_better else compiled.test >= case.floor
+    if case.same:
+        assert compiled.losses == pytest.approx(eager.losses, rel=2e-2)
+        assert compiled.losses[-1] < compiled.losses[0]
+        assert compiled.losses[0] == pytest.approx(eager.losses[0], rel=1e-3)
+    assert sys.modules[name].__doc__
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "cifar_net", "vae", "policy_gradient"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
+    """Noise, dropout, momentum, schedules, shuffling and the best weights so far go on from the checkpoint."""
+    whole = _run(name, tmp_path, epochs=2, file="whole")
+    _run(name, tmp_path, epochs=1, file="parts")
+    resumed = _run(name, tmp_path, "--resume", epochs=2, file="parts")
+    assert resumed.losses == whole.losses
+    assert resumed.scores == whole.scores
+    assert resumed.test == whole.test
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    result = _run("recommender", tmp_path, "--patience=1", "--eager", epochs=30)
+    scores = result.scores
+    assert len(scores) < 30 and scores[-1] <= max(scores)
+    assert len(scores) - (scores.index(max(scores)) + 1) == 2
