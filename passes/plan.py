@@ -20,10 +20,12 @@ from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Lowered, Lowering, memor
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import call_of, normal_product, reason, resolve, traffic
 from graphc.passes.updates import IN_PLACE_CALLS
+from graphc.passes.whole import whole_outputs
 from graphc.program.plan import (
     ARENA,
     CHECKS,
@@ -95,6 +97,7 @@ class _Planner:
         self.checks_of: dict[str, int] = {}
         self.op_numbers: dict[Op, int] = {}
         self.arena_bytes = self.plain_bytes = 0
+        self.traffic = (0, 0)
 
     def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
         self._lower()
@@ -111,9 +114,11 @@ class _Planner:
             written=tuple(number for number, item in enumerate(self.graph.inputs) if item in self._written()),
         )
         self._close_checks()
+        plan.buffers = self.buffers
+        self.traffic = traffic(plan)
         plan.checks = self.checks
         self._place_arena(plan)
-        plan.outputs = self._outputs()
+        plan.outputs = whole_outputs(plan, self._outputs())
         plan.stats = self._stats(plan)
         moved = plan.stats["bytes_read"] + plan.stats["bytes_written"]
         plan.copied, plan.exposed = exposed_inputs(plan.steps, plan.buffers, plan.kernels, plan.checks, moved)
@@ -294,16 +299,45 @@ class _Planner:
         for index, owner in merged.items():
             ends[owner] = max(ends[owner], last[index])
             sizes[owner] = max(sizes[owner], sizes[index])
-        offsets, self.arena_bytes = place_blocks(
-            [Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners]
-        )
-        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
+        blocks = {spec.index: Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
         self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
+        housed = self._house(arena, merged, blocks, first)
+        owners = [spec for spec in owners if spec.index not in housed]
+        offsets, self.arena_bytes = place_blocks([blocks[spec.index] for spec in owners])
+        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
         for spec in arena:
-            offset = where[merged.get(spec.index, spec.index)]
-            self.buffers[spec.index] = _at(spec, offset)
+            if spec.index not in housed:
+                offset = where[merged.get(spec.index, spec.index)]
+                self.buffers[spec.index] = _at(spec, offset)
         plan.buffers = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
         plan.arena_bytes = self.arena_bytes
+
+    def _house(
+        self, arena: list[BufferSpec], merged: dict[int, int], blocks: dict[int, Block], first: dict[int, int]
+    ) -> set[int]:
+        """Put arena buffers into the memory of results that are stored later; gives those that lie there now."""
+        called = {index for step in self.steps if isinstance(step, AtenStep) for index in step.outs}
+        tied = {spec.index for spec in arena if spec.host or spec.index in called}
+        widths = {spec.index: spec.dtype.itemsize for spec in arena}
+        stuck = {merged.get(index, index) for index in tied}  # a call's result has no offset
+        by_kind: dict[tuple[str, int], list[Room]] = {}
+        for spec in self.buffers:
+            if spec.kind == OUTPUT and not spec.host and spec.index in first:
+                room = Room(spec.index, first[spec.index], spec.nbytes)
+                by_kind.setdefault((spec.device, spec.dtype.itemsize), []).append(room)
+        places: dict[int, tuple[int, int]] = {}
+        for (device, width), rooms in by_kind.items():
+            fitting = {
+                index: block
+                for index, block in blocks.items()
+                if index not in stuck and widths[index] == width and self.buffers[index].device == device
+            }
+            places |= fill_rooms(fitting, rooms)
+        housed = {s.index: places[merged.get(s.index, s.index)] for s in arena if merged.get(s.index, s.index) in places}
+        if housed:
+            mover = Mover(self.buffers, housed)
+            self.steps[:] = [mover.step(step) for step in self.steps]
+        return set(housed)
 
     def _reuse(self, plan: Plan, first: dict[int, int], last: dict[int, int]) -> dict[int, int]:
         """Arena buffer -> the earlier one in whose place it lies from its first step on."""
@@ -477,7 +511,7 @@ class _Planner:
             for value, at in group.visits.items():
                 if value.op is not None and any(visit.expanded for visit in at.values()):
                     fused.add(value.op)
-        read, written = traffic(plan)
+        read, written = self.traffic
         return {
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
