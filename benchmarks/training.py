@@ -3,8 +3,9 @@
     python benchmarks/training.py [--against inductor] [WORKLOAD ...]
 
 Each contender trains its own copy of a model from the same seed; rounds are interleaved. `compile` is the first call
-less a later one, with an empty cache, in this process; `peak` is what there is at most during one step beside parameters, optimizer
-state and batch: gradients, old and new, and a compiled program's arena included; `max error` is the largest difference of a parameter to eager's after the steps taken.
+less a later one, with an empty cache, in this process; `peak` is what there is at most during one step beside
+parameters, optimizer state and batch: gradients, old and new, and a compiled program's arena included; `max error` is
+the largest difference of a parameter to eager's after the steps taken.
 """
 
 from __future__ import annotations

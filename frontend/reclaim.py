@@ -3,9 +3,9 @@
     optimizer.zero_grad()     # the old gradients go
     loss.backward()           # the new ones come, of the same shapes
 
-Eager frees the old ones before it makes the new ones. A program makes all its results before it starts, so it would hold
-both. So a call lets go of an old gradient as the function does, and hands its memory to the program, which may use it
-for anything until the new one is stored there.
+Eager frees the old ones before it makes the new ones. A program makes all its results before it starts, so it would
+hold both. So a call lets go of an old gradient as the function does, and hands its memory to the program, which may use
+it for anything until the new one is stored there.
 
 Only memory that nobody else can see is taken: one reference to the tensor, one to its storage. After a call that fails
 these parameters have no gradient, as in eager after `zero_grad`.
@@ -26,7 +26,7 @@ Spare: TypeAlias = "dict[int, torch.Tensor]"
 """Per output of a program the memory it may be stored in."""
 
 _use_count = torch.Tensor._use_count  # type: ignore[attr-defined]
-_storage_use_count = torch._C._storage_Use_Count  # type: ignore[attr-defined]
+_storage_use_count = torch._C._storage_Use_Count
 
 
 class Reclaimer:
@@ -56,11 +56,13 @@ class Reclaimer:
 
 
 def _is_unshared(tensor: torch.Tensor) -> bool:
-    """Whether a plain tensor's memory is its own, seen from C++: no view, no saved tensor, no numpy array looks at it."""
+    """Whether a plain tensor's memory is its own: no view, no saved tensor, no numpy array looks at it."""
     if type(tensor) is not torch.Tensor or tensor.requires_grad or tensor.layout is not torch.strided:
         return False
     storage = tensor.untyped_storage()
     if _use_count(tensor) != 2 or _storage_use_count(storage._cdata) != 2:  # `.grad` and Python; the tensor and Python
+        return False
+    if sys.getrefcount(storage) != _STORAGE_ALONE:
         return False
     whole = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.resizable()
     return whole and not storage.is_shared() and not vars(tensor)
@@ -74,4 +76,11 @@ def _references() -> int:
     return sys.getrefcount(grad)
 
 
-_ALONE = _references()
+def _storage_references() -> int:
+    """What `sys.getrefcount` says of a storage that only one variable and its tensor hold."""
+    tensor = torch.zeros(1)
+    storage = tensor.untyped_storage()
+    return sys.getrefcount(storage)
+
+
+_ALONE, _STORAGE_ALONE = _references(), _storage_references()

@@ -43,8 +43,9 @@ RANDOM_WORK = 2
 """Little, so that a mask and its scaling are computed again where they are needed, and take no memory in between."""
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
-TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """Scalar operations worth repeating to save a kernel of its own."""
+TABLE_SHARE, SMALL_TABLE = 64, 4_096
+"""A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
 
 @dataclass(eq=False)
@@ -85,6 +86,7 @@ class Fusion:
         in_inputs: values that are stored into an input by updating what it holds.
         output_places: per graph output the place of its value, for those that are not a buffer of their own.
         parts: memory that is stored part by part, in any order.
+        early: values stored so that what they are computed from need not be kept for their readers.
     """
 
     graph: Graph
@@ -97,6 +99,7 @@ class Fusion:
     in_inputs: set[Value]
     output_places: dict[int, Place]
     parts: set[Value]
+    early: set[Value]
 
 
 def is_kernel_op(op: Op) -> bool:
@@ -141,6 +144,7 @@ class _Fuser:
         self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
         self.drawn: set[Value] = set()  # those among them that are made from random words
+        self.early: set[Value] = set()
         self.shared: set[Value] = set()  # read by calls, each of which reads a part
         self.position: dict[Op, float] = {}
 
@@ -169,6 +173,7 @@ class _Fuser:
             self.in_inputs,
             self.output_places,
             self.parts,
+            self.early,
         )
 
     # preparation
@@ -244,6 +249,7 @@ class _Fuser:
 
     def _find_cheap(self) -> None:
         """Values that cost less to compute again than to read back: (work, values read)."""
+        masks = self._find_masks()
         for op in self.ops:
             kind = get(op.name).kind
             if kind not in (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.RANDOM) or len(op.results) != 1:
@@ -261,16 +267,34 @@ class _Fuser:
                 continue
             size = _count(result)
             read = sum([min(size, _count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
-            if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048:
+            if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
                 if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
                     self.drawn.add(result)
+
+    def _find_masks(self) -> set[Value]:
+        """Comparisons with a number whose readers all read what is compared too, as in `where(x < 0, 0, x)`."""
+        readers: dict[Value, list[Op]] = {}
+        for op in self.ops:
+            result = op.results[0] if op.results else None
+            is_mask = result is not None and result.dtype.name == "bool" and get(op.name).kind is Kind.POINTWISE
+            if is_mask and result not in self.live and len(list(op.inputs)) == 1:
+                readers[op.results[0]] = []
+            for operand in op.inputs:
+                if operand in readers:
+                    readers[operand].append(op)
+        return {
+            mask
+            for mask, found in readers.items()
+            if found and mask.op is not None and all(next(iter(mask.op.inputs)) in op.operands for op in found)
+        }
 
     def _hoist(self) -> None:
         """Slopes are stored, by a kernel next to that of the activation."""
         for value, op in hoisted(self.ops, self.live).items():
             assert value.op is not None
             self.needed.add(value)
+            self.early.add(value)
             self.position[value.op] = self.position[op] + 0.1
 
     def _find_shared_views(self) -> None:
@@ -495,7 +519,10 @@ class _Fuser:
             return False
         if get(op.name).kind is Kind.INDEXING:
             # reading the table costs no more than reading what was gathered from it, but it must be kept until then
-            return not self._frees_table(op, value)
+            if not self._frees_table(op, value):
+                return True
+            self.early.add(value)
+            return False
         (group,) = groups
         size, effort = _count(value), _work(op)
         points = sum(iterations(group, place) for place in group.visits[value])

@@ -44,10 +44,10 @@ def hoisted(ops: Sequence[Op], live: set[Value]) -> dict[Value, Op]:
         ends = _ends(op.results[0], leaves, users)
         if ends is None or len(ends) != 2:
             continue
-        late = max(map(_unviewed, ends), key=lambda value: calls[value.op] if value.op is not None else -1)
+        early, late = sorted(map(_unviewed, ends), key=lambda value: calls[value.op] if value.op is not None else -1)
         assert late.op is not None
         is_full = int_shape(late) == int_shape(op.results[0]) and late.dtype.itemsize <= op.results[0].dtype.itemsize
-        if calls[late.op] > calls[op] and is_full and late not in live:
+        if calls[late.op] > calls[op] and is_full and late not in live and _needs(late, op, early):
             found[late] = op
     return found
 
@@ -93,6 +93,21 @@ def _ends(value: Value, leaves: dict[Value, _Leaves], users: dict[Value, list[Op
         if len(ends) > 2 or value in ends:
             return None
     return ends
+
+
+def _needs(late: Value, op: Op, early: Value) -> bool:
+    """Whether `late` takes what `op` computes even when `early` is at hand: `1 - sigmoid(x)` does not."""
+    seen: set[Value] = {early}
+    stack = [late]
+    while stack:
+        value = stack.pop()
+        if value in seen or value.op is None or get(value.op.name).kind not in (Kind.POINTWISE, Kind.VIEW):
+            continue
+        if value.op is op:
+            return True
+        seen.add(value)
+        stack.extend(value.op.inputs)
+    return False
 
 
 def _unviewed(value: Value) -> Value:

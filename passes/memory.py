@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 ALIGNMENT = 64
@@ -21,6 +21,20 @@ class Block(NamedTuple):
     first: int
     last: int
     size: int
+
+
+def most_alive(blocks: Iterable[Block]) -> tuple[int, int]:
+    """The first step at which most bytes are alive, and how many."""
+    change: dict[int, int] = {}
+    for block in blocks:
+        change[block.first] = change.get(block.first, 0) + block.size
+        change[block.last + 1] = change.get(block.last + 1, 0) - block.size
+    alive = most = at = 0
+    for step in sorted(change):
+        alive += change[step]
+        if alive > most:
+            most, at = alive, step
+    return at, most
 
 
 def _round_up(size: int) -> int:

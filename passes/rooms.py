@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from graphc.passes.memory import Block, gap_for
+from graphc.passes.memory import Block, gap_for, most_alive
 from graphc.program.plan import AtenStep, BufferSpec, GemmStep, KernelStep, Step, View
 
 SMALLEST = 4096
@@ -50,7 +50,7 @@ def fill_rooms(blocks: Mapping[int, Block], rooms: Iterable[Room]) -> dict[int, 
     free = sorted(free[:MOST], key=lambda room: room.size)
     if not free:
         return {}
-    peak = _peak(blocks.values())
+    peak, _ = most_alive(blocks.values())
     placed: dict[int, list[tuple[int, int, int, int]]] = {room.buffer: [] for room in free}
     found: dict[int, tuple[int, int]] = {}
     candidates = sorted((n for n, b in blocks.items() if b.size >= SMALLEST), key=lambda n: -blocks[n].size)[:MOST]
@@ -65,20 +65,6 @@ def fill_rooms(blocks: Mapping[int, Block], rooms: Iterable[Room]) -> dict[int, 
                 found[number] = (room.buffer, offset)
                 break
     return found
-
-
-def _peak(blocks: Iterable[Block]) -> int:
-    """The first step at which most bytes are alive."""
-    change: dict[int, int] = {}
-    for block in blocks:
-        change[block.first] = change.get(block.first, 0) + block.size
-        change[block.last + 1] = change.get(block.last + 1, 0) - block.size
-    alive = most = at = 0
-    for step in sorted(change):
-        alive += change[step]
-        if alive > most:
-            most, at = alive, step
-    return at
 
 
 class Mover:
@@ -99,9 +85,7 @@ class Mover:
         if isinstance(step, KernelStep):
             if self._places.keys().isdisjoint(step.buffers):
                 return step
-            pairs = [
-                self._place(number, offset) for number, offset in zip(step.buffers, step.offsets, strict=True)
-            ]
+            pairs = [self._place(number, offset) for number, offset in zip(step.buffers, step.offsets, strict=True)]
             return replace(step, buffers=tuple(b for b, _ in pairs), offsets=tuple(o for _, o in pairs))
         if isinstance(step, GemmStep):
             return replace(step, a=self._item(step.a), b=self._item(step.b), out=self._item(step.out))

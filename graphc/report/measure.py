@@ -78,12 +78,12 @@ def peak_bytes(call: Callable[[], Any], trained: Iterable[torch.Tensor] = ()) ->
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
     from torch.profiler import ProfilerActivity, profile
 
+    before = [(tensor, tensor.grad) for tensor in trained if tensor.grad is not None]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        for tensor in trained:
-            if tensor.grad is not None:
-                tensor.grad = tensor.grad.clone()
+        for tensor, grad in before:
+            tensor.grad = grad.clone()
         result = call()
-    del result
+    del result, before
     current = peak = 0
     for event in record.profiler.kineto_results.events():
         if event.name() == "[memory]":
