@@ -301,7 +301,7 @@ class _Fuser:
         """Values of which calls read all elements, each a part, as attention does of one product."""
         parts: dict[Value, set[Place]] = {}
         for op in self.ops:
-            if op.name == "matmul" or is_kernel_op(op):
+            if op.name in PRODUCTS or is_kernel_op(op):
                 continue
             for operand in op.inputs:
                 value = operand
