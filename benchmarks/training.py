@@ -3,8 +3,9 @@
     python benchmarks/training.py [--against inductor] [WORKLOAD ...]
 
 Each contender trains its own copy of a model from the same seed; rounds are interleaved. `compile` is the first call
-less a later one, with an empty cache, in this process; `peak` is what one step allocates at most, a compiled program's
-arena included; `max error` is the largest difference of a parameter to eager's after the steps taken.
+less a later one, with an empty cache, in this process; `peak` is what there is at most during one step beside
+parameters, optimizer state and batch: gradients, old and new, and a compiled program's arena included; `max error` is
+the largest difference of a parameter to eager's after the steps taken.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def measure(name: str, contenders: list[str], rounds: int, table: Table) -> None
     timings = interleaved(calls, rounds)
     for contender in contenders:
         timing, eager = timings[contender], timings["eager"]
-        peak = peak_bytes(calls[contender]) + arenas.get(contender, 0)
+        peak = peak_bytes(calls[contender], parameters[contender]) + arenas.get(contender, 0)
         goal = f"{GOALS[name]:.1f}x" if contender == "graphc" else ""
         table.add_row(
             name, contender, f"{timing.median * 1e3:.2f} ms", f"{timing.low * 1e3:.2f} - {timing.high * 1e3:.2f} ms",

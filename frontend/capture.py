@@ -220,7 +220,8 @@ class _Session:
     def _finish(self, recorder: Recorder, returned: _Returned) -> Ends:
         """What comes of the run: results, effects, the backward pass."""
         changed, stored = recorder.gradients.changed(), recorder.optimizers.stored()
-        effects, made = _effects(changed, stored)
+        dropped = {id(tensor) for tensor, _ in changed if recorder.gradients.is_dropped(tensor)}
+        effects, made = _effects(changed, dropped, stored)
         bound, kept = effects_of(returned.bound, len(made))
         steps, given = recorder.schedules.effects(len(made) + len(kept))
         effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
@@ -365,12 +366,16 @@ class _Session:
 
 
 def _effects(
-    changed: list[tuple[torch.Tensor, torch.Tensor | None]], stored: list[tuple[dict[Any, Any], Any, TracedTensor]]
+    changed: list[tuple[torch.Tensor, torch.Tensor | None]],
+    dropped: set[int],
+    stored: list[tuple[dict[Any, Any], Any, TracedTensor]],
 ) -> tuple[list[Effect], list[torch.Tensor]]:
     """What a run changes outside of the program, and the tensors it takes for that."""
     made = [grad for _, grad in changed if grad is not None]
     numbers = {id(grad): number for number, grad in enumerate(made)}
-    effects: list[Effect] = [GradientEffect(t, numbers[id(g)] if g is not None else -1) for t, g in changed]
+    effects: list[Effect] = [
+        GradientEffect(t, numbers[id(g)] if g is not None else -1, id(t) in dropped) for t, g in changed
+    ]
     for home, key, tensor in stored:
         effects.append(StateEffect(home, key, len(made)))
         made.append(tensor)

@@ -40,10 +40,15 @@ class _Before:
 
 @dataclass(frozen=True)
 class GradientEffect:
-    """What a run leaves in `.grad` of a tensor: an output of the program, or None."""
+    """What a run leaves in `.grad` of a tensor: an output of the program, or None.
+
+    Args:
+        dropped: the function drops what was there before anything can depend on it.
+    """
 
     tensor: torch.Tensor
     number: int = -1
+    dropped: bool = False
 
     def apply(self, outputs: list[Any]) -> None:
         """Put it there; `outputs` are the leaves of this run that are effects."""
@@ -96,6 +101,10 @@ class Gradients:
     def changed(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Tensors whose gradient is another one than before, with the new one."""
         return [(b.tensor, b.tensor.grad) for b in self._tensors.values() if self._has_changed(b)]
+
+    def is_dropped(self, tensor: torch.Tensor) -> bool:
+        """Whether the function drops this tensor's gradient, if it has one, before anything can depend on it."""
+        return self._tensors[id(tensor)].reset
 
     @staticmethod
     def _has_changed(before: _Before) -> bool:

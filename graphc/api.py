@@ -19,6 +19,7 @@ from graphc.driver import STAGES, Compilation, Options, Report
 from graphc.errors import EagerOnlyError, FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
+from graphc.frontend.reclaim import Reclaimer
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
 from graphc.settings import override, settings
@@ -49,12 +50,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One capture with what runs it. `execute` is None where a path tree does, or where calls must stay eager."""
+    """One capture with what runs it. `execute` is None where a path tree does, or where calls must stay eager.
+
+    `reclaimer` is there when the program can store new gradients where old ones lay.
+    """
 
     captured: Captured
     compilation: Compilation | None
-    execute: Callable[[list[Any]], list[Any]] | None
+    execute: Callable[..., list[Any]] | None
     tree: PathTree | None = None
+    reclaimer: Reclaimer | None = None
 
 
 class CompiledFunction(PathCalls):
@@ -122,7 +127,9 @@ class CompiledFunction(PathCalls):
             return self.target(*args, **kwargs)
         if not fresh:
             self._stats.hits += 1
-        return entry.captured.rebuild(entry.execute(inputs), inputs)
+        if entry.reclaimer is None:
+            return entry.captured.rebuild(entry.execute(inputs), inputs)
+        return entry.captured.rebuild(entry.execute(inputs, entry.reclaimer.take()), inputs)
 
     def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no program can answer, counted; each reason is said once."""
@@ -167,7 +174,7 @@ class CompiledFunction(PathCalls):
             return _Entry(captured, None, None)
         if captured.segment is not None:
             return _Entry(captured, None, None, PathTree(self.options.name, captured, self))
-        execute: Callable[[list[Any]], list[Any]] | None = None
+        execute: Callable[..., list[Any]] | None = None
         if captured.joint is not None:
             compilation, execute = driver.differentiable(captured, self.options)
         else:
@@ -176,7 +183,10 @@ class CompiledFunction(PathCalls):
         checker = getattr(compilation.execute, "fact_check", None)
         if checker is not None:
             captured.guards.use(checker)
-        return _Entry(captured, compilation, execute or compilation.execute)
+        reclaimer = None
+        if execute is None and hasattr(compilation.execute, "spare_outputs"):
+            reclaimer = Reclaimer(captured.effects, captured.effect_leaves)
+        return _Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
 
     def _note_recompile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._entries:

@@ -22,6 +22,7 @@ from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
+from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
     Layouts,
     Place,
@@ -43,6 +44,8 @@ RANDOM_WORK = 2
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
+TABLE_SHARE, SMALL_TABLE = 64, 4_096
+"""A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
 
 @dataclass(eq=False)
@@ -83,6 +86,7 @@ class Fusion:
         in_inputs: values that are stored into an input by updating what it holds.
         output_places: per graph output the place of its value, for those that are not a buffer of their own.
         parts: memory that is stored part by part, in any order.
+        early: values stored so that what they are computed from need not be kept for their readers.
     """
 
     graph: Graph
@@ -95,6 +99,7 @@ class Fusion:
     in_inputs: set[Value]
     output_places: dict[int, Place]
     parts: set[Value]
+    early: set[Value]
 
 
 def is_kernel_op(op: Op) -> bool:
@@ -139,6 +144,8 @@ class _Fuser:
         self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
         self.drawn: set[Value] = set()  # those among them that are made from random words
+        self.early: set[Value] = set()
+        self.shared: set[Value] = set()  # read by calls, each of which reads a part
         self.position: dict[Op, float] = {}
 
     def run(self) -> Fusion:
@@ -149,6 +156,8 @@ class _Fuser:
         self._widen_products()
         self._place_outputs()
         self._store_pieces()
+        self._hoist()
+        self._find_shared_views()
         for op in reversed(self.ops):
             self._visit(op)
         self.groups.reverse()
@@ -164,6 +173,7 @@ class _Fuser:
             self.in_inputs,
             self.output_places,
             self.parts,
+            self.early,
         )
 
     # preparation
@@ -239,6 +249,7 @@ class _Fuser:
 
     def _find_cheap(self) -> None:
         """Values that cost less to compute again than to read back: (work, values read)."""
+        masks = self._find_masks()
         for op in self.ops:
             kind = get(op.name).kind
             if kind not in (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.RANDOM) or len(op.results) != 1:
@@ -256,10 +267,53 @@ class _Fuser:
                 continue
             size = _count(result)
             read = sum([min(size, _count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
-            if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048:
+            if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
                 if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
                     self.drawn.add(result)
+
+    def _find_masks(self) -> set[Value]:
+        """Comparisons with a number whose readers all read what is compared too, as in `where(x < 0, 0, x)`."""
+        readers: dict[Value, list[Op]] = {}
+        for op in self.ops:
+            result = op.results[0] if op.results else None
+            is_mask = result is not None and result.dtype.name == "bool" and get(op.name).kind is Kind.POINTWISE
+            if is_mask and result not in self.live and len(list(op.inputs)) == 1:
+                readers[op.results[0]] = []
+            for operand in op.inputs:
+                if operand in readers:
+                    readers[operand].append(op)
+        return {
+            mask
+            for mask, found in readers.items()
+            if found and mask.op is not None and all(next(iter(mask.op.inputs)) in op.operands for op in found)
+        }
+
+    def _hoist(self) -> None:
+        """Slopes are stored, by a kernel next to that of the activation."""
+        for value, op in hoisted(self.ops, self.live).items():
+            assert value.op is not None
+            self.needed.add(value)
+            self.early.add(value)
+            self.position[value.op] = self.position[op] + 0.1
+
+    def _find_shared_views(self) -> None:
+        """Values of which calls read all elements, each a part, as attention does of one product."""
+        parts: dict[Value, set[Place]] = {}
+        for op in self.ops:
+            if op.name in PRODUCTS or is_kernel_op(op):
+                continue
+            for operand in op.inputs:
+                value = operand
+                while value.op is not None and value.op.name in ("reshape", "permute", "slice", "copy"):
+                    value = next(iter(value.op.inputs))
+                if value is not operand and value.op is not None and is_kernel_op(value.op):
+                    place = self.layouts.place(_uncopied(operand))
+                    if place.base is value:
+                        parts.setdefault(value, set()).add(place)
+        for value, places in parts.items():
+            if len(places) > 1 and sum(math.prod(place.shape) for place in places) >= _count(value):
+                self.shared.add(value)
 
     def _widen_products(self) -> None:
         """Products whose batch dims are merged before and split behind, as torch.bmm wants them, keep them apart.
@@ -464,11 +518,21 @@ class _Fuser:
         if len(groups) > 1:
             return False
         if get(op.name).kind is Kind.INDEXING:
-            return True  # reading the table costs no more than reading what was gathered from it
+            # reading the table costs no more than reading what was gathered from it, but it must be kept until then
+            if not self._frees_table(op, value):
+                return True
+            self.early.add(value)
+            return False
         (group,) = groups
         size, effort = _count(value), _work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
         return points <= size or (points - size) * effort <= REDUNDANT_WORK
+
+    def _frees_table(self, op: Op, value: Value) -> bool:
+        """Whether gathering early lets go of a large table, of which but a little is read."""
+        table = next(iter(op.inputs))
+        is_kept = isinstance(table, Input) or table in self.live
+        return not is_kept and _count(table) >= TABLE_SHARE * max(_count(value), SMALL_TABLE)
 
     # library calls
 
@@ -493,7 +557,7 @@ class _Fuser:
         overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         operands = [
-            None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x)
+            None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)
             for x in op.operands
         ]
         self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
@@ -527,13 +591,18 @@ class _Fuser:
     def _own(self, value: Value) -> Place:
         return self._need(Place(value, int_shape(value), self.layouts.strides(value)))
 
-    def _place_argument(self, value: Value) -> Place:
+    def _place_argument(self, value: Value, op: Op) -> Place:
         """An operand of an ATen call: with eager's strides, without a copy where they can be had."""
+        wanted = wanted_strides(value)
+        if value not in self.stored and value not in self.needed:
+            place = self.layouts.place(_uncopied(value), self.stored, self.needed)
+            if place.base in self.shared and _suits(op, place, wanted):
+                return self._need(place)
         place = self.layouts.place(value, self.stored, self.needed)
         base = place.base
         smaller = base not in self.needed and base.op is not None and _count(value) < _count(base)
         if (smaller and is_kernel_op(base.op)) or not same_strides(  # type: ignore[arg-type]
-            place.shape, place.strides, wanted_strides(value)
+            place.shape, place.strides, wanted
         ):
             return self._own(value)
         return self._need(place)
@@ -556,6 +625,19 @@ def _splits_batch(value: Value, product: Value) -> bool:
     """Whether `value` is a product of rank 3 with its batch dim split."""
     op, shape, own = value.op, int_shape(value), int_shape(product)
     return op is not None and op.name == "reshape" and len(own) == 3 and len(shape) > 3 and shape[-2:] == own[-2:]
+
+
+def _uncopied(value: Value) -> Value:
+    """What a value is a copy of, made for the sake of its strides."""
+    if value.op is not None and value.op.name == "copy":
+        return next(iter(value.op.inputs))
+    return value
+
+
+def _suits(op: Op, place: Place, wanted: tuple[int, ...]) -> bool:
+    """Whether an ATen call reads an operand in this place as it would in eager's; attention takes any rows."""
+    rows_in_one_piece = op.name == "attention" and place.strides[-1] == 1
+    return rows_in_one_piece or same_strides(place.shape, place.strides, wanted)
 
 
 def _before_merge(value: Value) -> Value | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 ALIGNMENT = 64
@@ -20,6 +21,20 @@ class Block(NamedTuple):
     first: int
     last: int
     size: int
+
+
+def most_alive(blocks: Iterable[Block]) -> tuple[int, int]:
+    """The first step at which most bytes are alive, and how many."""
+    change: dict[int, int] = {}
+    for block in blocks:
+        change[block.first] = change.get(block.first, 0) + block.size
+        change[block.last + 1] = change.get(block.last + 1, 0) - block.size
+    alive = most = at = 0
+    for step in sorted(change):
+        alive += change[step]
+        if alive > most:
+            most, at = alive, step
+    return at, most
 
 
 def _round_up(size: int) -> int:
@@ -45,27 +60,36 @@ def place_blocks(blocks: Sequence[Block]) -> tuple[list[int], int]:
     total = 0
     for number in order:
         block = blocks[number]
-        size, first, last = _round_up(block.size), block.first, block.last
-        best, best_gap, end = -1, -1, 0
-        for offset, stop, other_first, other_last in placed:
-            if other_first > last or other_last < first:
-                continue
-            gap = offset - end
-            if gap >= size and (best < 0 or gap < best_gap):
-                best, best_gap = end, gap
-            if stop > end:
-                end = stop
-        offset = best if best >= 0 else end
+        size = _round_up(block.size)
+        offset, _ = gap_for(placed, Block(block.first, block.last, size))
         offsets[number] = offset
-        _insert(placed, (offset, offset + size, first, last))
+        insort(placed, (offset, offset + size, block.first, block.last))
         total = max(total, offset + size)
     return offsets, total
 
 
-def _insert(placed: list[tuple[int, int, int, int]], item: tuple[int, int, int, int]) -> None:
-    from bisect import insort
+def gap_for(placed: Sequence[tuple[int, int, int, int]], block: Block, room: int = 0) -> tuple[int, bool]:
+    """The smallest gap that holds a block, between those placed that are alive at the same time; else behind them.
 
-    insort(placed, item)
+    Args:
+        placed: (offset, end, first step, last step), by offset.
+        room: bytes there are.
+
+    Returns:
+        An offset, a multiple of 64 bytes, and whether the block ends there within the room.
+    """
+    last, size = block.last, block.size
+    best, best_gap, end = -1, -1, 0
+    for offset, stop, other_first, other_last in placed:
+        if other_first > last or other_last < block.first:
+            continue
+        gap = offset - end
+        if gap >= size and (best < 0 or gap < best_gap):
+            best, best_gap = end, gap
+        if stop > end:
+            end = _round_up(stop)
+    offset = best if best >= 0 else end
+    return offset, offset + size <= room
 
 
 def _sweep(blocks: Sequence[Block], order: Sequence[int]) -> tuple[list[int], int]:
@@ -99,8 +123,6 @@ def _sweep(blocks: Sequence[Block], order: Sequence[int]) -> tuple[list[int], in
 
 
 def _free(gaps: list[tuple[int, int]], start: int, end: int) -> None:
-    from bisect import bisect_left
-
     if start == end:
         return
     at = bisect_left(gaps, (start, end))

@@ -94,6 +94,8 @@ class _Merger:
             or value in first.stores
         ):
             return None
+        if vertical and value in self.fusion.early:
+            return None
         at_first = first.roots[value] if vertical else _only_place(first, value)
         at_second = _only_place(second, value)
         if at_first is None or at_second is None:
@@ -121,6 +123,8 @@ class _Merger:
             or len(producer.roots) > 1
             or value in self.kept
         ):
+            return None
+        if value in self.fusion.early:
             return None
         if value in reader.overwrites.values():  # its memory is needed
             return None

@@ -20,10 +20,13 @@ from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Lowered, Lowering, memor
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import call_of, normal_product, reason, resolve, traffic
+from graphc.passes.transient import EMPTY, coming_and_going, insert_allocations
 from graphc.passes.updates import IN_PLACE_CALLS
+from graphc.passes.whole import whole_outputs
 from graphc.program.plan import (
     ARENA,
     CHECKS,
@@ -40,6 +43,15 @@ from graphc.program.plan import (
     Step,
     View,
 )
+
+FRESH = frozenset(
+    f"aten.{name}.default"
+    for name in (
+        "convolution", "convolution_backward", "embedding_dense_backward",
+        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward",
+    )
+)  # fmt: skip
+"""Calls whose results share memory with nothing."""
 
 
 def make_plan(
@@ -95,6 +107,8 @@ class _Planner:
         self.checks_of: dict[str, int] = {}
         self.op_numbers: dict[Op, int] = {}
         self.arena_bytes = self.plain_bytes = 0
+        self.traffic = (0, 0)
+        self.open: set[int] = set()
 
     def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
         self._lower()
@@ -111,9 +125,11 @@ class _Planner:
             written=tuple(number for number, item in enumerate(self.graph.inputs) if item in self._written()),
         )
         self._close_checks()
+        plan.buffers = self.buffers
+        self.traffic = traffic(plan)
         plan.checks = self.checks
         self._place_arena(plan)
-        plan.outputs = self._outputs()
+        plan.outputs = whole_outputs(plan, self._outputs())
         plan.stats = self._stats(plan)
         moved = plan.stats["bytes_read"] + plan.stats["bytes_written"]
         plan.copied, plan.exposed = exposed_inputs(plan.steps, plan.buffers, plan.kernels, plan.checks, moved)
@@ -290,24 +306,90 @@ class _Planner:
         merged = self._reuse(plan, first, last)
         owners = [spec for spec in arena if merged.get(spec.index, spec.index) == spec.index]
         ends = dict(last)
-        sizes = {spec.index: spec.nbytes for spec in arena}
+        sizes = {spec.index: spec.nbytes for spec in self.buffers}
         for index, owner in merged.items():
             ends[owner] = max(ends[owner], last[index])
             sizes[owner] = max(sizes[owner], sizes[index])
-        offsets, self.arena_bytes = place_blocks(
-            [Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners]
-        )
-        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
+        blocks = {spec.index: Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
         self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
+        housed = self._house(arena, merged, blocks, first)
+        wanted = self._free_at_times(blocks, merged, housed, first, last)
+        self._move(housed)
+        self.steps[:] = insert_allocations(self.steps, wanted)
+        owners = [spec for spec in owners if spec.index not in housed]
+        offsets, self.arena_bytes = place_blocks([blocks[spec.index] for spec in owners])
+        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
         for spec in arena:
-            offset = where[merged.get(spec.index, spec.index)]
-            self.buffers[spec.index] = _at(spec, offset)
+            if spec.index in housed:  # no step names it any more
+                self.buffers[spec.index] = replace(spec, shape=(0,), strides=(1,), nbytes=0, arena_offset=0)
+            else:
+                self.buffers[spec.index] = _at(spec, where[merged.get(spec.index, spec.index)])
         plan.buffers = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
         plan.arena_bytes = self.arena_bytes
 
+    def _house(
+        self, arena: list[BufferSpec], merged: dict[int, int], blocks: dict[int, Block], first: dict[int, int]
+    ) -> dict[int, tuple[int, int]]:
+        """Arena buffers that lie elsewhere: in a call's result, or in a result that is stored later."""
+        called = {index for step in self.steps if isinstance(step, AtenStep) for index in step.outs}
+        tied = {spec.index for spec in arena if spec.host or spec.index in called}
+        widths = {spec.index: spec.dtype.itemsize for spec in arena}
+        stuck = {merged.get(index, index) for index in tied}  # a call's result has no offset
+        by_kind: dict[tuple[str, int], list[Room]] = {}
+        for spec in self.buffers:
+            if spec.kind == OUTPUT and not spec.host and spec.index in first:
+                room = Room(spec.index, first[spec.index], spec.nbytes)
+                by_kind.setdefault((spec.device, spec.dtype.itemsize), []).append(room)
+        places: dict[int, tuple[int, int]] = {}
+        for (device, width), rooms in by_kind.items():
+            fitting = {
+                index: block
+                for index, block in blocks.items()
+                if index not in stuck and widths[index] == width and self.buffers[index].device == device
+            }
+            places |= fill_rooms(fitting, rooms)
+        places |= {owner: (owner, 0) for owner in merged.values() if self.buffers[owner].kind == EXTERNAL}
+        owners = {spec.index: merged.get(spec.index, spec.index) for spec in arena}
+        return {index: places[owner] for index, owner in owners.items() if owner in places}
+
+    def _free_at_times(
+        self,
+        blocks: dict[int, Block],
+        merged: dict[int, int],
+        housed: dict[int, tuple[int, int]],
+        first: dict[int, int],
+        last: dict[int, int],
+    ) -> dict[int, list[BufferSpec]]:
+        """Blocks that come and go: gives them buffers, notes in `housed` what lies there, tells what is made before
+        which step."""
+        held = [
+            Block(first[spec.index], last[spec.index], spec.nbytes)
+            for spec in self.buffers
+            if spec.kind == EXTERNAL and spec.index in first
+        ]
+        staying = {
+            index: block
+            for index, block in blocks.items()
+            if index not in housed and self.buffers[index].device == "cpu"
+        }
+        wanted: dict[int, list[BufferSpec]] = {}
+        for owner in coming_and_going(staying, held):
+            dtype, index = self.buffers[owner].dtype, len(self.buffers)
+            count = -(-blocks[owner].size // dtype.itemsize)
+            self.buffers.append(BufferSpec(index, EXTERNAL, dtype, (count,), (1,), count * dtype.itemsize))
+            wanted.setdefault(blocks[owner].first, []).append(self.buffers[-1])
+            housed |= dict.fromkeys((owner, *(m for m, other in merged.items() if other == owner)), (index, 0))
+        return wanted
+
+    def _move(self, housed: dict[int, tuple[int, int]]) -> None:
+        if housed:
+            mover = Mover(self.buffers, housed)
+            self.steps[:] = [mover.step(step) for step in self.steps]
+
     def _reuse(self, plan: Plan, first: dict[int, int], last: dict[int, int]) -> dict[int, int]:
-        """Arena buffer -> the earlier one in whose place it lies from its first step on."""
+        """Arena buffer -> the earlier one, in the arena or of a call, in whose place it lies from its first step on."""
         owner: dict[int, int] = {}
+        self.open = {spec.index for spec in self.buffers if spec.kind == ARENA} | self._own_results()
         for at, step in enumerate(self.steps):
             if not isinstance(step, KernelStep):
                 continue
@@ -329,6 +411,13 @@ class _Planner:
                     break
         return owner
 
+    def _own_results(self) -> set[int]:
+        """Results of calls that are known to make memory of their own, and which nobody is handed."""
+        made = [step.outs for step in self.steps if isinstance(step, AtenStep) and step.op in FRESH]
+        handed = {self.buffer_of[value] for value in self.live if value in self.buffer_of}
+        found = {index for outs in made for index in outs if index >= 0 and index not in handed}
+        return {index for index in found if self.buffers[index].kind == EXTERNAL}
+
     def _can_take(
         self,
         step: KernelStep,
@@ -340,7 +429,7 @@ class _Planner:
         last: dict[int, int],
     ) -> bool:
         dying, fresh = self.buffers[other], self.buffers[made]
-        if dying.kind != ARENA or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
+        if other not in self.open or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
             return False
         if dying.dtype.itemsize != fresh.dtype.itemsize or fresh.nbytes == 0 or fresh.host != dying.host:
             return False
@@ -471,13 +560,13 @@ class _Planner:
         return found
 
     def _stats(self, plan: Plan) -> dict[str, Any]:
-        externs = Counter(step.op for step in plan.steps if isinstance(step, AtenStep))
+        externs = Counter(step.op for step in plan.steps if isinstance(step, AtenStep) and step.op != EMPTY)
         fused: set[Op] = set()
         for group in self.lowered:
             for value, at in group.visits.items():
                 if value.op is not None and any(visit.expanded for visit in at.values()):
                     fused.add(value.op)
-        read, written = traffic(plan)
+        read, written = self.traffic
         return {
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),

@@ -268,3 +268,27 @@ def reduction_of_unit_dims(rewriter: Rewriter, op: Op) -> Value | None:
         return None
     value = source if source.shape == result.shape else rewriter.op("reshape", source, shape=result.shape)
     return rewriter.op("add", value, 0.0) if dims and op.name == "sum" and result.dtype.is_float else value
+
+
+# gathering
+
+
+@RULES.add("gather")
+def gather_of_row_arithmetic(rewriter: Rewriter, op: Op) -> Value | None:
+    """`gather(x - row)` is `gather(x) - row` for a row of one element: the picked elements alone are computed.
+
+    So the loss of a log_softmax reads the logits themselves, and these need not be kept for it.
+    """
+    dim, indices = op.attrs["dim"], _value(op.operands[1])
+    inner = op.operands[0].op if isinstance(op.operands[0], Value) else None
+    if inner is None or inner.name not in ("add", "sub", "mul", "div") or indices is None:
+        return None
+    table, row = (_value(operand) for operand in inner.operands)
+    if table is None or row is None or table.type != inner.result.type or row.dtype != table.dtype:
+        return None
+    if row.type.rank != table.type.rank or row.device != table.device or row.shape[dim] != 1:
+        return None
+    if any(i != dim and not row.shape[i] == table.shape[i] == indices.shape[i] for i in range(table.type.rank)):
+        return None
+    picked = rewriter.op("gather", table, indices, **op.attrs)
+    return rewriter.op(inner.name, picked, row)

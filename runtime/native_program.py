@@ -39,6 +39,7 @@ from graphc.runtime.aten_calls import AtenCall, run_aten, run_call, run_gemm
 from graphc.runtime.checks import Cells, raise_failed
 from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
 from graphc.runtime.native_facts import native_check
+from graphc.runtime.spare import SpareOutputs
 from graphc.runtime.tensors import bump_versions, empty_strided, same_strides, torch_dtype, view_into
 from graphc.runtime.undo import Undo
 
@@ -202,17 +203,20 @@ class NativeProgram:
         self._locate = _list_function(self._library, "graphc_locate", 1)
         in_one_call = len(program.segments) == 1 and not self._calls_torch
         self._call = _list_function(self._library, "graphc_call", 2) if in_one_call else None
+        self.spare_outputs = SpareOutputs(program.outputs, self._made)
         whole = [output.buffer for output in program.outputs if output.whole]
         self._returns_made = whole == [spec.index for spec in self._made] and len(whole) == len(program.outputs)
         self._outputs = [_output_maker(program.buffers[output.buffer], output) for output in program.outputs]
         self._written = tuple(program.written)
         self._undo = Undo(program)
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+    def __call__(self, inputs: Sequence[Any], spare: dict[int, torch.Tensor] | None = None) -> list[Any]:
         """Run the program.
 
         Args:
             inputs: one tensor or Python number per graph input, as the guards have checked them.
+            spare: per number of an output a tensor that nobody else holds, in whose memory it may be stored;
+                emptied by the call.
 
         Returns:
             One tensor or number per graph output.
@@ -225,7 +229,10 @@ class NativeProgram:
         before = self._undo.remember(inputs)
         try:
             frame.inputs = inputs
-            frame.made = made = [empty_strided(*layout) for layout in self._layouts]
+            if spare:
+                frame.made = made = self.spare_outputs.make(self._layouts, spare)
+            else:
+                frame.made = made = [empty_strided(*layout) for layout in self._layouts]
             for spec in self._numbers:
                 write_cell(frame.cell_bytes, spec, inputs[spec.source])
             torch.get_num_threads()  # brings this thread's OpenMP and MKL to torch's setting

@@ -145,7 +145,7 @@ def avg_pool3d(
     return _avg_pool(imp, self, 3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def _even_windows(self: Value, output_size: Sequence[int]) -> tuple[int, ...]:
+def even_windows(self: Value, output_size: Sequence[int]) -> tuple[int, ...]:
     """Window sizes of an adaptive pooling whose windows all have the same size.
 
     Raises:
@@ -162,11 +162,11 @@ def _even_windows(self: Value, output_size: Sequence[int]) -> tuple[int, ...]:
 
 @rule("aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default")
 def adaptive_avg_pool(imp: Importer, self: Value, output_size: Sequence[int]) -> Value:
-    windows, none = _even_windows(self, output_size), (0,) * len(output_size)
+    windows, none = even_windows(self, output_size), (0,) * len(output_size)
     return _avg_pool(imp, self, len(output_size), windows, windows, none, False, True, None)
 
 
 @rule("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def adaptive_max_pool(imp: Importer, self: Value, output_size: Sequence[int]) -> tuple[Value, Value]:
-    windows, none = _even_windows(self, output_size), (0,) * len(output_size)
+    windows, none = even_windows(self, output_size), (0,) * len(output_size)
     return _max_pool(imp, self, len(output_size), windows, windows, none, (1,), False)

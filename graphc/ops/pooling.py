@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
-from graphc.ir.types import DType, TensorType, i64
+from graphc.ir.types import DType, TensorType, i8, i16, i32, i64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
 
 UNROLLED_WINDOW = 16
 """Window elements above which pooling is not written as one slice per element."""
+
+
+_STEP_LIMITS = ((i8, 1 << 7), (i16, 1 << 15), (i32, 1 << 31), (i64, 1 << 63))
 
 
 def window_count(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
@@ -115,17 +118,28 @@ def _expand_max_pool(b: Builder, op: Op) -> Sequence[Value]:
     slices = _window_slices(b, source, op, _lowest(source.dtype))
     corner, first = _window_starts(b, op, source)
     sizes = composite.static(source.shape[source.type.rank - len(op.attrs["kernel"]) :], op.name)
-    best, position = slices[0][1], composite.expand_to(b, first, values.shape)
-    for number, (offsets, value) in enumerate(slices):
-        step = 0
-        for offset, size in zip(offsets, sizes, strict=True):
-            step = step * size + offset
+    steps = [_flat_step(offsets, sizes) for offsets, _ in slices]
+    # positions are kept as steps from the corner, in few bits: that is all a backward pass needs to store
+    narrow = next(dtype for dtype, limit in _STEP_LIMITS if steps[-1] < limit)
+    start = b.op("cast", b.op("sub", first, corner), dtype=narrow) if any(op.attrs["padding"]) else None
+    if start is None:
+        start = b.op("full", shape=(), dtype=narrow, value=0, device=source.device)
+    best, reached = slices[0][1], composite.expand_to(b, start, values.shape)
+    for number, (_, value) in enumerate(slices):
         better = b.op("gt", value, best if number else _lowest(source.dtype))
         if source.dtype.is_float:
             better = b.op("logical_or", better, b.op("isnan", value))
-        position = b.op("where", better, b.op("add", corner, step), position)
+        reached = b.op("where", better, steps[number], reached)
         best = b.op("maximum", best, value) if number else best
-    return [best, position]
+    return [best, b.op("add", b.op("cast", reached, dtype=i64), corner)]
+
+
+def _flat_step(offsets: Sequence[int], sizes: Sequence[int]) -> int:
+    """How far an element of a window lies behind its corner, in elements of the input."""
+    step = 0
+    for offset, size in zip(offsets, sizes, strict=True):
+        step = step * size + offset
+    return step
 
 
 def _reference_max_pool(x: torch.Tensor, **attrs: Any) -> tuple[torch.Tensor, torch.Tensor]:

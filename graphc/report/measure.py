@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,22 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 25, budget
     return found
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """Most bytes that one call had allocated from torch's CPU allocator at any moment, its results included."""
+def peak_bytes(call: Callable[[], Any], trained: Iterable[torch.Tensor] = ()) -> int:
+    """Most bytes that one call had allocated from torch's CPU allocator at any moment, its results included.
+
+    Args:
+        trained: tensors whose gradients count from the start, since a training step frees, adds to, or replaces them.
+            They are replaced by copies, for the profiler knows no sizes of what was there before it.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
     from torch.profiler import ProfilerActivity, profile
 
+    before = [(tensor, tensor.grad) for tensor in trained if tensor.grad is not None]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        for tensor, grad in before:
+            tensor.grad = grad.clone()
         result = call()
-    del result
+    del result, before
     current = peak = 0
     for event in record.profiler.kineto_results.events():
         if event.name() == "[memory]":
