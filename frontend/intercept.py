@@ -18,6 +18,7 @@ from graphc.errors import GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor
 
@@ -397,8 +398,9 @@ def watching(recorder: Recorder) -> Iterator[None]:
     reading = torch.get_rng_state
     torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
-        with plain, batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder):
+        with plain, batch_momentum.traced_batch_counts(recorder), _watching_optimizers(recorder), grouped:
             yield
     finally:
         torch.get_rng_state = torch.random.get_rng_state = reading
