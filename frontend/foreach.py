@@ -60,11 +60,26 @@ def _grouped(function: Callable[..., Any], running: Callable[[], Recorder | None
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         recorder = running()
-        if recorder is None or not args or not isinstance(args[0], list) or len(args[0]) < FEWEST:
+        if recorder is None or not args or not isinstance(args[0], list):
             return function(*args, **kwargs)
-        return _Call(recorder, function, args, kwargs).run()
+        return grouped_call(recorder, function, args, kwargs)
 
     return call
+
+
+def grouped_call(
+    recorder: Recorder, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Call a function that does the same for each item of its lists, the first argument among them, and returns None.
+
+    Args:
+        function: may put tensors in the place of None in its lists.
+        args, kwargs: lists as long as the first one hold tensors or None; the rest is the same for all items.
+    """
+    if len(args[0]) < FEWEST:
+        function(*args, **kwargs)
+    else:
+        _Call(recorder, function, args, kwargs).run()
 
 
 @dataclass

@@ -110,11 +110,12 @@ class _Planner:
         self._choose_memory()
         self._schedule()
         self._build_steps()
+        written = {write.target for write in self.graph.writes if write.value is not write.target}
         plan = Plan(
             self.graph.name,
             kernels={kernel.name: kernel for kernel in self._called_kernels()},
             steps=self.steps,
-            written=tuple(number for number, item in enumerate(self.graph.inputs) if item in self._written()),
+            written=tuple(number for number, item in enumerate(self.graph.inputs) if item in written),
         )
         self._close_checks()
         plan.checks = self.checks
@@ -125,9 +126,6 @@ class _Planner:
         plan.copied, plan.exposed = exposed_inputs(plan.steps, plan.buffers, plan.kernels, plan.checks, moved)
         plan.draws = any(effect(op) == "random" for op in self.graph.ops)
         return plan
-
-    def _written(self) -> set[Input]:
-        return {write.target for write in self.graph.writes if write.value is not write.target}
 
     # kernels
 

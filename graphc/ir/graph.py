@@ -299,6 +299,7 @@ class Builder:
         self._next = len(graph.ops)
         self._ops = graph.ops  # a pass that builds ops anew gives the graph another list
         self._names: set[str] | None = None
+        self._counts: dict[str, int] = {}  # per name the number to try next
 
     @property
     def _taken(self) -> set[str]:
@@ -320,9 +321,10 @@ class Builder:
         self, name: str, type: TensorType, role: Role, path: str, strides: tuple[Dim, ...] | None = None
     ) -> Input:
         """Add an input; `name` is made unique."""
-        taken, unique, count = self._taken, name, 1
+        taken, unique, count = self._taken, name, self._counts.get(name, 1)
         while unique in taken:
             unique, count = f"{name}_{count}", count + 1
+        self._counts[name] = count
         taken.add(unique)
         value = Input(unique, type, role, path, strides)
         self.graph.inputs.append(value)
