@@ -150,9 +150,7 @@ class _Call:
 
     def _states(self) -> list[list[TensorState | None]] | None:
         """The tensors of each list; None where one is met twice, so that the order of updates may matter."""
-        found = [
-            [None if item is None else self.recorder.state_of(item) for item in column] for column in self.lists
-        ]
+        found = [[None if item is None else self.recorder.state_of(item) for item in column] for column in self.lists]
         seen: set[int] = set()
         for column in found:
             for state in column:
@@ -196,7 +194,7 @@ class _Call:
             or not all(before[at] is None and type(self.lists[at][row]) is TracedTensor for at in made)
         ):
             return None
-        shape = own[_first_wide(states, row)].shape
+        shape = next((state.shape for state in own.values() if state.shape), ())
         with _hidden():
             if any(recorder.state_of(self.lists[at][row]).shape != shape for at in made):
                 return None
@@ -236,7 +234,11 @@ class _Call:
                 self.lists[at][row] = recorder.wrap(next(results), state.strides)
         for at in part.mutates:
             for row in rows:
-                recorder.write(self.lists[at][row], next(results))
+                state, result = states[at][row], next(results)
+                assert state is not None
+                if not layout.is_contiguous(state.shape, state.strides):
+                    result.strides = state.strides  # it may be handed on to another program before it is written
+                recorder.write(self.lists[at][row], result)
 
 
 @contextlib.contextmanager
@@ -248,15 +250,6 @@ def _hidden() -> Iterator[None]:
 
 def _decisions(recorder: Recorder) -> int:
     return recorder.decider.taken if recorder.decider is not None else 0
-
-
-def _first_wide(states: list[list[TensorState | None]], row: int) -> int:
-    """The first list whose tensor has dims; the first one where there is none."""
-    for at, column in enumerate(states):
-        state = column[row]
-        if state is not None and state.shape:
-            return at
-    return 0
 
 
 def _kind(row: list[TensorState | None]) -> Any:

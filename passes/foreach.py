@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
-from graphc.ir.dims import substitute, symbol
+from graphc.ir.dims import symbol
 from graphc.ir.graph import Builder, Graph, Input, Op, Output, Role, Value, Write
 from graphc.ir.parser import parse
 from graphc.ir.types import TensorType

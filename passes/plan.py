@@ -388,7 +388,9 @@ class _Planner:
         offsets = tuple(argument.offset for argument in lowered.arguments)
         if lowered.failures:
             devices = (self.buffers[b].device for b in buffers if not self.buffers[b].host)
-            index, first = self._add_cells(lowered.failures, max(devices, key=lambda device: device != "cpu", default="cpu"))
+            index, first = self._add_cells(
+                lowered.failures, max(devices, key=lambda device: device != "cpu", default="cpu")
+            )
             buffers, offsets = (*buffers, index), (*offsets, first)
         self.steps.append(KernelStep(lowered.kernel.name, buffers, offsets, location))
 

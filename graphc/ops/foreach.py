@@ -88,7 +88,9 @@ def _infer(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[T
     if not isinstance(body, Graph) or body.writes:
         rules.fail("foreach", "body is not a graph without writes")
     if type(count) is not int or count < 2 or (len(operands) - len(body.inputs)) % (count - 1):
-        rules.fail("foreach", f"{len(operands)} operands are no lists of {count} for a body of {len(body.inputs)} inputs")
+        rules.fail(
+            "foreach", f"{len(operands)} operands are no lists of {count} for a body of {len(body.inputs)} inputs"
+        )
     if not all(isinstance(item, Value) for item in operands):
         rules.fail("foreach", "takes no numbers")
     found = _rows(operands, count, len(body.inputs))
@@ -128,7 +130,7 @@ def _check_lists(found: Rows, body: Graph) -> None:
 def _reference(
     *operands: Any, count: int, mutates: tuple[int, ...], like: tuple[int, ...], body: Graph
 ) -> tuple[torch.Tensor, ...]:
-    found = _rows(operands, count, len(body.inputs))
+    found: Any = _rows(operands, count, len(body.inputs))
     plain = Graph(body.name, body.inputs, body.ops, [], [Output(output.value) for output in body.outputs])
     results: list[list[torch.Tensor]] = [[] for _ in body.outputs]
     for row in range(count):

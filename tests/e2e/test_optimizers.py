@@ -1,4 +1,4 @@
-"""Updates of many parameters as one op: mixed dtypes and layouts, options that change, calls on lists; against eager."""
+"""Updates of many parameters as one op: dtypes and layouts mixed, options that change, calls on lists."""
 
 from __future__ import annotations
 
