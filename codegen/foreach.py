@@ -20,7 +20,7 @@ SERIAL_ROWS = 256
 
 
 def foreach_numbers(step: ForeachStep, buffers: Sequence[BufferSpec]) -> list[int]:
-    """The table: per row its buffers, the bytes to skip in each, and how many elements come before; then their total."""
+    """The table: per row its buffers, the bytes to skip in each, the elements that come before; then their total."""
     numbers: list[int] = []
     before = 0
     for row, offsets, size in zip(step.rows, step.offsets, step.sizes, strict=True):

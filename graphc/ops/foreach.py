@@ -7,8 +7,8 @@
         return %1
       }
 
-Operands come in lists of `count`, one list per input of the body, then what all rows share. The body sees one element of
-each tensor of a row, and a 0-d tensor (a step counter) as it is.
+Operands come in lists of `count`, one list per input of the body, then what all rows share. The body sees one element
+of each tensor of a row, and a 0-d tensor (a step counter) as it is.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ register(
         "foreach",
         Kind.LOOP,
         "Pointwise ops on many tensors. Operands: lists of `count` tensors, then what all rows share; `body` takes an "
-        "element of one tensor of each list, and the shared values. like: per result of its own the list whose shapes it "
-        "has; mutates: lists that it gives new contents of, which come last. Results: per result of the body `count` "
+        "element of one tensor of each list, and the shared values. like: per result of its own the list whose shapes "
+        "it has; mutates: lists that it gives new contents of, which come last. Results: per result of the body `count` "
         "tensors.",
         _infer,
         _reference,
