@@ -174,6 +174,8 @@ def _with_symbol(kernel: Kernel) -> Kernel | None:
         return kernel
     if len(kernel.axes) != 1 or kernel.row_axes or kernel.axes[0].extent != SAMPLE:
         return None
+    if all(buffer.size != SAMPLE for buffer in kernel.buffers):
+        return replace(kernel, axes=())  # it looks at single numbers only, once per row is enough
     (axis,) = kernel.axes
     for statement in kernel.body:
         if isinstance(statement, Store) and statement.mode == "set" and statement.index != symbol(axis.name):

@@ -155,8 +155,8 @@ register(
         Kind.LOOP,
         "Pointwise ops on many tensors. Operands: lists of `count` tensors, then what all rows share; `body` takes an "
         "element of one tensor of each list, and the shared values. like: per result of its own the list whose shapes "
-        "it has; mutates: lists that it gives new contents of, which come last. Results: per result of the body `count` "
-        "tensors.",
+        "it has; mutates: lists that it gives new contents of, which come last. Results: `count` tensors per result of "
+        "the body.",
         _infer,
         _reference,
         flops=_flops,
