@@ -69,7 +69,7 @@ def test_one_kernel_for_all(foreach: bool) -> None:
     for number in range(3):
         pair.step(number)
     pair.check()
-    assert pair.compiled.explain().stats["kernel_calls"] <= 8  # those of the 0-d one among them
+    assert pair.compiled.explain().stats["kernel_calls"] < len(SHAPES)  # half are of the 0-d one
 
 
 def test_mixed_dtypes() -> None:
