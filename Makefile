@@ -33,6 +33,7 @@ suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's o
 	$(BIN)/python -m pytest -q -m suite
 	$(BIN)/python -m tests.suites.operators
 	$(BIN)/python -m tests.suites.modules
+	$(BIN)/python -m tests.suites.optimizers
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -23,6 +23,7 @@ from graphc.codegen.attention import attention_call, attention_text
 from graphc.codegen.c.flags import CFLAGS, LIBRARIES
 from graphc.codegen.c.prelude import prelude
 from graphc.codegen.dispatcher import aten_call
+from graphc.codegen.foreach import foreach_body, foreach_numbers
 from graphc.codegen.gemm import (
     GEMM_SYMBOLS,
     REAL_NAMES,
@@ -39,7 +40,18 @@ from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.program.lifetimes import last_external_uses
-from graphc.program.plan import CHECKS, INPUT, OUTPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step
+from graphc.program.plan import (
+    CHECKS,
+    INPUT,
+    OUTPUT,
+    AtenStep,
+    BufferSpec,
+    ForeachStep,
+    GemmStep,
+    KernelStep,
+    Plan,
+    Step,
+)
 from graphc.program.record import NATIVE, PYTHON, Program, Segment
 
 if TYPE_CHECKING:
@@ -152,6 +164,8 @@ class _NativeWriter:
         try:
             if isinstance(step, KernelStep):
                 line = self._kernel_line(step)
+            elif isinstance(step, ForeachStep):
+                line = self._foreach_line(step)
             elif isinstance(step, GemmStep):
                 line = self._gemm_line(step)
             else:
@@ -166,12 +180,7 @@ class _NativeWriter:
         return line
 
     def _kernel_line(self, step: KernelStep) -> str:
-        emitted = self.kernels.get(step.kernel)
-        if emitted is None:
-            kernel = self.plan.kernels.get(step.kernel)
-            if kernel is None:
-                raise CodegenError(f"the plan has no kernel named {step.kernel}", step.location)
-            emitted = self.kernels[step.kernel] = self.emit_kernel(kernel)
+        emitted = self._kernel(step.kernel, step.location)
         arguments: list[str] = []
         numbers: list[int] = []
         for index, offset in zip(step.buffers, step.offsets, strict=True):
@@ -183,6 +192,20 @@ class _NativeWriter:
             self.uses_checks = True
             ending = f"return failed({arguments[-1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
         return self.table.row(step.kernel, f"  {call}\n  {ending}", numbers)
+
+    def _kernel(self, name: str, location: Location) -> EmittedKernel:
+        emitted = self.kernels.get(name)
+        if emitted is None:
+            kernel = self.plan.kernels.get(name)
+            if kernel is None:
+                raise CodegenError(f"the plan has no kernel named {name}", location)
+            emitted = self.kernels[name] = self.emit_kernel(kernel)
+        return emitted
+
+    def _foreach_line(self, step: ForeachStep) -> str:
+        names = {name: self._kernel(name, step.location).name for name in step.kernels}
+        self.uses_checks |= bool(step.cells)
+        return self.table.row("foreach", foreach_body(step, names), foreach_numbers(step, self.plan.buffers))
 
     def _gemm_line(self, step: GemmStep) -> str:
         if is_empty(step):

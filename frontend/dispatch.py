@@ -14,6 +14,7 @@ from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
 from graphc.frontend.aten.views import VIEW_RULES, StorageModeNeeded
 from graphc.frontend.calls import Operands, call_values, import_functional, snapshot, to_states, wrap_results
+from graphc.frontend.foreach_calls import list_handler, single_call
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.mutation import copy_, mutating_handler
 from graphc.frontend.overloads import functional_of
@@ -69,6 +70,8 @@ def _choose(func: Any) -> Handler:
         return _view_handler(VIEW_RULES[name])
     load_rules()
     arguments = func._schema.arguments
+    if name.startswith("aten._foreach_") and (single := single_call(func)) is not None:
+        return list_handler(func, single, CaptureMode)
     if any(a.alias_info is not None and a.alias_info.is_write for a in arguments):
         if torch.Tag.inplace_view in func.tags:
             return _inplace_view_handler(func)

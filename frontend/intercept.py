@@ -18,6 +18,7 @@ from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor
 
@@ -472,10 +473,11 @@ def watching(recorder: Recorder) -> Iterator[None]:
     reading = torch.get_rng_state
     torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
         with (
             plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
-            _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(),
+            _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
         ):  # fmt: skip
             yield
     finally:

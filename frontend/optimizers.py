@@ -249,8 +249,9 @@ class Optimizers:
                 f"state of {path}",
             )
             g.hold(homes)  # so that their ids stay their own
-            for home, items in met.before.values():
-                g.check(f"len({g.hold(home)}) == {len(items)}", f"state of {path}")
+            entries = list(met.before.values())
+            known, sizes = g.hold([home for home, _ in entries]), g.hold([len(items) for _, items in entries])
+            g.check(f"list(map(len, {known})) == {sizes}", f"state of {path}")
 
 
 def _keys(home: object) -> frozenset[Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ class Recorder:
         self.made: list[weakref.ref[TracedTensor]] = []
         self.numbers: list[weakref.ref[host.HostNode]] = []
         self.decider: Decider | None = None  # None: decisions on data are refused
+        self._written: list[Storage] | None = None  # where writes are noted, while somebody asks
         self.encoders = Encoders()
         self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
 
@@ -261,6 +263,8 @@ class Recorder:
         """
         state = self.state_of(tensor)
         functionalize.write(self.builder, state, new)
+        if self._written is not None:
+            self._written.append(state.storage)
         source = state.storage.source
         if source is None or state.storage.version > 1:
             return
@@ -268,6 +272,17 @@ class Recorder:
             others = self._extents[key]
             if any(o.storage is not state.storage and low < h and start < high for start, h, o in others):
                 raise RestartCapture(key)
+
+    @contextlib.contextmanager
+    def watching_writes(self) -> Iterator[list[Storage]]:
+        """For the block: the storages that are written, in order, with repeats."""
+        outer, self._written = self._written, []
+        try:
+            yield self._written
+        finally:
+            if outer is not None:
+                outer += self._written
+            self._written = outer
 
     def need_storage(self, state: TensorState) -> None:
         """Restart with the storage of an input as 1-D, since a view reaches outside the input."""

@@ -371,7 +371,7 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
 
 def _build_native(found: Compilation, key: str) -> Executable:
     """Plan, generate, build. Kernels are built from the moment they are known, while the plan is still being made."""
-    from graphc.codegen.c.emit import CKernel, emit_kernel
+    from graphc.codegen.c.emit import CKernel, COptions, emit_kernel
     from graphc.codegen.c.flags import CFLAGS
     from graphc.codegen.native import generate_native, kernel_files
     from graphc.runtime.build import Build
@@ -379,9 +379,13 @@ def _build_native(found: Compilation, key: str) -> Executable:
 
     emitted: dict[int, tuple[Kernel, CKernel]] = {}
 
+    def options_of(kernel: Kernel) -> COptions:
+        """A kernel of any size is called for pieces of a table of rows, by several threads already."""
+        return COptions(parallel=all(isinstance(axis.extent, int) for axis in kernel.axes))
+
     def emit(kernel: Kernel) -> CKernel:
         if id(kernel) not in emitted:
-            emitted[id(kernel)] = (kernel, emit_kernel(kernel))  # holding the kernel keeps its id
+            emitted[id(kernel)] = (kernel, emit_kernel(kernel, options_of(kernel)))  # holding the kernel keeps its id
         return emitted[id(kernel)][1]
 
     with Build(CFLAGS) as build:

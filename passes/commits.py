@@ -20,7 +20,7 @@ from graphc.ops.checks import may_refuse
 from graphc.passes.fuse import Library
 from graphc.passes.group import Group
 from graphc.passes.layout import int_shape
-from graphc.program.plan import CHECKS, INPUT, AtenStep, BufferSpec, Check, GemmStep, KernelStep, Step
+from graphc.program.plan import CHECKS, INPUT, AtenStep, BufferSpec, Check, ForeachStep, GemmStep, KernelStep, Step
 
 if TYPE_CHECKING:
     from graphc.loopir.kernel import Kernel
@@ -48,6 +48,8 @@ _SURE = (
 
 def may_fail(node: Node) -> bool:
     """Whether running a node can raise: library calls, and kernels that check data."""
+    if isinstance(node, Library) and node.is_foreach:
+        return any(may_refuse(op) for op in node.op.attrs["body"].ops)
     if isinstance(node, Library):
         return not node.is_matmul and not node.joins
     return any(value.op is not None and may_refuse(value.op) for value in node.visits)
@@ -145,6 +147,11 @@ def exposed_inputs(
             found = checks[step.buffers[-1]][first : first + count]
             if any(check.error != "ZeroDivisionError" for check in found):  # that is: of Python numbers, such as steps
                 refuses = number
+        elif isinstance(step, ForeachStep) and step.cells:
+            fails = number
+            found = checks[step.checks][step.first_cell : step.first_cell + step.cells]
+            if any(check.error != "ZeroDivisionError" for check in found):
+                refuses = number
         elif isinstance(step, AtenStep):
             fails = number
             name = step.op.partition(".")[2]
@@ -163,6 +170,8 @@ def _written(step: Step, kernels: Mapping[str, Kernel]) -> Iterable[int]:
     if isinstance(step, KernelStep):
         names = zip(step.buffers, kernels[step.kernel].buffers, strict=True)
         return [index for index, buffer in names if buffer.access != "in"]
+    if isinstance(step, ForeachStep):
+        return [row[at] for row in step.rows for at in step.written]
     if isinstance(step, GemmStep):
         return [step.out.buffer]
     views = list(step.views())

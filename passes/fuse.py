@@ -20,6 +20,7 @@ from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, contiguous_strides
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
+from graphc.ops.foreach import rows_of
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
@@ -71,6 +72,11 @@ class Library:
     @property
     def is_matmul(self) -> bool:
         return self.op.name in PRODUCTS
+
+    @property
+    def is_foreach(self) -> bool:
+        """Kernels over a table of rows: no call, it takes and gives memory as kernels do."""
+        return self.op.name == "foreach"
 
 
 @dataclass
@@ -147,6 +153,7 @@ class _Fuser:
         self.early: set[Value] = set()
         self.shared: set[Value] = set()  # read by calls, each of which reads a part
         self.position: dict[Op, float] = {}
+        self.rows: dict[Op, list[Value]] = {}  # per foreach op the operands of its rows, copies where they are needed
 
     def run(self) -> Fusion:
         self.position = {op: number for number, op in enumerate(self.ops)}
@@ -158,6 +165,7 @@ class _Fuser:
         self._store_pieces()
         self._hoist()
         self._find_shared_views()
+        self._lay_out_rows()
         for op in reversed(self.ops):
             self._visit(op)
         self.groups.reverse()
@@ -196,11 +204,11 @@ class _Fuser:
             if value in self.in_inputs:
                 self.overwritten[value] = base
             elif isinstance(base, Input) or base in kept:
-                if op.name in ("extern", "gemm"):
+                if op.name in ("extern", "gemm", "foreach"):
                     self.overwritten[value] = base  # of a copy, made later
             elif op.name in UPDATES and base not in bases and value not in updated:
                 continue  # a single one is a masked read, which fuses
-            elif base.dtype.name in KERNEL_DTYPES or op.name == "extern":
+            elif base.dtype.name in KERNEL_DTYPES or op.name in ("extern", "foreach"):
                 self.overwritten[value] = base
         self._lay_out_chains()
 
@@ -239,9 +247,13 @@ class _Fuser:
             self.overwritten[result] = write.target
             self.homes[result] = write.target
 
-    def _append_copy(self, value: Value) -> Value:
-        """A copy right behind the value, in the order of preference; a copy of an input comes last."""
+    def _append_copy(self, value: Value, before: Op | None = None) -> Value:
+        """A copy right behind the value, in the order of preference; a copy of an input comes last, or before an op."""
         copy = copy_op(value)
+        if before is not None:
+            self.ops.append(copy)
+            self.position[copy] = self.position[before] - 0.25
+            return copy.results[0]
         at = len(self.ops) if value.op is None else self.position[value.op] + 0.25
         self.ops.append(copy)
         self.position[copy] = at
@@ -382,6 +394,24 @@ class _Fuser:
             for op in self.ops:
                 if op.name == "concat" and not pieces.isdisjoint(op.operands):
                     self.needed.update(op.inputs)
+
+    def _lay_out_rows(self) -> None:
+        """All tensors of a row of a `foreach` lie alike in memory; one that does not is copied."""
+        for op in self.graph.ops:
+            if op.name != "foreach":
+                continue
+            found: list[Value] = []
+            lists = rows_of(op).lists
+            wide = [values for values in lists if any(value.type.rank for value in values)]
+            for values in lists:
+                for row, value in enumerate(values):
+                    strides = wanted_strides(wide[0][row]) if value.type.rank else ()
+                    own = self.layouts.chosen.get(value) or wanted_strides(value)
+                    if not same_strides(int_shape(value), own, strides):
+                        value = self._append_copy(value, before=op)
+                        self.layouts.chosen[value] = strides
+                    found.append(value)
+            self.rows[op] = found
 
     # the sweep
 
@@ -541,7 +571,7 @@ class _Fuser:
         used = [value for value in results if value in self.needed or self.waiting.pop(value, None) is not None]
         if not used and not effect(op):
             return
-        if op.name not in (*PRODUCTS, "extern", "item") and get(op.name).call is None:
+        if op.name not in (*PRODUCTS, "extern", "item", "foreach") and get(op.name).call is None:
             raise LoweringError(
                 f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location
             )
@@ -558,7 +588,7 @@ class _Fuser:
         changed = set(overwrites.values())
         operands = [
             None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)
-            for x in op.operands
+            for x in [*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]]
         ]
         self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
 

@@ -6,7 +6,8 @@ and where the memory may not be touched, what overwrites works on a copy instead
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
@@ -16,7 +17,7 @@ from graphc.passes.commits import set_stages
 from graphc.passes.fuse import Fusion, Library
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import Place
-from graphc.passes.updates import copy_op
+from graphc.passes.updates import copy_op, updated_positions
 
 Node: TypeAlias = Group | Library
 
@@ -36,6 +37,7 @@ class Nodes:
         self.previous: dict[Node, set[Node]] = {}
         self.producer: dict[Value, Node] = {}
         self.readers: dict[Value, dict[Node, None]] = {}
+        self._behind: set[Node] | None = None  # nodes that run after the one that is looked at
         nodes: list[Node] = sorted([*fusion.groups, *fusion.libraries], key=lambda item: item.position)
         for node in nodes:
             self._add(node)
@@ -96,17 +98,19 @@ class Nodes:
     # in place
 
     def _store_in_place(self, node: Node) -> None:
+        uses = Counter(item.base for item in node.operands if item is not None) if isinstance(node, Library) else None
+        self._behind, positions = None, updated_positions(node.op) if isinstance(node, Library) else {}
         for value, base in list(node.overwrites.items()):
             if base in self.fusion.parts:
                 continue
-            if self._may_overwrite(node, value, base):
+            if (uses is None or uses[base] < 2) and self._may_overwrite(node, value, base):
                 for reader in self.readers[base]:
                     self.link(reader, node)
-            elif isinstance(node, Library) and node.op.name != "extern" and not node.is_matmul:
+            elif isinstance(node, Library) and node.op.name not in ("extern", "foreach") and not node.is_matmul:
                 del node.overwrites[value]  # a scatter has a form that makes its own copy
                 self.fusion.layouts.chosen.pop(value)
             else:
-                self._copy_first(node, value, base)
+                self._copy_first(node, value, base, positions)
 
     def _may_overwrite(self, node: Node, value: Value, base: Value) -> bool:
         if isinstance(base, Input) and value not in self.fusion.in_inputs and value not in self.fusion.homes:
@@ -114,13 +118,13 @@ class Nodes:
         producer = self.producer.get(base)
         if isinstance(producer, Library) and not producer.is_matmul and base not in producer.overwrites:
             return False  # memory that a library returned may be shared with what it was called on
-        if isinstance(node, Library) and sum(item is not None and item.base is base for item in node.operands) > 1:
-            return False
         others = [reader for reader in self.readers[base] if reader is not node]
-        return not others or self._reachable(node).isdisjoint(others)
+        if others and self._behind is None:
+            self._behind = self._reachable(node)  # links added meanwhile all end at the node, or at copies before it
+        return not others or self._behind.isdisjoint(others)  # type: ignore[union-attr]
 
-    def _copy_first(self, node: Node, value: Value, base: Value) -> None:
-        """Give `node` a copy of `base` to overwrite."""
+    def _copy_first(self, node: Node, value: Value, base: Value, positions: Mapping[Value, int]) -> None:
+        """Give `node` a copy of `base` to overwrite; `positions`: of the operands that a library call overwrites."""
         strides = self.fusion.layouts.strides(value)
         copy = copy_op(base).results[0]
         group = self._add_copy(copy, strides, node.position - 0.5)
@@ -128,9 +132,7 @@ class Nodes:
         node.overwrites[value] = copy
         self.readers[copy] = {node: None}
         if isinstance(node, Library):
-            mutates = (2,) if node.is_matmul else node.op.attrs["mutates"]
-            numbers = dict(zip(node.op.results[-len(node.overwrites) :], mutates, strict=True))
-            node.operands[numbers[value]] = Place(copy, copy.shape, strides)  # type: ignore[arg-type]  # static
+            node.operands[positions[value]] = Place(copy, copy.shape, strides)  # type: ignore[arg-type]  # static
         if base not in self.reads(node):
             del self.readers[base][node]
 

@@ -15,11 +15,13 @@ from graphc.passes.cse import EliminateCommonSubexpressions
 from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
+from graphc.passes.foreach import ExpandForeach
 from graphc.passes.products import MergeProducts
 from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
 
 PREPARE: tuple[Pass, ...] = (
+    ExpandForeach(),  # before all others, so that what it writes out is treated as if it had been captured so
     Canonicalize(),  # one form first: the rules below match literals on the right and single views
     FoldConstants(),  # constants become literals before algebra looks at them
     Simplify(),

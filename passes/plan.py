@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,11 +13,13 @@ from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
+from graphc.ops.foreach import rows_of
 from graphc.passes.commits import commits, commits_last, exposed_inputs
+from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import Library, fuse
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
-from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Lowered, Lowering, memory_dtype
+from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Lowering, memory_dtype
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
@@ -36,6 +39,7 @@ from graphc.program.plan import (
     AtenStep,
     BufferSpec,
     Check,
+    ForeachStep,
     GemmStep,
     KernelStep,
     OutputSpec,
@@ -94,6 +98,8 @@ class _Planner:
         self.lowering = Lowering(self.layouts, self.fusion.stored, numerics)
         self.sharing = Sharing()
         self.lowered: dict[Group, Lowered] = {}
+        self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}
+        self.table_kernels: dict[object, Kernel] = {}
         self.live = {output.value for output in graph.outputs} | {p.base for p in self.fusion.output_places.values()}
         self.writes = {write.value for write in graph.writes}
         self.buffers: list[BufferSpec] = []
@@ -114,15 +120,16 @@ class _Planner:
         self._lower()
         if on_kernels is not None:
             kernels = {id(item.kernel): item.kernel for item in self.lowered.values() if not self._is_empty(item)}
-            on_kernels(list(kernels.values()))
+            on_kernels([*kernels.values(), *self.table_kernels.values()])
         self._choose_memory()
         self._schedule()
         self._build_steps()
+        written = {write.target for write in self.graph.writes if write.value is not write.target}
         plan = Plan(
             self.graph.name,
             kernels={kernel.name: kernel for kernel in self._called_kernels()},
             steps=self.steps,
-            written=tuple(number for number, item in enumerate(self.graph.inputs) if item in self._written()),
+            written=tuple(number for number, item in enumerate(self.graph.inputs) if item in written),
         )
         self._close_checks()
         plan.buffers = self.buffers
@@ -135,9 +142,6 @@ class _Planner:
         plan.copied, plan.exposed = exposed_inputs(plan.steps, plan.buffers, plan.kernels, plan.checks, moved)
         plan.draws = any(effect(op) == "random" for op in self.graph.ops)
         return plan
-
-    def _written(self) -> set[Input]:
-        return {write.target for write in self.graph.writes if write.value is not write.target}
 
     # kernels
 
@@ -156,6 +160,8 @@ class _Planner:
         for node in self.order:
             order.append(node)
             if not isinstance(node, Group):
+                if node.is_foreach:
+                    self._lower_table(node)
                 continue
             kept = self._kept(node)
             if not kept:
@@ -169,6 +175,17 @@ class _Planner:
         self.order = order
         for checks, group in self.cut:
             self.nodes.link(checks, group)
+
+    def _lower_table(self, node: Library) -> None:
+        """The kernels of a `foreach`; equal ones of two ops are one."""
+        stages = stages_of(node.op, self.lowering.numerics)
+        if stages is None:
+            raise LoweringError("the body of a foreach op is not one loop over elements", node.op.location)
+        names: list[str] = []
+        for kernel in stages.kernels:
+            name = f"foreach{len(self.table_kernels)}_{kernel.name}"
+            names.append(self.table_kernels.setdefault(kernel.key(), replace(kernel, name=name)).name)
+        self.tables[node] = stages, tuple(names)
 
     def _forget(self, node: Group) -> None:
         for earlier in self.nodes.previous.pop(node):
@@ -237,7 +254,8 @@ class _Planner:
 
     def _called_kernels(self) -> list[Kernel]:
         called = {step.kernel for step in self.steps if isinstance(step, KernelStep)}
-        return [kernel for kernel in self.lowering.kernels if kernel.name in called]
+        called.update(name for step in self.steps if isinstance(step, ForeachStep) for name in step.kernels)
+        return [kernel for kernel in [*self.lowering.kernels, *self.table_kernels.values()] if kernel.name in called]
 
     # memory
 
@@ -251,7 +269,7 @@ class _Planner:
                 head = self.nodes.head(value)
                 if isinstance(head, Input):
                     continue
-                is_call = isinstance(node, Library) and not node.is_matmul and head is value
+                is_call = isinstance(node, Library) and not node.is_matmul and not node.is_foreach and head is value
                 kind = EXTERNAL if is_call and head.device != HOST else OUTPUT if value in self.live else ARENA
                 if heads.get(head) != EXTERNAL and (head not in heads or kind == OUTPUT):
                     heads[head] = kind
@@ -266,7 +284,7 @@ class _Planner:
         if isinstance(node, Group):
             kept = {a.value for a in self.lowered[node].arguments if a.stored}
             return [value for value in node.roots if value in kept]
-        return [r for r in node.results if r in node.overwrites or self._needs_memory(r)]
+        return [r for r in node.results if node.is_foreach or r in node.overwrites or self._needs_memory(r)]
 
     def _add_buffer(self, value: Value, kind: str, source: int) -> None:
         shape, strides, dtype = int_shape(value), self.layouts.strides(value), memory_dtype(value)
@@ -445,6 +463,8 @@ class _Planner:
         for node in self.order:
             if isinstance(node, Group):
                 self._add_kernel(self.lowered[node], _location(node))
+            elif node.is_foreach:
+                self._add_foreach(node)
             elif node.is_matmul:
                 self._add_gemm(node)
             elif not node.joins:
@@ -457,7 +477,9 @@ class _Planner:
         offsets = tuple(argument.offset for argument in lowered.arguments)
         if lowered.failures:
             devices = (self.buffers[b].device for b in buffers if not self.buffers[b].host)
-            index, first = self._add_checks(lowered, max(devices, key=lambda device: device != "cpu", default="cpu"))
+            index, first = self._add_cells(
+                lowered.failures, max(devices, key=lambda device: device != "cpu", default="cpu")
+            )
             buffers, offsets = (*buffers, index), (*offsets, first)
         self.steps.append(KernelStep(lowered.kernel.name, buffers, offsets, location))
 
@@ -468,7 +490,7 @@ class _Planner:
         stored = [argument for argument in lowered.arguments if argument.stored]
         return bool(stored) and all(0 in self.nodes.head(a.value).shape for a in stored)
 
-    def _add_checks(self, lowered: Lowered, device: str) -> tuple[int, int]:
+    def _add_cells(self, failures: Sequence[Failure], device: str) -> tuple[int, int]:
         """Cells for the checks of one call of a kernel: their buffer, and the first one's number in it."""
         index = self.checks_of.get(device)
         if index is None:
@@ -478,7 +500,7 @@ class _Planner:
             self.op_numbers.update((op, number) for number, op in enumerate(self.graph.ops))
         found = self.checks.setdefault(index, [])
         first = len(found)
-        found += [Check(f.error, f.message, self.op_numbers.get(f.op, 0), f.op.location) for f in lowered.failures]
+        found += [Check(f.error, f.message, self.op_numbers.get(f.op, 0), f.op.location) for f in failures]
         return index, first
 
     def _close_checks(self) -> None:
@@ -488,6 +510,49 @@ class _Planner:
 
     def _view(self, place: Place) -> View:
         return View(self.buffer_of[place.base], memory_dtype(place.base), place.shape, place.strides, place.offset)
+
+    def _add_foreach(self, node: Library) -> None:
+        stages, names = self.tables[node]
+        op, count = node.op, node.op.attrs["count"]
+        places = [place for place in node.operands if place is not None]
+        lists = (len(places) - len(op.attrs["body"].inputs)) // (count - 1)
+        own = len(op.attrs["like"])
+        made = [self.buffer_of[value] for value in op.results[: own * count]]
+        rows, offsets = [], []
+        for row in range(count):
+            found = [places[at * count + row] for at in range(lists)]
+            results = [made[at * count + row] for at in range(own)]
+            rows.append((*(self.buffer_of[place.base] for place in found), *results))
+            offsets.append((*(place.offset for place in found), *(0 for _ in results)))
+        wide = next((at for at, is_wide in enumerate(rows_of(op).elementwise) if is_wide), 0)
+        sizes = tuple(math.prod(places[wide * count + row].shape) for row in range(count))
+        self.steps.append(
+            ForeachStep(
+                names, stages.arguments, tuple(rows), tuple(offsets), sizes,
+                (*op.attrs["mutates"], *range(lists, lists + own)),
+                tuple(self.buffer_of[place.base] for place in places[lists * count :]),
+                self._add_scratch(stages.scratch * count),
+                stages.scratch,
+                *self._add_row_checks(stages, op),
+                op.location,
+            )
+        )  # fmt: skip
+
+    def _add_scratch(self, nbytes: int) -> int:
+        """A part of the arena for what kernels of a table hand on; -1 for none."""
+        if not nbytes:
+            return -1
+        index = len(self.buffers)
+        self.buffers.append(BufferSpec(index, ARENA, i64, (nbytes // 8,), (1,), nbytes))
+        return index
+
+    def _add_row_checks(self, stages: Stages, op: Op) -> tuple[int, int, int]:
+        """Cells for what kernels of a table check, which all rows share: their buffer, the first one, how many."""
+        found = [check for checks in stages.plan.checks.values() for check in checks]
+        if not found:
+            return -1, 0, 0
+        failures = tuple(Failure(op, check.error, check.message) for check in found)
+        return (*self._add_cells(failures, "cpu"), len(failures))
 
     def _add_gemm(self, node: Library) -> None:
         (result,) = node.results
@@ -571,7 +636,7 @@ class _Planner:
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
             "kernels": len(plan.kernels),
-            "kernel_calls": sum(isinstance(step, KernelStep) for step in plan.steps),
+            "kernel_calls": sum(_launches(step) for step in plan.steps),
             "gemm_calls": sum(isinstance(step, GemmStep) for step in plan.steps),
             "extern": dict(externs),
             "extern_reasons": {name: reason(op) for op, name in self.calls},
@@ -594,8 +659,12 @@ def _location(group: Group) -> Location:
     return UNKNOWN
 
 
+def _launches(step: Step) -> int:
+    return len(step.kernels) if isinstance(step, ForeachStep) else isinstance(step, KernelStep)
+
+
 def _step_buffers(step: Step) -> list[int]:
-    if isinstance(step, KernelStep):
+    if isinstance(step, (KernelStep, ForeachStep)):
         return list(step.buffers)
     if isinstance(step, GemmStep):
         return [step.a.buffer, step.b.buffer, step.out.buffer]

@@ -8,7 +8,7 @@ from typing import Any
 from graphc.ir.graph import Attr, Op, Ref
 from graphc.ops.registry import Kind, get
 from graphc.passes.layout import view_strides
-from graphc.program.plan import GemmStep, KernelStep, Plan, View
+from graphc.program.plan import ForeachStep, GemmStep, KernelStep, Plan, View
 
 
 def call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, ...]]:
@@ -85,6 +85,10 @@ def traffic(plan: Plan) -> tuple[int, int]:
                     read += size
                 else:
                     written += size
+        elif isinstance(step, ForeachStep):
+            for row in step.rows:
+                read += sum(plan.buffers[index].nbytes for index in row)
+                written += sum(plan.buffers[row[at]].nbytes for at in step.written)
         elif isinstance(step, GemmStep):
             read += plan.buffers[step.a.buffer].nbytes + plan.buffers[step.b.buffer].nbytes
             written += plan.buffers[step.out.buffer].nbytes

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from graphc.ir.dims import simplify
 from graphc.ir.graph import Op, Value
+from graphc.ops.foreach import updated
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import Group
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape
@@ -38,6 +39,14 @@ def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
     return False
 
 
+def updated_positions(op: Op) -> dict[Value, int]:
+    """For each result of a call that is an operand with other contents the number of that operand."""
+    if op.name == "foreach":
+        return dict(updated(op))
+    mutates = (2,) if op.name == "gemm" and op.attrs["accumulate"] else op.attrs.get("mutates", ())
+    return dict(zip(op.results[len(op.results) - len(mutates) :], mutates, strict=True))
+
+
 def updates(op: Op) -> Iterable[tuple[Value, Value]]:
     """(result, operand) pairs of which the result is the operand with some elements changed."""
     if op.name in UPDATES or get(op.name).kind is Kind.SCATTER:
@@ -48,9 +57,8 @@ def updates(op: Op) -> Iterable[tuple[Value, Value]]:
         base = op.operands[2]
         assert isinstance(base, Value)
         yield op.results[0], base
-    elif op.name == "extern":
-        mutates = op.attrs.get("mutates", ())
-        for number, result in zip(mutates, op.results[len(op.results) - len(mutates) :], strict=True):
+    elif op.name in ("extern", "foreach"):
+        for result, number in updated_positions(op).items():
             operand = op.operands[number]
             assert isinstance(operand, Value)
             yield result, operand

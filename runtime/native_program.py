@@ -335,7 +335,8 @@ class NativeProgram:
                     _end(frame, index)
 
             return run_product
-        raise LoweringError(f"kernel {step.kernel} cannot be run from Python", step.location)
+        names = (step.kernel,) if isinstance(step, KernelStep) else step.kernels
+        raise LoweringError(f"kernel {', '.join(names)} cannot be run from Python", step.location)
 
 
 def _list_function(library: ctypes.CDLL | None, name: str, addresses: int) -> Callable[..., int] | None:

@@ -172,7 +172,7 @@ def _reference(scalar: ScalarOp, fn: Callable[..., torch.Tensor]) -> Callable[..
             x.to(compute) if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=compute, device=device)
             for x in data
         ]
-        result = fn(*operands[: len(operands) - len(data)], *inputs)
+        result = fn(*(torch.as_tensor(x, device=device) for x in operands[: len(operands) - len(data)]), *inputs)
         return result.to(dtype) if result.dtype == compute else result
 
     return reference

@@ -4,7 +4,7 @@
 runtime executes it. Free of torch and, at run time, of the compiler.
 
     buffers: inputs ───┐
-             outputs ──┼── steps: KernelStep, GemmStep, AtenStep, CopyStep in order
+             outputs ──┼── steps: KernelStep, ForeachStep, GemmStep, AtenStep in order
              arena ────┘
 """
 
@@ -88,6 +88,60 @@ class KernelStep:
 
 
 @dataclass(frozen=True)
+class RowArgument:
+    """What a kernel of a `ForeachStep` gets for one of its buffers.
+
+    Args:
+        kind: `row` = number `number` of the row's buffers; `shared` = the same buffer for all rows; `checks` = a cell;
+            `scratch` = byte `number` of the row's part of a buffer in which kernels hand numbers on.
+        dtype: of its elements.
+        elementwise: it has an element for each of the row; else it is a single number.
+    """
+
+    kind: str
+    number: int
+    dtype: DType
+    elementwise: bool
+
+
+@dataclass(frozen=True)
+class ForeachStep:
+    """Run kernels over a table of rows: each kernel for all rows, then the next one.
+
+    Args:
+        kernels: names; those on elements have a size, the number of elements.
+        arguments: per kernel and buffer.
+        rows: per row its buffers, all rows alike.
+        offsets: per row where in them it starts, in elements.
+        sizes: elements per row.
+        written: which buffers of a row are written.
+        shared: buffers that are the same for all rows.
+        scratch: the buffer for what kernels hand on, -1 = none; `scratch_bytes` of it per row.
+        checks, first_cell, cells: the buffer of cells that kernels report bad data in, the first one and how many.
+    """
+
+    kernels: tuple[str, ...]
+    arguments: tuple[tuple[RowArgument, ...], ...]
+    rows: tuple[tuple[int, ...], ...]
+    offsets: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    written: tuple[int, ...]
+    shared: tuple[int, ...] = ()
+    scratch: int = -1
+    scratch_bytes: int = 0
+    checks: int = -1
+    first_cell: int = 0
+    cells: int = 0
+    location: Location = Location()
+
+    @property
+    def buffers(self) -> tuple[int, ...]:
+        """All of them, with repeats."""
+        own = tuple(index for index in (self.scratch, self.checks) if index >= 0)
+        return (*(index for row in self.rows for index in row), *self.shared, *own)
+
+
+@dataclass(frozen=True)
 class GemmStep:
     """`out = a @ b (+ out when accumulate)`, batched over all leading dims, which are equal (stride 0 = broadcast)."""
 
@@ -130,7 +184,7 @@ class AtenStep:
                 stack[:0] = item
 
 
-Step: TypeAlias = Union[KernelStep, GemmStep, AtenStep]
+Step: TypeAlias = Union[KernelStep, ForeachStep, GemmStep, AtenStep]
 
 
 @dataclass(frozen=True)

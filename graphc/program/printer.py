@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphc.ir.types import Location
-from graphc.program.plan import ARENA, INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, Step, View
+from graphc.program.plan import ARENA, INPUT, AtenStep, BufferSpec, ForeachStep, GemmStep, KernelStep, Plan, Step, View
 
 
 def print_plan(plan: Plan) -> str:
@@ -62,10 +62,24 @@ def _step(plan: Plan, step: Step) -> str:
             for spec, buffer, offset in zip(kernel.buffers, step.buffers, step.offsets, strict=True)
         )
         return f"kernel {step.kernel}({', '.join(arguments)})"
+    if isinstance(step, ForeachStep):
+        return _foreach(step)
     if isinstance(step, GemmStep):
         sign = "+=" if step.accumulate else "="
         return f"gemm {_view(step.out)} {sign} {_view(step.a)} @ {_view(step.b)}"
     return _aten(step)
+
+
+def _foreach(step: ForeachStep) -> str:
+    """The kernels with their arguments, then a line per row."""
+    lines = [f"foreach of {len(step.rows)} rows, {step.scratch_bytes} bytes of scratch each"]
+    for name, arguments in zip(step.kernels, step.arguments, strict=True):
+        found = [f"{item.kind} {item.number}{'[]' if item.elementwise else ''}" for item in arguments]
+        lines.append(f"    kernel {name}({', '.join(found)})")
+    for buffers, offsets, size in zip(step.rows, step.offsets, step.sizes, strict=True):
+        row = [f"b{buffer}" + (f"+{offset}" if offset else "") for buffer, offset in zip(buffers, offsets, strict=True)]
+        lines.append(f"    row {', '.join(row)}: {size} elements")
+    return "\n".join(lines)
 
 
 def _aten(step: AtenStep) -> str:

@@ -16,7 +16,18 @@ from typing import Any, TypeAlias
 from graphc.errors import CacheError
 from graphc.ir.graph import Named, Ref
 from graphc.ir.types import DTYPES, DType, Location
-from graphc.program.plan import AtenStep, BufferSpec, Check, GemmStep, KernelStep, OutputSpec, Step, View
+from graphc.program.plan import (
+    AtenStep,
+    BufferSpec,
+    Check,
+    ForeachStep,
+    GemmStep,
+    KernelStep,
+    OutputSpec,
+    RowArgument,
+    Step,
+    View,
+)
 
 FORMAT = 3
 """Version of the JSON form; a record of another version is not read."""
@@ -106,8 +117,11 @@ _FIELDS = tuple(Program.__dataclass_fields__)
 Json: TypeAlias = Any
 _RECORDS: dict[str, type] = {
     record.__name__: record
-    for record in (BufferSpec, Check, View, KernelStep, GemmStep, AtenStep, OutputSpec, Segment, Location, Named, Ref)
-}
+    for record in (
+        BufferSpec, Check, View, KernelStep, RowArgument, ForeachStep, GemmStep, AtenStep, OutputSpec, Segment,
+        Location, Named, Ref,
+    )
+}  # fmt: skip
 _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
     record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]
     for record in _RECORDS.values()

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from tests.suites import modules, operators
+from tests.suites import modules, operators, optimizers
 from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, Verdict, compare, judge, report
 
 COMPILER = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
@@ -66,3 +66,12 @@ def test_verdicts() -> None:
     tally = Tally("suite", [Verdict("a", RIGHT), Verdict("b[0]", REFUSED, "why"), Verdict("c", WRONG, "off")])
     assert report([tally]) == 1
     assert report([Tally("suite", tally.verdicts[:2])]) == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "every", "least"), [("interpret", 25, 8), pytest.param("c", 60, 3, marks=COMPILER)]
+)
+def test_optimizers(backend, every, least) -> None:
+    tally = Tally("optimizers")
+    optimizers.sweep(tally, backend, every=every)
+    _assert_good(tally, least)

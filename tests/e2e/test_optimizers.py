@@ -1,0 +1,197 @@
+"""Updates of many parameters as one op: dtypes and layouts mixed, options that change, calls on lists."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphc
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+SHAPES = [(3, 5), (7,), (1,), (2, 3, 4), (0, 3), (13, 2), (), (4, 4), (9,), (1, 6), (300, 70), (5,)]
+
+
+def make(seed: int = 0, dtypes: tuple[torch.dtype, ...] = (torch.float64,)) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    count = len(SHAPES) * len(dtypes)
+    return [
+        nn.Parameter(torch.randn(SHAPES[n % len(SHAPES)], generator=generator).to(dtypes[n // len(SHAPES)]))
+        for n in range(count)
+    ]
+
+
+class Pair:
+    """The same parameters and optimizer twice: one compiled, one in eager."""
+
+    def __init__(self, build: Callable[[list[nn.Parameter]], Any], params: Callable[[], list[nn.Parameter]] = make):
+        self.ours, self.theirs = params(), params()
+        self.mine, self.other = build(self.ours), build(self.theirs)
+        self.compiled = graphc.compile(lambda: self.mine.step())
+
+    def step(self, number: int, without: int = -1) -> None:
+        generator = torch.Generator().manual_seed(number)
+        for at, (mine, other) in enumerate(zip(self.ours, self.theirs, strict=True)):
+            grad = torch.randn(mine.shape, generator=generator).to(mine.dtype)
+            for param in (mine, other):
+                param.grad = None if at == without else torch.empty_like(param).copy_(grad)
+        self.compiled()
+        self.other.step()
+
+    def check(self, compiles: int = 1) -> None:
+        assert self.compiled.stats().compiles == compiles
+        assert self.compiled.stats().eager_calls == 0
+        assert " = foreach(" in str(self.compiled.graph())
+        for mine, other in zip(self.ours, self.theirs, strict=True):
+            same(mine, other)
+            assert self.mine.state[mine].keys() == self.other.state[other].keys()
+            for key, item in self.other.state[other].items():
+                same(self.mine.state[mine][key], item)
+
+
+def same(mine: Any, other: Any) -> None:
+    """Equal but for the last places; a bfloat16 may be rounded the other way."""
+    if not isinstance(other, torch.Tensor):
+        assert mine == other
+        return
+    assert mine.stride() == other.stride()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[other.dtype]
+    torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_one_kernel_for_all(foreach: bool) -> None:
+    pair = Pair(lambda p: torch.optim.AdamW(p, 1e-2, amsgrad=True, foreach=foreach))
+    for number in range(3):
+        pair.step(number)
+    pair.check()
+    assert pair.compiled.explain().stats["kernel_calls"] < len(SHAPES)  # half are of the 0-d one
+
+
+def test_mixed_dtypes() -> None:
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    pair = Pair(lambda p: torch.optim.Adam(p, 1e-2, weight_decay=0.1), lambda: make(dtypes=dtypes))
+    for number in range(3):
+        pair.step(number)
+    pair.check()
+    assert str(pair.compiled.graph()).count(" = foreach(") == 3
+
+
+def test_groups_of_other_options_and_a_schedule() -> None:
+    def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop([{"params": params[::2]}, {"params": params[1::2], "lr": 1e-3, "momentum": 0.5}])
+
+    pair = Pair(build, lambda: make() + make(1))
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in (pair.mine, pair.other)]
+    for number in range(4):
+        pair.step(number)
+        for schedule in schedules:
+            schedule.step()
+    pair.check()
+
+
+def test_tensor_learning_rate() -> None:
+    pair = Pair(lambda p: torch.optim.Adam(p, torch.tensor(1e-2)))
+    for number in range(2):
+        pair.step(number)
+        for optimizer in (pair.mine, pair.other):
+            optimizer.param_groups[0]["lr"].mul_(0.5)
+    pair.check()
+
+
+def test_a_parameter_without_gradient_comes_and_goes() -> None:
+    pair = Pair(lambda p: torch.optim.Adamax(p, 1e-2))
+    pair.step(0)
+    pair.step(1, without=3)
+    pair.step(2)
+    pair.check(compiles=2)
+
+
+def test_momentum_starts_with_the_first_step() -> None:
+    pair = Pair(lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, nesterov=True))
+    for number in range(3):
+        pair.step(number)
+    pair.check(compiles=2)
+
+
+def test_transposed_parameters_and_other_layouts() -> None:
+    def params() -> list[nn.Parameter]:
+        return [nn.Parameter(p.detach().t() if p.dim() == 2 else p.detach()) for p in make()]
+
+    pair = Pair(lambda p: torch.optim.Adam(p, 1e-2), params)
+    for number in range(2):
+        pair.step(number)
+    pair.check()
+
+
+def test_parameters_that_share_memory() -> None:
+    """Views of one tensor: what eager does one after the other."""
+
+    def params() -> list[nn.Parameter]:
+        flat = torch.arange(60.0, dtype=torch.float64)
+        return [nn.Parameter(flat[6 * n : 6 * n + 6]) for n in range(10)]
+
+    ours, theirs = params(), params()
+    mine, other = torch.optim.Adam(ours, 1e-2), torch.optim.Adam(theirs, 1e-2)
+    compiled = graphc.compile(lambda: mine.step())
+    for number in range(3):
+        for at, param in enumerate([*ours, *theirs]):
+            param.grad = torch.full((6,), float(number + at % 10), dtype=torch.float64)
+        compiled()
+        other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        same(a, b)
+
+
+def test_calls_on_lists() -> None:
+    def average(shadow: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tensor]:
+        torch._foreach_lerp_(shadow, new, 0.1)
+        torch._foreach_add_(shadow, new, alpha=2)
+        torch._foreach_addcmul_(shadow, new, new, [float(n) for n in range(len(new))])
+        return list(torch._foreach_maximum(torch._foreach_exp(new), shadow)) + list(torch._foreach_norm(new))
+
+    def lists() -> tuple[list[torch.Tensor], ...]:
+        return [p.detach() for p in make()], [p.detach() for p in make(1)]
+
+    ours, theirs = lists(), lists()
+    compiled = graphc.compile(average)
+    for _ in range(2):
+        for a, b in zip(compiled(*ours), average(*theirs), strict=True):
+            same(a, b)
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        same(a, b)
+    assert " = foreach(" in str(compiled.graph(*ours))
+
+
+def test_a_whole_step_updates_in_place() -> None:
+    """Twelve layers: gradients are computed and used in one program, and kept as `.grad`."""
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Linear(6, 6, dtype=torch.float64) for _ in range(12)))
+
+    ours, theirs = build(), build()
+    mine, other = (torch.optim.Adam(net.parameters(), 1e-3) for net in (ours, theirs))
+
+    def step(net: nn.Module, optimizer: Any, x: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        optimizer.step()
+        return loss.detach()
+
+    compiled = graphc.compile(lambda x: step(ours, mine, x))
+    before = [param.data_ptr() for param in ours.parameters()]
+    for number in range(4):
+        x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        same(compiled(x), step(theirs, other, x))
+    assert before == [param.data_ptr() for param in ours.parameters()]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-9)
+    assert " = foreach(" in str(compiled.graph(x))
