@@ -42,7 +42,8 @@ class Named:
 
 
 Attr: TypeAlias = Any
-"""An attribute: bool, int, float, complex, str, None, DType, Dim, Ref, Named, or a tuple or dict of these."""
+"""An attribute: bool, int, float, complex, str, None, DType, Dim, Ref, Named, or a tuple or dict of these; or
+itself a Graph: a region that the op runs, printed below it."""
 
 
 class Role(str, Enum):
@@ -226,7 +227,7 @@ class Graph:
         for op in self.ops:
             operands = [new[operand] if isinstance(operand, Value) else operand for operand in op.operands]
             types, names = [r.type for r in op.results], [r.name for r in op.results]
-            made = Op(op.name, operands, op.attrs, types, op.location, names)
+            made = Op(op.name, operands, copied_attrs(op.attrs), types, op.location, names)
             made.origin = op.origin
             for old_result, result in zip(op.results, made.results, strict=True):
                 result.strides = old_result.strides
@@ -266,7 +267,17 @@ def _operand_key(operand: Operand) -> tuple[str, str]:
 
 
 def _attr_key(value: Attr) -> str:
-    return repr(value)
+    return repr(value.signature() if isinstance(value, Graph) else value)
+
+
+def copied_attrs(attrs: Mapping[str, Attr]) -> dict[str, Attr]:
+    """Attributes for a twin of an op: regions are copied, since passes rewrite graphs in place."""
+    return {key: value.copy() if isinstance(value, Graph) else value for key, value in attrs.items()}
+
+
+def regions(op: Op) -> list[Graph]:
+    """The graphs among an op's attributes, in order."""
+    return [value for value in op.attrs.values() if isinstance(value, Graph)]
 
 
 InferRule: TypeAlias = Callable[[str, Sequence[Operand], Mapping[str, Attr]], Sequence[TensorType]]

@@ -5,7 +5,8 @@ Grammar (newlines are spaces; `#` starts a comment to the end of the line; a com
 
     graph     = "graph" name "(" [input ("," input)*] ")" "{" op* write* "return" [output ("," output)*] "}"
     input     = "%"name ":" type role string ["strides" "=" dims]
-    op        = [result ("," result)* "="] name "(" [operand ("," operand)*] ")" ["{" [attr ("," attr)*] "}"]
+    op        = [result ("," result)* "="] name "(" [operand ("," operand)*] ")" ["{" [attr ("," attr)*] "}"] region*
+    region    = name graph
     result    = "%"name ":" type ["strides" "=" dims]
     write     = "write" "%"name "<-" "%"name
     output    = "%"name ["as" dims "{" [dim ("," dim)*] "}" "+" dim]
@@ -179,6 +180,13 @@ class _Parser:
     # structure
 
     def graph(self) -> Graph:
+        """The graph that is the whole text."""
+        graph = self._graph()
+        if self.tokens[self.position][0] != "end":
+            self._expected("the end of the text")
+        return graph
+
+    def _graph(self) -> Graph:
         self._expect("graph")
         graph = Graph(self._name("the graph's name"))
         self._expect("(")
@@ -195,9 +203,23 @@ class _Parser:
                 graph.ops.append(self._op())
         self._expect("return")
         graph.outputs = [] if self._take("}") else self._outputs()
-        if self.tokens[self.position][0] != "end":
-            self._expected("the end of the text")
         return graph
+
+    def _regions(self, attrs: dict[str, Any]) -> None:
+        """Regions below an op, which become attributes of it; they see no value outside them."""
+        while self.tokens[self.position][0] in ("ident", "string") and self.tokens[self.position + 1][1] == "graph":
+            start = self.position
+            key = self._name("a region's name")
+            if key in attrs:
+                self.position = start
+                self._fail(f"attribute {key} is given twice")
+            outside, self.values = self.values, {}
+            self.depth += 1
+            if self.depth > _MAX_DEPTH:
+                self._fail("nested too deeply")
+            attrs[key] = self._graph()
+            self.depth -= 1
+            self.values = outside
 
     def _starts(self, word: str) -> bool:
         """At the statement `word`, and not at an op that happens to have this name."""
@@ -265,7 +287,9 @@ class _Parser:
         self._expect("(")
         operands = self._list(")", self._operand)
         attrs = self._attrs() if self._take("{") else {}
-        op = Op(name, operands, attrs, [r[2] for r in results], self._location(), [r[1] for r in results])
+        location = self._location()
+        self._regions(attrs)
+        op = Op(name, operands, attrs, [r[2] for r in results], location, [r[1] for r in results])
         end = self.position
         for (position, _, _, strides), value in zip(results, op.results, strict=True):
             value.strides = strides

@@ -8,6 +8,14 @@
       return %2, %h, %1 as [64, 64]{128, 2}+1
     }
 
+A region, an attribute that is a graph, stands below its op, indented; its values are its own:
+
+      %4: f32[3, 8] = scan(%h, %x) {carries=1, sequences=1, length=5, reverse=False}  # rnn.py:7
+        body graph step(%h: f32[3, 8] arg "h", %x: f32[3, 8] arg "x") {
+          %0: f32[3, 8] = add(%h, %x)
+          return %0
+        }
+
 Literals keep their Python type: `1`, `1.0` and `True` differ. Floats are printed by `repr`: they come back bit for bit.
 """
 
@@ -17,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graphc.ir.dims import Dim, Expr
-from graphc.ir.graph import Graph, Input, Named, Op, Output, Ref, Value
+from graphc.ir.graph import Graph, Input, Named, Op, Output, Ref, Value, regions
 from graphc.ir.text import identifier, location_comment, named_constant, quote, value_name
 from graphc.ir.types import DType, Location, TensorType
 
@@ -50,8 +58,13 @@ def header_lines(graph: Graph) -> list[str]:
 
 
 def print_op(op: Op) -> str:
-    """One op as a line, without indent."""
+    """One op as a line, without indent; its regions follow in lines of their own."""
     return _Printer().op_line(op)[2:]
+
+
+def line_count(op: Op) -> int:
+    """Lines that an op takes: one, and those of its regions."""
+    return 1 + sum(print_graph(region).count("\n") + 1 for region in regions(op))
 
 
 def attr_text(value: Any) -> str:
@@ -67,6 +80,8 @@ def attr_text(value: Any) -> str:
         return value.name if kind is DType else f"${value.index}" if kind is Ref else str(value)
     if kind is Named:
         return named_constant(value.kind, value.name)
+    if kind is Graph:
+        return f"<graph {value.name}>"  # a region is no constant: it may not stand inside another attribute
     if kind is dict and all(type(key) is str for key in value):
         return f"{{{_attrs_body(value)}}}"
     if kind is complex:
@@ -108,8 +123,21 @@ class _Printer:
             [value_name(item.name) if isinstance(item, Value) else attr_text(item) for item in op.operands]
         )
         equals = " = " if results else ""
-        attrs = f" {{{_attrs_body(op.attrs)}}}" if op.attrs else ""
-        return f"  {results}{equals}{identifier(op.name)}({operands}){attrs}{self._location(op.location)}"
+        plain = op.attrs
+        if regions(op):
+            plain = {key: value for key, value in op.attrs.items() if not isinstance(value, Graph)}
+        attrs = f" {{{_attrs_body(plain)}}}" if plain else ""
+        line = f"  {results}{equals}{identifier(op.name)}({operands}){attrs}{self._location(op.location)}"
+        return line if plain is op.attrs else line + self._regions(op)
+
+    def _regions(self, op: Op) -> str:
+        """Each region as lines below its op, deeper by two levels."""
+        found = ""
+        for key, value in op.attrs.items():
+            if isinstance(value, Graph):
+                body = print_graph(value).replace("\n", "\n    ")
+                found += f"\n    {identifier(key)} {body}"
+        return found
 
     def _result(self, value: Value) -> str:
         strides = "" if value.strides is None else f" strides=[{_dims(value.strides)}]"

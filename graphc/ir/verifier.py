@@ -9,7 +9,7 @@ from graphc.errors import InvalidGraphError
 from graphc.ir.definitions import Definition, GetDefinition, registry
 from graphc.ir.dims import Dim, Expr, symbols
 from graphc.ir.graph import Attr, Graph, Input, Named, Op, Output, Ref, Value
-from graphc.ir.printer import header_lines, print_graph
+from graphc.ir.printer import header_lines, line_count, print_graph
 from graphc.ir.text import RESERVED
 from graphc.ir.types import DType, TensorType, contiguous_strides
 
@@ -57,8 +57,9 @@ class _Verifier:
         if section == "inputs":
             return 0 if header == 1 else number + 1
         if section == "ops":
-            return header + number
-        return header + len(self.graph.ops) + (number if section == "writes" else len(self.graph.writes))
+            return header + sum(map(line_count, self.graph.ops[:number]))
+        ops = sum(map(line_count, self.graph.ops))
+        return header + ops + (number if section == "writes" else len(self.graph.writes))
 
     def _fail(self, reason: str, op: Op | None = None) -> NoReturn:
         lines, fault = print_graph(self.graph).split("\n"), self._fault_line()
@@ -120,7 +121,10 @@ class _Verifier:
             elif type(operand) not in (bool, int, float, complex):
                 self._fail(f"operand {number} of {op.name} is a {type(operand).__name__}, not a value or a number", op)
         for key, value in op.attrs.items():
-            self._attr(op, key, value)
+            if isinstance(value, Graph):
+                self._region(op, key, value)
+            else:
+                self._attr(op, key, value)
         try:
             definition = self.get_def(op.name)
         except InvalidGraphError as error:
@@ -131,6 +135,14 @@ class _Verifier:
             self._infer(op, definition)
         for result in op.results:
             self._define(result, op)
+
+    def _region(self, op: Op, key: str, region: Graph) -> None:
+        if region.writes:
+            self._fail(f"region {key} of {op.name} writes to an input", op)
+        try:
+            verify(region, self.get_def)
+        except InvalidGraphError as error:
+            self._fail(f"region {key} of {op.name}: {error.message}", op)
 
     def _attr(self, op: Op, key: str, value: Attr) -> None:
         kind = type(value)

@@ -31,6 +31,7 @@ class Kind(str, Enum):
     CONTRACTION = "contraction"  # matmul, convolution, attention: a library or template call
     RANDOM = "random"  # counter-based random numbers
     COMPOSITE = "composite"  # expands into simpler ops
+    LOOP = "loop"  # runs a region again and again
     EXTERN = "extern"  # any ATen overload, as it is
 
 

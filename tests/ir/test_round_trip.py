@@ -50,8 +50,8 @@ LOCATIONS = st.builds(
 
 
 @st.composite
-def wild_graphs(draw: st.DrawFn) -> Graph:
-    """Any graph that the classes can hold and dominance allows; ops and attributes mean nothing."""
+def wild_graphs(draw: st.DrawFn, depth: int = 2) -> Graph:
+    """Any graph that the classes can hold and dominance allows; ops, attributes and regions mean nothing."""
     graph, values = Graph(draw(NAMES)), []
     names = iter(draw(st.lists(NAMES, min_size=12, max_size=12, unique=True)))
     for _ in range(draw(st.integers(0, 3))):
@@ -63,6 +63,8 @@ def wild_graphs(draw: st.DrawFn) -> Graph:
         operands = draw(st.lists(st.sampled_from(values) | literals if values else literals, max_size=3))
         types = draw(st.lists(TYPES, max_size=2))
         attrs = draw(st.dictionaries(NAMES, CONSTANTS, max_size=3))
+        if depth and draw(st.integers(0, 3)) == 0:
+            attrs.update(draw(st.dictionaries(NAMES, wild_graphs(depth - 1), min_size=1, max_size=2)))
         op = Op(draw(NAMES), operands, attrs, types, draw(LOCATIONS), [next(names) for _ in types])
         for result in op.results:
             result.strides = draw(STRIDES)

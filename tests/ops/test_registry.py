@@ -21,7 +21,9 @@ def test_every_family_is_imported() -> None:
 def test_every_op_can_be_computed_somehow() -> None:
     for definition in ops.all_ops():
         ways = (definition.lower, definition.expand, definition.call)
-        assert any(ways) or definition.kind is Kind.EXTERN, f"{definition.name} has no lowering, expansion or call"
+        assert any(ways) or definition.kind in (Kind.EXTERN, Kind.LOOP), (
+            f"{definition.name} has no lowering, expansion or call"
+        )
         assert definition.doc.rstrip().endswith((".", ")")), f"{definition.name}: {definition.doc!r}"
 
 
