@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc.errors import InvalidGraphError
-from graphc.ir.graph import Graph, Op
+from graphc.ir.graph import Graph, Op, regions
 from graphc.ir.verifier import verify
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
@@ -15,10 +15,17 @@ from graphc.passes.cse import EliminateCommonSubexpressions
 from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
+from graphc.passes.lift import LiftFromLoops
 from graphc.passes.products import MergeProducts
 from graphc.passes.row_chunks import ChunkRows, find_region
+from graphc.passes.roll import RollLoops
 from graphc.passes.simplify import Simplify
 
+ROLL: tuple[Pass, ...] = (
+    EliminateDeadCode(),  # what nothing needs would differ from turn to turn
+    RollLoops(),  # as captured: any other pass could treat the first turn unlike the others
+    LiftFromLoops(),
+)
 PREPARE: tuple[Pass, ...] = (
     Canonicalize(),  # one form first: the rules below match literals on the right and single views
     FoldConstants(),  # constants become literals before algebra looks at them
@@ -44,6 +51,8 @@ SPLIT: tuple[Pass, ...] = (
     EliminateDeadCode(),  # the rest only where something was split: what is now made chunk by chunk
     Canonicalize(),  # slices of slices
 )
+ROLL_FROM = 32
+"""Ops from which on a graph may hold a loop worth finding."""
 MAX_ROUNDS = 3
 """Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
 
@@ -80,7 +89,13 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
         InvalidGraphError: with `settings.verify_passes`, the pass that broke the graph, by name.
     """
     context = ctx or PassContext()
-    records = [run_pass(item, graph, context) for item in PREPARE]
+    records: list[PassRecord] = []
+    if context.roll and len(graph.ops) >= ROLL_FROM:
+        records += [run_pass(item, graph, context) for item in ROLL]
+        for op in graph.ops:
+            for region in regions(op):
+                records += optimize(region, replace(context, roll=False))
+    records += [run_pass(item, graph, context) for item in PREPARE]
     pending = set(CLEAN_UP)  # passes that may find something
     for _ in range(MAX_ROUNDS):
         for item in CLEAN_UP:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from graphc.errors import CacheError
 from graphc.ir.graph import Named, Ref
 from graphc.ir.types import DTYPES, DType, Location
+from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import AtenStep, BufferSpec, Check, GemmStep, KernelStep, OutputSpec, Step, View
 
 FORMAT = 3
@@ -106,7 +107,21 @@ _FIELDS = tuple(Program.__dataclass_fields__)
 Json: TypeAlias = Any
 _RECORDS: dict[str, type] = {
     record.__name__: record
-    for record in (BufferSpec, Check, View, KernelStep, GemmStep, AtenStep, OutputSpec, Segment, Location, Named, Ref)
+    for record in (
+        BufferSpec,
+        Check,
+        View,
+        KernelStep,
+        GemmStep,
+        AtenStep,
+        LoopStep,
+        Binding,
+        OutputSpec,
+        Segment,
+        Location,
+        Named,
+        Ref,
+    )  # fmt: skip
 }
 _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
     record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]
