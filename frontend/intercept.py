@@ -124,6 +124,24 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.full((), data, dtype=dtype, device=device)
 
 
+def _lstm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """An LSTM that will be differentiated, step by step as on other devices: oneDNN's backward needs its forward run."""
+    if not torch.is_grad_enabled() or not any(map(_requires_grad, args)):
+        return func(*args, **kwargs)
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
+
+
+def _requires_grad(item: Any) -> bool:
+    if isinstance(item, (list, tuple)):
+        return any(map(_requires_grad, item))
+    return isinstance(item, torch.Tensor) and item.requires_grad
+
+
 def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`tensor.grad`: that there is one, or none, becomes a fact."""
     recorder.read_gradient(args[0])
@@ -223,6 +241,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.tolist: _tolist,
     **dynamic_index.SPECIAL,
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
+    torch.lstm: _lstm,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]

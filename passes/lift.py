@@ -207,11 +207,9 @@ class _Lift:
         candidates: set[Op] = set()
         alive = set(self.live)
         for op in reversed(self.live):
-            if kept.isdisjoint(op.results) and can_stack(op):
-                if all(
-                    user in candidates or user not in alive for value in op.results for user in users.get(value, ())
-                ):
-                    candidates.add(op)
+            behind = all(user in candidates or user not in alive for v in op.results for user in users.get(v, ()))
+            if behind and kept.isdisjoint(op.results) and can_stack(op):
+                candidates.add(op)
         for op in self.live:
             if op in candidates and op not in self.moved:
                 behind = any(value.op in self.moved and value in recurrent for value in op.inputs)
@@ -260,7 +258,8 @@ class _Lift:
 
     def _loop(self) -> list[Value]:
         """The new loop: what has not moved. Its results, or none when nothing is left of it."""
-        for value in dict.fromkeys([*self.shown, *self.sums.values(), *self._read_by_moved()]):
+        summed = [value for term in self.sums.values() for value in _below_views(term).op.inputs]  # type: ignore[union-attr]
+        for value in dict.fromkeys([*self.shown, *summed, *self._read_by_moved()]):
             self._stack_in_loop(value)
         values = [*self.next.values(), *self.stacks]
         if not values:
@@ -327,9 +326,15 @@ class _Lift:
         return self.b.op("reshape", total, shape=term.shape) if op.attrs["keepdim"] else total
 
     def _sum_of_products(self, op: Op) -> Value:
-        """The sum over t of a_t b_t is one product, of rows as long as all turns together."""
+        """The sum over t of a_t b_t is one product, of rows as long as all turns together; of a_t b, one of the sum."""
         a, b = op.operands
         assert isinstance(a, Value) and isinstance(b, Value)
+        for left, right in ((a, b), (b, a)):
+            fixed = self._given(right)
+            if isinstance(fixed, Stacked) and not fixed.varies:
+                total = self.b.op("sum", self._stack_of(left), dims=(0,), keepdim=False)
+                factors = (total, fixed.value) if left is a else (fixed.value, total)
+                return self.b.op("matmul", *factors)
         rows, inner = a.shape
         left = self._stack_of(a)
         wide = self.b.op("reshape", self.b.op("permute", left, dims=(1, 0, 2)), shape=(rows, self.length * inner))

@@ -173,19 +173,25 @@ class Finder:
         return None
 
     def _cut(self, run: Run) -> tuple[int, int]:
-        """Where a turn begins: where fewest values cross from one turn to the next, and most turns are whole."""
+        """Where a turn begins: where the fewest values go on from one turn to the next, to the fewest readers there.
+
+        Among equals it is where most of these are stacked in any case, then where most turns are whole.
+        """
         period, spare = run.period, run.length % run.period
         middle = run.start + run.length // period // 2 * period
-        crossing = [0] * (period + 1)  # by phase, as differences
+        costs = [[0, 0, 0] for _ in range(period)]
         for at in range(middle - period, middle):
             for value in self.ops[at].results:
-                last = max((self.number[user] for user in self.users[value]), default=at)
-                near = [self.number[user] for user in self.users[value] if self.number[user] < at + 2 * period]
-                reach = min(max(near, default=at), at + period) if last >= at else at
-                for cut in range(at + 1, reach + 1):
-                    crossing[(cut - run.start) % period] += 1
+                places = [self.number[user] for user in self.users[value]]
+                near = [place for place in places if place < at + 2 * period]
+                is_stacked = len(near) < len(places) or value in self.ends
+                for cut in range(at + 1, min(max(near, default=at), at + period) + 1):
+                    cost = costs[(cut - run.start) % period]
+                    cost[0] += 1
+                    cost[1] += sum(place >= cut for place in near)
+                    cost[2] += not is_stacked
         # starting later than the spare ops allow costs a turn, which is done outside the loop
-        best = min(range(period), key=lambda phase: (crossing[phase] + (phase > spare), phase))
+        best = min(range(period), key=lambda phase: (costs[phase], phase > spare, phase))
         return run.start + best, (run.length - best) // period
 
     def where(self, value: Value) -> tuple[Turns, int, Place] | None:
@@ -367,7 +373,13 @@ class _Reader:
                 source, adds = slots[0], True
                 plain = op.attrs["value"] == 0
                 self.turns.skipped.add(position)
-            if not plain or not isinstance(whole, Carried) or whole.place != Place(at, 0) or abs(move) != size:
+            if (
+                not plain
+                or not isinstance(size, int)
+                or not isinstance(whole, Carried)
+                or whole.place != Place(at, 0)
+                or abs(move) != size
+            ):
                 raise _No
             self._only_read_at_the_end(at)
             self.turns.skipped.add(at)

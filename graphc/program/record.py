@@ -121,7 +121,7 @@ _RECORDS: dict[str, type] = {
         Location,
         Named,
         Ref,
-    )  # fmt: skip
+    )
 }
 _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
     record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]
