@@ -1,4 +1,4 @@
-"""Repeats in the flat list of ops: where the same few ops come again and again, as an unrolled Python loop leaves them."""
+"""Repeats in the flat list of ops: the same few ops again and again, as an unrolled Python loop leaves them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from graphc.ir.graph import Graph, Op, Value, regions
+from graphc.ir.graph import Op, Value, regions
 
 LOOSE = {"slice": ("start", "stop"), "update_slice": ("starts",), "pad": ("low", "high")}
 """Attributes that may move on from turn to turn of a loop."""
@@ -65,8 +65,8 @@ def find_runs(tokens: Sequence[int], least: int) -> list[Run]:
     found: list[Run] = []
     for period in _periods(tokens, least):
         same = bytes([a == b for a, b in zip(tokens, tokens[period:])])
-        for match in re.finditer(b"\x01{%d,}" % ((least - 1) * period), same):
-            found.append(Run(match.start(), period, match.end() - match.start() + period))
+        matches = re.finditer(b"\x01{%d,}" % ((least - 1) * period), same)
+        found += [Run(match.start(), period, match.end() - match.start() + period) for match in matches]
     return sorted(found, key=lambda run: (-(run.length // run.period) * run.period, run.period, run.start))
 
 
@@ -80,10 +80,5 @@ def _periods(tokens: Sequence[int], least: int) -> list[int]:
         for earlier in before:
             apart[at - earlier] += 1
         before.append(at)
-    likely = [period for period, count in apart.most_common(4 * _MOST_PERIODS) if count >= (least - 1) * 1]
+    likely = [period for period, count in apart.most_common(4 * _MOST_PERIODS) if count >= least - 1]
     return likely[:_MOST_PERIODS]
-
-
-def has_repeats(graph: Graph, least: int) -> bool:
-    """Whether a graph is long enough to hold a loop worth the search."""
-    return len(graph.ops) >= 4 * least

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import graphc
+from graphc.errors import FallbackWarning
 from tests.support import assert_contract
 
 LONG = 12
@@ -162,15 +163,24 @@ def test_lengths_of_sequences_in_a_batch() -> None:
     _check_training(nn.GRUCell(3, 4), call, torch.randn(3, LONG, 3), torch.tensor([12, 5, 9]))
 
 
-def test_packed_sequences() -> None:
+@pytest.mark.parametrize("inside", [True, False])
+def test_packed_sequences_run_eager_and_say_so(inside: bool) -> None:
     torch.manual_seed(0)
+    net = nn.GRU(3, 4, batch_first=True)
+    x, lengths = torch.randn(4, LONG, 3), [LONG, 9, 9, 4]
 
-    def call(net: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(x, [LONG, 9, 9, 4], batch_first=True)
-        out, _ = nn.utils.rnn.pad_packed_sequence(net(packed)[0], batch_first=True)
-        return out.square().sum()
+    @graphc.compile
+    def run(x: Any) -> torch.Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True) if inside else x
+        return net(packed)[0].data
 
-    _check_training(nn.GRU(3, 4, batch_first=True), call, torch.randn(4, LONG, 3), torch.zeros(()))
+    given = x if inside else nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    with pytest.warns(FallbackWarning, match="packed sequences"):
+        found = run(given)
+    assert torch.equal(found, net(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[0].data)
+    run(given)
+    assert run.stats().eager_calls == 2
+    assert "packed sequences" in run.stats().eager_reason
 
 
 def test_a_compiled_network_in_an_eager_loop() -> None:
@@ -193,7 +203,7 @@ def test_another_length_is_another_program() -> None:
     for length in (LONG, 15, LONG):
         x = torch.randn(2, length, 3)
         assert_contract(run(x)[0], net(x)[0], copy.deepcopy(net).double()(x.double())[0])
-    assert run.stats()["compiles"] == 2
+    assert run.stats().compiles == 2
 
 
 def test_dropout_between_layers_stays_right() -> None:
