@@ -125,7 +125,7 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _lstm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """An LSTM that will be differentiated goes step by step: the state that oneDNN keeps for its backward is not ours."""
+    """An LSTM that will be differentiated goes step by step: the state oneDNN keeps for its backward is not ours."""
     if not torch.is_grad_enabled() or not any(map(_requires_grad, args)):
         return func(*args, **kwargs)
     was_enabled = torch._C._get_mkldnn_enabled()

@@ -89,12 +89,10 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
         InvalidGraphError: with `settings.verify_passes`, the pass that broke the graph, by name.
     """
     context = ctx or PassContext()
-    records: list[PassRecord] = []
-    if context.roll and len(graph.ops) >= ROLL_FROM:
-        records += [run_pass(item, graph, context) for item in ROLL]
-        for op in graph.ops:
-            for region in regions(op):
-                records += optimize(region, replace(context, roll=False))
+    records = roll(graph, context)
+    for op in graph.ops:
+        for region in regions(op):
+            records += optimize(region, replace(context, roll=False))
     records += [run_pass(item, graph, context) for item in PREPARE]
     pending = set(CLEAN_UP)  # passes that may find something
     for _ in range(MAX_ROUNDS):
@@ -126,6 +124,17 @@ def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
         run_pass(item, graph, ctx)
     seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
     return {op for op in seeds if find_region(graph, op) is not None}
+
+
+def roll(graph: Graph, ctx: PassContext) -> list[PassRecord]:
+    """Find the loops in a captured graph, in place; what `optimize` does first.
+
+    Raises:
+        InvalidGraphError: as `optimize`.
+    """
+    if not ctx.roll or (len(graph.ops) < ROLL_FROM and not any(map(regions, graph.ops))):
+        return []
+    return [run_pass(item, graph, ctx) for item in ROLL]
 
 
 def run_pass(item: Pass, graph: Graph, ctx: PassContext) -> PassRecord:
