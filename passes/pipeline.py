@@ -17,8 +17,8 @@ from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.lift import LiftFromLoops
 from graphc.passes.products import MergeProducts
-from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.roll import RollLoops
+from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
 
 ROLL: tuple[Pass, ...] = (

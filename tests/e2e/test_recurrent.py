@@ -12,6 +12,9 @@ from torch import nn
 
 import graphc
 from graphc.errors import FallbackWarning
+from graphc.ir import run as interpret
+from graphc.passes.base import PassContext
+from graphc.passes.pipeline import optimize
 from tests.support import assert_contract
 
 LONG = 12
@@ -216,6 +219,37 @@ def test_dropout_between_layers_stays_right() -> None:
     torch.manual_seed(1)
     theirs = net(x)[0]
     torch.testing.assert_close(ours, theirs)
+
+
+def test_dropout_in_a_loop_draws_the_same_numbers_as_unrolled() -> None:
+    torch.manual_seed(0)
+    cell, x = nn.GRUCell(3, 4), torch.randn(2, 16, 3)
+
+    @graphc.compile
+    def run(x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(2, 4)
+        for t in range(x.shape[1]):
+            h = nn.functional.dropout(cell(x[:, t], h), 0.5)
+        return h
+
+    with torch.no_grad():
+        graph = run.graph(x, stage="captured")
+    rolled, unrolled = graph.copy(), graph.copy()
+    optimize(rolled)
+    optimize(unrolled, PassContext(roll=False))
+    assert any(op.name == "scan" for op in rolled.ops)
+    assert not any(op.name == "scan" for op in unrolled.ops)
+    by_path = {f"cell.{name}": parameter.detach() for name, parameter in cell.named_parameters()} | {"x": x}
+    inputs = [by_path[item.path] for item in graph.inputs]
+    found = []
+    for program in (rolled, unrolled):
+        torch.manual_seed(1)
+        found += interpret(program, inputs)
+    torch.manual_seed(1)
+    found.append(run(x).detach())
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    assert not torch.equal(run(x), found[2]), "each call has masks of its own"
 
 
 def test_hundreds_of_steps() -> None:
