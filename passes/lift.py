@@ -182,7 +182,7 @@ class _Lift:
         self._choose_behind(kept, users, recurrent)
 
     def _choose_before(self, recurrent: set[Value]) -> None:
-        """Products and reductions of what no carry has touched, with all that they are computed from."""
+        """Products and reductions of what no carry has touched, with all that they are computed from; and views."""
         able: set[Value] = {item for item in self.body.inputs if item not in recurrent}
         above: dict[Op, list[Op]] = {}
         for op in self.live:
@@ -191,7 +191,8 @@ class _Lift:
             if all(value in able for value in op.inputs):
                 able.update(op.results)
                 above[op] = [value.op for value in op.inputs if value.op is not None]
-        stack_ = [op for op in above if _is_heavy(op) or not (self.next or self.sums)]
+        free = {op for op in above if _below_views(op.results[0]).op is None}  # views of what comes from outside
+        stack_ = [op for op in above if op in free or _is_heavy(op) or not (self.next or self.sums)]
         while stack_:
             op = stack_.pop()
             if op not in self.moved:

@@ -136,7 +136,7 @@ def _check(graph: Graph, after: Graph, inputs: list[torch.Tensor]) -> None:
         assert (ours - true).abs().max() <= 4 * (theirs - true).abs().max() + 1e-5 * scale
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(recurrences())
 def test_random_recurrences(graph: Graph) -> None:
     after = graph.copy()
