@@ -20,6 +20,7 @@ from graphc.ops.checks import may_refuse
 from graphc.passes.fuse import Library
 from graphc.passes.group import Group
 from graphc.passes.layout import int_shape
+from graphc.program.loops import LoopStep
 from graphc.program.plan import CHECKS, INPUT, AtenStep, BufferSpec, Check, GemmStep, KernelStep, Step
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ def exposed_inputs(
             found = checks[step.buffers[-1]][first : first + count]
             if any(check.error != "ZeroDivisionError" for check in found):  # that is: of Python numbers, such as steps
                 refuses = number
+        elif isinstance(step, LoopStep):
+            if any(spec.kind == CHECKS for spec in step.specs) or any(isinstance(s, AtenStep) for s in step.steps):
+                fails = refuses = number
         elif isinstance(step, AtenStep):
             fails = number
             name = step.op.partition(".")[2]
@@ -165,5 +169,7 @@ def _written(step: Step, kernels: Mapping[str, Kernel]) -> Iterable[int]:
         return [index for index, buffer in names if buffer.access != "in"]
     if isinstance(step, GemmStep):
         return [step.out.buffer]
+    if isinstance(step, LoopStep):
+        return []  # what it stores is its own
     views = list(step.views())
     return [*(views[at].buffer for at in step.mutates), *(index for index in step.outs if index >= 0)]
