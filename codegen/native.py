@@ -36,10 +36,12 @@ from graphc.codegen.gemm import (
     product_of,
     tile_line,
 )
+from graphc.codegen.loop_text import loop_body
 from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.program.lifetimes import last_external_uses
+from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     CHECKS,
     INPUT,
@@ -109,12 +111,34 @@ def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) 
     Raises:
         CodegenError: a kernel could not be written, or a step names a kernel that is not there.
     """
-    return _NativeWriter(plan, emit_kernel).write()
+    return _NativeWriter(_natural(plan), emit_kernel).write()
+
+
+def _natural(plan: Plan) -> Plan:
+    """The plan with those loops written out that C cannot do: with a step for Python, or one that makes tensors."""
+    steps: list[Step] = []
+    for step in plan.steps:
+        if isinstance(step, LoopStep) and not all(_is_native(inner) for inner in step.steps):
+            steps += step.unrolled()
+        else:
+            steps.append(step)
+    return plan if steps == plan.steps else replace(plan, steps=steps)
+
+
+def _is_native(step: Step) -> bool:
+    if isinstance(step, GemmStep):
+        return (
+            is_empty(step)
+            or exported(GEMM_SYMBOLS.get(step.out.dtype, ("",))[0])
+            or all(exported(symbol) for symbol in (*text.SHIM, *text.MATMUL_SHIM))
+        )
+    return isinstance(step, KernelStep)
 
 
 class _NativeWriter:
     def __init__(self, plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> None:
         self.plan, self.emit_kernel = plan, emit_kernel
+        self.buffers: Sequence[BufferSpec] = plan.buffers  # that steps name: a loop has its own
         self.symbols: dict[str, str] = {}
         if exported("aoti_torch_get_data_ptr"):
             self.symbols.update({**text.INPUT_SYMBOLS, **text.CALL_SYMBOLS})
@@ -168,6 +192,8 @@ class _NativeWriter:
                 line = self._foreach_line(step)
             elif isinstance(step, GemmStep):
                 line = self._gemm_line(step)
+            elif isinstance(step, LoopStep):
+                line = self._loop_line(step)
             else:
                 line = self._aten_line(step)
         except NotNative as reason:
@@ -186,9 +212,9 @@ class _NativeWriter:
         for index, offset in zip(step.buffers, step.offsets, strict=True):
             first = len(numbers)
             arguments.append(f"AT(b[{first}], b[{first + 1}])" if offset else f"p[b[{first}]]")
-            numbers += [index, offset * self.plan.buffers[index].dtype.itemsize] if offset else [index]
+            numbers += [index, offset * self.buffers[index].dtype.itemsize] if offset else [index]
         call, ending = f"{emitted.name}({', '.join(arguments)});", "return 0;"
-        if step.buffers and self.plan.buffers[step.buffers[-1]].kind == CHECKS:
+        if step.buffers and self.buffers[step.buffers[-1]].kind == CHECKS:
             self.uses_checks = True
             ending = f"return failed({arguments[-1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
         return self.table.row(step.kernel, f"  {call}\n  {ending}", numbers)
@@ -230,6 +256,17 @@ class _NativeWriter:
         self.symbols.update(text.MATMUL_SHIM)
         line = aten_line(step, product, dtype_code(dtype))
         return self.table.statement(_gemm_name(product), line, fallible=True)
+
+    def _loop_line(self, step: LoopStep) -> str:
+        self.table.loops = True
+        self.buffers = step.specs
+        rows: list[str] = []
+        for inner in step.steps:
+            assert isinstance(inner, (KernelStep, GemmStep))  # others have been written out
+            line = self._kernel_line(inner) if isinstance(inner, KernelStep) else self._gemm_line(inner)
+            rows.append(line + _comment(inner.location))
+        self.buffers = self.plan.buffers
+        return self.table.row("loop", loop_body(step, self.plan.buffers, rows), ())
 
     def _aten_line(self, step: AtenStep) -> str:
         call: ShimCall = aten_call(step, self.plan.buffers)

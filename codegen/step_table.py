@@ -13,12 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from graphc.codegen.loop_text import LOOP
+
 _PLACE = re.compile(r"\bp\[(\d+)\]|\bAT\((\d+), (\d+)\)")
 
 TYPES = """\
 /* What a row of a table of steps calls, and how many numbers it takes: `b[0]`, `b[1]`, ... */
 typedef int Call(void **p, AtenTensorHandle *h, const int64_t *b);
 """
+
+WALK_PROTOTYPE = "static int walk(int number, const int64_t *row, const int64_t *end, void **p, AtenTensorHandle *h)"
 
 # CALLS is the table of functions
 WALK = """\
@@ -52,6 +56,7 @@ class StepTable:
         self.functions: dict[str, str] = {}
         self._takes: dict[str, int] = {}
         self._releases = False
+        self.loops = False  # some function walks rows of its own
 
     def row(self, name: str, body: str, numbers: Sequence[int]) -> str:
         """A row that calls a function of this body.
@@ -91,6 +96,8 @@ class StepTable:
         """C of the functions and of the loop."""
         named = {name: body for body, name in self.functions.items()}
         parts = [TYPES, f"enum {{ RELEASE{''.join(f', DO_{name.upper()}' for name in named)} }};\n"]
+        if self.loops:
+            parts += [f"{WALK_PROTOTYPE};\n", LOOP]
         entries = []
         if self._releases:
             parts.append(_function("release", "  release(h, b[0]);\n  return 0;"))

@@ -125,6 +125,32 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.full((), data, dtype=dtype, device=device)
 
 
+def _lstm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """An LSTM that will be differentiated goes step by step: the state oneDNN keeps for its backward is not ours."""
+    if not torch.is_grad_enabled() or not any(map(_requires_grad, args)):
+        return func(*args, **kwargs)
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
+
+
+def _no_packing(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
+    raise EagerOnlyError(
+        "packed sequences are laid out by the lengths of the sequences, which are data; pad them and mask what is "
+        "behind their ends to have them compiled",
+        recorder.locator.here(),
+    )
+
+
+def _requires_grad(item: Any) -> bool:
+    if isinstance(item, (list, tuple)):
+        return any(map(_requires_grad, item))
+    return isinstance(item, torch.Tensor) and item.requires_grad
+
+
 def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`tensor.grad`: that there is one, or none, becomes a fact."""
     recorder.read_gradient(args[0])
@@ -224,6 +250,8 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.tolist: _tolist,
     **dynamic_index.SPECIAL,
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
+    torch.lstm: _lstm,
+    torch._pack_padded_sequence: _no_packing,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]
@@ -259,6 +287,8 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if isinstance(self, LazyModuleMixin) and self.has_uninitialized_params():
             raise Uninitialized(recorder.sources.module_paths.get(id(self), type(self).__name__))
+        if isinstance(self, torch.nn.RNNBase) and args and isinstance(args[0], torch.nn.utils.rnn.PackedSequence):
+            _no_packing(recorder, original, args, kwargs)
         recorder.sources.enter(self)
         kwargs = recorder.encoders.enter(self, args, kwargs)
         flag, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, not recorder.encoders.is_one(self)

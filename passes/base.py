@@ -28,6 +28,7 @@ class PassContext:
         numerics: `default`, or `eager` = every op rounds where eager rounds.
         target: kind of device the program is compiled for: `cpu` or `cuda`.
         keep: composite ops that stay whole because a later stage has a kernel or a library call for them.
+        roll: find loops, and keep them.
         get_def: look-up of operator definitions.
         on_pass: called with pass name and graph after each pass, for dumps.
     """
@@ -36,6 +37,7 @@ class PassContext:
     numerics: str = "default"
     target: str = "cpu"
     keep: frozenset[str] = frozenset()
+    roll: bool = True
     get_def: Callable[[str], OpDef] = registry.get
     on_pass: Callable[[str, Graph], None] | None = None
 

@@ -20,6 +20,7 @@ from graphc.ops.checks import may_refuse
 from graphc.passes.fuse import Library
 from graphc.passes.group import Group
 from graphc.passes.layout import int_shape
+from graphc.program.loops import LoopStep
 from graphc.program.plan import CHECKS, INPUT, AtenStep, BufferSpec, Check, ForeachStep, GemmStep, KernelStep, Step
 
 if TYPE_CHECKING:
@@ -152,6 +153,9 @@ def exposed_inputs(
             found = checks[step.checks][step.first_cell : step.first_cell + step.cells]
             if any(check.error != "ZeroDivisionError" for check in found):
                 refuses = number
+        elif isinstance(step, LoopStep):
+            if any(spec.kind == CHECKS for spec in step.specs) or any(isinstance(s, AtenStep) for s in step.steps):
+                fails = refuses = number
         elif isinstance(step, AtenStep):
             fails = number
             name = step.op.partition(".")[2]
@@ -174,5 +178,7 @@ def _written(step: Step, kernels: Mapping[str, Kernel]) -> Iterable[int]:
         return [row[at] for row in step.rows for at in step.written]
     if isinstance(step, GemmStep):
         return [step.out.buffer]
+    if isinstance(step, LoopStep):
+        return []  # what it stores is its own
     views = list(step.views())
     return [*(views[at].buffer for at in step.mutates), *(index for index in step.outs if index >= 0)]

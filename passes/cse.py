@@ -37,7 +37,7 @@ class EliminateCommonSubexpressions:
             if replaced and not replaced.keys().isdisjoint(op.operands):
                 op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
             definition = ctx.get_def(op.name)
-            if definition.effect or op.attrs.get("effect"):
+            if definition.effect or op.attrs.get("effect") or op.name == "scan":
                 kept.append(op)
                 continue
             earlier = first.setdefault(_key(op, definition), op)

@@ -78,6 +78,11 @@ class Library:
         """Kernels over a table of rows: no call, it takes and gives memory as kernels do."""
         return self.op.name == "foreach"
 
+    @property
+    def fills(self) -> bool:
+        """Its results lie where the plan wants them, and are not tensors that a library made."""
+        return self.op.name in (*PRODUCTS, "scan", "foreach")
+
 
 @dataclass
 class Fusion:
@@ -571,7 +576,7 @@ class _Fuser:
         used = [value for value in results if value in self.needed or self.waiting.pop(value, None) is not None]
         if not used and not effect(op):
             return
-        if op.name not in (*PRODUCTS, "extern", "item", "foreach") and get(op.name).call is None:
+        if op.name not in (*PRODUCTS, "scan", "extern", "item", "foreach") and get(op.name).call is None:
             raise LoweringError(
                 f"{op.name} on {op.results[0].type} has neither a lowering nor a library call", op.location
             )
@@ -582,6 +587,9 @@ class _Fuser:
             overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
             self.libraries.append(Library(op, self.position[op], [*factors, *others], results, overwrites))
             return
+        if op.name == "scan":
+            self._visit_loop(op)
+            return
         for result in results:  # the library decides how its results lie, as it does for eager
             self.layouts.chosen.setdefault(result, wanted_strides(result))
         overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
@@ -591,6 +599,33 @@ class _Fuser:
             for x in [*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]]
         ]
         self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
+
+    def _visit_loop(self, op: Op) -> None:
+        """Sequences and what every turn sees are read as they lie; carries begin in the layout that the body keeps."""
+        for result in op.results:
+            self.layouts.chosen[result] = tuple(contiguous_strides(result.shape))  # type: ignore[arg-type]  # static
+        places: list[Place | None] = []
+        for number, value in enumerate(op.inputs):
+            place = self.layouts.place(value, self.stored, self.needed)
+            base = place.base
+            plain = tuple(contiguous_strides(value.shape))
+            if number < op.attrs["carries"] and not same_strides(place.shape, place.strides, plain):  # type: ignore[arg-type]
+                copy = copy_op(value)
+                (result,) = copy.results
+                self.layouts.chosen[result] = plain  # type: ignore[assignment]  # static
+                self.position[copy] = self.position[op] - 0.5
+                self._start(result)
+                places.append(self._own(result))
+            elif (
+                base not in self.needed
+                and base.op is not None
+                and is_kernel_op(base.op)
+                and _count(value) < _count(base)
+            ):
+                places.append(self._own(value))  # storing all of the base for a part of it does not pay
+            else:
+                places.append(self._need(place))
+        self.libraries.append(Library(op, self.position[op], places, list(op.results)))
 
     def _place_factors(self, op: Op, result: Value) -> list[Place | None]:
         """Operands of a product, with batch dims as the result or one of the operands has them before a merge."""

@@ -75,13 +75,16 @@ class Lowering:
         layouts: strides of stored values.
         stored: values that have memory.
         numerics: `default` or `eager`.
+        names: how often names of kernels are taken already, by kernels of the same program.
     """
 
-    def __init__(self, layouts: Layouts, stored: set[Value], numerics: str) -> None:
+    def __init__(
+        self, layouts: Layouts, stored: set[Value], numerics: str, names: dict[str, int] | None = None
+    ) -> None:
         self.layouts, self.stored, self.numerics = layouts, stored, numerics
         self._kernels: dict[object, tuple[Kernel, tuple[int, ...], tuple[_Check, ...]]] = {}
         self._distinct: dict[object, Kernel] = {}
-        self._names: dict[str, int] = {}
+        self._names = {} if names is None else names
 
     @property
     def kernels(self) -> list[Kernel]:

@@ -116,7 +116,7 @@ class Nodes:
         if isinstance(base, Input) and value not in self.fusion.in_inputs and value not in self.fusion.homes:
             return False
         producer = self.producer.get(base)
-        if isinstance(producer, Library) and not producer.is_matmul and base not in producer.overwrites:
+        if isinstance(producer, Library) and not producer.fills and base not in producer.overwrites:
             return False  # memory that a library returned may be shared with what it was called on
         others = [reader for reader in self.readers[base] if reader is not node]
         if others and self._behind is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc.errors import InvalidGraphError
-from graphc.ir.graph import Graph, Op
+from graphc.ir.graph import Graph, Op, regions
 from graphc.ir.verifier import verify
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
@@ -16,10 +16,17 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
+from graphc.passes.lift import LiftFromLoops
 from graphc.passes.products import MergeProducts
+from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
 
+ROLL: tuple[Pass, ...] = (
+    EliminateDeadCode(),  # what nothing needs would differ from turn to turn
+    RollLoops(),  # as captured: any other pass could treat the first turn unlike the others
+    LiftFromLoops(),
+)
 PREPARE: tuple[Pass, ...] = (
     ExpandForeach(),  # before all others, so that what it writes out is treated as if it had been captured so
     Canonicalize(),  # one form first: the rules below match literals on the right and single views
@@ -46,6 +53,8 @@ SPLIT: tuple[Pass, ...] = (
     EliminateDeadCode(),  # the rest only where something was split: what is now made chunk by chunk
     Canonicalize(),  # slices of slices
 )
+ROLL_FROM = 32
+"""Ops from which on a graph may hold a loop worth finding."""
 MAX_ROUNDS = 3
 """Rounds of clean-up. One walk settles whole chains, so a second round rarely finds anything and a third never did."""
 
@@ -82,7 +91,11 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
         InvalidGraphError: with `settings.verify_passes`, the pass that broke the graph, by name.
     """
     context = ctx or PassContext()
-    records = [run_pass(item, graph, context) for item in PREPARE]
+    records = roll(graph, context)
+    for op in graph.ops:
+        for region in regions(op):
+            records += optimize(region, replace(context, roll=False))
+    records += [run_pass(item, graph, context) for item in PREPARE]
     pending = set(CLEAN_UP)  # passes that may find something
     for _ in range(MAX_ROUNDS):
         for item in CLEAN_UP:
@@ -113,6 +126,17 @@ def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
         run_pass(item, graph, ctx)
     seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
     return {op for op in seeds if find_region(graph, op) is not None}
+
+
+def roll(graph: Graph, ctx: PassContext) -> list[PassRecord]:
+    """Find the loops in a captured graph, in place; what `optimize` does first.
+
+    Raises:
+        InvalidGraphError: as `optimize`.
+    """
+    if not ctx.roll or (len(graph.ops) < ROLL_FROM and not any(map(regions, graph.ops))):
+        return []
+    return [run_pass(item, graph, ctx) for item in ROLL]
 
 
 def run_pass(item: Pass, graph: Graph, ctx: PassContext) -> PassRecord:

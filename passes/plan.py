@@ -19,6 +19,7 @@ from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import Library, fuse
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
+from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Lowering, memory_dtype
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
@@ -30,6 +31,8 @@ from graphc.passes.steps import call_of, normal_product, reason, resolve, traffi
 from graphc.passes.transient import EMPTY, coming_and_going, insert_allocations
 from graphc.passes.updates import IN_PLACE_CALLS
 from graphc.passes.whole import whole_outputs
+from graphc.program.lifetimes import step_buffers
+from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     ARENA,
     CHECKS,
@@ -85,17 +88,27 @@ def make_plan(
     for item in graph.inputs:
         if not all(isinstance(size, int) for size in item.shape):
             raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
-    return _Planner(graph, numerics, backend).run(on_kernels)
+    return Planner(graph, numerics, backend).run(on_kernels)
 
 
-class _Planner:
-    def __init__(self, graph: Graph, numerics: str, backend: str) -> None:
+class Planner:
+    """Makes one plan; the body of a loop is planned by one of its own.
+
+    Args:
+        graph, numerics, backend: as for `make_plan`.
+        names: how often names of kernels are taken already.
+    """
+
+    def __init__(self, graph: Graph, numerics: str, backend: str, names: dict[str, int] | None = None) -> None:
         self.graph = graph
+        self.names = {} if names is None else names
+        self.settings = numerics, backend
+        self.loops: dict[Op, PlannedLoop] = {}
         self.fusion = fuse(graph, backend)
         self.nodes = Nodes(self.fusion)
         self.order: list[Node] = merge_groups(self.nodes)
         self.layouts = self.fusion.layouts
-        self.lowering = Lowering(self.layouts, self.fusion.stored, numerics)
+        self.lowering = Lowering(self.layouts, self.fusion.stored, numerics, self.names)
         self.sharing = Sharing()
         self.lowered: dict[Group, Lowered] = {}
         self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}
@@ -118,16 +131,19 @@ class _Planner:
 
     def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
         self._lower()
+        for node in self.order:
+            if isinstance(node, Library) and node.op.name == "scan":
+                self.loops[node.op] = plan_loop(node, self.settings, self.names, self._needs_memory)
         if on_kernels is not None:
             kernels = {id(item.kernel): item.kernel for item in self.lowered.values() if not self._is_empty(item)}
-            on_kernels([*kernels.values(), *self.table_kernels.values()])
+            on_kernels([*kernels.values(), *self.table_kernels.values(), *self._loop_kernels()])
         self._choose_memory()
         self._schedule()
         self._build_steps()
         written = {write.target for write in self.graph.writes if write.value is not write.target}
         plan = Plan(
             self.graph.name,
-            kernels={kernel.name: kernel for kernel in self._called_kernels()},
+            kernels={kernel.name: kernel for kernel in (*self._called_kernels(), *self._loop_kernels())},
             steps=self.steps,
             written=tuple(number for number, item in enumerate(self.graph.inputs) if item in written),
         )
@@ -257,6 +273,9 @@ class _Planner:
         called.update(name for step in self.steps if isinstance(step, ForeachStep) for name in step.kernels)
         return [kernel for kernel in [*self.lowering.kernels, *self.table_kernels.values()] if kernel.name in called]
 
+    def _loop_kernels(self) -> list[Kernel]:
+        return [kernel for loop in self.loops.values() for kernel in loop.plan.kernels.values()]
+
     # memory
 
     def _choose_memory(self) -> None:
@@ -269,7 +288,7 @@ class _Planner:
                 head = self.nodes.head(value)
                 if isinstance(head, Input):
                     continue
-                is_call = isinstance(node, Library) and not node.is_matmul and not node.is_foreach and head is value
+                is_call = isinstance(node, Library) and not node.fills and head is value
                 kind = EXTERNAL if is_call and head.device != HOST else OUTPUT if value in self.live else ARENA
                 if heads.get(head) != EXTERNAL and (head not in heads or kind == OUTPUT):
                     heads[head] = kind
@@ -317,7 +336,7 @@ class _Planner:
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for at, step in enumerate(self.steps):
-            for index in _step_buffers(step):
+            for index in step_buffers(step):
                 first.setdefault(index, at)
                 last[index] = at
         arena = [spec for spec in self.buffers if spec.kind == ARENA and spec.index in first]
@@ -331,7 +350,7 @@ class _Planner:
         blocks = {spec.index: Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
         self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
         housed = self._house(arena, merged, blocks, first)
-        wanted = self._free_at_times(blocks, merged, housed, first, last)
+        wanted = self._free_at_times(arena, blocks, merged, housed, first, last)
         self._move(housed)
         self.steps[:] = insert_allocations(self.steps, wanted)
         owners = [spec for spec in owners if spec.index not in housed]
@@ -349,10 +368,8 @@ class _Planner:
         self, arena: list[BufferSpec], merged: dict[int, int], blocks: dict[int, Block], first: dict[int, int]
     ) -> dict[int, tuple[int, int]]:
         """Arena buffers that lie elsewhere: in a call's result, or in a result that is stored later."""
-        called = {index for step in self.steps if isinstance(step, AtenStep) for index in step.outs}
-        tied = {spec.index for spec in arena if spec.host or spec.index in called}
         widths = {spec.index: spec.dtype.itemsize for spec in arena}
-        stuck = {merged.get(index, index) for index in tied}  # a call's result has no offset
+        stuck = self._stuck(arena, merged)
         by_kind: dict[tuple[str, int], list[Room]] = {}
         for spec in self.buffers:
             if spec.kind == OUTPUT and not spec.host and spec.index in first:
@@ -370,8 +387,17 @@ class _Planner:
         owners = {spec.index: merged.get(spec.index, spec.index) for spec in arena}
         return {index: places[owner] for index, owner in owners.items() if owner in places}
 
+    def _stuck(self, arena: list[BufferSpec], merged: dict[int, int]) -> set[int]:
+        """Arena buffers whose steps cannot name them as a part of another buffer."""
+        tied = {index for step in self.steps if isinstance(step, AtenStep) for index in step.outs}
+        for step in self.steps:
+            if isinstance(step, ForeachStep):
+                tied |= {step.scratch, *step.shared}
+        return {merged.get(spec.index, spec.index) for spec in arena if spec.host or spec.index in tied}
+
     def _free_at_times(
         self,
+        arena: list[BufferSpec],
         blocks: dict[int, Block],
         merged: dict[int, int],
         housed: dict[int, tuple[int, int]],
@@ -385,10 +411,11 @@ class _Planner:
             for spec in self.buffers
             if spec.kind == EXTERNAL and spec.index in first
         ]
+        stuck = self._stuck(arena, merged)
         staying = {
             index: block
             for index, block in blocks.items()
-            if index not in housed and self.buffers[index].device == "cpu"
+            if index not in housed and index not in stuck and self.buffers[index].device == "cpu"
         }
         wanted: dict[int, list[BufferSpec]] = {}
         for owner in coming_and_going(staying, held):
@@ -467,6 +494,8 @@ class _Planner:
                 self._add_foreach(node)
             elif node.is_matmul:
                 self._add_gemm(node)
+            elif node.op.name == "scan":
+                self._add_loop(node)
             elif not node.joins:
                 self._add_call(node)
 
@@ -492,16 +521,20 @@ class _Planner:
 
     def _add_cells(self, failures: Sequence[Failure], device: str) -> tuple[int, int]:
         """Cells for the checks of one call of a kernel: their buffer, and the first one's number in it."""
+        index, found = self._cells(device)
+        first = len(found)
+        found += [Check(f.error, f.message, self.op_numbers.get(f.op, 0), f.op.location) for f in failures]
+        return index, first
+
+    def _cells(self, device: str) -> tuple[int, list[Check]]:
+        """The buffer of cells on a device, and what they mean so far."""
         index = self.checks_of.get(device)
         if index is None:
             index = self.checks_of[device] = len(self.buffers)
             self.buffers.append(BufferSpec(index, CHECKS, i64, (0,), (1,), 0, device))
         if not self.op_numbers:
             self.op_numbers.update((op, number) for number, op in enumerate(self.graph.ops))
-        found = self.checks.setdefault(index, [])
-        first = len(found)
-        found += [Check(f.error, f.message, self.op_numbers.get(f.op, 0), f.op.location) for f in failures]
-        return index, first
+        return index, self.checks.setdefault(index, [])
 
     def _close_checks(self) -> None:
         """Buffers of cells get their sizes."""
@@ -584,6 +617,23 @@ class _Planner:
         lowered = self.lowering.lower(group_of(zeros, 0), {zeros})
         self._add_kernel(lowered, location)
 
+    def _add_loop(self, node: Library) -> None:
+        loop = self.loops[node.op]
+
+        def add(spec: BufferSpec) -> int:
+            index = len(self.buffers)
+            self.buffers.append(replace(spec, index=index, source=-1, arena_offset=-1))
+            return index
+
+        def add_checks(found: list[Check], device: str) -> tuple[int, int]:
+            index, cells = self._cells(device)
+            first = len(cells)
+            order = self.op_numbers.get(node.op, 0)
+            cells += [replace(check, order=order) for check in found]
+            return index, first
+
+        self.steps.append(loop.step(node, self.buffer_of, add, add_checks))
+
     def _add_call(self, node: Library) -> None:
         op = node.op
         views = [None if place is None else self._view(place) for place in node.operands]
@@ -625,7 +675,9 @@ class _Planner:
         return found
 
     def _stats(self, plan: Plan) -> dict[str, Any]:
-        externs = Counter(step.op for step in plan.steps if isinstance(step, AtenStep) and step.op != EMPTY)
+        loops = [step for step in plan.steps if isinstance(step, LoopStep)]
+        steps = [*plan.steps, *(inner for loop in loops for inner in loop.steps)]
+        externs = Counter(step.op for step in steps if isinstance(step, AtenStep) and step.op != EMPTY)
         fused: set[Op] = set()
         for group in self.lowered:
             for value, at in group.visits.items():
@@ -636,8 +688,11 @@ class _Planner:
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
             "kernels": len(plan.kernels),
-            "kernel_calls": sum(_launches(step) for step in plan.steps),
-            "gemm_calls": sum(isinstance(step, GemmStep) for step in plan.steps),
+            "kernel_calls": _count(plan.steps, _launches),
+            "gemm_calls": _count(plan.steps, lambda step: isinstance(step, GemmStep)),
+            "loops": {
+                f"loop {number}": f"{loop.length} turns of {len(loop.steps)} steps" for number, loop in enumerate(loops)
+            },
             "extern": dict(externs),
             "extern_reasons": {name: reason(op) for op, name in self.calls},
             "bytes_read": read,
@@ -645,6 +700,15 @@ class _Planner:
             "arena_bytes": plan.arena_bytes,
             "arena_bytes_without_reuse": self.plain_bytes,
         }
+
+
+def _count(steps: Sequence[Step], of: Callable[[Step], int]) -> int:
+    """The sum over all steps, those of loops once per turn."""
+    return sum(step.length * _count(step.steps, of) if isinstance(step, LoopStep) else of(step) for step in steps)
+
+
+def _launches(step: Step) -> int:
+    return len(step.kernels) if isinstance(step, ForeachStep) else isinstance(step, KernelStep)
 
 
 def _at(spec: BufferSpec, offset: int) -> BufferSpec:
@@ -657,15 +721,3 @@ def _location(group: Group) -> Location:
         if value.op is not None and value.op.location:
             return value.op.location
     return UNKNOWN
-
-
-def _launches(step: Step) -> int:
-    return len(step.kernels) if isinstance(step, ForeachStep) else isinstance(step, KernelStep)
-
-
-def _step_buffers(step: Step) -> list[int]:
-    if isinstance(step, (KernelStep, ForeachStep)):
-        return list(step.buffers)
-    if isinstance(step, GemmStep):
-        return [step.a.buffer, step.b.buffer, step.out.buffer]
-    return [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]

@@ -113,7 +113,9 @@ class _Sums:
             else:
                 groups.setdefault(key, []).append(term.op)  # type: ignore[arg-type]
         merged: list[Value] = []
-        for group in groups.values():
+        for found in groups.values():
+            group = [op for op in found if not _dominates(op, found)]
+            rest.extend(op.result for op in found if op not in group)
             if len(group) < self.at_least:
                 rest.extend(op.result for op in group)
             else:
@@ -165,6 +167,18 @@ class _Sums:
         attrs = group[0].attrs
         joined = self.builder.op("concat", *(op.operands[0] for op in group), dim=attrs["dims"][0])
         return self.builder.op("sum", joined, **attrs)
+
+
+def _dominates(op: Op, group: Sequence[Op]) -> bool:
+    """A term as long as all others together, such as that of a loop: to copy it would cost more than is won."""
+    lengths = {id(other): _length(other) for other in group}
+    return 2 * lengths[id(op)] >= sum(lengths.values())
+
+
+def _length(op: Op) -> int:
+    """Over how many elements a term sums."""
+    shape = int_shape(op.operands[0])  # type: ignore[arg-type]
+    return shape[1] if op.name == "matmul" else shape[op.attrs["dims"][0]]
 
 
 class _Shared:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from graphc.passes.memory import Block, gap_for, most_alive
-from graphc.program.plan import AtenStep, BufferSpec, GemmStep, KernelStep, Step, View
+from graphc.program.loops import Binding, LoopStep
+from graphc.program.plan import BufferSpec, ForeachStep, GemmStep, KernelStep, Step, View
 
 SMALLEST = 4096
 """Bytes from which memory is worth looking at."""
@@ -89,7 +90,11 @@ class Mover:
             return replace(step, buffers=tuple(b for b, _ in pairs), offsets=tuple(o for _, o in pairs))
         if isinstance(step, GemmStep):
             return replace(step, a=self._item(step.a), b=self._item(step.b), out=self._item(step.out))
-        assert isinstance(step, AtenStep) and self._places.keys().isdisjoint(step.outs)
+        if isinstance(step, ForeachStep):
+            return self._table(step)
+        if isinstance(step, LoopStep):
+            return replace(step, bindings=tuple(map(self._binding, step.bindings)))
+        assert self._places.keys().isdisjoint(step.outs)
         if not any(view.buffer in self._places for view in step.views()):
             return step
         return replace(step, args=self._item(step.args), kwargs=self._item(step.kwargs))
@@ -99,6 +104,23 @@ class Mover:
             return number, offset
         other, start = self._places[number]
         return other, start + offset
+
+    def _table(self, step: ForeachStep) -> ForeachStep:
+        assert self._places.keys().isdisjoint((step.scratch, *step.shared))
+        if self._places.keys().isdisjoint(step.buffers):
+            return step
+        rows, offsets = [], []
+        for row, starts in zip(step.rows, step.offsets, strict=True):
+            pairs = [self._place(number, start) for number, start in zip(row, starts, strict=True)]
+            rows.append(tuple(number for number, _ in pairs))
+            offsets.append(tuple(start for _, start in pairs))
+        return replace(step, rows=tuple(rows), offsets=tuple(offsets))
+
+    def _binding(self, old: Binding) -> Binding:
+        turns = [self._place(number, start) for number, start in zip(old.buffers, old.offsets, strict=True)]
+        first, first_offset = self._place(old.first, old.first_offset)
+        buffers, offsets = (turns[0][0], turns[1][0]), (turns[0][1], turns[1][1])
+        return Binding(buffers, offsets, old.stride, first, first_offset)
 
     def _item(self, item: Any) -> Any:
         if isinstance(item, View):

@@ -8,7 +8,8 @@ from typing import Any
 from graphc.ir.graph import Attr, Op, Ref
 from graphc.ops.registry import Kind, get
 from graphc.passes.layout import view_strides
-from graphc.program.plan import ForeachStep, GemmStep, KernelStep, Plan, View
+from graphc.program.loops import LoopStep
+from graphc.program.plan import AtenStep, BufferSpec, ForeachStep, GemmStep, KernelStep, Plan, Step, View
 
 
 def call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, ...]]:
@@ -78,21 +79,29 @@ def traffic(plan: Plan) -> tuple[int, int]:
     """Bytes that all steps read and write, each buffer counted once per step that touches it."""
     read = written = 0
     for step in plan.steps:
-        if isinstance(step, KernelStep):
-            for index, buffer in zip(step.buffers, plan.kernels[step.kernel].buffers, strict=True):
-                size = min(plan.buffers[index].nbytes, int(buffer.size) * buffer.dtype.itemsize)  # type: ignore[arg-type]
-                if buffer.access == "in":
-                    read += size
-                else:
-                    written += size
-        elif isinstance(step, ForeachStep):
-            for row in step.rows:
-                read += sum(plan.buffers[index].nbytes for index in row)
-                written += sum(plan.buffers[row[at]].nbytes for at in step.written)
-        elif isinstance(step, GemmStep):
-            read += plan.buffers[step.a.buffer].nbytes + plan.buffers[step.b.buffer].nbytes
-            written += plan.buffers[step.out.buffer].nbytes
+        if isinstance(step, LoopStep):
+            found = [_traffic(plan, inner, step.specs) for inner in step.steps]
+            read += step.length * sum(one for one, _ in found)
+            written += step.length * sum(other for _, other in found)
         else:
-            read += sum(plan.buffers[view.buffer].nbytes for view in step.views())
-            written += sum(plan.buffers[index].nbytes for index in step.outs if index >= 0)
+            one, other = _traffic(plan, step, plan.buffers)
+            read, written = read + one, written + other
     return read, written
+
+
+def _traffic(plan: Plan, step: Step, buffers: Sequence[BufferSpec]) -> tuple[int, int]:
+    """The same of one step, which is no loop."""
+    if isinstance(step, KernelStep):
+        sizes = [
+            (min(buffers[index].nbytes, int(buffer.size) * buffer.dtype.itemsize), buffer.access)  # type: ignore[arg-type]
+            for index, buffer in zip(step.buffers, plan.kernels[step.kernel].buffers, strict=True)
+        ]
+        return sum(size for size, access in sizes if access == "in"), sum(s for s, access in sizes if access != "in")
+    if isinstance(step, ForeachStep):
+        read = sum(buffers[index].nbytes for row in step.rows for index in row)
+        return read, sum(buffers[row[at]].nbytes for row in step.rows for at in step.written)
+    if isinstance(step, GemmStep):
+        return buffers[step.a.buffer].nbytes + buffers[step.b.buffer].nbytes, buffers[step.out.buffer].nbytes
+    assert isinstance(step, AtenStep), "a loop in a loop is written out before"
+    read = sum(buffers[view.buffer].nbytes for view in step.views())
+    return read, sum(buffers[index].nbytes for index in step.outs if index >= 0)

@@ -19,6 +19,7 @@ import torch
 from graphc.errors import LoweringError, add_location
 from graphc.program.facts import EntryFact, FactCheck, TensorFact
 from graphc.program.lifetimes import last_external_uses
+from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     ARENA,
     CHECKS,
@@ -335,8 +336,10 @@ class NativeProgram:
                     _end(frame, index)
 
             return run_product
-        names = (step.kernel,) if isinstance(step, KernelStep) else step.kernels
-        raise LoweringError(f"kernel {', '.join(names)} cannot be run from Python", step.location)
+        what = "a loop"
+        if not isinstance(step, LoopStep):
+            what = f"kernel {', '.join((step.kernel,) if isinstance(step, KernelStep) else step.kernels)}"
+        raise LoweringError(f"{what} cannot be run from Python", step.location)
 
 
 def _list_function(library: ctypes.CDLL | None, name: str, addresses: int) -> Callable[..., int] | None:
@@ -407,7 +410,7 @@ def _end(frame: Frame, index: int) -> None:
 def _explain_failure(step: Step, frame: Frame) -> None:
     """Raise for a native step that failed: done again from Python it raises torch's own class and message."""
     message = last_error()
-    if isinstance(step, KernelStep):
+    if isinstance(step, (KernelStep, LoopStep)):
         raise_failed(frame.failed.values())
     if isinstance(step, AtenStep):
         run_aten(step, frame.tensor_of)

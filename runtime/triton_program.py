@@ -15,6 +15,7 @@ import torch
 from graphc.errors import LoweringError, UnsupportedError, add_location
 from graphc.ir.types import HOST, f64, i64
 from graphc.program.lifetimes import last_external_uses
+from graphc.program.loops import unroll
 from graphc.program.plan import (
     ARENA,
     CHECKS,
@@ -79,16 +80,17 @@ class TritonProgram:
         }
         self._interpreted: dict[str, InterpretedKernel] = {}
         self._compiled: dict[tuple[str, int], CudaKernel] = {}
-        ended = last_external_uses(program.buffers, program.steps, program.outputs)
+        steps = unroll(program.steps)  # launches are the same either way
+        ended = last_external_uses(program.buffers, steps, program.outputs)
         self._runners: list[Runner] = []
-        for number, step in enumerate(program.steps):
+        for number, step in enumerate(steps):
             self._runners.append(self._runner(step))
             if ended.get(number):
                 self._runners.append(_forget(ended[number]))
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]
         self._fresh = [spec for spec in program.buffers if spec.kind == OUTPUT and not spec.host]
         self._arena_devices = sorted({s.device for s in program.buffers if s.kind == ARENA and not s.host})
-        self._calls_torch = any(not isinstance(step, KernelStep) for step in program.steps)
+        self._calls_torch = any(not isinstance(step, KernelStep) for step in steps)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from graphc.program.loops import LoopStep
 from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, GemmStep, OutputSpec, Step
 
 
@@ -13,7 +14,7 @@ def step_buffers(step: Step) -> list[int]:
         return [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]
     if isinstance(step, GemmStep):
         return [step.a.buffer, step.b.buffer, step.out.buffer]
-    return list(step.buffers)
+    return step.buffers() if isinstance(step, LoopStep) else list(step.buffers)
 
 
 def last_external_uses(

@@ -4,7 +4,7 @@
 runtime executes it. Free of torch and, at run time, of the compiler.
 
     buffers: inputs ───┐
-             outputs ──┼── steps: KernelStep, ForeachStep, GemmStep, AtenStep in order
+             outputs ──┼── steps: KernelStep, ForeachStep, GemmStep, AtenStep, LoopStep in order
              arena ────┘
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from graphc.ir.types import DType, Location
+from graphc.program.loops import LoopStep
 
 if TYPE_CHECKING:
     from graphc.loopir.kernel import Kernel
@@ -184,7 +185,7 @@ class AtenStep:
                 stack[:0] = item
 
 
-Step: TypeAlias = Union[KernelStep, ForeachStep, GemmStep, AtenStep]
+Step: TypeAlias = Union[KernelStep, ForeachStep, GemmStep, AtenStep, LoopStep]
 
 
 @dataclass(frozen=True)

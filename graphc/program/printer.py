@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphc.ir.types import Location
+from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import ARENA, INPUT, AtenStep, BufferSpec, ForeachStep, GemmStep, KernelStep, Plan, Step, View
 
 
@@ -18,7 +19,8 @@ def print_plan(plan: Plan) -> str:
         for cell, check in enumerate(checks)
     ]
     lines.append("")
-    lines += [f"  {_step(plan, step)}{_note(step.location)}" for step in plan.steps]
+    for step in plan.steps:
+        lines += _lines(plan, step)
     outputs = ", ".join(
         f"b{o.buffer}" if o.whole else f"b{o.buffer} as {list(o.shape)}{{{_list(o.strides)}}}+{o.offset}"
         for o in plan.outputs
@@ -54,6 +56,27 @@ def _argument(value: Any) -> str:
     return repr(value)
 
 
+def _lines(plan: Plan, step: Step) -> list[str]:
+    """One line, or those of a loop: in it, `b0`, `b1`, ... are its own buffers."""
+    if not isinstance(step, LoopStep):
+        return [f"  {_step(plan, step)}{_note(step.location)}"]
+    lines = [f"  loop {step.length} times {{{_note(step.location)}"]
+    for spec, binding in zip(step.specs, step.bindings, strict=True):
+        lines.append(
+            f"    b{spec.index}: {spec.dtype.name}[{_list(spec.shape)}]{{{_list(spec.strides)}}} {_bound(binding)}"
+        )
+    for inner in step.steps:
+        lines += [f"  {line}" for line in _lines(plan, inner)]
+    return [*lines, "  }"]
+
+
+def _bound(binding: Binding) -> str:
+    even, odd = (f"outer b{index}+{offset}" for index, offset in zip(binding.buffers, binding.offsets, strict=True))
+    place = even if even == odd else f"{even} or {odd}"
+    place += f" + turn * {binding.stride}" if binding.stride else ""
+    return place if binding.first < 0 else f"{place}, first outer b{binding.first}+{binding.first_offset}"
+
+
 def _step(plan: Plan, step: Step) -> str:
     if isinstance(step, KernelStep):
         kernel = plan.kernels[step.kernel]
@@ -67,6 +90,7 @@ def _step(plan: Plan, step: Step) -> str:
     if isinstance(step, GemmStep):
         sign = "+=" if step.accumulate else "="
         return f"gemm {_view(step.out)} {sign} {_view(step.a)} @ {_view(step.b)}"
+    assert isinstance(step, AtenStep)
     return _aten(step)
 
 

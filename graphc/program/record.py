@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from graphc.errors import CacheError
 from graphc.ir.graph import Named, Ref
 from graphc.ir.types import DTYPES, DType, Location
+from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import (
     AtenStep,
     BufferSpec,
@@ -29,7 +30,7 @@ from graphc.program.plan import (
     View,
 )
 
-FORMAT = 3
+FORMAT = 4
 """Version of the JSON form; a record of another version is not read."""
 
 NATIVE, PYTHON = "native", "python"
@@ -118,8 +119,8 @@ Json: TypeAlias = Any
 _RECORDS: dict[str, type] = {
     record.__name__: record
     for record in (
-        BufferSpec, Check, View, KernelStep, RowArgument, ForeachStep, GemmStep, AtenStep, OutputSpec, Segment,
-        Location, Named, Ref,
+        BufferSpec, Check, View, KernelStep, RowArgument, ForeachStep, GemmStep, AtenStep, LoopStep, Binding,
+        OutputSpec, Segment, Location, Named, Ref,
     )
 }  # fmt: skip
 _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
