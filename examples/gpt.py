@@ -99,6 +99,7 @@ def main(options: Options) -> Result:
     def right_letters(ids: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         return (model(ids).argmax(-1) == following).sum()
 
+    @graphc.compile
     @torch.no_grad()
     def next_letter(ids: torch.Tensor, temperature: float) -> torch.Tensor:
         chances = torch.softmax(model(ids)[:, -1] / temperature, dim=-1)
@@ -116,7 +117,7 @@ def main(options: Options) -> Result:
     for _ in range(120):
         ids = torch.cat([ids, next_letter(ids[:, -CONTEXT:], 0.7)], dim=1)
     print("".join(map(chr, ids[0, CONTEXT:].tolist())))
-    return finish(result, share(data.test), train_step, right_letters)
+    return finish(result, share(data.test), train_step, right_letters, next_letter)
 
 
 if __name__ == "__main__":

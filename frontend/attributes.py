@@ -167,20 +167,28 @@ def effects_of(changed: list[tuple[Home, str, Any]], first: int) -> tuple[list[B
     return effects, made
 
 
-def look_up_rebound(graph: Graph, bindings: list[Binding], rebound: set[int]) -> list[Binding]:
+def look_up_rebound(
+    graph: Graph, bindings: list[Binding], rebound: set[int], places: Collection[Hashable] = ()
+) -> list[Binding]:
     """Tensors that a name is likely to find others of later are looked up in every call.
 
-    Those are plain attributes and the tensors of `rebound`. A tensor that the program writes stays guarded by identity:
-    what overlaps with it in memory was found out for this very tensor.
+    Those are plain attributes, the tensors of `rebound`, and what is found at `places`, which held another tensor in an
+    earlier call. A tensor that the program writes stays guarded by identity: what overlaps with it in memory was found
+    out for this very tensor. So do trained tensors, which gradients and optimizers know by identity.
     """
     written = {write.target for write in graph.writes}
     found = []
     for value, binding in zip(graph.inputs, bindings, strict=False):
-        likely = binding.rebindable or id(binding.tensor) in rebound
-        if likely and binding.kind is BindingKind.FIXED and len(binding.accesses) == 1 and value not in written:
+        fixed = binding.kind is BindingKind.FIXED and len(binding.accesses) == 1 and value not in written
+        if fixed and (binding.rebindable or id(binding.tensor) in rebound or _moved_before(binding, places)):
             binding = replace(binding, kind=BindingKind.FOUND)
         found.append(binding)
     return found
+
+
+def _moved_before(binding: Binding, places: Collection[Hashable]) -> bool:
+    trained = binding.tensor is not None and binding.tensor.requires_grad
+    return bool(places) and not trained and binding.accesses[0].key() in places
 
 
 def _numbers(reads: Reads, modules: ModuleFacts) -> Iterator[Number]:

@@ -72,7 +72,7 @@ def capture(
         merged: storages (by address of the storage object) to take as one 1-D input each.
         numerics: `default`; or `eager`: random numbers are drawn by ATen, each when and as eager would.
         numbers: keys of attributes, closure cells and globals (see `attributes.Number`) whose Python numbers shall be
-            inputs of the program, as `dynamic_scalars`.
+            inputs of the program, as `dynamic_scalars`, and of those that held another tensor before.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -194,12 +194,14 @@ class _Session:
         except Stop:
             ends = Ends(gradients=recorder.gradient_facts())
             recorder.settle()
+            rebound = self.attributes.rebound()
             undo.all()
             modules.update()
+            recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
             return self._prefix(recorder, facts, dynamic, ends)
         rebound = self.attributes.rebound()
         undo.settled()
-        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound)
+        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
         del given, returned
         self._given.clear()
         _check_leaks(recorder.made)
@@ -214,7 +216,6 @@ class _Session:
         assert recorder.decider is not None
         self._given.clear()
         recorder.decider.check_end()
-        recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, set())
         return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
 
     def _finish(self, recorder: Recorder, returned: _Returned) -> Ends:
@@ -244,6 +245,8 @@ class _Session:
         trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards]
         if recorder.locator.differentiates:
             trained.append(recorder.gradients.hook_guards)
+        looked_up = (b for b in recorder.bindings if b.kind is BindingKind.FOUND and b.number is None)
+        found = {binding.accesses[0].key() for binding in looked_up}
         return Captured(
             graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
@@ -261,7 +264,7 @@ class _Session:
             dynamic=dynamic,
             modules=len(recorder.sources.modules),
             numbers=[*self.attributes.numbers.values(), *recorder.optimizers.numbers()],
-            number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing},
+            number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing} | found,
             created=recorder.optimizers.created(),
         )
 

@@ -71,7 +71,7 @@ class Captured:
         segment: for one program of several on a path, how it goes with the others; else None.
         dynamic: argument leaves that were asked to be, and are, inputs of the program.
         numbers: Python numbers that its guards compare, or that are inputs.
-        number_inputs: keys of those that are inputs.
+        number_inputs: keys of those that are inputs, and of places whose tensors are looked up in each call.
         modules: how many modules its guards know.
         created: state of optimizers that was made for real, for the program to update.
     """
@@ -140,8 +140,13 @@ class Captured:
         return {i for i, then in self.floats.items() if type(leaves[i]) is float and leaves[i] != then}
 
     def changed_numbers(self) -> set[Hashable]:
-        """Keys of the attributes, cells and globals in which another number is than captured, and of all inputs."""
-        return {number.key for number in self.numbers if number.has_changed()} | self.number_inputs
+        """Keys of the places that hold another number or tensor than captured, and of all inputs found at places."""
+        changed = {number.key for number in self.numbers if number.has_changed()}
+        return changed | self.moved_places() | self.number_inputs
+
+    def moved_places(self) -> set[Hashable]:
+        """Keys of the places that hold another tensor than captured."""
+        return {binding.accesses[0].key() for binding in self.bindings if binding.has_moved()}
 
     def rebuild(self, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> Any:
         """The value the user's function returns.

@@ -15,7 +15,7 @@ from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.reads import Reads
 from graphc.ir.graph import Graph
-from graphc.program.facts import TensorFact
+from graphc.program.facts import TensorFact, stride_facts
 
 _INSTALLED: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 
@@ -261,7 +261,7 @@ class Facts:
                     dtype=tensor.dtype,
                     device=tensor.device,
                     shape=tuple(tensor.shape),
-                    strides=tensor.stride(),
+                    strides=stride_facts(tensor.shape, tensor.stride()),
                     requires_grad=tensor.requires_grad if self._state.grad_mode else None,
                 )
             )
@@ -373,7 +373,9 @@ def _argument_count(count: int) -> Describe:
 
 def _metadata_check(tensors: list[Any]) -> Any:
     if hasattr(_INSTALLED, "TensorGuards"):
-        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+        sizes = [list(t.shape) for t in tensors]
+        facts = [stride_facts(t.shape, t.stride()) for t in tensors]
+        strides = [[None if stride < 0 else stride for stride in known] for known in facts]
         try:
             return _INSTALLED.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
         except (TypeError, RuntimeError, SystemError):  # another torch, with another signature
@@ -387,9 +389,10 @@ def _metadata_check(tensors: list[Any]) -> Any:
 def metadata(tensor: torch.Tensor) -> dict[str, Any]:
     """What guards compare of a tensor."""
     grad = torch.is_grad_enabled() and tensor.requires_grad
+    strides = tuple("any" if stride < 0 else stride for stride in stride_facts(tensor.shape, tensor.stride()))
     return {
         "type": type(tensor).__name__, "dtype": tensor.dtype, "device": tensor.device, "shape": tuple(tensor.shape),
-        "strides": tuple(tensor.stride()), "requires_grad": grad, "dispatch keys": torch._C._dispatch_keys(tensor),
+        "strides": strides, "requires_grad": grad, "dispatch keys": torch._C._dispatch_keys(tensor),
     }  # fmt: skip
 
 

@@ -91,6 +91,16 @@ class Binding:
     rebindable: bool = False
     number: type | None = None
 
+    def has_moved(self) -> bool:
+        """Another tensor is now where the one of a FIXED input was found."""
+        if self.kind is not BindingKind.FIXED or len(self.accesses) != 1:
+            return False
+        try:
+            now = self.accesses[0].resolve()
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            return False
+        return isinstance(now, torch.Tensor) and now is not self.tensor
+
     def without_argument(self) -> Binding:
         """The same without the argument seen at capture, which must not be kept alive."""
         return replace(self, tensor=None) if self.leaf >= 0 else self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,11 +88,16 @@ class PathCalls:
         raise UnsupportedError(f"{self.options.name} runs eager for these inputs: {reason}")
 
     def capture_path(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], steps: Sequence[Step], root: Captured
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        steps: Sequence[Step],
+        root: Captured,
+        places: frozenset[Hashable],
     ) -> Captured:
-        """Capture the program that follows these decisions."""
+        """Capture the program that follows these decisions; tensors at `places` are looked up in each call."""
         merged = root.merged_storages(args, kwargs)
-        numbers = root.number_inputs
+        numbers = root.number_inputs | places
         return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers)
 
     def path_added(self) -> None:

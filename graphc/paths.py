@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -50,9 +50,14 @@ class Owner(Protocol):
     """What the tree needs from the compiled function."""
 
     def capture_path(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], steps: Sequence[Step], root: Captured
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        steps: Sequence[Step],
+        root: Captured,
+        places: frozenset[Hashable],
     ) -> Captured:
-        """Capture the program that follows these decisions."""
+        """Capture the program that follows these decisions; tensors at `places` are looked up in each call."""
 
     def path_added(self) -> None:
         """A path is complete."""
@@ -274,7 +279,9 @@ class PathTree:
         walk.compiles = True
         try:
             steps = [Step(segment, answer) for segment, answer in walk.steps]
-            captured = self.owner.capture_path(walk.args, walk.kwargs, steps, self.root.captured)
+            misses = [child.captured for child in node.children.get(key, ()) if child.captured is not None]
+            places = frozenset().union(*(captured.moved_places() for captured in misses))
+            captured = self.owner.capture_path(walk.args, walk.kwargs, steps, self.root.captured, places)
         except PathRaises as raised:
             reason = f"the function raises {type(raised.error).__name__}: {raised.error}"
             child = Node(None, reason=reason, raises=True)

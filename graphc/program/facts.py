@@ -31,7 +31,7 @@ class TensorFact:
         cls: its Python type, subclasses not included.
         keys: its dispatch key set as a number.
         dtype, device: torch's own objects.
-        shape, strides: in elements.
+        shape, strides: in elements; a stride is -1 where it does not matter, see `stride_facts`.
         requires_grad: None where that does not matter because grad mode is off.
     """
 
@@ -43,6 +43,18 @@ class TensorFact:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     requires_grad: bool | None
+
+
+def stride_facts(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The strides a program depends on, -1 for the others.
+
+    Nothing is found in memory by the stride of a dim of size 1, or by any stride of an empty tensor. Of four and five
+    dims torch reads the memory format of results off all strides, so all of those are facts.
+    """
+    if len(shape) in (4, 5):
+        return tuple(strides)
+    empty = 0 in shape
+    return tuple(-1 if empty or size == 1 else stride for size, stride in zip(shape, strides, strict=True))
 
 
 FactCheck: TypeAlias = Callable[[tuple[Any, ...]], int]

@@ -51,6 +51,46 @@ def test_an_assigned_buffer_replaced_from_outside() -> None:
     assert step.stats().compiles == 1
 
 
+class Cart(nn.Module):
+    """Its state is bound before or after the decision."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(3))
+        self.late = late
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.late:
+            self.state = self.state + x
+        if x.sum() > 0:
+            self.state = self.state * 0.5 + x
+        return self.state * 1.0
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_buffer_assigned_on_a_path_is_found_by_the_next_call(late: bool) -> None:
+    """Each call binds another tensor, which is no reason to compile again."""
+    cart, expected = Cart(late), Cart(late)
+    step = graphc.compile(cart.step)
+    for turn in range(12):
+        x = torch.full((3,), 1.0 if turn % 3 else -1.0)
+        assert torch.equal(step(x), expected.step(x))
+        assert torch.equal(cart.state, expected.state)
+    stats = step.stats()
+    assert stats.compiles == 3
+    assert stats.recompiles == []
+
+
+def test_a_buffer_that_is_replaced_again_and_again() -> None:
+    """By code outside: looked up in each call from the second time on."""
+    module = Counter(False)
+    scale = graphc.compile(lambda x: module.state * x)
+    for turn in range(6):
+        module.state = torch.full((3,), float(turn))
+        assert torch.equal(scale(torch.ones(3)), module.state)
+    assert scale.stats().compiles == 2
+
+
 class TwoNames(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -389,3 +389,37 @@ def test_a_tensor_found_nowhere_is_guarded_by_its_metadata() -> None:
     assert captured.match((torch.ones(3),), {}) is not None
     hidden.data = torch.ones(3, dtype=torch.float64)
     assert "dtype torch.float64" in miss(captured, torch.ones(3))
+
+
+def _layouts(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.ones(shape), torch.ones(500).as_strided(shape, strides)]
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "strides", "is_fact"),
+    [
+        ((1, 3), (9, 1), False),
+        ((3, 1), (1, 7), False),
+        ((2, 1, 3), (3, 50, 1), False),
+        ((0, 3), (1, 1), False),
+        ((2, 1, 3), (9, 3, 1), True),
+        ((3, 3), (1, 3), True),
+        ((2, 1, 3, 3), (9, 1, 3, 1), True),  # channels last or not: the layout of a convolution's result
+    ],
+)
+def test_strides_by_which_nothing_is_found(shape, strides, is_fact, native) -> None:
+    """Those of dims of size 1 and of empty tensors, unless torch reads a memory format off them."""
+    first, second = _layouts(shape, strides)
+    captured = capture(lambda x: x + 1, (first,))
+    if native:
+        if torch.__version__ < "2.13" and key_set_offset() is None:
+            pytest.skip("this older torch keeps its dispatch keys where they are not found: Python checks the guards")
+        options = driver.make_options(lambda x: x, backend="c")
+        captured.guards.use(driver.compile_graph(captured.graph, options).execute.fact_check)
+        assert "_native" in captured.guards.source() or 0 in shape  # a program without kernels has no native code
+    assert captured.match((first,), {}) is not None
+    if is_fact:
+        assert "strides" in miss(captured, second)
+    else:
+        assert captured.match((second,), {}) is not None
