@@ -78,11 +78,20 @@ def expand(builder: Builder, op: Op) -> list[Value]:
     rows = rows_of(op)
     count, like, mutates, body = (op.attrs[name] for name in ("count", "like", "mutates", "body"))
     found: list[list[Value]] = [[] for _ in body.outputs]
+    taken: set[Value] = set()
     for row in range(count):
         results = inline(builder, body, [*(values[row] for values in rows.lists), *rows.shared])
         for kept, place, value in zip(found, (*like, *mutates), results, strict=True):
-            kept.append(shaped(builder, value, rows.lists[place][row].shape))
+            kept.append(_own(builder, shaped(builder, value, rows.lists[place][row].shape), taken))
     return [value for kept in found for value in kept]
+
+
+def _own(builder: Builder, value: Value, taken: set[Value]) -> Value:
+    """A value that is no input and no other result of the op: either may be handed out, in memory of its own."""
+    if isinstance(value, Input) or value in taken:
+        value = builder.op("cast", value, dtype=value.dtype)
+    taken.add(value)
+    return value
 
 
 def stages_of(op: Op, numerics: str) -> Stages | None:

@@ -38,6 +38,9 @@ def test_case(case: Case) -> None:
 def _locate(graph: Graph) -> None:
     for number, op in enumerate(graph.ops):
         op.location = Location("case.py", number + 1, "f")
+        for body in op.attrs.values():
+            if isinstance(body, Graph):
+                _locate(body)
 
 
 def _check_locations(graph: Graph) -> None:
@@ -47,9 +50,16 @@ def _check_locations(graph: Graph) -> None:
 
 def _without_locations(graph: Graph) -> str:
     copy = parse(str(graph))
-    for op in copy.ops:
-        op.location = Location()
+    _forget_locations(copy)
     return str(copy)
+
+
+def _forget_locations(graph: Graph) -> None:
+    for op in graph.ops:
+        op.location = Location()
+        for body in op.attrs.values():
+            if isinstance(body, Graph):
+                _forget_locations(body)
 
 
 def _compare(case: Case, after: Graph, seed: int) -> None:
