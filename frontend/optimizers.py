@@ -2,8 +2,8 @@
 
 An optimizer is met when its `step` runs. State that its first step would create is created then, for real, once, by the
 optimizer's own `_init_group`; from then on it is state that the program updates in place. State that only the first
-step's gradients can give (momentum buffers) becomes an output, stored after the run. Learning rates are inputs of the
-program. Everything else in the parameter groups is guarded.
+step's gradients can give (momentum buffers) becomes an output, stored after the run. Learning rates, and momentum that
+a schedule cycles, are inputs of the program. Everything else in the parameter groups is guarded.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from graphc.frontend.attributes import Number
 from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
 from graphc.frontend.inputs import Access
 from graphc.frontend.traced import TracedTensor
-from graphc.ir.graph import Role
+from graphc.ir.graph import Input, Role, Value
 
 if TYPE_CHECKING:
+    from graphc.frontend.host import HostNode
     from graphc.frontend.recorder import Recorder
 
 _DYNAMIC = ("['lr']",)
 """Entries of parameter groups that schedules change: inputs of the program from the start when they are floats."""
+_CYCLED = ("['momentum']", "['betas'][0]")
+"""The same, where OneCycleLR or CyclicLR has left its `max_momentum` in the group."""
+_COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 class OptimizerNumber(NamedTuple):
@@ -40,6 +44,16 @@ class OptimizerNumber(NamedTuple):
     def is_rate(self) -> bool:
         """A learning rate, of which Python code asks what it is more than what it is compared with."""
         return self.entry in _DYNAMIC
+
+
+@dataclass(frozen=True)
+class _Assumed:
+    """How an entry of a parameter group that is an input compares with a plain number, as in `momentum != 0`."""
+
+    access: Access
+    comparison: str
+    other: float
+    answer: bool
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,8 @@ class Optimizers:
         self._running: list[tuple[_Met, bool]] = []
         self.changing: list[Number] = []  # those that are inputs
         self._inputs: dict[OptimizerNumber, Any] = {}  # numbers that are inputs of the program
+        self._accesses: dict[OptimizerNumber, Access] = {}  # where those are found that are no learning rates
+        self._assumed: list[_Assumed] = []
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
@@ -132,21 +148,40 @@ class Optimizers:
                     group[key] = given
 
     def _with_inputs(self, met: _Met, index: int, key: str, value: Any) -> Any:
-        """An entry of a parameter group, or an input of the program in its place where it changes."""
-        found = [self._input(met, number) for number in _numbers(met, index, key, value)]
-        return found[0] if found else value
+        """An entry of a parameter group, with inputs of the program in the place of numbers that change."""
+        for number in _numbers(met, index, key, value):
+            given = self._input(met, number)
+            if given is not number.value:
+                value = (given, *value[1:]) if type(value) is tuple else given
+        return value
 
     def _input(self, met: _Met, number: Number) -> Any:
         """The input for a number, or the number itself where it stays as it is."""
         entry = number.access.suffix
         name = OptimizerNumber(met.number, id(number.access.root), entry)
-        changes = entry in _DYNAMIC or number.key in self._recorder.dynamic_numbers
+        changes = entry in _DYNAMIC or _is_cycled(number) or number.key in self._recorder.dynamic_numbers
         if not changes or name in self._constants:
             return number.value
         if name not in self._inputs:
             self._inputs[name] = self._recorder.number_input(number.value, number.path, number.access, name)
             self.changing.append(number)
+            if not name.is_rate:
+                self._accesses[name] = number.access
         return self._inputs[name]
+
+    def assume(self, node: HostNode) -> bool:
+        """Python asks how such a number compares with a plain one: true when the answer can be, and is, guarded."""
+        op, (leaf, *others) = node.value.op, node.leaves or (None,)
+        access = self._accesses.get(leaf) if isinstance(leaf, OptimizerNumber) else None
+        if op is None or access is None or others or op.name not in _COMPARED:
+            return False
+        number, other = op.operands
+        if not isinstance(number, Input) or isinstance(other, (Value, complex)):
+            return False
+        assumed = _Assumed(access, _COMPARED[op.name], float(other), bool(node.hint))
+        if assumed not in self._assumed:
+            self._assumed.append(assumed)
+        return True
 
     def numbers(self) -> list[Number]:
         """The numbers in parameter groups that may become inputs; learning rates, which always are, left out."""
@@ -230,6 +265,10 @@ class Optimizers:
 
     def guards(self, g: GuardBuilder) -> None:
         """The parameter groups and which state there is."""
+        for assumed in self._assumed:
+            entry, question = f"{g.hold(assumed.access.root)}{assumed.access.suffix}", f"{assumed.comparison} "
+            question += repr(assumed.other)
+            g.check(f"({entry} {question}) is {assumed.answer}", f"whether {assumed.access.suffix} {question}")
         for met in self._met.values():
             optimizer, path = g.hold(met.optimizer), met.path
             g.check(f"len({optimizer}.param_groups) == {len(met.groups)}", f"number of parameter groups of {path}")
@@ -243,6 +282,8 @@ class Optimizers:
                 for key, value in group.items():
                     if is_plain(value) and (index, key) not in met.numbers:
                         g.equals(f"{g.hold(home)}[{key!r}]", value, f"{key} of {path}")
+                    elif type(value) is tuple:
+                        g.equals(f"{g.hold(home)}[{key!r}][1:]", value[1:], f"{key} of {path}")
             homes = list(met.optimizer.state.values())
             g.check(
                 f"list(map(id, {optimizer}.state.values())) == {g.hold([id(home) for home in homes])}",
@@ -259,10 +300,17 @@ def _keys(home: object) -> frozenset[Any]:
 
 
 def _numbers(met: _Met, index: int, key: str, value: Any) -> list[Number]:
-    """An entry of a parameter group where it is a float; pairs (betas) are constants."""
+    """An entry of a parameter group where it is a float, or the first of Adam's betas where a schedule cycles it."""
+    group, suffix = met.optimizer.param_groups[index], f"[{key!r}]"
+    if type(value) is tuple and key == "betas" and "max_momentum" in group:
+        value, suffix = value[0], f"{suffix}[0]"
     if type(value) is not float:
         return []
-    return [Number(f"{met.path}.{key}{index or ''}", Access(met.optimizer.param_groups[index], f"[{key!r}]"), value)]
+    return [Number(f"{met.path}.{key}{index or ''}", Access(group, suffix), value)]
+
+
+def _is_cycled(number: Number) -> bool:
+    return number.access.suffix in _CYCLED and "max_momentum" in number.access.root
 
 
 def _restore(home: dict[Any, Any], then: dict[Any, Any]) -> None:

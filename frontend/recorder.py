@@ -338,6 +338,8 @@ class Recorder:
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
         decider = self.decider
+        if node.hint is not None and self.optimizers.assume(node):
+            return node.hint
         if node.hint is not None and (decider is None or not (decider.taken or _is_branch(node))):
             raise Specialize(node.leaves)
         if decider is None:
