@@ -139,8 +139,8 @@ def _lstm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _no_packing(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
     raise EagerOnlyError(
-        "packed sequences are laid out by the lengths of the sequences, which are data; pad them and mask what is "
-        "behind their ends to have them compiled",
+        "recurrent layers go through packed sequences by the lengths of these, which are data; pad them and mask what "
+        "is behind their ends to have them compiled",
         recorder.locator.here(),
     )
 
@@ -251,7 +251,6 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     **dynamic_index.SPECIAL,
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.lstm: _lstm,
-    torch._pack_padded_sequence: _no_packing,
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]

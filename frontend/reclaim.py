@@ -7,8 +7,8 @@ Eager frees the old ones before it makes the new ones. A program makes all its r
 hold both. So a call lets go of an old gradient as the function does, and hands its memory to the program, which may use
 it for anything until the new one is stored there.
 
-Only memory that nobody else can see is taken: one reference to the tensor, one to its storage. After a call that fails
-these parameters have no gradient, as in eager after `zero_grad`.
+Only memory that nobody else can see is taken: one reference to the tensor, one to its storage. When the call fails, the
+gradients that it has not written to yet are put back; the others are gone, as in eager after `zero_grad`.
 """
 
 from __future__ import annotations
@@ -44,15 +44,19 @@ class Reclaimer:
     def __bool__(self) -> bool:
         return bool(self._tensors)
 
-    def take(self) -> Spare:
-        """The memory of gradients that end here. Those parameters have none until the program has run."""
-        spare: Spare = {}
+    def take(self, spare: Spare) -> None:
+        """Add the memory of gradients that end here. Those parameters have none until the program has run."""
         for number, tensor in self._tensors:
             grad = tensor.grad
             if grad is not None and sys.getrefcount(grad) == _ALONE and _is_unshared(grad):
-                tensor.grad = None
                 spare[number] = grad
-        return spare
+                tensor.grad = None
+
+    def put_back(self, spare: Spare) -> None:
+        """The program has failed, and these gradients are as they were."""
+        for number, tensor in self._tensors:
+            if number in spare and tensor.grad is None:
+                tensor.grad = spare[number]
 
 
 def _is_unshared(tensor: torch.Tensor) -> bool:

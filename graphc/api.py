@@ -19,7 +19,7 @@ from graphc.driver import STAGES, Compilation, Options, Report
 from graphc.errors import EagerOnlyError, FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
-from graphc.frontend.reclaim import Reclaimer
+from graphc.frontend.reclaim import Reclaimer, Spare
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
 from graphc.settings import override, settings
@@ -129,7 +129,14 @@ class CompiledFunction(PathCalls):
             self._stats.hits += 1
         if entry.reclaimer is None:
             return entry.captured.rebuild(entry.execute(inputs), inputs)
-        return entry.captured.rebuild(entry.execute(inputs, entry.reclaimer.take()), inputs)
+        spare: Spare = {}
+        try:
+            entry.reclaimer.take(spare)
+            outputs = entry.execute(inputs, spare)
+        except BaseException:
+            entry.reclaimer.put_back(spare)
+            raise
+        return entry.captured.rebuild(outputs, inputs)
 
     def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no program can answer, counted; each reason is said once."""

@@ -72,6 +72,7 @@ class Frame:
         self.external: dict[int, torch.Tensor] = {}
         self.arena_views: dict[int, torch.Tensor] = {}
         self.failed: dict[int, Cells] = {}
+        self.reached = -1  # the last step that may have run
         self._getters = getters
         self._places = {spec.index: place for place, spec in enumerate(made_buffers(program))}
         for spec in program.buffers:
@@ -204,20 +205,21 @@ class NativeProgram:
         self._locate = _list_function(self._library, "graphc_locate", 1)
         in_one_call = len(program.segments) == 1 and not self._calls_torch
         self._call = _list_function(self._library, "graphc_call", 2) if in_one_call else None
-        self.spare_outputs = SpareOutputs(program.outputs, self._made)
+        self.spare_outputs = SpareOutputs(program.outputs, self._made, program.steps)
         whole = [output.buffer for output in program.outputs if output.whole]
         self._returns_made = whole == [spec.index for spec in self._made] and len(whole) == len(program.outputs)
         self._outputs = [_output_maker(program.buffers[output.buffer], output) for output in program.outputs]
         self._written = tuple(program.written)
         self._undo = Undo(program)
+        self._last = len(program.steps) - 1
 
     def __call__(self, inputs: Sequence[Any], spare: dict[int, torch.Tensor] | None = None) -> list[Any]:
         """Run the program.
 
         Args:
             inputs: one tensor or Python number per graph input, as the guards have checked them.
-            spare: per number of an output a tensor that nobody else holds, in whose memory it may be stored;
-                emptied by the call.
+            spare: per number of an output a tensor that nobody else holds, in whose memory it may be stored. A call
+                that fails leaves in there those that it has not written to.
 
         Returns:
             One tensor or number per graph output.
@@ -228,6 +230,7 @@ class NativeProgram:
         """
         frame = self._pool.take()
         before = self._undo.remember(inputs)
+        frame.reached = -1
         try:
             frame.inputs = inputs
             if spare:
@@ -239,13 +242,19 @@ class NativeProgram:
             torch.get_num_threads()  # brings this thread's OpenMP and MKL to torch's setting
             if self._call is None or type(inputs) is not list:
                 self._run_segments(frame)
-            elif status := self._call(inputs, made, *frame.arguments):
-                if status > 0:
-                    _explain_failure(self.program.steps[status - 1], frame)
-                self._run_segments(frame)
+            else:
+                frame.reached = self._last
+                if status := self._call(inputs, made, *frame.arguments):
+                    frame.reached = status - 1
+                    if status > 0:
+                        _explain_failure(self.program.steps[status - 1], frame)
+                    frame.reached = -1
+                    self._run_segments(frame)
             outputs = made if self._returns_made else [make(frame) for make in self._outputs]
         except BaseException:
             self._undo.undo(inputs, before)
+            if spare:
+                self.spare_outputs.keep_intact(spare, frame.reached)
             raise
         else:
             if self._written:
@@ -298,29 +307,32 @@ class NativeProgram:
         steps = range(segment.first, segment.stop)
         if segment.kind == NATIVE:
             done = [index for number in steps for index in ended.get(number, ())]
-            return [self._native_runner(self._entries[segment.entry], done)]
-        return [self._python_runner(self.program.steps[number], ended.get(number, [])) for number in steps]
+            return [self._native_runner(self._entries[segment.entry], segment.stop - 1, done)]
+        return [self._python_runner(number, ended.get(number, [])) for number in steps]
 
-    def _native_runner(self, entry: Callable[[int, int], int], ended: list[int]) -> Runner:
+    def _native_runner(self, entry: Callable[[int, int], int], last: int, ended: list[int]) -> Runner:
         steps = self.program.steps
 
         def run(frame: Frame) -> None:
+            frame.reached = last
             status = entry(*frame.arguments)
             if status:
+                frame.reached = status - 1
                 _explain_failure(steps[status - 1], frame)
             for index in ended:
                 frame.external.pop(index, None)
 
         return run
 
-    def _python_runner(self, step: Step, ended: list[int]) -> Runner:
-        buffers = self.program.buffers
+    def _python_runner(self, number: int, ended: list[int]) -> Runner:
+        buffers, step = self.program.buffers, self.program.steps[number]
         if isinstance(step, AtenStep):
             call = AtenCall(step)
 
             stores = [None if index < 0 else _store(buffers[index], step) for index in step.outs]
 
             def run(frame: Frame) -> None:
+                frame.reached = number
                 for store, result in zip(stores, run_call(call, frame.tensor_of), strict=True):
                     if store is not None:
                         store(frame, result)
@@ -331,6 +343,7 @@ class NativeProgram:
         if isinstance(step, GemmStep):
 
             def run_product(frame: Frame) -> None:
+                frame.reached = number
                 run_gemm(step, frame.tensor_of)
                 for index in ended:
                     _end(frame, index)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from graphc.program.plan import BufferSpec, OutputSpec
+from graphc.program.lifetimes import step_buffers
+from graphc.program.plan import BufferSpec, OutputSpec, Step
 from graphc.runtime.tensors import empty_strided
 
 
@@ -17,9 +18,10 @@ class SpareOutputs:
     Args:
         outputs: of the program.
         made: the buffers that are fresh memory in every call, in the order in which it is made.
+        steps: of the program.
     """
 
-    def __init__(self, outputs: Sequence[OutputSpec], made: Sequence[BufferSpec]) -> None:
+    def __init__(self, outputs: Sequence[OutputSpec], made: Sequence[BufferSpec], steps: Sequence[Step]) -> None:
         places = {spec.index: place for place, spec in enumerate(made)}
         counts = Counter(output.buffer for output in outputs)
         self._places = {
@@ -27,6 +29,11 @@ class SpareOutputs:
             for number, output in enumerate(outputs)
             if output.whole and counts[output.buffer] == 1 and output.buffer in places
         }
+        first: dict[int, int] = {}
+        for number, step in enumerate(steps):
+            for index in step_buffers(step):
+                first.setdefault(index, number)
+        self._first = {places[index]: number for index, number in first.items() if index in places}
 
     def make(
         self,
@@ -37,12 +44,24 @@ class SpareOutputs:
 
         Args:
             layouts: shape, strides and dtype of each buffer.
-            spare: per number of an output a tensor that nobody else holds; emptied, so that what does not fit is freed.
+            spare: per number of an output a tensor that nobody else holds; what does not fit is taken out and so freed.
         """
         found: dict[int, torch.Tensor] = {}
-        for number, tensor in spare.items():
+        for number, tensor in list(spare.items()):
             place = self._places.get(number)
             if place is not None and (tensor.shape, tensor.stride(), tensor.dtype) == layouts[place]:
                 found[place] = tensor
-        spare.clear()
+            else:
+                del spare[number]
+        del tensor
         return [found[place] if place in found else empty_strided(*layout) for place, layout in enumerate(layouts)]
+
+    def keep_intact(self, spare: dict[int, torch.Tensor], reached: int) -> None:
+        """After a failure: leave in `spare` what is as it was given.
+
+        Args:
+            reached: the last step that may have run; -1 for none.
+        """
+        for number in list(spare):
+            if self._first.get(self._places[number], 0) <= reached:
+                del spare[number]

@@ -19,7 +19,7 @@ from graphc.codegen import native
 from graphc.codegen.aten_shim import NotNative
 from graphc.frontend import capture, captured, finish
 from graphc.passes import pipeline, plan
-from graphc.runtime import build, load, native_program
+from graphc.runtime import build, load, native_program, spare
 from graphc.settings import override
 from tests.e2e.faults import Counter, Fault, World, at_dispatch, at_lines, leftovers, on_entry
 
@@ -202,29 +202,73 @@ def test_fault_at_every_library_call_of_a_run(monkeypatch: pytest.MonkeyPatch) -
     with on_entry(native_program, "run_call", counter):
         training.check_next(1)
     assert counter.count >= 3
-    world = training.world()
     for error in (Fault, KeyboardInterrupt):
         for at in range(counter.count):
+            world = training.world()
             with on_entry(native_program, "run_call", Counter(at, error)), pytest.raises(error):
                 training.compiled(training.x, training.y)
-            assert world.changes() == [], f"call {at}"
-    training.check_next()
+            gone = _changed_but_for_dropped_gradients(world, training.net)
+            assert not gone or at, "the first call comes before any new gradient"
+            training.check_next(1)
     assert training.compiled.stats().compiles == 1
 
 
-def test_no_memory_for_an_output() -> None:
+@pytest.mark.parametrize("held", [True, False], ids=["fresh", "spare"])
+def test_no_memory_for_an_output(held: bool) -> None:
+    """Nothing has run yet: all gradients stay, whether or not new ones were to be stored where they lie."""
     training = Training()
     training.check_next(1)
-    counter = Counter(-1)
-    with on_entry(native_program, "empty_strided", counter):
+    held_gradients = [p.grad for p in training.net.parameters()] if held else []
+    place, counter = native_program if held else spare, Counter(-1)
+    with on_entry(place, "empty_strided", counter):
         training.check_next(1)
     world = training.world()
-    assert counter.count > 3
+    held_gradients += [p.grad for p in training.net.parameters()] if held else []
+    assert counter.count > (3 if held else 0)
     for at in range(counter.count):
-        with on_entry(native_program, "empty_strided", Counter(at, MemoryError)), pytest.raises(MemoryError):
+        with on_entry(place, "empty_strided", Counter(at, MemoryError)), pytest.raises(MemoryError):
             training.compiled(training.x, training.y)
         assert world.changes() == []
     training.check_next()
+
+
+def _changed_but_for_dropped_gradients(world: World, net: nn.Module) -> list[str]:
+    """Parameters whose gradients, which the step drops before it makes new ones, went in a run that failed.
+
+    Everything else is as it was: those gradients that are still there too.
+    """
+    gone = [name for name, p in net.named_parameters() if p.grad is None]
+    changed = world.changes()
+    assert set(changed) <= {f"0:{name}.grad" for name in gone}
+    return changed
+
+
+def test_refused_data_leave_the_gradients_of_the_step_before() -> None:
+    """What is refused before the backward pass is refused before any new gradient is stored."""
+    training = Training()
+    training.check_next(2)
+    world = training.world()
+    with pytest.raises(IndexError):
+        training.compiled(training.x, training.y + 5)
+    assert world.changes() == []
+    training.check_next()
+
+
+def test_gradients_that_the_step_does_not_drop_stay() -> None:
+    training = Training()
+
+    @graphc.compile(numerics="eager")
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(training.net(x), y)
+        loss.backward()
+        return loss.detach()
+
+    step(training.x, training.y)
+    step(training.x, training.y)
+    world = training.world()
+    with pytest.raises(IndexError):
+        step(training.x, training.y + 5)
+    assert world.changes() == []
 
 
 def test_no_memory_after_a_failed_capture_is_kept() -> None:
@@ -300,7 +344,7 @@ def test_run_that_fails_between_two_updates(where: int) -> None:
                 step(x, bad)
         finally:
             _failing.now = False
-        assert world.changes() == []
+        _changed_but_for_dropped_gradients(world, net)
         got, want = step(x, rows), two_updates(twin, *others, given, rows, where)
         torch.testing.assert_close([got, x], [want, given], rtol=TOLERANCE, atol=TOLERANCE)
         _close(net.state_dict(), twin.state_dict())
