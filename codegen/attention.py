@@ -1,44 +1,71 @@
-"""Attention in the native program: generated C for the plain cases, libtorch's own for all others."""
+"""Attention in the native program, forward and backward: C for the plain cases, libtorch's own for all others."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from graphc.codegen.aten_shim import ShimCall, dtype_code
+from graphc.codegen.attention_text import ATTENTION, ATTENTION_PROTOTYPE, BACKWARD, BACKWARD_PROTOTYPE
 from graphc.codegen.gemm import address, longs
-from graphc.codegen.tile_text import ATTENTION, ATTENTION_PROTOTYPE, ATTENTION_WINS
+from graphc.codegen.tile_text import ATTENTION_WINS
 from graphc.ir.types import f32
 from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, View
 
-OP = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+FORWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+BACKWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
 _LEAST_ROWS = 6
 """Queries per head from which on packing its keys and values pays."""
 _MOST_FLOATS = 160_000
-"""Most elements of one head's packed keys and values, and of scores: a thread has them on its stack, in its cache."""
+"""Most elements of what a thread packs and computes of a head: it has them on its stack, in its cache."""
+_LEAST_BLOCK = 64
+"""Queries at a time from which on the backward pays: keys are packed anew for each block."""
 _TILE, _PANEL = 6, 16
 
 
-def attention_text(step: AtenStep, buffers: list[BufferSpec]) -> str | None:
-    """The C function of an attention step, called NAME, or None when libtorch is to compute it.
+@dataclass(frozen=True)
+class Attention:
+    """The C function of an attention step.
+
+    Args:
+        text: all of it, called NAME.
+        prototype: likewise.
+    """
+
+    text: str
+    prototype: str
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether it computes gradients."""
+        return self.prototype == BACKWARD_PROTOTYPE
+
+
+def attention_text(step: AtenStep, buffers: Sequence[BufferSpec]) -> Attention | None:
+    """The C function of an attention step, forward or backward, or None when libtorch is to compute it.
 
     Taken are float32 without mask nor dropout, heads whose rows lie in one piece, and keys that fit in the cache. Few
     queries are left to libtorch: packing keys and values for them does not pay.
     """
-    if step.op != OP or len(step.args) < 3 or step.outs[0] < 0 or any(index >= 0 for index in step.outs[1:]):
+    if step.op not in (FORWARD_OP, BACKWARD_OP):
         return None
-    named = dict(zip(("query", "key", "value", "dropout_p", "is_causal"), step.args, strict=False)) | dict(step.kwargs)
-    query, key, value = (named[name] for name in ("query", "key", "value"))
-    out = buffers[step.outs[0]]
+    backward = step.op == BACKWARD_OP
+    tensors = ("grad", "query", "key", "value", "out", "logsumexp") if backward else ("query", "key", "value")
+    named = dict(zip((*tensors, "dropout_p", "is_causal"), step.args, strict=False)) | dict(step.kwargs)
+    results = ("grad_query", "grad_key", "grad_value") if backward else ("out", "logsumexp")
+    places: dict[str, Any] = {name: named.get(name) for name in tensors}
+    places |= {name: buffers[index] for name, index in zip(results, step.outs, strict=True) if index >= 0}
     if named.get("attn_mask") is not None or named.get("dropout_p", 0.0) != 0.0:
         return None
-    scale = named.get("scale")
-    causal = named.get("is_causal", False)
+    scale, causal = named.get("scale"), named.get("is_causal", False)
     if not isinstance(scale, (int, float, type(None))) or not isinstance(causal, bool):
         return None
     if causal and scale is not None and not scale > 0:
         return None  # libtorch multiplies its mask of -inf by the scale
-    if not _fits(query, key, value, out):
+    if not _fits(places) or (backward and len(places) < len(tensors) + len(results)):
         return None
+    query, key, value = places["query"], places["key"], places["value"]
     batch, heads, rows, width = query.shape
     sizes = {
         "batch": batch,
@@ -49,40 +76,71 @@ def attention_text(step: AtenStep, buffers: list[BufferSpec]) -> str | None:
         "out_width": value.shape[3],
         "causal": int(causal),
         "scale": float(width**-0.5 if scale is None else scale).hex(),
+        "logsumexp": "0, 0, 0",
     }
-    places = {"query": query, "key": key, "value": value, "out": out}
     strides = {name: ", ".join(map(str, place.strides[:3])) for name, place in places.items()}
-    return (ATTENTION % (sizes | strides)).replace("PROTOTYPE", ATTENTION_PROTOTYPE)
+    if not backward:
+        return _function(ATTENTION, ATTENTION_PROTOTYPE, sizes | strides)
+    block = _block(rows, key.shape[2], width, value.shape[3])
+    return _function(BACKWARD, BACKWARD_PROTOTYPE, sizes | strides | {"block": block}) if block else None
 
 
-def _fits(query: View, key: View, value: View, out: BufferSpec) -> bool:
-    places = (query, key, value, out)
-    if any(len(x.shape) != 4 or x.dtype is not f32 or 0 in x.shape or x.strides[3] != 1 for x in places):
+def _function(text: str, prototype: str, values: dict[str, Any]) -> Attention:
+    return Attention((text % values).replace("PROTOTYPE", prototype), prototype)
+
+
+def _fits(places: dict[str, View | BufferSpec]) -> bool:
+    sums = places.get("logsumexp")
+    heads = [place for name, place in places.items() if name != "logsumexp"]
+    if "out" not in places or any(not isinstance(x, (View, BufferSpec)) or x.dtype is not f32 for x in places.values()):
         return False
+    if any(len(x.shape) != 4 or 0 in x.shape or x.strides[3] != 1 for x in heads):
+        return False
+    query, key, value, out = (places[name] for name in ("query", "key", "value", "out"))
     if key.shape[:2] != query.shape[:2] or value.shape[:2] != query.shape[:2]:
         return False
+    if sums is not None and tuple(sums.shape) != tuple(out.shape[:3]):
+        return False
     keys, width, out_width = key.shape[2], key.shape[3], value.shape[3]
-    padded_keys, padded_width = (-(-size // _PANEL) * _PANEL for size in (keys, out_width))
+    padded_keys, padded_width = _panels(keys), _panels(out_width)
     packed = padded_keys * width + keys * padded_width + _TILE * (padded_keys + width + padded_width)
     return query.shape[2] >= _LEAST_ROWS and packed <= _MOST_FLOATS
 
 
-def attention_call(step: AtenStep, buffers: list[BufferSpec], call: ShimCall, name: str) -> ShimCall:
+def _panels(size: int) -> int:
+    """The size filled up to whole panels."""
+    return -(-size // _PANEL) * _PANEL
+
+
+def _block(rows: int, keys: int, width: int, out_width: int) -> int:
+    """How many queries the backward takes at a time, whole panels of them; 0 when too few fit."""
+    per_query = width + _panels(width) + out_width + _panels(out_width) + keys + 3 * _TILE
+    once = (
+        (width + _TILE) * (keys + _TILE + 2 * _PANEL) + _PANEL * out_width + 4 * _TILE * _panels(max(width, out_width))
+    )
+    most = (_MOST_FLOATS - once) // per_query // _PANEL * _PANEL
+    block = min(most, _panels(rows))
+    return block if block >= min(_LEAST_BLOCK, _panels(rows)) else 0
+
+
+def attention_call(step: AtenStep, buffers: Sequence[BufferSpec], call: ShimCall, name: str) -> ShimCall:
     """The step as a call of the generated function `name` where that wins, else as libtorch's `call`."""
-    out = buffers[step.outs[0]]
     number = {index: f"b[{place}]" for place, index in enumerate(call.buffers)}
-    here = number[out.index]
     lines: list[str] = []
-    if out.kind == EXTERNAL:
+    made = [buffers[index] for index in step.outs if index >= 0 and buffers[index].kind == EXTERNAL]
+    if made:
+        lines.append(f"AtenTensorHandle r[{len(made)}] = {{0}};")
+    for place, out in enumerate(made):
+        here = number[out.index]
         layout = f"{len(out.shape)}, {longs(out.shape)}, {longs(out.strides)}, {dtype_code(out.dtype)}"
         lines += [
-            "AtenTensorHandle r = NULL;",
-            f"if (aoti_torch_empty_strided({layout}, CPU, 0, &r) || aoti_torch_get_data_ptr(r, &p[{here}]))",
-            "  return drop(r), 1;",
+            f"if (aoti_torch_empty_strided({layout}, CPU, 0, &r[{place}])) return 1;",
             f"release(h, {here});",
-            f"h[{here}] = r;",
+            f"h[{here}] = r[{place}];",
+            f"if (aoti_torch_get_data_ptr(r[{place}], &p[{here}])) return 1;",
         ]
-    operands = ", ".join(address(view, number[view.buffer]) for view in step.views())
-    lines += [f"{name}({operands}, p[{here}]);", "return 0;"]
+    operands = [address(view, number[view.buffer]) for view in step.views()]
+    results = [f"p[{number[index]}]" if index >= 0 else "NULL" for index in step.outs]
+    lines += [f"{name}({', '.join(operands + results)});", "return 0;"]
     own = "\n".join(f"  {line}" for line in lines)
     return replace(call, body=f"#if {ATTENTION_WINS}\n{own}\n#else\n{call.body}\n#endif")

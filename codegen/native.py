@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from graphc.codegen import native_text as text
 from graphc.codegen import tile_text
 from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported
-from graphc.codegen.attention import attention_call, attention_text
+from graphc.codegen.attention import Attention, attention_call, attention_text
+from graphc.codegen.attention_text import SUM_OVER_QUERIES
 from graphc.codegen.c.flags import CFLAGS, LIBRARIES
 from graphc.codegen.c.prelude import prelude
 from graphc.codegen.dispatcher import aten_call
@@ -148,7 +149,7 @@ class _NativeWriter:
         self.kernels: dict[str, EmittedKernel] = {}
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
-        self.attentions: dict[str, str] = {}  # text of an attention kernel -> name of its C function
+        self.attentions: dict[Attention, str] = {}  # -> name of its C function
         self.uses_tensors = self.uses_matmul_aten = self.uses_checks = self.tiles = self.tiles_batch = False
         self.reasons: dict[str, str] = {}
         self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
@@ -342,8 +343,8 @@ class _NativeWriter:
             parts.append(tile_text.PRODUCT_CALL)
         if self.tiles_batch:
             parts.append(tile_text.BATCH_CALL)
-        for name in self.attentions.values():
-            parts.append(f"{_HIDDEN} {tile_text.ATTENTION_PROTOTYPE.replace('NAME', name)};\n")
+        for attention, name in self.attentions.items():
+            parts.append(f"{_HIDDEN} {attention.prototype.replace('NAME', name)};\n")
         if self.uses_checks:
             parts.append(text.FAILED)
         if self.uses_tensors:
@@ -357,12 +358,14 @@ class _NativeWriter:
 
     def _tiles(self) -> str:
         """The file of products and attention by tiles."""
-        parts = [prelude({"expf"} if self.attentions else ()), tile_text.MICRO_KERNEL]
+        parts = [prelude({"expf", "logf"} if self.attentions else ()), tile_text.MICRO_KERNEL]
         if self.tiles or self.tiles_batch:
             parts += [tile_text.PRODUCT_PART, tile_text.PRODUCT]
         if self.tiles_batch:
             parts.append(tile_text.BATCH)
-        parts += [f"HIDDEN {body.replace('NAME', name)}" for body, name in self.attentions.items()]
+        if any(attention.is_backward for attention in self.attentions):
+            parts.append(SUM_OVER_QUERIES)
+        parts += [f"HIDDEN {attention.text.replace('NAME', name)}" for attention, name in self.attentions.items()]
         return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The fixed C text of products and attention by register tiles: what a native program runs where BLAS is slower.
+"""The fixed C text of products by register tiles: what a native program runs where BLAS is slower.
 
 One micro kernel does all arithmetic: TILE rows of `a`, each element broadcast, times a packed panel of `b`, PANEL
 columns wide, both held by the first-level cache. CHUNK products are summed in vector registers, in float32 with fused
@@ -263,70 +263,4 @@ HIDDEN {BATCH_PROTOTYPE} {{
       multiply_by_tiles(m, n, k, a + at_a, a_row, b + at_b, b_row, b_column, accumulate, c + at_c, c_row);
   }}
 }}
-"""
-
-ATTENTION_PROTOTYPE = "void NAME(const float *query, const float *key, const float *value, float *out)"
-
-# softmax(scale * query key^T) value per (batch, head), TILE rows at a time: the cache holds all their scores, so no
-# running maximum is needed, and what a causal mask hides is not computed. Keys and values are packed once per head.
-# Strides are those of batch, head and row.
-ATTENTION = """\
-PROTOTYPE {
-  enum { BATCH = %(batch)d, HEADS = %(heads)d, ROWS = %(rows)d, KEYS = %(keys)d, WIDTH = %(width)d, OUT = %(out_width)d,
-         CAUSAL = %(causal)d, TILES = (ROWS + TILE - 1) / TILE, PANELS = (KEYS + PANEL - 1) / PANEL,
-         OUT_PANELS = (OUT + PANEL - 1) / PANEL, LONG = PANELS * PANEL + 16, WIDE = OUT_PANELS * PANEL };
-  static const long qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s};
-  const float scale = (float)%(scale)s;
-#pragma omp parallel
-  {
-    float keys[PANELS * WIDTH * PANEL] CACHE_LINE, values[OUT_PANELS * KEYS * PANEL] CACHE_LINE;
-    float score[TILE * LONG] CACHE_LINE, left[TILE * WIDTH] CACHE_LINE, result[TILE * WIDE] CACHE_LINE;
-    long packed = -1;
-#pragma omp for schedule(static)
-    for (long item = 0; item < (long)BATCH * HEADS * TILES; item++) {
-      const long head = item / TILES, i = item %% TILES * TILE, rows = ROWS - i < TILE ? ROWS - i : TILE;
-      const long seen = CAUSAL && i + rows < KEYS ? i + rows : KEYS; /* keys that some row of the tile looks at */
-      const long n = head / HEADS, h = head %% HEADS;
-      if (head != packed) {
-        const float *k = key + n * ks[0] + h * ks[1], *v = value + n * vs[0] + h * vs[1];
-        for (long j = 0; j < PANELS; j++)
-          pack_panel(k + j * PANEL * ks[2], 1, ks[2], WIDTH, KEYS - j * PANEL < PANEL ? KEYS - j * PANEL : PANEL,
-                     keys + j * WIDTH * PANEL);
-        for (long j = 0; j < OUT_PANELS; j++)
-          pack_panel(v + j * PANEL, vs[2], 1, KEYS, OUT - j * PANEL < PANEL ? OUT - j * PANEL : PANEL,
-                     values + j * KEYS * PANEL);
-        packed = head;
-      }
-      pack_rows(query + n * qs[0] + h * qs[1] + i * qs[2], qs[2], rows, WIDTH, left, WIDTH);
-      for (long j = 0; j * PANEL < seen; j++)
-        multiply_tile(WIDTH, left, WIDTH, keys + j * WIDTH * PANEL, score + j * PANEL, LONG, 0);
-      float inverse[TILE];
-      for (long r = 0; r < rows; r++) {
-        const long count = CAUSAL && i + r + 1 < KEYS ? i + r + 1 : KEYS;
-        float *s = score + r * LONG, largest = -__builtin_inff(), sum = 0;
-#pragma omp simd reduction(max : largest)
-        for (long j = 0; j < count; j++) {
-          s[j] *= scale;
-          largest = s[j] > largest ? s[j] : largest;
-        }
-        if (largest == -__builtin_inff()) largest = 0; /* weights are 0, or NaN where a score is */
-#pragma omp simd reduction(+ : sum)
-        for (long j = 0; j < count; j++) {
-          s[j] = expf(s[j] - largest);
-          sum += s[j];
-        }
-        for (long j = count; j < seen; j++) s[j] = 0;
-        inverse[r] = sum == 0 ? 0 : 1 / sum;
-      }
-      for (long r = rows; r < TILE; r++) memset(score + r * LONG, 0, sizeof(float) * seen);
-      for (long j = 0; j < OUT_PANELS; j++)
-        multiply_tile(seen, score, LONG, values + j * KEYS * PANEL, result + j * PANEL, WIDE, 0);
-      for (long r = 0; r < rows; r++) {
-        float *to = out + n * os[0] + h * os[1] + (i + r) * os[2];
-#pragma omp simd
-        for (long j = 0; j < OUT; j++) to[j] = result[r * WIDE + j] * inverse[r];
-      }
-    }
-  }
-}
 """
