@@ -463,6 +463,30 @@ def _watching_schedules() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _watching_backward(recorder: Recorder) -> Iterator[None]:
+    """Python that autograd runs in a backward pass (hooks, forward passes of checkpoints) is watched like any other.
+
+    A function mode is off while a function that it was told of runs, and `backward` is one.
+    """
+    module: Any = torch.autograd
+    original = module._engine_run_backward
+
+    @functools.wraps(original)
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        is_ours = getattr(_running, "recorder", None) is recorder
+        if not is_ours or torch._C._len_torch_function_stack() >= recorder.function_modes:
+            return original(*args, **kwargs)
+        with FunctionMode(recorder):
+            return original(*args, **kwargs)
+
+    module._engine_run_backward = run_backward
+    try:
+        yield
+    finally:
+        module._engine_run_backward = original
+
+
+@contextlib.contextmanager
 def _without_saved_tensors_hooks() -> Iterator[None]:
     """What autograd saves in the capture is not handed to the caller's hooks, which expect tensors with data."""
     autograd, hooks = torch._C._autograd, []
@@ -507,6 +531,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
         with (
             plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
+            _watching_backward(recorder),
         ):  # fmt: skip
             yield
     finally:

@@ -20,6 +20,7 @@ from graphc.loopir.interpreter import run as run_kernel
 from graphc.loopir.numpy_ops import NUMPY_DTYPES
 from graphc.loopir.verifier import verify
 from graphc.ops.extern import overload, own_returns, torch_constant
+from graphc.program.loops import unroll
 from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, View
 
 GARBAGE = 0xFB
@@ -60,7 +61,7 @@ class _Run:
                 self.memory[spec.index] = np.full(spec.nbytes, GARBAGE, np.uint8)
 
     def run(self) -> list[Any]:
-        for step in self.plan.steps:
+        for step in unroll(self.plan.steps):
             if isinstance(step, KernelStep):
                 self.kernel(step)
             elif isinstance(step, GemmStep):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from graphc.ir.graph import Graph
+from graphc.ir.types import f32, i64
 from graphc.passes.memory import Block
-from graphc.passes.rooms import Room, fill_rooms
+from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.transient import EMPTY, coming_and_going
 from graphc.program.lifetimes import step_buffers
-from graphc.program.plan import AtenStep, GemmStep, KernelStep, Plan
+from graphc.program.loops import Binding, LoopStep
+from graphc.program.plan import ARENA, AtenStep, BufferSpec, ForeachStep, GemmStep, KernelStep, Plan
 from tests.passes.planned import check_plan, graph_of, kernel_calls
 
 ATTRS = (
@@ -171,3 +174,57 @@ graph f(%x: f32[4, 16, 64, 64] arg "x",
     allocations = [step for step in plan.steps if isinstance(step, AtenStep) and step.op == EMPTY]
     assert EMPTY not in plan.stats["extern"] and sum(plan.stats["extern"].values()) == 2
     assert all(plan.buffers[step.outs[0]].kind == "external" for step in allocations)
+
+
+LOOP = """
+graph f(%h: f32[64, 64] arg "h", %x: f32[9, 64, 64] arg "x", %w: f32[64, 64] arg "w") {
+  %l: f32[64, 64], %s: f32[9, 64, 64] = scan(%h, %x, %w) {carries=1, sequences=1, length=9, reverse=REVERSE}
+    body graph loop(%c: f32[64, 64] arg "c", %i: f32[64, 64] arg "i", %v: f32[64, 64] arg "v") {
+      %0: f32[64, 64] = matmul(%c, %v)
+      %1: f32[64, 64] = tanh(%0)
+      %2: f32[64, 64] = add(%1, %i)
+      %3: f32[64, 64] = matmul(%2, %v)
+      %4: f32[64, 64] = sin(%3)
+      return %4, %2
+    }
+  %a: f32[64, 64] = matmul(%l, %w)
+  %b: f32[64, 64] = tanh(%a)
+  %t: f32[64, 64] = sum(%s) {dims=[0], keepdim=False}
+  %c: f32[64, 64] = matmul(%t, %w)
+  return %b, %c
+}"""
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_goes_from_turn_to_turn_lies_in_results_that_are_stored_later(reverse: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*shape, generator=generator) / 16 for shape in ((64, 64), (9, 64, 64), (64, 64))]
+    plan = check_plan(LOOP.replace("REVERSE", str(reverse)), inputs)
+    (loop,) = [step for step in plan.steps if isinstance(step, LoopStep)]
+    results = {output.buffer for output in plan.outputs}
+    homes = [b.buffers for b in loop.bindings if not results.isdisjoint(b.buffers)]
+    assert len(homes) >= 2 and all(plan.buffers[index].nbytes for pair in homes for index in pair)
+
+
+@pytest.mark.parametrize("turn", range(5))
+@pytest.mark.parametrize("stride", [0, 16, -16])
+def test_loops_name_moved_buffers_in_every_turn(turn: int, stride: int) -> None:
+    buffers = [BufferSpec(index, ARENA, f32, (512,), (1,), 2048) for index in range(6)]
+    mover = Mover(buffers, {1: (4, 256), 3: (5, 64)})
+    old = Binding((1, 2), (80, 96), stride, 3, 7)
+    (new,) = mover.step(LoopStep(5, (), (old,), ())).bindings  # type: ignore[union-attr]
+    moved = {1: (4, 64), 3: (5, 16)}
+    buffer, offset = old.at(turn)
+    home, start = moved.get(buffer, (buffer, 0))
+    assert new.at(turn) == (home, start + offset)
+    plain = Binding((2, 2), (0, 0))
+    assert mover.step(LoopStep(5, (), (plain,), ())).bindings == (plain,)  # type: ignore[union-attr]
+
+
+def test_tables_name_moved_buffers() -> None:
+    buffers = [BufferSpec(index, ARENA, i64 if index == 2 else f32, (64,), (1,), 512) for index in range(5)]
+    table = ForeachStep(("k",), ((),), ((0, 1), (1, 2)), ((0, 3), (5, 7)), (1, 1), (0,), shared=(3,))
+    moved = Mover(buffers, {1: (4, 64), 2: (4, 128)}).step(table)
+    assert isinstance(moved, ForeachStep)
+    assert moved.rows == ((0, 4), (4, 4)) and moved.offsets == ((0, 19), (21, 23))
+    assert Mover(buffers, {4: (0, 0)}).step(table) is table
