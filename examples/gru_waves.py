@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import graphc
 
-STEPS, KINDS = 20, 4
+STEPS, KINDS = 30, 4
 
 
 def waves(samples: int, seed: int) -> TensorDataset:
@@ -40,7 +40,7 @@ def waves(samples: int, seed: int) -> TensorDataset:
 class WaveNet(nn.Module):
     """Signals (B, T, 1) -> logits (B, kinds), from the last state of the upper layer."""
 
-    def __init__(self, hidden: int = 48) -> None:
+    def __init__(self, hidden: int = 32) -> None:
         super().__init__()
         self.gru = nn.GRU(1, hidden, num_layers=2, batch_first=True)
         self.head = nn.Linear(hidden, KINDS)
@@ -52,9 +52,9 @@ class WaveNet(nn.Module):
 
 @example(epochs=12, samples=1200)
 def main(options: Options) -> Result:
-    data = loaders(waves(options.samples, options.seed), 50, options)
+    data = loaders(waves(options.samples, options.seed), 25, options)
     model = WaveNet()
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=1)
 
     @graphc.compile

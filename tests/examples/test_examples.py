@@ -20,33 +20,35 @@ class Case:
     """Small settings of one example.
 
     Args:
-        floor: the least test score compiled, or the largest where lower is better.
+        floor: the least test score compiled, or the largest where lower is better; None where so short a run has none.
         compiles: the most captures that training and evaluation may take.
+        falls: the last loss is at most this share of the first.
         same: the losses are eager's, since no random numbers are drawn inside compiled code.
     """
 
     samples: int
     epochs: int
-    floor: float
+    floor: float | None
     compiles: int
     lower_is_better: bool = False
     same: bool = True
+    falls: float = 1.0
 
 
 CASES = {
     "digits_cnn": Case(1797, 4, 0.88, 5),
     "cifar_net": Case(600, 3, 0.3, 6, same=False),
     "mlp_sgd": Case(1797, 4, 0.75, 5),
-    "lstm_tagger": Case(160, 3, 0.5, 10),
-    "gru_waves": Case(300, 3, 0.2, 4),
-    "translation": Case(220, 3, 0.0, 5),
+    "lstm_tagger": Case(160, 3, 0.65, 6),
+    "gru_waves": Case(600, 4, 0.7, 4),
+    "translation": Case(220, 3, None, 5, falls=0.75),
     "gpt": Case(200, 2, 0.1, 6),
-    "seq2seq": Case(500, 3, 0.2, 4),
+    "seq2seq": Case(500, 3, 0.4, 4),
     "vae": Case(1797, 4, 32.0, 5, lower_is_better=True, same=False),
     "dcgan": Case(640, 3, 0.2, 3, lower_is_better=True, same=False),
     "recommender": Case(2560, 3, 0.5, 6),
     "finetune_resnet": Case(900, 4, 0.4, 7),
-    "policy_gradient": Case(4, 2, 8.0, 12, same=False),
+    "policy_gradient": Case(4, 2, 20.0, 12, same=False),
 }
 
 
@@ -78,15 +80,16 @@ def test_compiled_learns_what_eager_learns(name: str, tmp_path: Path) -> None:
     compiled = _run(name, tmp_path)
     assert compiled.eager_calls == 0
     assert 0 < compiled.compiles <= case.compiles, compiled.reasons
-    assert compiled.test <= case.floor if case.lower_is_better else compiled.test >= case.floor
+    if case.floor is not None:
+        assert compiled.test <= case.floor if case.lower_is_better else compiled.test >= case.floor
     if case.same:
         assert compiled.losses == pytest.approx(eager.losses, rel=2e-2)
-        assert compiled.losses[-1] < compiled.losses[0]
+        assert compiled.losses[-1] < case.falls * compiled.losses[0]
         assert compiled.losses[0] == pytest.approx(eager.losses[0], rel=1e-3)
     assert sys.modules[name].__doc__
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "cifar_net", "vae", "policy_gradient"])
+@pytest.mark.parametrize("name", ["digits_cnn", "cifar_net", "vae", "policy_gradient", "mlp_sgd", "recommender"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     """Noise, dropout, momentum, schedules, shuffling and the best weights so far go on from the checkpoint."""
     whole = _run(name, tmp_path, epochs=2, file="whole")
