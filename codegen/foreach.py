@@ -2,7 +2,8 @@
 
 The row of the step table holds, one after the other, the numbers of all rows: their buffers, where in them they start,
 and the elements that come before. A kernel on elements runs over equal pieces of the elements of all rows together, so
-threads get equal work however the rows differ; one on single numbers runs row by row.
+threads get equal work however the rows differ; one on single numbers runs row by row, and so does one that reduces
+rows.
 """
 
 from __future__ import annotations
@@ -42,20 +43,26 @@ def foreach_body(step: ForeachStep, names: Mapping[str, str]) -> str:
         f"  enum {{ ROWS = {len(step.rows)}, WIDTH = {width}, BUFFERS = {len(step.rows[0])} }};",
         "  const int64_t total = b[ROWS * WIDTH + WIDTH - 1];",
     ]
-    for kernel, arguments in zip(step.kernels, step.arguments, strict=True):
-        sized = any(item.elementwise for item in arguments)
-        lines += (_over_elements if sized else _over_rows)(step, names[kernel], arguments)
+    for number, (kernel, arguments) in enumerate(zip(step.kernels, step.arguments, strict=True)):
+        if number not in step.whole and any(item.elementwise for item in arguments):
+            lines += _over_elements(step, names[kernel], arguments)
+        else:
+            lines += _over_rows(step, names[kernel], arguments, number in step.whole)
     lines.append(f"  return {f'failed({_cells(step)}, {step.cells})' if step.cells else '0'};")
     return "\n".join(lines)
 
 
-def _over_rows(step: ForeachStep, function: str, arguments: Sequence[RowArgument]) -> list[str]:
+def _over_rows(step: ForeachStep, function: str, arguments: Sequence[RowArgument], whole: bool) -> list[str]:
     parallel = ["  #pragma omp parallel for schedule(static)"] if len(step.rows) > SERIAL_ROWS else []
+    texts = [_argument(step, item, "") for item in arguments]
+    if whole:
+        parallel = ["  #pragma omp parallel for schedule(dynamic)"] if sum(step.sizes) > 2 * PIECE else []
+        texts.append("row[WIDTH + WIDTH - 1] - row[WIDTH - 1]")
     return [
         *parallel,
         "  for (int64_t r = 0; r < ROWS; r++) {",
         "    const int64_t *row = b + r * WIDTH;",
-        f"    {function}({', '.join(_argument(step, item, '') for item in arguments)});",
+        f"    {function}({', '.join(texts)});",
         "  }",
     ]
 

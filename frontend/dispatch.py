@@ -14,7 +14,7 @@ from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
 from graphc.frontend.aten.views import VIEW_RULES, StorageModeNeeded
 from graphc.frontend.calls import Operands, call_values, import_functional, snapshot, to_states, wrap_results
-from graphc.frontend.foreach_calls import list_handler, single_call
+from graphc.frontend.foreach_calls import list_handler, single_call, stacked
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.mutation import copy_, mutating_handler
 from graphc.frontend.overloads import functional_of
@@ -80,6 +80,8 @@ def _choose(func: Any) -> Handler:
             return _inplace_view_handler(func)
         functional = functional_of(func)
         return mutating_handler(func, RULES.get(str(functional)))
+    if name == "aten.stack.default":
+        return _stack_handler(_rule_handler(func, RULES[name]))
     if name in RULES:
         return _rule_handler(func, RULES[name])
     if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
@@ -105,6 +107,14 @@ def _rule_handler(func: Any, rule: Rule) -> Handler:
         if recorder.imp.writes:
             _write_arguments(recorder, [*args, *kwargs.values()], [*values, *keywords.values()])
         return wrap_results(recorder, result, rule.layout, operands)
+
+    return handle
+
+
+def _stack_handler(plain: Handler) -> Handler:
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        whole = stacked(recorder, args[0]) if len(args) == 1 and not kwargs and len(args[0]) > 1 else None
+        return plain(recorder, func, args, kwargs) if whole is None else whole
 
     return handle
 

@@ -17,6 +17,8 @@ from graphc.frontend.reads import Reads
 from graphc.ir.graph import Graph
 from graphc.program.facts import TensorFact, stride_facts
 
+_GRADIENTS = "gradients"
+"""The local of a guard function that holds the gradients it has looked up."""
 _INSTALLED: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 
 
@@ -80,6 +82,7 @@ class Facts:
         self._function_modes = torch._C._len_torch_function_stack()
         self._locals: list[str] = []
         self._found: dict[int, str] = {}  # by binding: the local that holds what was looked up
+        self._gradients: dict[int, int] = {}  # by binding: the place in the list of gradients, which one line looks up
 
     def guards(
         self,
@@ -182,8 +185,16 @@ class Facts:
             g.is_object(local, leaf, f"argument {name}")
 
     def _look_up(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
+        owners = [
+            (binding, binding.accesses[0].root)
+            for binding in bindings
+            if binding.kind is BindingKind.FOUND and binding.number is None and binding.accesses[0].suffix == ".grad"
+        ]
+        if len(owners) > 1:
+            self._gradients = {id(binding): place for place, (binding, _) in enumerate(owners)}
+            g.let(f"{_GRADIENTS} = [t.grad for t in {g.hold([owner for _, owner in owners])}]", "a gradient is gone")
         for value, binding in zip(graph.inputs, bindings, strict=True):
-            if binding.kind is BindingKind.FOUND:
+            if binding.kind is BindingKind.FOUND and id(binding) not in self._gradients:
                 local = self._found[id(binding)] = f"w{len(self._found)}"
                 found = f"{g.hold(binding.accesses[0].root)}{binding.accesses[0].suffix}"
                 g.let(f"{local} = {found}", f"tensor {value.path} is gone")
@@ -217,11 +228,20 @@ class Facts:
                 names.append(f"argument {self._names[index]}")
                 tensors.append(leaf)
                 expressions.append(self._locals[index])
+        gradients: list[tuple[str, torch.Tensor]] = []
         for value, binding in zip(graph.inputs, bindings, strict=True):
             if binding.kind is BindingKind.FOUND and binding.tensor is not None:
+                if id(binding) in self._gradients:
+                    gradients.append((f"tensor {value.path}", binding.tensor))
+                    continue
                 names.append(f"tensor {value.path}")
                 tensors.append(binding.tensor)
                 expressions.append(self._found[id(binding)])
+        if gradients:
+            names += [name for name, _ in gradients]
+            tensors += [tensor for _, tensor in gradients]
+            expressions.append(f"*{_GRADIENTS}")
+        given = len(tensors)
         fixed = [
             (v.path, b.tensor)
             for v, b in zip(graph.inputs, bindings, strict=True)
@@ -237,22 +257,26 @@ class Facts:
         check = _metadata_check(tensors)
         g.check(
             f"{g.hold(check)}({', '.join(listed)})",
-            _describe_metadata(names, tensors, expressions),
-            self._native_facts(g, tensors, expressions),
+            _describe_metadata(names, tensors, expressions, given),
+            self._native_facts(g, tensors, expressions, given),
         )
 
-    def _native_facts(self, g: GuardBuilder, tensors: list[torch.Tensor], expressions: list[str]) -> TensorFacts:
+    def _native_facts(
+        self, g: GuardBuilder, tensors: list[torch.Tensor], expressions: list[str], given: int
+    ) -> TensorFacts:
         """The same for native code.
 
         That does not see how this thread adds to and takes from the dispatch keys of all tensors, which depends on
         their own keys alone; torch is still asked about it, for one tensor of each set of keys.
         """
-        given = len(expressions)
+        alone = [expression for expression in expressions if not expression.startswith("*")]
         facts: list[TensorFact] = []
         samples: dict[int, tuple[torch.Tensor, str]] = {}
         for index, tensor in enumerate(tensors):
             keys = torch._C._dispatch_keys(tensor).raw_repr()
-            samples.setdefault(keys, (tensor, expressions[index] if index < given else g.hold(tensor)))
+            if keys not in samples:
+                place = f"{_GRADIENTS}[{index - len(alone)}]" if index < given else g.hold(tensor)
+                samples[keys] = tensor, alone[index] if index < len(alone) else place
             facts.append(
                 TensorFact(
                     tensor=None if index < given else tensor,
@@ -310,13 +334,21 @@ class Facts:
         """The expression for the program's inputs."""
         parts: list[str] = []
         run: list[Any] = []
+        places: list[int] = []  # of gradients that follow each other
         for binding in [*bindings, None]:
+            place = self._gradients.get(id(binding), -1)
+            if places and place != places[-1] + 1:
+                parts.append(f"*{_GRADIENTS}[{places[0]}:{places[-1] + 1}]")
+                places = []
             if binding is not None and binding.kind is BindingKind.FIXED:
                 run.append(binding.tensor)
                 continue
             if run:
                 parts.append(f"*{g.hold(tuple(run))}")
                 run = []
+            if place >= 0:
+                places.append(place)
+                continue
             if binding is None:
                 break
             if binding.kind is BindingKind.STORAGE:
@@ -396,12 +428,17 @@ def metadata(tensor: torch.Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _describe_metadata(names: list[str], tensors: list[Any], expressions: list[str]) -> Describe:
+def _describe_metadata(names: list[str], tensors: list[Any], expressions: list[str], given: int) -> Describe:
     expected = [metadata(tensor) for tensor in tensors]
-    held = tensors[len(expressions) :]
+    held = tensors[given:]
 
     def describe(scope: dict[str, Any]) -> str:
-        now = [scope.get(expression) for expression in expressions] + held
+        now = [
+            item
+            for expression in expressions
+            for item in (scope[_GRADIENTS] if expression.startswith("*") else [scope.get(expression)])
+        ]
+        now += held
         for number, (name, item, then) in enumerate(zip(names, now, expected, strict=True)):
             if not isinstance(item, torch.Tensor):
                 return f"{name}: a {type(item).__name__}, compiled for a tensor"

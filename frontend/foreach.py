@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graphc.frontend.aten import layout
+from graphc.frontend.aten.views import select
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Builder, Graph, Op, Operand, Output, Role, Value
 from graphc.ir.types import HOST, TensorType
 from graphc.ops import infer
+from graphc.ops.foreach import NUMBER, WHOLE
 from graphc.ops.registry import Kind, get
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 FEWEST = 8
 """Parameters of one kind from which on they are one op; fewer fuse better with what computes their gradients."""
 _PREFIXES = ("_single_tensor_", "_multi_tensor_")
+_SUPPORT = "_has_foreach_support"
+"""What the clipping of gradients asks before it makes one call on a list of them."""
 _DTYPES = frozenset(("f64", "f32", "f16", "bf16"))
 
 
@@ -43,6 +47,10 @@ def grouped_updates(running: Callable[[], Recorder | None]) -> Iterator[None]:
         running: the capture that goes on in this thread, if any.
     """
     replaced: list[tuple[Any, str, Any]] = []
+    clip = torch.nn.utils.clip_grad
+    if hasattr(clip, _SUPPORT):
+        replaced.append((clip, _SUPPORT, getattr(clip, _SUPPORT)))
+        setattr(clip, _SUPPORT, _with_traced(getattr(clip, _SUPPORT)))
     for name, module in list(sys.modules.items()):
         if name.startswith("torch.optim."):
             for key, function in list(vars(module).items()):
@@ -54,6 +62,16 @@ def grouped_updates(running: Callable[[], Recorder | None]) -> Iterator[None]:
     finally:
         for module, key, function in replaced:
             setattr(module, key, function)
+
+
+def _with_traced(supported: Callable[..., bool]) -> Callable[..., bool]:
+    """Traced tensors stand for plain ones, which would be taken."""
+
+    @functools.wraps(supported)
+    def with_traced(tensors: list[Any], device: torch.device) -> bool:
+        return supported([None if type(tensor) is TracedTensor else tensor for tensor in tensors], device)
+
+    return with_traced
 
 
 def _grouped(function: Callable[..., Any], running: Callable[[], Recorder | None]) -> Callable[..., Any]:
@@ -91,6 +109,7 @@ class _Part:
         lists: numbers of the lists it takes.
         shared: values that are the same for all rows.
         made: numbers of the lists in which it left a new tensor: the first results.
+        numbers: those among them whose tensors are a number per row, from a reduction over the row.
         mutates: numbers of the lists that get new contents: the other results.
         before: by list, what the representative's tensors held.
     """
@@ -99,6 +118,7 @@ class _Part:
     lists: list[int]
     shared: list[Value]
     made: list[int]
+    numbers: set[int]
     mutates: list[int]
     before: dict[int, Value]
 
@@ -141,12 +161,19 @@ class _Call:
             if kind is None or len(rows) < FEWEST:
                 self._plain(rows)
                 continue
+            rows.sort(key=lambda row: self._is_empty(states, row))
             part = self._representative(rows[0], states)
             if part is None:
                 self._plain(rows[1:])
-            else:
-                with _hidden():
-                    self._record(part, rows, states)
+                continue
+            empty = [row for row in rows[1:] if part.numbers and self._is_empty(states, row)]
+            self._plain(empty)  # not every reduction takes them
+            with _hidden():
+                self._record(part, rows[: len(rows) - len(empty)], states)
+
+    @staticmethod
+    def _is_empty(states: list[list[TensorState | None]], row: int) -> bool:
+        return any(state is not None and 0 in state.shape for state in (column[row] for column in states))
 
     def _states(self) -> list[list[TensorState | None]] | None:
         """The tensors of each list; None where one is met twice, so that the order of updates may matter."""
@@ -196,17 +223,19 @@ class _Call:
             return None
         shape = next((state.shape for state in own.values() if state.shape), ())
         with _hidden():
-            if any(recorder.state_of(self.lists[at][row]).shape != shape for at in made):
+            shapes = {at: recorder.state_of(self.lists[at][row]).shape for at in made}
+            if not all(found in (shape, ()) for found in shapes.values()):
                 return None
             results = [recorder.value_of(self.lists[at][row]) for at in (*made, *mutates)]
         ops = recorder.graph.ops[mark:]
-        found = _body(values, ops, results, mutates)
+        numbers = {at for at, found in shapes.items() if found != shape}
+        found = _body(values, ops, results, mutates, len(numbers))
         if found is None:
             return None
         del recorder.graph.ops[mark:]
         recorder.forget(ops)
         body, lists, shared = found
-        return _Part(body, lists, shared, made, mutates, values)
+        return _Part(body, lists, shared, made, numbers, mutates, values)
 
     # all parameters
 
@@ -221,13 +250,18 @@ class _Call:
         attrs = {
             "count": len(rows),
             "mutates": tuple(number[at] for at in part.mutates),
-            "like": (number[model],) * len(part.made),
+            "like": tuple(NUMBER if at in part.numbers else number[model] for at in part.made),
             "body": part.body,
         }
         operands = [value for column in columns for value in column]
         op = recorder.builder.multi("foreach", [*operands, *part.shared], attrs)
         results = iter(op.results)
         for at in part.made:
+            if at in part.numbers:
+                vector = recorder.wrap(next(results), (1,)).state
+                for place, row in enumerate(rows):
+                    self.lists[at][row] = recorder.make(select(vector, 0, place))
+                continue
             for row in rows:
                 state = states[model][row]
                 assert state is not None
@@ -273,7 +307,7 @@ def _kind(row: list[TensorState | None]) -> Any:
 
 
 def _body(
-    values: dict[int, Value], ops: list[Op], results: list[Value], mutates: list[int]
+    values: dict[int, Value], ops: list[Op], results: list[Value], mutates: list[int], numbers: int
 ) -> tuple[Graph, list[int], list[Value]] | None:
     """Recorded ops as arithmetic on one element of each tensor; None when they are more than that.
 
@@ -282,6 +316,7 @@ def _body(
         ops: what was recorded.
         results: what comes of it.
         mutates: lists that are taken even where they are not read.
+        numbers: how many of the results are reductions over the row.
 
     Returns:
         The body, the lists it takes, and the shared values that it takes behind them.
@@ -293,10 +328,15 @@ def _body(
     inputs = {at: builder.input(f"x{at}", _element(value), Role.ARG, f"list {at}") for at, value in values.items()}
     known: dict[Value, Operand] = {value: inputs[at] for at, value in values.items()}
     wide = {value for value in values.values() if value.shape}
+    reduced: set[Value] = set()
     shared: dict[Value, None] = {}
     for op in ops:
-        if len(op.results) != 1 or not _is_elementwise(op, wide):
+        if len(op.results) != 1 or not (_is_elementwise(op, wide) or _is_over_row(op, wide)):
             return None
+        if op.name in WHOLE or not reduced.isdisjoint(op.inputs):
+            reduced.add(op.results[0])
+            if op.results[0].shape:
+                return None
         for item in op.inputs:
             if item not in known:
                 if item.shape:
@@ -312,9 +352,12 @@ def _body(
             continue
         builder.location, builder.origin = op.location, op.origin
         attrs = {**op.attrs, "shape": ()} if op.name == "full" else op.attrs
+        attrs = {**attrs, "dims": ()} if op.name in WHOLE else attrs
         known[result] = builder.multi(op.name, operands, attrs).result
     found = [known.get(value) for value in results]
     if not all(isinstance(value, Value) and value.device != HOST for value in found):
+        return None
+    if sum(value in reduced for value in results) != numbers:
         return None
     body.outputs = [Output(value) for value in found]  # type: ignore[arg-type]
     needed = {item for op in body.ops for item in op.inputs} | {output.value for output in body.outputs}
@@ -326,6 +369,14 @@ def _body(
 
 def _element(value: Value) -> TensorType:
     return TensorType(value.dtype, (), value.device)
+
+
+def _is_over_row(op: Op, wide: set[Value]) -> bool:
+    """Whether it makes one number of all elements of a row."""
+    if op.name not in WHOLE:
+        return False
+    (value,) = op.inputs
+    return value in wide and len(op.attrs["dims"]) == value.type.rank and not op.attrs["keepdim"]
 
 
 def _is_elementwise(op: Op, wide: set[Value]) -> bool:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graphc.frontend import functionalize
 from graphc.frontend.foreach import grouped_call
+from graphc.frontend.functionalize import dynamic_links
+from graphc.frontend.traced import TracedTensor
 
 if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
@@ -36,6 +39,21 @@ def single_call(func: Any) -> Callable[..., Any] | None:
         return packet(*args, **kwargs)
 
     return call
+
+
+def stacked(recorder: Recorder, tensors: Any) -> TracedTensor | None:
+    """`torch.stack` of what are all elements of one vector, in order: the vector. None for all else."""
+    if not all(type(tensor) is TracedTensor for tensor in tensors):
+        return None
+    states = [recorder.state_of(tensor) for tensor in tensors]
+    root = states[0].storage.root
+    if root.shape != (len(states),) or root.strides != (1,) or states[0].shape != ():
+        return None
+    for place, state in enumerate(states):
+        same = state.storage.root is root and state.dtype == root.dtype and state.shape == ()
+        if not same or state.offset != root.offset + place or any(dynamic_links(state)):
+            return None
+    return recorder.wrap(functionalize.read(recorder.builder, root), (1,))
 
 
 def list_handler(func: Any, single: Callable[..., Any], recording: Callable[[Recorder], Any]) -> Callable[..., Any]:

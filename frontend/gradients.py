@@ -142,8 +142,20 @@ class Gradients:
     @staticmethod
     def guards(g: GuardBuilder, facts: list[tuple[str, torch.Tensor, bool]]) -> None:
         """Check that gradients exist where they did."""
-        for path, tensor, exists in facts:
-            g.check(f"({g.hold(tensor)}.grad is not None) is {exists}", f"whether {path} has a gradient")
+        if not facts:
+            return
+        tensors, then = [tensor for _, tensor, _ in facts], [exists for _, _, exists in facts]
+
+        def describe(scope: dict[str, Any]) -> str:
+            now = zip(facts, _have_gradients(tensors), strict=True)
+            path = next((path for (path, _, exists), found in now if found is not exists), "a tensor")
+            return f"whether {path} has a gradient"
+
+        g.check(f"{g.hold(_have_gradients)}({g.hold(tensors)}) == {g.hold(then)}", describe)
+
+
+def _have_gradients(tensors: list[torch.Tensor]) -> list[bool]:
+    return [tensor.grad is not None for tensor in tensors]
 
 
 def _hooks(tensor: torch.Tensor) -> tuple[Any, ...]:

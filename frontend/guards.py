@@ -79,13 +79,18 @@ class GuardSet:
     def __init__(self, lines: list[Check | Let], constants: dict[str, Any], result: str) -> None:
         self._lines, self._constants, self._result = lines, constants, result
         self._native: FactCheck | None = None
+        self._tables_only = False  # native code looks at tables and not at tensors
         self.match: Match = self._first_match
 
     def use(self, checker: FactChecker) -> None:
         """Leave to native code what that can check; the other facts, and what explains a miss, stay as they are."""
         facts = [line.fact for line in self._lines if isinstance(line, Check) and line.fact is not None]
         tensors = next((fact.tensors for fact in facts if isinstance(fact, TensorFacts)), ())
-        self._native = checker([fact for fact in facts if isinstance(fact, EntryFact)], tensors)
+        entries = [fact for fact in facts if isinstance(fact, EntryFact)]
+        self._native = checker(entries, tensors)
+        self._tables_only = self._native is None
+        if self._tables_only and tensors and entries:  # there may be too many tensors that are found anew in each call
+            self._native = checker(entries, ())
         self.match = self._first_match
 
     def _first_match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
@@ -120,7 +125,7 @@ class GuardSet:
         lines: list[Check | Let] = []
         test = "_native(())"
         for line in self._lines:
-            if isinstance(line, Let) or line.fact is None:
+            if isinstance(line, Let) or line.fact is None or (self._tables_only and isinstance(line.fact, TensorFacts)):
                 lines.append(line)
             elif isinstance(line.fact, TensorFacts):
                 arguments = "".join(f"{argument}, " for argument in line.fact.arguments)

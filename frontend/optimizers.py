@@ -137,7 +137,8 @@ class Optimizers:
             met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
             _create_state(optimizer)
             met.remember()
-            self._name_state(met)
+            with torch._C.DisableTorchFunction():
+                self._name_state(met)
         self._running.append((met, torch.compiler._is_compiling_flag))
         torch.compiler._is_compiling_flag = False
         for index, group in enumerate(optimizer.param_groups):

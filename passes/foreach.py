@@ -18,7 +18,7 @@ from graphc.ir.graph import Builder, Graph, Input, Op, Output, Role, Value, Writ
 from graphc.ir.parser import parse
 from graphc.ir.types import TensorType
 from graphc.loopir.kernel import Kernel, Store
-from graphc.ops.foreach import inline, rows_of, shaped
+from graphc.ops.foreach import NUMBER, inline, rows_of, shaped
 from graphc.passes.base import PassContext, PassResult, Rewriter
 from graphc.program.plan import ARENA, CHECKS, INPUT, OUTPUT, KernelStep, Plan, RowArgument
 
@@ -35,12 +35,14 @@ class Stages:
     Args:
         kernels: in order, with what each is called with; `elements` is the symbolic extent of those on elements.
         arguments: per kernel.
+        whole: numbers of the kernels that reduce a row, and so get all of it at once.
         scratch: bytes per row that kernels hand numbers on in.
         plan: of the sample row.
     """
 
     kernels: tuple[Kernel, ...]
     arguments: tuple[tuple[RowArgument, ...], ...]
+    whole: tuple[int, ...]
     scratch: int
     plan: Plan
 
@@ -82,7 +84,13 @@ def expand(builder: Builder, op: Op) -> list[Value]:
     for row in range(count):
         results = inline(builder, body, [*(values[row] for values in rows.lists), *rows.shared])
         for kept, place, value in zip(found, (*like, *mutates), results, strict=True):
-            kept.append(_own(builder, shaped(builder, value, rows.lists[place][row].shape), taken))
+            if place == NUMBER:
+                kept.append(builder.op("reshape", value, shape=(1,)))
+            else:
+                kept.append(_own(builder, shaped(builder, value, rows.lists[place][row].shape), taken))
+    for number, place in enumerate(like):
+        if place == NUMBER:
+            found[number] = [builder.op("concat", *found[number], dim=0)]
     return [value for kept in found for value in kept]
 
 
@@ -132,7 +140,8 @@ def _sample(body: Graph, elementwise: tuple[bool, ...], like: tuple[int, ...], m
         inputs.append(builder.input(item.name, type, Role.ARG, item.path))
     results = inline(builder, body, inputs)
     values = [
-        shaped(builder, value, inputs[place].shape) for place, value in zip((*like, *mutates), results, strict=True)
+        shaped(builder, value, inputs[place].shape if place != NUMBER else ())
+        for place, value in zip((*like, *mutates), results, strict=True)
     ]
     graph.outputs = [Output(value) for value in values[: len(like)]]
     graph.writes = [Write(inputs[place], value) for place, value in zip(mutates, values[len(like) :], strict=True)]
@@ -170,7 +179,8 @@ def _as_stages(plan: Plan, own: int, lists: int, mutates: tuple[int, ...]) -> St
             found.append(RowArgument(kind, number, buffer.dtype, spec.shape == (SAMPLE,)))
         kernels.append(kernel)
         arguments.append(tuple(found))
-    return Stages(tuple(kernels), tuple(arguments), 8 * len(scratch), plan)
+    whole = tuple(number for number, kernel in enumerate(kernels) if kernel.row_axes)
+    return Stages(tuple(kernels), tuple(arguments), whole, 8 * len(scratch), plan)
 
 
 def _has_checks(plan: Plan, step: KernelStep) -> bool:
@@ -178,15 +188,17 @@ def _has_checks(plan: Plan, step: KernelStep) -> bool:
 
 
 def _with_symbol(kernel: Kernel) -> Kernel | None:
-    """The kernel for rows of any size; None when it is not plainly one step per element."""
+    """The kernel for rows of any size; None when it is neither one step per element nor one reduction of a row."""
     if not kernel.axes:
         return kernel
-    if len(kernel.axes) != 1 or kernel.row_axes or kernel.axes[0].extent != SAMPLE:
+    if len(kernel.axes) != 1 or kernel.axes[0].extent != SAMPLE:
         return None
+    if kernel.row_axes and any(b.access != "in" and b.size == SAMPLE for b in kernel.buffers):
+        return None  # what needs a row twice may not fit into a buffer
     if all(buffer.size != SAMPLE for buffer in kernel.buffers):
         return replace(kernel, axes=())  # it looks at single numbers only, once per row is enough
     (axis,) = kernel.axes
-    for statement in kernel.body:
+    for statement in () if kernel.row_axes else kernel.body:
         if isinstance(statement, Store) and statement.mode == "set" and statement.index != symbol(axis.name):
             return None  # a store once per row: rows are cut in pieces
     size = symbol(ELEMENTS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Graph, Op, regions
 from graphc.ir.verifier import verify
+from graphc.ops.foreach import reduces
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
 from graphc.passes.cse import EliminateCommonSubexpressions
@@ -94,6 +95,8 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
     records = roll(graph, context)
     for op in graph.ops:
         for region in regions(op):
+            if op.name == "foreach" and reduces(region):
+                continue  # its reductions are over rows of any shape, and its kernels are planned by themselves
             records += optimize(region, replace(context, roll=False))
     records += [run_pass(item, graph, context) for item in PREPARE]
     pending = set(CLEAN_UP)  # passes that may find something

@@ -13,7 +13,7 @@ from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
-from graphc.ops.foreach import rows_of
+from graphc.ops.foreach import NUMBER, rows_of
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import Library, fuse
@@ -550,13 +550,12 @@ class Planner:
         places = [place for place in node.operands if place is not None]
         lists = (len(places) - len(op.attrs["body"].inputs)) // (count - 1)
         own = len(op.attrs["like"])
-        made = [self.buffer_of[value] for value in op.results[: own * count]]
+        made = self._made_rows(op)
         rows, offsets = [], []
         for row in range(count):
             found = [places[at * count + row] for at in range(lists)]
-            results = [made[at * count + row] for at in range(own)]
-            rows.append((*(self.buffer_of[place.base] for place in found), *results))
-            offsets.append((*(place.offset for place in found), *(0 for _ in results)))
+            rows.append((*(self.buffer_of[place.base] for place in found), *(column[row][0] for column in made)))
+            offsets.append((*(place.offset for place in found), *(column[row][1] for column in made)))
         wide = next((at for at, is_wide in enumerate(rows_of(op).elementwise) if is_wide), 0)
         sizes = tuple(math.prod(places[wide * count + row].shape) for row in range(count))
         self.steps.append(
@@ -567,9 +566,22 @@ class Planner:
                 self._add_scratch(stages.scratch * count),
                 stages.scratch,
                 *self._add_row_checks(stages, op),
+                stages.whole,
                 op.location,
             )
         )  # fmt: skip
+
+    def _made_rows(self, op: Op) -> list[list[tuple[int, int]]]:
+        """For each new result of a `foreach` op and each row the buffer, and where in it the row starts."""
+        results, count = iter(op.results), op.attrs["count"]
+        made: list[list[tuple[int, int]]] = []
+        for place in op.attrs["like"]:
+            if place == NUMBER:
+                buffer = self.buffer_of[next(results)]
+                made.append([(buffer, row) for row in range(count)])
+            else:
+                made.append([(self.buffer_of[next(results)], 0) for _ in range(count)])
+        return made
 
     def _add_scratch(self, nbytes: int) -> int:
         """A part of the arena for what kernels of a table hand on; -1 for none."""

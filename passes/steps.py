@@ -98,8 +98,8 @@ def _traffic(plan: Plan, step: Step, buffers: Sequence[BufferSpec]) -> tuple[int
         ]
         return sum(size for size, access in sizes if access == "in"), sum(s for s, access in sizes if access != "in")
     if isinstance(step, ForeachStep):
-        read = sum(buffers[index].nbytes for row in step.rows for index in row)
-        return read, sum(buffers[row[at]].nbytes for row in step.rows for at in step.written)
+        read = sum(buffers[index].nbytes for index in {index for row in step.rows for index in row})
+        return read, sum(buffers[index].nbytes for index in {row[at] for row in step.rows for at in step.written})
     if isinstance(step, GemmStep):
         return buffers[step.a.buffer].nbytes + buffers[step.b.buffer].nbytes, buffers[step.out.buffer].nbytes
     assert isinstance(step, AtenStep), "a loop in a loop is written out before"

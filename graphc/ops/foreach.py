@@ -8,7 +8,8 @@
       }
 
 Operands come in lists of `count`, one list per input of the body, then what all rows share. The body sees one element
-of each tensor of a row, and a 0-d tensor (a step counter) as it is.
+of each tensor of a row, and a 0-d tensor (a step counter) as it is. A reduction in the body has no dims and is over all
+elements of the row; a result that is made of it, `NUMBER` in `like`, is one tensor with a number for each row.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from graphc.ops import rules
 from graphc.ops.registry import Kind, OpDef, get, register
 
 ATTRS = ("count", "mutates", "like", "body")
+NUMBER = -1
+"""In `like`: a result has one number per row."""
+WHOLE = ("norm",)
+"""Reductions that a body may do, over all elements of a row."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,17 @@ def inline(builder: Builder, body: Graph, given: Sequence[Operand]) -> list[Oper
     for op in body.ops:
         operands = [known[item] if isinstance(item, Value) else item for item in op.operands]
         builder.location, builder.origin = op.location, op.origin
-        known[op.results[0]] = builder.op(op.name, *operands, **op.attrs)
+        attrs = dict(op.attrs)
+        if op.name in WHOLE:
+            assert isinstance(operands[0], Value)
+            attrs["dims"] = tuple(range(operands[0].type.rank))
+        known[op.results[0]] = builder.op(op.name, *operands, **attrs)
     return [known[output.value] for output in body.outputs]
+
+
+def reduces(body: Graph) -> bool:
+    """Whether a body has reductions over all elements of a row."""
+    return any(op.name in WHOLE for op in body.ops)
 
 
 def shaped(builder: Builder, value: Operand, shape: tuple[Dim, ...]) -> Value:
@@ -95,7 +109,9 @@ def _infer(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[T
         rules.fail("foreach", "takes no numbers")
     found = _rows(operands, count, len(body.inputs))
     _check_lists(found, body)
-    if len(set(mutates)) < len(mutates) or not all(0 <= place < len(found.lists) for place in (*mutates, *like)):
+    if len(set(mutates)) < len(mutates) or not all(
+        0 <= place < len(found.lists) for place in (*mutates, *(place for place in like if place != NUMBER))
+    ):
         rules.fail("foreach", f"mutates={mutates!r}, like={like!r} name no lists, or one twice")
     if len(body.outputs) != len(like) + len(mutates):
         rules.fail("foreach", f"the body gives {len(body.outputs)} values, {len(like) + len(mutates)} are named")
@@ -106,7 +122,10 @@ def _infer(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[T
             rules.fail("foreach", f"the body gives {own}, not one element")
         if place in mutates and own.dtype != body.inputs[place].dtype:
             rules.fail("foreach", f"the body gives {own.dtype.name} for a list of {body.inputs[place].dtype.name}")
-        types += [TensorType(own.dtype, item.shape, item.device) for item in found.lists[place]]
+        if place == NUMBER:
+            types.append(TensorType(own.dtype, (count,), own.device))
+        else:
+            types += [TensorType(own.dtype, item.shape, item.device) for item in found.lists[place]]
     return types
 
 
@@ -131,14 +150,36 @@ def _reference(
     *operands: Any, count: int, mutates: tuple[int, ...], like: tuple[int, ...], body: Graph
 ) -> tuple[torch.Tensor, ...]:
     found: Any = _rows(operands, count, len(body.inputs))
-    plain = Graph(body.name, body.inputs, body.ops, [], [Output(output.value) for output in body.outputs])
     results: list[list[torch.Tensor]] = [[] for _ in body.outputs]
     for row in range(count):
-        answers: list[Any] = run(plain, [*(items[row] for items in found.lists), *found.shared], get)
+        given = [*(items[row] for items in found.lists), *found.shared]
+        answers: list[Any] = run(_of_rank(body, given), given, get)
         for kept, place, answer in zip(results, (*like, *mutates), answers, strict=True):
-            shape = found.lists[place][row].shape
+            shape = found.lists[place][row].shape if place != NUMBER else ()
             kept.append(answer.expand(shape).clone(memory_format=torch.preserve_format))
-    return tuple(item for kept in results for item in kept)
+    joined = [
+        [torch.stack(kept)] if place == NUMBER else kept for kept, place in zip(results, (*like, *mutates), strict=True)
+    ]
+    return tuple(item for kept in joined for item in kept)
+
+
+def _of_rank(body: Graph, given: Sequence[Any]) -> Graph:
+    """The body with the dims of its reductions, as the interpreter needs them."""
+    ranks = {
+        item: value.dim() for item, value in zip(body.inputs, given, strict=True) if isinstance(value, torch.Tensor)
+    }
+    known: dict[Value, Value] = {item: item for item in body.inputs}
+    plain = Graph(body.name, body.inputs)
+    for op in body.ops:
+        operands = [known[item] if isinstance(item, Value) else item for item in op.operands]
+        rank = max((ranks.get(item, 0) for item in op.inputs), default=0)
+        attrs = {**op.attrs, "dims": tuple(range(rank))} if op.name in WHOLE else op.attrs
+        ranks[op.results[0]] = 0 if op.name in WHOLE else rank
+        same = Op(op.name, operands, attrs, [op.results[0].type], op.location, [op.results[0].name])
+        known[op.results[0]] = same.results[0]
+        plain.ops.append(same)
+    plain.outputs = [Output(known[output.value]) for output in body.outputs]
+    return plain
 
 
 def _flops(op: Op) -> Dim:

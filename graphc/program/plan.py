@@ -119,6 +119,7 @@ class ForeachStep:
         shared: buffers that are the same for all rows.
         scratch: the buffer for what kernels hand on, -1 = none; `scratch_bytes` of it per row.
         checks, first_cell, cells: the buffer of cells that kernels report bad data in, the first one and how many.
+        whole: numbers of the kernels that get a row as a whole, since they reduce it.
     """
 
     kernels: tuple[str, ...]
@@ -133,6 +134,7 @@ class ForeachStep:
     checks: int = -1
     first_cell: int = 0
     cells: int = 0
+    whole: tuple[int, ...] = ()
     location: Location = Location()
 
     @property

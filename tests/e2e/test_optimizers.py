@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import graphc
+from tests.support import assert_contract
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 SHAPES = [(3, 5), (7,), (1,), (2, 3, 4), (0, 3), (13, 2), (), (4, 4), (9,), (1, 6), (300, 70), (5,)]
@@ -195,3 +196,86 @@ def test_a_whole_step_updates_in_place() -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-9)
     assert " = foreach(" in str(compiled.graph(x))
+
+
+def clipping(norm: float) -> Callable[..., Any]:
+    def clip(params: list[nn.Parameter], optimizer: Any) -> torch.Tensor:
+        total = nn.utils.clip_grad_norm_(params, 0.5, norm_type=norm)
+        nn.utils.clip_grad_value_(params, 0.1)
+        optimizer.step()
+        return total
+
+    return clip
+
+
+@pytest.mark.parametrize("norm", [2.0, 1.0, 3.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_clipped_gradients(norm: float, dtype: torch.dtype) -> None:
+    """Norms of many gradients are one op, whatever their shapes: empty, 0-d, transposed ones among them."""
+    clip = clipping(norm)
+
+    def params() -> list[nn.Parameter]:
+        return [*make(dtypes=(dtype,)), nn.Parameter(torch.ones(3, 70, dtype=dtype).t())]
+
+    ours, theirs = params(), params()
+    mine, other = torch.optim.SGD(ours, 1e-2), torch.optim.SGD(theirs, 1e-2)
+    compiled = graphc.compile(lambda: clip(ours, mine))
+    for number in range(2):
+        generator = torch.Generator().manual_seed(number)
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.empty_like(a).copy_(torch.randn(a.shape, generator=generator))
+            b.grad = a.grad.clone()
+        exact = torch.cat([a.grad.double().flatten() for a in ours]).norm(norm)  # type: ignore[union-attr]
+        mine_now, theirs_now = compiled(), clip(theirs, other)
+        if dtype == torch.float64:
+            same(mine_now, theirs_now)
+        else:
+            assert_contract(mine_now, theirs_now, exact)
+        for a, b in zip(ours, theirs, strict=True):
+            same(a, b)
+            same(a.grad, b.grad)
+    assert compiled.stats().compiles == 1
+    assert "like=[-1]" in str(compiled.graph())
+    assert compiled.explain().stats["kernel_calls"] < 2 * len(ours)  # each is read or changed by five calls
+
+
+def test_a_norm_over_no_elements_is_refused_as_in_eager() -> None:
+    lists = [torch.ones(3 + n % 2, 2) for n in range(9)]
+    compiled = graphc.compile(lambda given: torch._foreach_norm(given, float("inf")))
+    for a, b in zip(compiled(lists), torch._foreach_norm(lists, float("inf")), strict=True):
+        same(a, b)
+    with pytest.raises(RuntimeError, match="does not have an identity"):
+        torch._foreach_norm([*lists, torch.ones(0, 2)], float("inf"))
+    with pytest.raises(RuntimeError, match="does not have an identity"):
+        compiled([*lists, torch.ones(0, 2)])
+
+
+def test_norms_are_tensors_of_their_own() -> None:
+    def norms(given: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = list(torch._foreach_norm(given))
+        found[1].mul_(2)
+        return [*found, torch.stack(found), torch.stack(found[::-1]), torch.stack(found[:4])]
+
+    lists = [torch.arange(2.0 + n).double() for n in range(9)]
+    compiled = graphc.compile(norms)
+    for a, b in zip(compiled(lists), norms(lists), strict=True):
+        same(a, b)
+    assert " = foreach(" in str(compiled.graph(lists))
+
+
+def test_gradients_made_in_the_step_are_clipped_by_one_op() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        net.zero_grad()
+        net(x).square().sum().backward()
+        return nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+
+    compiled, x = graphc.compile(step), torch.ones(2, 4)
+    found = compiled(x)
+    grads = [param.grad.clone() for param in net.parameters()]  # type: ignore[union-attr]
+    same(found, step(x))
+    for grad, param in zip(grads, net.parameters(), strict=True):
+        same(grad, param.grad)
+    assert "like=[-1]" in str(compiled.graph(x))
