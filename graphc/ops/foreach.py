@@ -165,7 +165,7 @@ def _reference(
 
 def _of_rank(body: Graph, given: Sequence[Any]) -> Graph:
     """The body with the dims of its reductions, as the interpreter needs them."""
-    ranks = {
+    ranks: dict[Value, int] = {
         item: value.dim() for item, value in zip(body.inputs, given, strict=True) if isinstance(value, torch.Tensor)
     }
     known: dict[Value, Value] = {item: item for item in body.inputs}
