@@ -7,9 +7,26 @@ from typing import Any
 
 import torch
 
+
+def _autocast_depth() -> int:
+    """How many autocast blocks are open. Casts of weights are kept until the outermost one ends."""
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth - 1
+
+
+def _set_autocast_depth(depth: int) -> None:
+    while _autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    while _autocast_depth() < depth:
+        torch.autocast_increment_nesting()
+    torch.clear_autocast_cache()
+
+
 _FLAGS: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
     ("grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
     ("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    ("how deep autocast is nested", _autocast_depth, _set_autocast_depth),
     ("the autocast cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     *(
         flag

@@ -17,7 +17,11 @@ from graphc.ir.types import DType, f32, f64
 from graphc.ops.random import MANTISSA
 
 _STD = "normal expects all elements of std >= 0.0"
-_PROBABILITY = "Expected p_in >= 0 && p_in <= 1 to be true, but got false."
+_PROBABILITY = (
+    "Expected p_in >= 0 && p_in <= 1 to be true, but got false.  (Could this error message be improved?  If so, please "
+    "report an enhancement request to PyTorch.)"
+)
+"""Eager's words."""
 
 
 def draw(imp: Importer, shape: Sequence[int], dtype: DType, device: str, open: bool = False, lane: int = 0) -> Value:

@@ -123,6 +123,8 @@ _RECORDS: dict[str, type] = {
         OutputSpec, Segment, Location, Named, Ref,
     )
 }  # fmt: skip
+_PLAIN = frozenset((int, bool, str, type(None)))
+"""Types that are JSON as they are."""
 _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
     record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]
     for record in _RECORDS.values()
@@ -131,12 +133,12 @@ _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
 
 def _encode(value: Any) -> Json:
     kind = type(value)
-    if value is None or kind in (bool, int, str):
+    if kind in _PLAIN:
         return value
     if kind is float:
         return value if value - value == 0.0 else {"float": repr(value)}
     if kind is tuple:
-        return [_encode(item) for item in value]
+        return list(value) if {*map(type, value)} <= _PLAIN else [_encode(item) for item in value]
     if kind is list:
         return {"list": [_encode(item) for item in value]}
     if kind is dict:
@@ -148,7 +150,8 @@ def _encode(value: Any) -> Json:
     fields = _RECORD_FIELDS.get(kind)
     if fields is None:
         raise TypeError(f"a {kind.__name__} cannot stand in a program record: {value!r}")
-    return {kind.__name__: [_encode(getattr(value, name)) for name in fields]}
+    own = [getattr(value, name) for name in fields]
+    return {kind.__name__: [item if type(item) in _PLAIN else _encode(item) for item in own]}
 
 
 def _decode(value: Json) -> Any:

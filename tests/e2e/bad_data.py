@@ -76,6 +76,7 @@ LOWERED: dict[str, Case] = {
     "binary_cross_entropy": (lambda x, y: F.binary_cross_entropy(x, y), (OUTSIDE, INSIDE)),
     "binary_cross_entropy of NaN": (lambda x, y: F.binary_cross_entropy(x, y), (NAN, INSIDE)),
     "binary_cross_entropy of f64": (lambda x, y: F.binary_cross_entropy(-x, y), (INSIDE.double(), INSIDE.double())),
+    "bernoulli": (lambda p: torch.bernoulli(p), (OUTSIDE,)),
 }
 """What graphc computes in kernels of its own."""
 
@@ -95,7 +96,6 @@ CALLED: dict[str, Case] = {
     "index_fill": (lambda x, i: x.index_fill(0, i, 2.0), (X, BAD)),
     "multi_margin_loss": (lambda x, t: F.multi_margin_loss(x, t), (LOGITS, BAD)),
     "embedding_bag": (lambda i, x: F.embedding_bag(i, x), (COLUMN, X)),
-    "bernoulli": (lambda p: torch.bernoulli(p), (OUTSIDE,)),
     "multinomial": (lambda p: torch.multinomial(-p, 1), (OUTSIDE,)),
 }
 """What graphc leaves to ATen."""

@@ -78,6 +78,7 @@ def _globals() -> dict[str, Any]:
         "default dtype": torch.get_default_dtype(),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         "autocast cache": torch.is_autocast_cache_enabled(),
+        "autocast depth": (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "is_compiling": (torch.compiler.is_compiling(), torch.compiler._is_compiling_flag),
         "dispatch mode": _get_current_dispatch_mode(),
