@@ -105,7 +105,7 @@ class Captured:
         return self.guards.match(args, kwargs)
 
     def withdraw(self) -> bool:
-        """The call that it was made for has failed: state made for it goes again. True when there is some."""
+        """The program is not kept (its call failed, or was only a question): state made for it goes. True if any."""
         for state in self.created:
             state.remove()
         return bool(self.created)

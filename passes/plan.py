@@ -349,8 +349,9 @@ class Planner:
             sizes[owner] = max(sizes[owner], sizes[index])
         blocks = {spec.index: Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
         self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
-        housed = self._house(arena, merged, blocks, first)
-        wanted = self._free_at_times(arena, blocks, merged, housed, first, last)
+        stuck = self._stuck(arena, merged)
+        housed = self._house(arena, merged, stuck, blocks, first)
+        wanted = self._free_at_times(stuck, blocks, merged, housed, first, last)
         self._move(housed)
         self.steps[:] = insert_allocations(self.steps, wanted)
         owners = [spec for spec in owners if spec.index not in housed]
@@ -365,11 +366,15 @@ class Planner:
         plan.arena_bytes = self.arena_bytes
 
     def _house(
-        self, arena: list[BufferSpec], merged: dict[int, int], blocks: dict[int, Block], first: dict[int, int]
+        self,
+        arena: list[BufferSpec],
+        merged: dict[int, int],
+        stuck: set[int],
+        blocks: dict[int, Block],
+        first: dict[int, int],
     ) -> dict[int, tuple[int, int]]:
         """Arena buffers that lie elsewhere: in a call's result, or in a result that is stored later."""
         widths = {spec.index: spec.dtype.itemsize for spec in arena}
-        stuck = self._stuck(arena, merged)
         by_kind: dict[tuple[str, int], list[Room]] = {}
         for spec in self.buffers:
             if spec.kind == OUTPUT and not spec.host and spec.index in first:
@@ -397,7 +402,7 @@ class Planner:
 
     def _free_at_times(
         self,
-        arena: list[BufferSpec],
+        stuck: set[int],
         blocks: dict[int, Block],
         merged: dict[int, int],
         housed: dict[int, tuple[int, int]],
@@ -411,7 +416,6 @@ class Planner:
             for spec in self.buffers
             if spec.kind == EXTERNAL and spec.index in first
         ]
-        stuck = self._stuck(arena, merged)
         staying = {
             index: block
             for index, block in blocks.items()

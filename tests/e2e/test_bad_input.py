@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,17 +16,7 @@ import graphc
 TOLERANCE = 1e-9
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    before, threads = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-        torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
 
 
 class Net(nn.Module):

@@ -6,7 +6,7 @@ import copy
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,17 +27,7 @@ TOLERANCE = 1e-7
 """Of float64 results: rounding is far below (Adam divides by eps=1e-8), a lost or doubled update far above."""
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    before, threads = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-        torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("float64_on_one_thread")
 
 
 class Net(nn.Module):
