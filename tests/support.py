@@ -24,10 +24,13 @@ def assert_contract(actual: torch.Tensor, eager: torch.Tensor, exact: torch.Tens
     reference = (eager if exact is None else exact).double()
     ours, theirs = actual.double(), eager.double()
     finite = torch.isfinite(reference) & torch.isfinite(theirs)
-    special_ours, special_theirs = ours[~finite], theirs[~finite]
-    assert torch.equal(torch.isnan(special_ours), torch.isnan(special_theirs)), "NaN at other places than eager"
-    numbers = ~torch.isnan(special_theirs)
-    assert torch.equal(special_ours[numbers], special_theirs[numbers]), "inf at other places than eager"
+    # where eager overflows and float64 does not (gelu of inf or 3e38 on some processors), the number is right too
+    right = reference.to(actual.dtype).double()
+    repaired = ~torch.isfinite(theirs) & ~torch.isnan(right) & (ours == right)
+    special = ~(finite | repaired)
+    assert torch.equal(torch.isnan(ours[special]), torch.isnan(theirs[special])), "NaN at other places than eager"
+    numbers = special & ~torch.isnan(theirs)
+    assert torch.equal(ours[numbers], theirs[numbers]), "inf at other places than eager"
     if not bool(finite.any()):
         return
     eps = torch.finfo(actual.dtype).eps
