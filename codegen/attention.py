@@ -18,7 +18,7 @@ BACKWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 _LEAST_ROWS = 6
 """Queries per head from which on packing its keys and values pays."""
 _LEAST_WIDTH = 4
-"""Width of a head from which on it fills enough of a panel; over narrower ones libtorch sums with smaller errors, too."""
+"""Width of a head from which on it fills enough of a panel; over less, libtorch sums with smaller errors, too."""
 _MOST_FLOATS = 160_000
 """Most elements of what a thread packs and computes of a head: it has them on its stack, in its cache."""
 _LEAST_BLOCK = 64
