@@ -19,6 +19,7 @@ from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
 from graphc.passes.lift import LiftFromLoops
 from graphc.passes.products import MergeProducts
+from graphc.passes.restack import JoinStacks, RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
@@ -27,6 +28,8 @@ ROLL: tuple[Pass, ...] = (
     EliminateDeadCode(),  # what nothing needs would differ from turn to turn
     RollLoops(),  # as captured: any other pass could treat the first turn unlike the others
     LiftFromLoops(),
+    RecomputeStacks(),  # when it is known what is read turn by turn, and what as a whole
+    JoinStacks(),  # of what is left
 )
 PREPARE: tuple[Pass, ...] = (
     ExpandForeach(),  # before all others, so that what it writes out is treated as if it had been captured so
