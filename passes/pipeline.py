@@ -18,7 +18,7 @@ from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
 from graphc.passes.lift import LiftFromLoops
-from graphc.passes.products import MergeProducts
+from graphc.passes.products import AccumulateProducts, MergeProducts
 from graphc.passes.restack import JoinStacks, RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
@@ -51,6 +51,9 @@ REGROUP: tuple[Pass, ...] = (
     MergeProducts(),  # after clean-up: terms of a sum stand side by side, and equal factors are one value
     EliminateDeadCode(),  # the rest only where something was merged: the small products are gone
     EliminateCommonSubexpressions(),  # a joined operand may serve several products
+)
+ADD_UP: tuple[Pass, ...] = (
+    AccumulateProducts(),  # after all that asks for plain products
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
@@ -112,7 +115,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (REGROUP, SPLIT):
+    for passes in (REGROUP, SPLIT, ADD_UP):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
