@@ -84,7 +84,8 @@ def is_cheap(op: Op) -> bool:
     return registry.get(op.name).kind in _CHEAP or op.name in _CHEAP_NAMES
 
 
-def _bytes(value: Value) -> int:
+def value_bytes(value: Value) -> int:
+    """Bytes of a value of static shape."""
     return math.prod(int_shape(value)) * value.dtype.itemsize
 
 
@@ -106,7 +107,7 @@ def _cost(value: Value, written: set[Input]) -> int:
     if _is_constant(value):
         return 0
     alive = isinstance(value, Input) and value not in written
-    return 1 if alive else 2 * _bytes(value) + 2
+    return 1 if alive else 2 * value_bytes(value) + 2
 
 
 def _is_constant(value: Value) -> bool:

@@ -17,9 +17,10 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
+from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
 from graphc.passes.products import AccumulateProducts, MergeProducts
-from graphc.passes.restack import JoinStacks, RecomputeStacks
+from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
@@ -54,6 +55,7 @@ REGROUP: tuple[Pass, ...] = (
 )
 ADD_UP: tuple[Pass, ...] = (
     AccumulateProducts(),  # after all that asks for plain products
+    EliminateDeadCode(),  # the rest only where there were such sums: what added them up before
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product

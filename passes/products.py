@@ -224,7 +224,7 @@ class _Accumulated(_Sums):
         products = [term.op for term in terms or () if self._kind(term) == "matmul" and term.op in self.number]
         if len(products) < self.at_least:
             return False
-        products.sort(key=lambda op: self.number[op])  # type: ignore[index]
+        products.sort(key=lambda op: self.number[op])
         chain: list[Value] = []
         for op in products:
             assert op is not None

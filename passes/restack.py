@@ -1,14 +1,12 @@
-"""What a loop stacks for those that come after it: as few bytes as possible, and side by side.
+"""What a loop stacks for those that come after it: as few bytes as possible.
 
-The backward pass of a loop reads, turn by turn, what the forward one stacked. `RecomputeStacks` leaves out what can be
-computed again from other stacks; `JoinStacks` gives what is left the rows of a sequence that the loop reads, so that it
-can take their place in memory (see `graphc.passes.overlay`).
+The backward pass of a loop reads, turn by turn, what the forward one stacked. What can be computed again from other
+stacks at little cost is left out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,8 +15,7 @@ from graphc.ops.registry import Kind, get
 from graphc.passes.base import PassContext, PassResult, redirect_ends
 from graphc.passes.cut import INFINITE, smallest_cut
 from graphc.passes.dce import EliminateDeadCode
-from graphc.passes.layout import int_shape
-from graphc.passes.partition import is_cheap
+from graphc.passes.partition import is_cheap, value_bytes
 from graphc.passes.stacked import Stacked, can_stack, stack
 
 _FUSED = (Kind.POINTWISE, Kind.REDUCTION)
@@ -26,7 +23,7 @@ _FUSED = (Kind.POINTWISE, Kind.REDUCTION)
 Users = Mapping[Value, Sequence[Op]]
 
 
-def _users(graph: Graph) -> dict[Value, list[Op]]:
+def users_of(graph: Graph) -> dict[Value, list[Op]]:
     found: dict[Value, list[Op]] = {}
     for op in graph.ops:
         for value in dict.fromkeys(op.inputs):
@@ -34,7 +31,7 @@ def _users(graph: Graph) -> dict[Value, list[Op]]:
     return found
 
 
-def _is_fused(value: Value, users: Users, kept: set[Value]) -> bool:
+def is_fused(value: Value, users: Users, kept: set[Value]) -> bool:
     """Whether all that reads a stack does so turn by turn or element by element, through views or not."""
     if value in kept:
         return False
@@ -46,7 +43,7 @@ def _is_fused(value: Value, users: Users, kept: set[Value]) -> bool:
             if value in others:
                 return False
         elif kind is Kind.VIEW:
-            if not all(_is_fused(result, users, kept) for result in user.results):
+            if not all(is_fused(result, users, kept) for result in user.results):
                 return False
         elif kind not in _FUSED:
             return False
@@ -55,7 +52,7 @@ def _is_fused(value: Value, users: Users, kept: set[Value]) -> bool:
 
 @dataclass(frozen=True)
 class RecomputeStacks:
-    """What a loop stacks only to be read turn by turn is computed again by those who read it, if that keeps fewer bytes.
+    """What a loop stacks to be read turn by turn is computed again by those who read it, where that keeps fewer bytes.
 
     Before:
         %0: f32[2, 3], %1: f32[9, 2, 3], %2: f32[9, 2, 3] = scan(%h, %x) {carries=1, sequences=1, length=9, ..}
@@ -147,7 +144,7 @@ class _Recipe:
 class _Recompute:
     def __init__(self, graph: Graph, ctx: PassContext) -> None:
         self.graph, self.ctx = graph, ctx
-        self.users, self.kept = _users(graph), graph.live_out()
+        self.users, self.kept = users_of(graph), graph.live_out()
         self.b = Builder(graph, ctx.infer)
         self.recipes: dict[Value, _Recipe] = {}
         self.replaced: dict[Value, Value] = {}
@@ -171,7 +168,12 @@ class _Recompute:
         if self.recipes.keys().isdisjoint(op.operands):
             return False
         first = op.operands[0]
-        if op.name == "slice" and op.attrs["dim"] == 0 and isinstance(first, Value) and self.recipes[first].part is None:
+        if (
+            op.name == "slice"
+            and op.attrs["dim"] == 0
+            and isinstance(first, Value)
+            and self.recipes[first].part is None
+        ):
             recipe = self.recipes[first]
             self.recipes[op.result] = _Recipe(recipe.value, recipe.sources, op.attrs)
             return True
@@ -191,7 +193,10 @@ class _Recompute:
         carries, body = op.attrs["carries"], op.attrs["body"]
         stacks = dict(zip(op.results[carries:], (o.value for o in body.outputs[carries:]), strict=True))
         needed = {stack: value for stack, value in stacks.items() if stack in self.kept or self.users.get(stack)}
-        fused = {stack: value for stack, value in needed.items() if _is_fused(stack, self.users, self.kept)}
+        shown = [value for stack, value in needed.items() if stack in self.kept]
+        if len(set(shown)) < len(shown):
+            return  # results that are equal would become one
+        fused = {stack: value for stack, value in needed.items() if is_fused(stack, self.users, self.kept)}
         given = {value for stack, value in needed.items() if stack not in fused}
         cut = self._cut(op, dict.fromkeys(value for value in fused.values() if value not in given), given)
         dropped = {stack: value for stack, value in fused.items() if value not in cut and value not in given}
@@ -209,37 +214,43 @@ class _Recompute:
             if old in dropped:
                 self.recipes[old] = _Recipe(value, sources)
             else:
+                made[value].strides = old.strides if old in self.kept else made[value].strides
                 self.replaced[old] = made[value]
 
-    def _cut(self, op: Op, needed: Iterable[Value], given: set[Value]) -> set[Value]:
+    def _cut(self, op: Op, needed: Mapping[Value, None], given: set[Value]) -> set[Value]:
         carries, length = op.attrs["carries"], op.attrs["length"]
         operands = dict(zip(op.attrs["body"].inputs, op.inputs, strict=True))
         moving = op.attrs["body"].inputs[:carries]
 
         def cost(value: Value) -> float:
-            if value in given:
-                return 0  # it is stacked in any case
+            if value in given or _is_constant(value):
+                return 0  # stacked in any case, or never
             if value in moving:
                 return INFINITE  # what a loop begins with is no item of a stack
             if value in operands:
-                return 1 if isinstance(operands[value], Input) else _bytes(operands[value])
-            return length * _bytes(value)
+                return 1 if isinstance(operands[value], Input) else value_bytes(operands[value])
+            return length * value_bytes(value)
 
         def is_computed(value: Value) -> bool:
-            return value.op is not None and is_cheap(value.op) and can_stack(value.op)
+            return value.op is not None and is_cheap(value.op) and (can_stack(value.op) or _is_constant(value))
 
-        return set(smallest_cut(needed, cost, is_computed)) if needed else set()
+        found = smallest_cut(needed, cost, is_computed) if needed else []
+        return {value for value in found if not _is_constant(value)}
 
     def _rebuild(self, op: Op, stacked: Sequence[Value]) -> dict[Value, Value]:
         """The loop with other stacks; for each of them the new result."""
         carries, body = op.attrs["carries"], op.attrs["body"]
-        new = _with_outputs(op, self.b, self.ctx, [*(output.value for output in body.outputs[:carries]), *stacked])
+        new = with_outputs(op, self.b, self.ctx, [*(output.value for output in body.outputs[:carries]), *stacked])
         self.graph.ops.remove(op)
         self.replaced.update(zip(op.results[:carries], new.results, strict=False))
         return dict(zip(stacked, new.results[carries:], strict=True))
 
 
-def _with_outputs(op: Op, b: Builder, ctx: PassContext, values: Sequence[Value]) -> Op:
+def _is_constant(value: Value) -> bool:
+    return value.op is not None and get(value.op.name).kind is Kind.CREATION
+
+
+def with_outputs(op: Op, b: Builder, ctx: PassContext, values: Sequence[Value]) -> Op:
     """A loop as another one, but for what its body gives; the body is changed in place."""
     body = op.attrs["body"]
     body.outputs = [Output(value) for value in values]
@@ -249,10 +260,6 @@ def _with_outputs(op: Op, b: Builder, ctx: PassContext, values: Sequence[Value])
     for old, made in zip(op.results[: op.attrs["carries"]], new.results, strict=False):
         made.strides = old.strides
     return new
-
-
-def _bytes(value: Value) -> int:
-    return math.prod(int_shape(value)) * value.dtype.itemsize
 
 
 class _Sink:
@@ -271,12 +278,11 @@ class _Sink:
         self.fixed = pairs[carries + sequences :]
 
     def run(self) -> None:
-        self.inner = Builder(self.body, self.b.infer)
         found: dict[Value, Value] = {}
         parts: dict[tuple[int, str], dict[Value, Value]] = {}
         for item, operand in list(self.sequences):
-            if operand in self.recipes:
-                recipe = self.recipes[operand]  # type: ignore[index]
+            if isinstance(operand, Value) and operand in self.recipes:
+                recipe = self.recipes[operand]
                 self.sequences.remove((item, operand))
                 known = parts.setdefault((id(recipe.sources), str(recipe.part)), {})
                 found[item] = self._compute(recipe, known)
@@ -285,7 +291,7 @@ class _Sink:
         self.body.ops += self.ops
         self.body.outputs = [Output(found.get(output.value, output.value)) for output in self.body.outputs]
         pairs = [*self.carries, *self.sequences, *self.fixed]
-        self.body.inputs = [item for item, _ in pairs]  # type: ignore[misc]
+        self.body.inputs = [item for item, _ in pairs]
         self.op.operands = [operand for _, operand in pairs]
         self.op.attrs |= {"sequences": len(self.sequences), "body": self.body}
 
@@ -293,9 +299,7 @@ class _Sink:
         for op in recipe.ops():
             if op.result in known:
                 continue
-            operands = [
-                self._source(recipe, item, known) if isinstance(item, Value) else item for item in op.operands
-            ]
+            operands = [self._source(recipe, item, known) if isinstance(item, Value) else item for item in op.operands]
             self.inner.location, self.inner.origin = op.location, op.origin
             known[op.result] = self.inner.op(op.name, *operands, **op.attrs)
         return self._source(recipe, recipe.value, known)
@@ -322,115 +326,3 @@ def _same_slice(one: Operand, other: Value) -> bool:
     if a is None or b is None or a.name != "slice" or b.name != "slice":
         return False
     return a.operands == b.operands and a.attrs == b.attrs
-
-
-@dataclass(frozen=True)
-class JoinStacks:
-    """Stacks that together have rows like a sequence of the loop, which nothing reads later, become one such stack.
-
-    Before:
-        %0: .., %1: f32[9, 2, 3], %2: f32[9, 2, 3] = scan(%h, %x) {carries=1, sequences=1, ..}    # %x: f32[9, 2, 6]
-          body graph loop(..) {
-            ...
-            return %5, %6, %7
-          }
-    After:
-        %0: .., %3: f32[9, 2, 6] = scan(%h, %x) {carries=1, sequences=1, ..}
-          body graph loop(..) {
-            ...
-            %8: f32[2, 6] = concat(%6, %7) {dim=1}
-            return %5, %8
-          }
-        %1: f32[9, 2, 3] = slice(%3) {dim=2, start=0, stop=3, step=1}
-        %2: f32[9, 2, 3] = slice(%3) {dim=2, start=3, stop=6, step=1}
-    """
-
-    name: ClassVar[str] = "join-stacks"
-
-    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        scans = [op for op in graph.ops if op.name == "scan"]
-        if not scans:
-            return PassResult(False)
-        users, kept = _users(graph), graph.live_out()
-        chosen = {op: found for op in scans if (found := _side_by_side(op, users, kept))}
-        builder = Builder(graph, ctx.infer)
-        replaced: dict[Value, Value] = {}
-        ops, graph.ops = graph.ops, []
-        for op in ops:
-            op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
-            if op in chosen:
-                replaced |= _join(op, chosen[op], builder, ctx)
-            else:
-                graph.ops.append(op)
-        redirect_ends(graph, replaced)
-        return PassResult(bool(chosen))
-
-
-def _side_by_side(op: Op, users: Users, kept: set[Value]) -> list[int]:
-    """Numbers of results that together have the rows of a sequence that ends with this loop."""
-    carries = op.attrs["carries"]
-    values = [output.value for output in op.attrs["body"].outputs]
-    free = [
-        number
-        for number in range(carries, len(values))
-        if values[number] not in values[:carries]
-        and values[number].op is not None
-        and values[number].type.rank > 0
-        and users.get(op.results[number])
-        and _is_fused(op.results[number], users, kept)
-    ]
-    sequences = [item for item in op.operands[carries : carries + op.attrs["sequences"]] if isinstance(item, Value)]
-    for item in sorted(sequences, key=lambda value: -_bytes(value)):
-        if item.type.rank < 2 or not _ends_with(item, op, users, kept):
-            continue
-        alike = [n for n in free if _but_width(op.results[n]) == _but_width(item)]
-        found = _filling(alike, [int_shape(op.results[n])[-1] for n in alike], int_shape(item)[-1])
-        if len(found) > 1:
-            return found
-    return []
-
-
-def _but_width(value: Value) -> tuple[object, ...]:
-    return (value.dtype, *value.shape[:-1])
-
-
-def _ends_with(value: Value, op: Op, users: Users, kept: set[Value]) -> bool:
-    """Whether a loop is the last to read what a sequence lies in: memory of its own, not in place of an input."""
-    reader = op
-    while users.get(value) == [reader] and value not in kept and value.op is not None:
-        if get(value.op.name).kind is not Kind.VIEW:
-            return True
-        if value.op.name != "reshape":
-            return False
-        reader, value = value.op, next(iter(value.op.inputs))
-    return False
-
-
-def _filling(numbers: Sequence[int], widths: Sequence[int], total: int) -> list[int]:
-    """The first numbers whose widths add up to the total; none when there are none."""
-    found: dict[int, list[int]] = {0: []}
-    for number, width in zip(numbers, widths, strict=True):
-        for reached, those in list(found.items()):
-            if reached + width <= total:
-                found.setdefault(reached + width, [*those, number])
-    return found.get(total, [])
-
-
-def _join(op: Op, numbers: Sequence[int], b: Builder, ctx: PassContext) -> dict[Value, Value]:
-    """The loop with one stack in place of several; what stands for each of its results."""
-    body: Graph = op.attrs["body"]
-    values = [output.value for output in body.outputs]
-    inner = Builder(body, ctx.infer)
-    inner.location = op.location
-    parts = [values[number] for number in numbers]
-    joined = inner.op("concat", *parts, dim=parts[0].type.rank - 1)
-    rest = [number for number in range(len(values)) if number not in numbers]
-    new = _with_outputs(op, b, ctx, [*(values[number] for number in rest), joined])
-    found = dict(zip((op.results[number] for number in rest), new.results, strict=False))
-    start = 0
-    for number in numbers:
-        old = op.results[number]
-        stop = start + int_shape(old)[-1]
-        found[old] = b.op("slice", new.results[-1], dim=old.type.rank - 1, start=start, stop=stop, step=1)
-        start = stop
-    return found
