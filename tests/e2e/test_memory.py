@@ -128,7 +128,7 @@ def saved_bytes(module: Callable[..., Any], parameters: list[nn.Parameter], *inp
     return sum(found.values())
 
 
-@pytest.mark.parametrize("name", ["gpt", "cnn", "mlp"])
+@pytest.mark.parametrize("name", ["gpt", "cnn", "mlp", "lstm", "gru_cell", "nn.GRU"])
 def test_a_compiled_module_saves_no_more_than_eager(name: str) -> None:
     torch.manual_seed(0)
     inputs: tuple[torch.Tensor, ...]
@@ -138,6 +138,8 @@ def test_a_compiled_module_saves_no_more_than_eager(name: str) -> None:
     elif name == "cnn":
         net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2))
         inputs = (torch.randn(4, 1, 28, 28),)
+    elif name == "lstm" or name in RECURRENT:
+        net, inputs = RECURRENT.get(name, training.LstmCell)(), (torch.randn(16, 20, 64),)
     else:
         net = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 128), nn.SiLU())
         inputs = (torch.randn(32, 64),)
