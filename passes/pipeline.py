@@ -18,8 +18,10 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
+from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
-from graphc.passes.products import MergeProducts
+from graphc.passes.products import AccumulateProducts, MergeProducts
+from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
 from graphc.passes.simplify import Simplify
@@ -28,6 +30,8 @@ ROLL: tuple[Pass, ...] = (
     EliminateDeadCode(),  # what nothing needs would differ from turn to turn
     RollLoops(),  # as captured: any other pass could treat the first turn unlike the others
     LiftFromLoops(),
+    RecomputeStacks(),  # when it is known what is read turn by turn, and what as a whole
+    JoinStacks(),  # of what is left
 )
 PREPARE: tuple[Pass, ...] = (
     ExpandForeach(),  # before all others, so that what it writes out is treated as if it had been captured so
@@ -49,6 +53,10 @@ REGROUP: tuple[Pass, ...] = (
     MergeProducts(),  # after clean-up: terms of a sum stand side by side, and equal factors are one value
     EliminateDeadCode(),  # the rest only where something was merged: the small products are gone
     EliminateCommonSubexpressions(),  # a joined operand may serve several products
+)
+ADD_UP: tuple[Pass, ...] = (
+    AccumulateProducts(),  # after all that asks for plain products
+    EliminateDeadCode(),  # the rest only where there were such sums: what added them up before
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
@@ -111,7 +119,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (REGROUP, SPLIT):
+    for passes in (REGROUP, SPLIT, ADD_UP):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
