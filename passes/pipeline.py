@@ -124,15 +124,27 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
                 break
-    records += [run_pass(item, graph, context) for item in LAY_OUT]
-    return records
+    return records + lay_out(graph, context)
 
 
-def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
-    """Products of a joint graph that are computed in chunks of rows, and so once more in the backward pass.
+def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
+    """What is done with a joint graph before it is split, in place.
 
-    Losses of such products are expanded in place, since what the backward pass needs of them is a few numbers per row.
+    Returns:
+        Products that are computed in chunks of rows, and so once more in the backward pass.
+
+    Raises:
+        InvalidGraphError: as `optimize`.
     """
+    roll(graph, ctx)  # a loop is saved from as a whole, not turn by turn
+    run_pass(ExpandComposites(only=("max_pool",)), graph, ctx)  # to save places in windows, not eager's i64 positions
+    again = _large_products(graph, ctx)
+    lay_out(graph, ctx)  # while both passes over the saved values are seen
+    return again
+
+
+def _large_products(graph: Graph, ctx: PassContext) -> set[Op]:
+    """Losses of such products are expanded in place: what the backward pass needs of them is a few numbers per row."""
     pass_ = ChunkRows()
     if not any(pass_.rows_of_chunk(op, ctx) for op in graph.ops):
         return set()
@@ -140,6 +152,11 @@ def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
         run_pass(item, graph, ctx)
     seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
     return {op for op in seeds if find_region(graph, op) is not None}
+
+
+def lay_out(graph: Graph, ctx: PassContext) -> list[PassRecord]:
+    """Choose layouts of inner values, in place; what `optimize` does last."""
+    return [run_pass(item, graph, ctx) for item in LAY_OUT]
 
 
 def roll(graph: Graph, ctx: PassContext) -> list[PassRecord]:
