@@ -81,6 +81,7 @@ class Recorder:
         self.warnings: list[str] = []
         self.gradients = Gradients(sources)
         self.arguments: dict[int, tuple[str, torch.Tensor]] = {}  # by stand-in: name and tensor
+        self.followed = ""  # why autograd would follow an argument after the call
         self._gradients_read: set[int] = set()
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
@@ -208,7 +209,9 @@ class Recorder:
             self._gradients_read.add(id(tensor))
 
     def argument_gradients(self, given: list[Any]) -> str:
-        """Why a call must run eager whose function reads or leaves gradients of its arguments; empty otherwise."""
+        """Why a call must run eager whose function reads or leaves gradients or history of its arguments, or ''."""
+        if self.followed:
+            return self.followed
         for item in given:
             if type(item) is TracedTensor and (item.grad is not None or id(item) in self._gradients_read):
                 return f"it reads or leaves the gradient of the argument {self.arguments[id(item)][0]}"

@@ -522,3 +522,35 @@ def test_no_warning_from_ordinary_training() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run("mlp", "module", adam, 2)
+
+
+@pytest.mark.parametrize("place", ["buffer", "part of a buffer", "result", "argument", "part of an argument"])
+def test_autograd_follows_what_is_written_in_place(place: str) -> None:
+    """Writes that become part of autograd's history run eager, and leave eager's history; without grad they compile."""
+
+    def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[..., None]]:
+        weight, argument = torch.ones(3, requires_grad=True), batch(0)[0, :3].clone()
+        target = argument if "argument" in place else weight * 2 if place == "result" else torch.ones(3)
+
+        def write(x: torch.Tensor) -> None:
+            into = x if "argument" in place else target
+            (into[1:] if "part" in place else into).mul_(weight[1:] if "part" in place else weight)
+
+        return weight, target, argument, write
+
+    for grad in (True, False):
+        (weight, target, argument, write), (other, expected, given, eager) = make(), make()
+        compiled = graphc.compile(write)
+        with torch.set_grad_enabled(grad), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                compiled(argument)
+                eager(given)
+        assert compiled.stats().eager_calls == (2 if grad else 0)
+        assert bool(caught) == grad and all(issubclass(w.category, graphc.errors.FallbackWarning) for w in caught)
+        assert target.requires_grad == expected.requires_grad
+        torch.testing.assert_close(target, expected)
+        if grad:
+            target.sum().backward()
+            expected.sum().backward()
+            torch.testing.assert_close(weight.grad, other.grad)
