@@ -18,6 +18,7 @@ from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.mutation import check_leaf
 from graphc.frontend.recorder import Recorder, Uninitialized
@@ -533,7 +534,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
         with (
-            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
+            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder), traced_extremes(),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
             _watching_backward(recorder),
         ):  # fmt: skip

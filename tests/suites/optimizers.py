@@ -22,7 +22,7 @@ import torch
 
 import graphc
 from graphc.errors import FallbackWarning, GraphcError
-from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, TooSlow, Verdict, first_line, limited, report, timed
+from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, TooSlow, Verdict, limited, report, timed
 from tests.support import assert_contract
 
 STEPS = 5
@@ -176,7 +176,7 @@ def judge(made: Configuration, backend: str) -> Verdict:
             except TooSlow:
                 return Verdict(name, WRONG, "too slow")
             except GraphcError as error:
-                return Verdict(name, REFUSED, first_line(error))
+                return Verdict(name, REFUSED, _first_line(error))
             except Exception as error:
                 return Verdict(name, WRONG, f"{error!r}; eager: no error"[:300])
     try:
@@ -187,7 +187,7 @@ def judge(made: Configuration, backend: str) -> Verdict:
         reasons = [item.message for item in caught if issubclass(item.category, FallbackWarning)]
         if not reasons:
             return Verdict(name, WRONG, "runs eager silently")
-        return Verdict(name, REFUSED, first_line(reasons[0]))
+        return Verdict(name, REFUSED, _first_line(reasons[0]))
     return Verdict(name, RIGHT)
 
 
@@ -209,6 +209,11 @@ def compare(ours: Training, theirs: Training, exact: Training | None) -> None:
         assert (found is None) == (expected is None), f"gradients {found}, eager {expected}"
         if expected is not None:
             torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+
+
+def _first_line(said: Any) -> str:
+    """What an error or a warning says, without its place."""
+    return str(said).partition("\n")[0][:200]
 
 
 def sweep(tally: Tally, backend: str, only: str = "", first: int = 0, every: int = 1) -> None:

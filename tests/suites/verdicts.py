@@ -114,7 +114,7 @@ def judge(
         except TooSlow:
             return Verdict(name, WRONG, f"more than {SECONDS} s")
         if isinstance(error, GraphcError):
-            return Verdict(name, REFUSED, first_line(error))
+            return Verdict(name, REFUSED, _first_line(error))
         if eager_error is not None or error is not None:
             if type(error) is type(eager_error):
                 return Verdict(name, RIGHT)
@@ -137,11 +137,10 @@ def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Except
 
 
 def _described(error: Exception | None) -> str:
-    return "no error" if error is None else f"{type(error).__name__}: {first_line(error)}"
+    return "no error" if error is None else f"{type(error).__name__}: {_first_line(error)}"
 
 
-def first_line(error: Exception | Warning | str) -> str:
-    """What an error or a warning says, without its place."""
+def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
