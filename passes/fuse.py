@@ -20,7 +20,7 @@ from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, contiguous_strides
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
-from graphc.ops.foreach import rows_of
+from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
@@ -401,22 +401,29 @@ class _Fuser:
                     self.needed.update(op.inputs)
 
     def _lay_out_rows(self) -> None:
-        """All tensors of a row of a `foreach` lie alike in memory; one that does not is copied."""
+        """All tensors of a row of a `foreach` lie alike in memory, as the one that it updates; others are copied."""
         for op in self.graph.ops:
             if op.name != "foreach":
                 continue
-            found: list[Value] = []
-            lists = rows_of(op).lists
+            lists, results = rows_of(op).lists, {number: result for result, number in updated(op)}
             wide = [values for values in lists if any(value.type.rank for value in values)]
-            for values in lists:
-                for row, value in enumerate(values):
-                    strides = wanted_strides(wide[0][row]) if value.type.rank else ()
-                    own = self.layouts.chosen.get(value) or wanted_strides(value)
-                    if not same_strides(int_shape(value), own, strides):
-                        value = self._append_copy(value, before=op)
-                        self.layouts.chosen[value] = strides
-                    found.append(value)
+            changed = [lists[number] for number in op.attrs["mutates"] if lists[number] in wide]
+            rows = [self._wanted(value) for value in (changed or wide or lists)[0]]
+            found: list[Value] = []
+            for value, strides in ((value, rows[row]) for values in lists for row, value in enumerate(values)):
+                if value.type.rank and not same_strides(int_shape(value), self._wanted(value), strides):
+                    value = self._append_copy(value, before=op)
+                    self.needed.add(value)
+                    self.layouts.chosen[value] = strides
+                    result = results.get(len(found))
+                    if result is not None:  # the copy is updated
+                        self.overwritten[result] = value
+                        self.layouts.chosen[result] = strides
+                found.append(value)
             self.rows[op] = found
+
+    def _wanted(self, value: Value) -> tuple[int, ...]:
+        return self.layouts.chosen.get(value) or wanted_strides(value)
 
     # the sweep
 
@@ -592,7 +599,7 @@ class _Fuser:
             return
         for result in results:  # the library decides how its results lie, as it does for eager
             self.layouts.chosen.setdefault(result, wanted_strides(result))
-        overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
+        overwrites = {value: self.overwritten[value] for value, _ in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         operands = [
             None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)
