@@ -31,8 +31,8 @@ def with_gradients(fn: Callable[..., Any]) -> Callable[..., Any]:
         for place in places:
             leaves[place] = leaves[place].detach().requires_grad_()
         results = fn(*tree.rebuild(node, iter(leaves)))
-        wanted = [leaves[place] for place in places]
-        return _detached(results), torch.autograd.grad(differentiable(results), wanted, given, allow_unused=True)
+        torch.autograd.backward(differentiable(results), list(given))
+        return _detached(results), [leaves[place].grad for place in places]
 
     return step
 
