@@ -87,7 +87,7 @@ class _Finisher:
         return self._fresh(value, state.strides)
 
     def _reinterpreted(self, state: TensorState) -> Output:
-        """A result that sees memory as another dtype or conjugated: a copy laid out alike, since graphs cannot say so."""
+        """A result that sees memory as another dtype or conjugated: a copy, as graphs cannot say so, laid out alike."""
         if state.storage.visible or any(
             other.storage is state.storage for other in self.states.values() if other is not state
         ):

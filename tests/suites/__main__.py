@@ -46,20 +46,20 @@ def jobs(scale: int = 1) -> Iterator[Job]:
         scale: 1 runs all; n runs every n-th part.
     """
     plan: list[tuple[str, tuple[str, ...], int]] = [
-        ("operators", ("--form", "forward", "--explain"), 16),
-        ("operators", ("--form", "backward"), 16),
-        ("operators", ("--form", "outside", "--samples", "2"), 6),
-        ("operators", ("--form", "in-place"), 4),
-        ("operators", ("--form", "method"), 6),
-        ("operators", ("--form", "strided"), 8),
-        ("operators", ("--form", "erroneous"), 4),
+        ("operators", ("--form", "forward", "--explain"), 8),
+        ("operators", ("--form", "backward"), 8),
+        ("operators", ("--form", "outside", "--samples", "2"), 4),
+        ("operators", ("--form", "in-place"), 2),
+        ("operators", ("--form", "method"), 4),
+        ("operators", ("--form", "strided"), 6),
+        ("operators", ("--form", "erroneous"), 2),
     ]
     for dtype in ("float64", "bfloat16", "float16", "complex64", "int64", "bool"):
-        plan.append(("operators", ("--form", "forward", "--samples", "16", "--dtype", dtype), 4))
+        plan.append(("operators", ("--form", "forward", "--samples", "16", "--dtype", dtype), 2))
         if dtype not in ("int64", "bool"):
-            plan.append(("operators", ("--form", "backward", "--samples", "4", "--dtype", dtype), 4))
-    plan.append(("modules", (), 16))
-    plan.append(("optimizers", (), 8))
+            plan.append(("operators", ("--form", "backward", "--samples", "4", "--dtype", dtype), 2))
+    plan.append(("modules", (), 8))
+    plan.append(("optimizers", (), 4))
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("tests.suites.hf"):
         plan.append(("hf", (), 1))
     for module, args, parts in plan:
@@ -100,8 +100,11 @@ def main(target: Path | None, only: str, scale: int, processes: int) -> None:
         running = [pool.submit(run, job, Path(folder), number) for number, job in enumerate(wanted)]
         found: list[Tally] = []
         for job, future in zip(wanted, running):
-            found += future.result()
-            print(f"{time.perf_counter() - start:5.0f} s  {job}", file=sys.stderr, flush=True)
+            part = future.result()
+            found += part
+            wrong = [f"  {verdict.name}: {verdict.reason}" for tally in part for verdict in tally.verdicts
+                     if verdict.kind == WRONG]  # fmt: skip
+            print(f"{time.perf_counter() - start:5.0f} s  {job}", *wrong, sep="\n", file=sys.stderr, flush=True)
     tallies = merged(found)
     notes = [f"{len(wanted)} parts, {processes} processes, {(time.perf_counter() - start) / 60:.0f} minutes in all."]
     for tally in tallies:
