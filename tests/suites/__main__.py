@@ -25,6 +25,7 @@ from tests.suites.verdicts import WRONG, Tally, Verdict, report
 
 SECONDS = 1200
 """Longest run of one part."""
+WORKER = "tests.suites.worker"
 EXPLAINED = "operators, forward, float32"
 
 
@@ -70,7 +71,7 @@ def jobs(scale: int = 1) -> Iterator[Job]:
 def run(job: Job, folder: Path, number: int) -> list[Tally]:
     """Run a part in a process of its own; one that dies is a tally with what it died at."""
     out = folder / f"{number}.json"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.suites.worker", str(out), f"tests.suites.{job.module}"]
+    command = [sys.executable, "-W", "ignore", "-m", WORKER, str(out), f"tests.suites.{job.module}"]
     environment = {**os.environ, "GRAPHC_CACHE": "0", "OMP_NUM_THREADS": "1"}
     start, how = time.perf_counter(), ""
     try:
@@ -80,7 +81,8 @@ def run(job: Job, folder: Path, number: int) -> list[Tally]:
         how = f"not done after {SECONDS} s"
     if out.exists():
         return load(out)
-    at = [line for line in Path(f"{out}.log").read_text().splitlines() if line.startswith("sample ")]
+    log = Path(f"{out}.log")
+    at = [line for line in log.read_text().splitlines() if line.startswith("sample ")] if log.exists() else []
     died = Verdict(at[-1].removeprefix("sample ") if at else str(job), WRONG, f"the process died: {how}")
     return [Tally(f"{job}", [died], time.perf_counter() - start)]
 
