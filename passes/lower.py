@@ -381,13 +381,13 @@ class _Writer:
         return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
 
     def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
-        if 0 in place.shape:  # never needed, but a loop that does not run may have it read before
-            return self.constant(False if value.dtype.kind == "bool" else 0, value.dtype.compute)
+        dtype = memory_dtype(value)
+        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
+        if 0 in place.shape:  # no element is needed: the mask holds nowhere, or a loop that does not run reads ahead
+            return self.constant(filler, value.dtype.compute)
         number = self.outline.argument(place, False)
         self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
         flat = flat_index(index, place.strides)
-        dtype = memory_dtype(value)
-        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
         loaded = self.builder.load(self.names[number], dtype, flat, mask, 0 if mask is None else filler)
         return self.compute("cast", loaded, dtype=value.dtype.compute)
 
