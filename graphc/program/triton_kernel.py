@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+ITEMSIZE = {"*fp64": 8, "*fp32": 4, "*fp16": 2, "*bf16": 2, "*i64": 8, "*i32": 4, "*i16": 2, "*i8": 1, "*i1": 1,
+            "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1}  # fmt: skip
+"""Bytes of an element by Triton's name of a pointer to it."""
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -10,7 +10,7 @@ import graphc
 from graphc.passes import row_chunks
 from graphc.settings import override
 
-ROWS, WIDTH, CLASSES = 96, 8, 40
+ROWS, WIDTH, CLASSES = 96, 8, 80
 
 
 def loss_and_gradients(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
