@@ -16,11 +16,9 @@ import numpy as np
 import torch
 
 from graphc.errors import BackendUnavailableError, CompilerError
-from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
+from graphc.program.triton_kernel import ALIGNMENT, ITEMSIZE, Launch, TritonKernel
 from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
 
-ALIGNMENT = 16
-"""Bytes to which pointers must be aligned for the widest memory accesses."""
 _SCRATCH_ALIGNMENT = 256
 OLDEST_CAPABILITY = (8, 0)
 

@@ -68,7 +68,7 @@ class _Writer:
     def __init__(self, kernel: Kernel, tiling: Tiling) -> None:
         self.source, self.tiling, self.kernel = kernel, tiling, tiling.kernel
         self.context = Context()
-        self.pointers = _parameter_names(kernel)
+        self.pointers = parameter_names(kernel)
         self.functions: list[str] = []
         self.launches: list[Launch] = []
         self.partials: dict[str, tuple[_Partial, ...]] = {}
@@ -88,7 +88,7 @@ class _Writer:
             self._looped()
         else:
             self._split()
-        signature = [(self.pointers[b.name], _pointer_type(b.dtype)) for b in self.kernel.buffers]
+        signature = [(self.pointers[b.name], pointer_type(b.dtype)) for b in self.kernel.buffers]
         signature += [
             (p.pointer, s.dtype) for p, s in zip((p for ps in self.partials.values() for p in ps), self.scratch)
         ]
@@ -258,7 +258,7 @@ class _Writer:
         kinds = [self._arg_dtype(s)] + ([body.index_dtype()] if s.op in ("argmax", "argmin") else [])
         names = [f"{s.id}_part_ptr", f"{s.id}_part_at_ptr"][: len(kinds)]
         self.partials[s.id] = tuple(_Partial(name, kind) for name, kind in zip(names, kinds))
-        self.scratch += [Scratch(_pointer_type(kind), size) for kind in kinds]
+        self.scratch += [Scratch(pointer_type(kind), size) for kind in kinds]
 
     def _row_offset(self) -> str:
         """Position of a program's rows in scratch memory."""
@@ -350,12 +350,18 @@ def _describe(dim: TileDim) -> str:
     return f"({', '.join(axis.name for axis in dim.axes)}): {dim.extent}"
 
 
-def _pointer_type(dtype: DType) -> str:
+def pointer_type(dtype: DType) -> str:
+    """`*fp32` for f32.
+
+    Raises:
+        CodegenError: Triton kernels here do not take the dtype.
+    """
     tl_dtype(dtype)
     return POINTERS[dtype.name]
 
 
-def _parameter_names(kernel: Kernel) -> dict[str, str]:
+def parameter_names(kernel: Kernel) -> dict[str, str]:
+    """A name in Python for the pointer to each buffer."""
     names: dict[str, str] = {}
     for position, buffer in enumerate(kernel.buffers):
         name = f"{buffer.name}_ptr"

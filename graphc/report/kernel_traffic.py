@@ -9,21 +9,24 @@ as they are made, though caches may serve the later ones; a 32-byte sector count
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, stride
 from graphc.ir.dims import Dim, Expr, Sym, symbols
-from graphc.loopir.analysis import KernelFacts
+from graphc.loopir.analysis import KernelFacts, statement_cost
 from graphc.loopir.kernel import Buffer, Kernel, Load, Store, is_value
-from graphc.program.triton_kernel import ITEMSIZE, TritonKernel
+from graphc.program.plan import ForeachStep, RowArgument
+from graphc.program.triton_kernel import ITEMSIZE, TABLE_BLOCK, TritonKernel
 
 SECTOR = 32
 """Bytes that memory moves at once."""
 WIDEST = 16
 """Bytes of the widest access of one thread."""
+TABLE = -1
+"""In the place of a position: pointers that a kernel loads from a table."""
 SMALL = 1 << 20
 """Bytes of a buffer below which it does not matter how wide accesses to it are."""
 
@@ -81,6 +84,17 @@ def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffi
     least = sum(count * buffers[name].dtype.itemsize for (name, _), count in elements.items())
     positions = {at: widths[buffer.name] for at, buffer in enumerate(cut.buffers) if buffer.name in large}
     return Traffic(moved, least, KernelFacts(kernel).total_cost, positions)
+
+
+def table_traffic(kernel: Kernel, step: ForeachStep, arguments: Sequence[RowArgument]) -> Traffic:
+    """The traffic of a kernel over the rows of a step; what it moves through the table may be 16 bytes wide."""
+    sizes = {b.name: b.dtype.itemsize for b, item in zip(kernel.buffers, arguments, strict=True) if item.elementwise}
+    touched = {(type(s), s.buffer) for s in kernel.body if isinstance(s, (Load, Store)) and s.buffer in sizes}
+    elements = sum(step.sizes)
+    least = elements * sum(sizes[name] for _, name in touched)
+    table = 8 * (len(step.rows) * (1 + len(step.rows[0])) + elements // TABLE_BLOCK)
+    work = sum(statement_cost(s) for s in kernel.body) * elements
+    return Traffic(least + table, least, work, {TABLE: min(WIDEST, 8 * min(sizes.values()))})
 
 
 def _size(buffer: Buffer) -> int:

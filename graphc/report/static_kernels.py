@@ -17,14 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.program import triton_kernels
 from graphc.codegen.triton.tiling import choose_tiling
-from graphc.loopir.kernel import Kernel
 from graphc.program.loops import unroll
-from graphc.program.plan import AtenStep, GemmStep, KernelStep, Plan
+from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan
 from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
 from graphc.report.chips import CHIPS
-from graphc.report.kernel_traffic import SMALL, Traffic, kernel_traffic
+from graphc.report.kernel_traffic import SMALL, TABLE, Traffic, kernel_traffic, table_traffic
 from graphc.runtime.triton_cross import compile_for
 from graphc.runtime.triton_launcher import OPTIONS
 from graphc.settings import settings
@@ -86,28 +85,32 @@ class Line:
 
 def launches_of(plan: Plan) -> dict[str, int]:
     """What one run of a program starts: launches of generated kernels, and calls of libraries."""
+    made = triton_kernels(plan)
     found = {"launches": 0, "library": 0}
     for step in unroll(plan.steps):
-        if isinstance(step, KernelStep):
-            found["launches"] += len(emit_kernel(plan.kernels[step.kernel]).launches)
-        elif isinstance(step, (GemmStep, AtenStep)):
-            found["library"] += 1
+        names = [step.kernel] if isinstance(step, KernelStep) else step.kernels if isinstance(step, ForeachStep) else []
+        found["launches"] += sum(len(made[name].launches) for name in names if name in made)
+        found["library"] += isinstance(step, (GemmStep, AtenStep))
     return found
 
 
 def candidates(program: str, plan: Plan) -> list[Candidate]:
-    """The kernels of a plan."""
+    """The kernels of a plan that a device runs."""
+    made = triton_kernels(plan)
     calls: dict[str, int] = {}
+    found: list[Candidate] = []
     for step in unroll(plan.steps):
-        if isinstance(step, KernelStep):
+        if isinstance(step, KernelStep) and step.kernel in made:
             calls[step.kernel] = calls.get(step.kernel, 0) + 1
-    return [candidate(program, plan.kernels[name], count) for name, count in calls.items()]
-
-
-def candidate(program: str, kernel: Kernel, calls: int = 1) -> Candidate:
-    tiling = choose_tiling(kernel)
-    made = emit_kernel(kernel, tiling=tiling)
-    return Candidate(program, calls, made, kernel_traffic(kernel, tiling, made))
+        elif isinstance(step, ForeachStep):
+            for name, arguments in zip(step.kernels, step.arguments, strict=True):
+                if name in made:
+                    traffic = table_traffic(plan.kernels[name], step, arguments)
+                    found.append(Candidate(program, 1, made[name], traffic))
+    for name, count in calls.items():
+        kernel = plan.kernels[name]
+        found.append(Candidate(program, count, made[name], kernel_traffic(kernel, choose_tiling(kernel), made[name])))
+    return found
 
 
 def inspect(found: Sequence[Candidate], targets: Sequence[str], workers: int = WORKERS) -> list[Line]:
@@ -222,6 +225,9 @@ def _narrow(item: Candidate, fact: dict[str, Any]) -> list[str]:
     """Buffers whose elements lie side by side and are accessed one by one all the same."""
     assert item.traffic is not None
     found = []
+    possible = item.traffic.widths.get(TABLE, 0)
+    if possible > max(fact["widths"].get(str(TABLE), (possible,))):
+        found.append(f"no accesses of {possible} bytes to rows of the table")
     for at, (name, kind) in enumerate(item.made.signature):
         possible, seen = item.traffic.widths.get(at, 0), fact["widths"].get(str(at), ())
         if possible > ITEMSIZE[kind] and seen and min(seen) <= ITEMSIZE[kind]:
