@@ -12,6 +12,7 @@ from graphc.ir.verifier import verify
 from graphc.ops.foreach import reduces
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
+from graphc.passes.channels_last import ChannelsLast
 from graphc.passes.cse import EliminateCommonSubexpressions
 from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
@@ -54,6 +55,7 @@ SPLIT: tuple[Pass, ...] = (
     EliminateDeadCode(),  # the rest only where something was split: what is now made chunk by chunk
     Canonicalize(),  # slices of slices
 )
+LAY_OUT: tuple[Pass, ...] = (ChannelsLast(),)  # last: which values there are is settled
 ROLL_FROM = 32
 """Ops from which on a graph may hold a loop worth finding."""
 MAX_ROUNDS = 3
@@ -114,6 +116,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
                 break
+    records += [run_pass(item, graph, context) for item in LAY_OUT]
     return records
 
 
