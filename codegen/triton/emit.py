@@ -13,22 +13,22 @@
         ...
 
 Three forms. *Tile*: the whole iteration space of a program is one tile, statements follow each other as in the kernel
-(pointwise, persistent rows). *Looped*: the row is walked once per pass; a pass ends in the reductions that the next one
-needs, values are computed again in each pass. *Split*: as looped, but each pass is a launch of its own in which several
-programs share a row; partial reductions go through scratch memory and are combined, in a fixed order, by the next
-launch.
+(pointwise, persistent rows); where sizes are odd they stand there twice, without and with masks. *Looped*: the row is
+walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
+*Split*: as looped, but each pass is a launch of its own in which several programs share a row; partial reductions go
+through scratch memory and are combined, in a fixed order, by the next launch.
 """
 
 from __future__ import annotations
 
 import keyword
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc.codegen.triton.body import Body, neutral
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, power_of_two
+from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.types import DType
 from graphc.loopir.kernel import Kernel, Reduce, Scan, Store
@@ -102,11 +102,34 @@ class _Writer:
 
     def _tile(self) -> None:
         body = self._body()
+        if has_ragged_edge(self.tiling):
+            self._tile_with_edge(body)
+            return
         self._parallel_prologue(body)
         if body.row is not None:
             body.line(f"{body.row.name} = {body.lanes(body.row)}")
             body.mask_variable(body.row)
             body.axis_variables(body.row)
+        self._statements(body)
+        self._finish(body, self.name)
+
+    def _tile_with_edge(self, body: Body) -> None:
+        """All programs but the last one do without masks, which would make their accesses narrow."""
+        (dim,) = self.tiling.dims
+        whole = Body(
+            replace(self.tiling, dims=(replace(dim, extent=dim.programs * dim.block),)), body.context, self.pointers
+        )
+        self._parallel_prologue(whole)
+        whole.line(f"if (tl.program_id(0) + 1) * {dim.constexpr} <= {dim.extent}:")
+        body.line("else:")
+        body.depth = whole.depth = 2
+        self._statements(whole)
+        body.mask_variable(dim)
+        self._statements(body)
+        body.lines = [*whole.lines, *body.lines]
+        self._finish(body, self.name)
+
+    def _statements(self, body: Body) -> None:
         for s in self.kernel.body:
             if isinstance(s, Store):
                 body.store(s)
@@ -116,7 +139,6 @@ class _Writer:
                 body.scan_tile(s)
             else:
                 body.define(s)
-        self._finish(body, self.name)
 
     def _looped(self) -> None:
         passes = Passes(self.kernel, self.in_row)

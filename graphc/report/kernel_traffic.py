@@ -9,12 +9,13 @@ as they are made, though caches may serve the later ones; a 32-byte sector count
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, stride
+from graphc.codegen.triton.tiling import TileDim, Tiling, has_ragged_edge, int_extent, stride
 from graphc.ir.dims import Dim, Expr, Sym, symbols
 from graphc.loopir.analysis import KernelFacts, statement_cost
 from graphc.loopir.kernel import Buffer, Kernel, Load, Store, is_value
@@ -43,12 +44,14 @@ class Traffic:
         work: arithmetic, in additions.
         widths: per position of a buffer that is not small, the widest access in bytes that its addresses allow in the
             worst place.
+        ragged: the last program has narrow accesses of its own.
     """
 
     moved: int
     least: int
     work: int
     widths: dict[int, int]
+    ragged: bool = False
 
 
 def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffic:
@@ -65,16 +68,17 @@ def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffi
     elements: dict[tuple[str, type], int] = {}
     widths: dict[str, int] = {}
     seen: set[tuple[object, ...]] = set()
-    for s in cut.body:
-        if not isinstance(s, (Load, Store)):
-            continue
+    accesses = [s for s in cut.body if isinstance(s, (Load, Store))]
+    neighbours = Counter(_family(s) for s in {(type(s), s.buffer, s.index): s for s in accesses}.values())
+    for s in accesses:
         buffer = buffers[s.buffer]
         points = min(_points(cut, s.index), _size(buffer))
         key = (type(s), s.buffer, s.index)
         if key not in seen:
             seen.add(key)
             times = repeats.get(s.id, 1) if isinstance(s, Load) else 2 if s.mode != "set" else 1
-            moved += int(points * buffer.dtype.itemsize * times * _waste(tiling, s.index, buffer))
+            waste = max(1.0, _waste(tiling, s.index, buffer) / neighbours[_family(s)])
+            moved += int(points * buffer.dtype.itemsize * times * waste)
             place = (s.buffer, type(s))
             elements[place] = min(elements.get(place, 0) + points, _size(buffer))
         width = widest(tiling, s, buffer)
@@ -83,7 +87,7 @@ def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffi
     large = {name for (name, _), count in elements.items() if count * buffers[name].dtype.itemsize >= SMALL}
     least = sum(count * buffers[name].dtype.itemsize for (name, _), count in elements.items())
     positions = {at: widths[buffer.name] for at, buffer in enumerate(cut.buffers) if buffer.name in large}
-    return Traffic(moved, least, KernelFacts(kernel).total_cost, positions)
+    return Traffic(moved, least, KernelFacts(kernel).total_cost, positions, has_ragged_edge(tiling))
 
 
 def table_traffic(kernel: Kernel, step: ForeachStep, arguments: Sequence[RowArgument]) -> Traffic:
@@ -108,6 +112,12 @@ def _points(kernel: Kernel, index: Dim) -> int:
     for name in symbols(index):
         found |= kernel.domains[name] if is_value(name) else {name}
     return prod(extents[name] for name in found)
+
+
+def _family(s: Access) -> tuple[object, ...]:
+    """What accesses have in common that are a constant apart, as those of a pooling window: they share sectors."""
+    terms = s.index.terms if isinstance(s.index, Expr) else ()
+    return type(s), s.buffer, tuple(term for term in terms if term[0])
 
 
 def _repeats(tiling: Tiling) -> dict[str, int]:
@@ -165,9 +175,15 @@ def widest(tiling: Tiling, s: Access, buffer: Buffer) -> int:
         others = [_alignment(monomial, c, dim, tiling) for monomial, c in s.index.terms if not _runs(monomial, dim)]
         whole = run >= dim.extent
         aligned = gcd(WIDEST, size * gcd(dim.block, *others, *(() if whole else (run,))))
-        elements = prod(d.block for d in tiling.blocked) // (32 * tiling.num_warps)
+        elements = prod(d.block for d in tiling.blocked if _touches(s.index, d, tiling)) // (32 * tiling.num_warps)
         return max(size, min(aligned, size * max(1, elements)))
     return size
+
+
+def _touches(index: Dim, dim: TileDim, tiling: Tiling) -> bool:
+    own = {axis.name for axis in dim.axes}
+    names = symbols(index)
+    return any(name in own or (is_value(name) and tiling.kernel.domains[name] & own) for name in names)
 
 
 def _runs(monomial: tuple[object, ...], dim: TileDim) -> bool:

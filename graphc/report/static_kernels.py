@@ -230,6 +230,7 @@ def _narrow(item: Candidate, fact: dict[str, Any]) -> list[str]:
         found.append(f"no accesses of {possible} bytes to rows of the table")
     for at, (name, kind) in enumerate(item.made.signature):
         possible, seen = item.traffic.widths.get(at, 0), fact["widths"].get(str(at), ())
-        if possible > ITEMSIZE[kind] and seen and min(seen) <= ITEMSIZE[kind]:
+        worst = (max if item.traffic.ragged else min)(seen, default=possible)
+        if possible > ITEMSIZE[kind] >= worst:
             found.append(f"scalar accesses to {name.removesuffix('_ptr')}, which could be of {possible} bytes")
     return found
