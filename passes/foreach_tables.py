@@ -62,7 +62,7 @@ def as_table(stages: Stages, lists: tuple[str, ...], shared: tuple[str, ...], co
     split = _Splitter(lists, shared, stages.scratch)
     for kernel, arguments in zip(stages.kernels, stages.arguments, strict=True):
         if any(item.elementwise for item in arguments):
-            if not _is_map(kernel, arguments):
+            if not (_is_map(kernel, arguments) or _is_reduction(kernel, arguments, len(lists))):
                 return None
             split.on_elements(kernel, arguments)
         elif split.found_elements or kernel.row_axes or not all(split.is_near(item) for item in arguments):
@@ -78,19 +78,40 @@ def as_table(stages: Stages, lists: tuple[str, ...], shared: tuple[str, ...], co
 
 
 def _is_map(kernel: Kernel, arguments: tuple[RowArgument, ...]) -> bool:
-    """Element i of all results from elements i: no reduction, no check, no index as a number."""
-    if kernel.row_axes or len(kernel.axes) != 1 or any(item.kind == "checks" for item in arguments):
+    """Element i of all results from elements i."""
+    wide = _plain_buffers(kernel, arguments)
+    if wide is None or kernel.row_axes:
         return False
+    return all(s.buffer in wide for s in kernel.stores)
+
+
+def _is_reduction(kernel: Kernel, arguments: tuple[RowArgument, ...], lists: int) -> bool:
+    """Numbers of the op's own per row, from elements that no reduction before has to do with."""
+    wide = _plain_buffers(kernel, arguments)
+    if wide is None or not kernel.row_axes:
+        return False
+    kinds = dict(zip((b.name for b in kernel.buffers), arguments, strict=True))
+    own = all(kinds[s.buffer].kind == "row" and kinds[s.buffer].number >= lists for s in kernel.stores)
+    reductions = [s for s in kernel.defines if isinstance(s, Reduce)]
+    at_once = all(not s.op.startswith("arg") and kernel.stages[s.arg] == 0 for s in reductions)
+    return own and at_once and all(not kernel.domains[s.value] for s in kernel.stores)
+
+
+def _plain_buffers(kernel: Kernel, arguments: tuple[RowArgument, ...]) -> set[str] | None:
+    """The buffers with an element per element of the row; None where a kernel on elements checks data, needs an index
+    as a number, or has other accesses than at the element."""
+    if len(kernel.axes) != 1 or any(item.kind == "checks" for item in arguments):
+        return None
     axis = symbol(kernel.axes[0].name)
     wide = {b.name for b, item in zip(kernel.buffers, arguments, strict=True) if item.elementwise}
     for s in kernel.body:
-        if isinstance(s, (Index, Reduce, Scan)):
-            return False
+        if isinstance(s, (Index, Scan)):
+            return None
         if isinstance(s, (Load, Store)) and s.index != (axis if s.buffer in wide else 0):
-            return False
-        if isinstance(s, Store) and (s.mode != "set" or s.mask is not None or s.buffer not in wide):
-            return False
-    return True
+            return None
+        if isinstance(s, Store) and (s.mode != "set" or s.mask is not None):
+            return None
+    return wide
 
 
 class _Splitter:

@@ -19,6 +19,8 @@ from graphc.runtime.host_kernels import Array, HostKernel, array_at, numpy_dtype
 
 _WORD = 8
 _BLOCK_BITS = 32
+_FIRST_BUFFER = 2
+"""Words of a row before the addresses of its buffers: its elements, and the number of its first block."""
 
 Locator = Callable[[Any], int]
 """From a running call to an address."""
@@ -52,8 +54,9 @@ class TableStep:
         self.step, self.host, self.rows, self.shared = step, host, rows, shared
         self.cells, self.raise_failed, self.device = cells, raise_failed, device
         self.width = len(step.rows[0])
-        plain = np.zeros((len(rows), 1 + self.width + step.scratch_bytes // _WORD), np.int64)
+        plain = np.zeros((len(rows), _FIRST_BUFFER + self.width + step.scratch_bytes // _WORD), np.int64)
         plain[:, 0] = step.sizes
+        plain[1:, 1] = np.cumsum([-(-size // TABLE_BLOCK) for size in step.sizes])[:-1]
         self.plain = plain
         self.blocks = torch.from_numpy(blocks_of(step.sizes)).to(device)
         launched = [item for name, found in self._parts() if name not in host for item in found]
@@ -76,8 +79,8 @@ class TableStep:
         words = self.plain.copy()
         self._compute_numbers(frame, words)
         for column in self.columns:
-            words[:, 1 + column] = [row[column](frame) for row in self.rows]
-        addresses = words[:, [1 + column for column in self.columns]]
+            words[:, _FIRST_BUFFER + column] = [row[column](frame) for row in self.rows]
+        addresses = words[:, [_FIRST_BUFFER + column for column in self.columns]]
         return self._send(words, stream), not bool((addresses & (ALIGNMENT - 1)).any())
 
     def _send(self, words: Array, stream: int) -> torch.Tensor:
@@ -116,7 +119,7 @@ class TableStep:
         if item.kind == "row":
             return gathered[item.number]
         if item.kind == "scratch":
-            column = words[:, 1 + self.width + item.number // _WORD]
+            column = words[:, _FIRST_BUFFER + self.width + item.number // _WORD]
             kind = numpy_dtype(item.dtype)
             return np.ndarray((len(self.rows),), kind, words, _offset(words, column), (words.strides[0],))
         return self.shared[item.number](frame) if item.kind == "shared" else self.cells[item.number :]
@@ -136,8 +139,12 @@ def blocks_of(sizes: Sequence[int]) -> Array:
     return found
 
 
-def over_blocks(kernel: TritonKernel, blocks: int, aligned: bool) -> TritonKernel:
-    """A kernel on elements for a number of blocks, with the widest accesses or without."""
-    (launch,) = kernel.launches
-    constexprs = tuple((name, value if name != "ALIGNMENT" or aligned else 1) for name, value in launch.constexprs)
-    return replace(kernel, launches=(replace(launch, grid=(blocks, 1, 1), constexprs=constexprs),))
+def over_blocks(kernel: TritonKernel, blocks: int, rows: int, aligned: bool) -> TritonKernel:
+    """A kernel for a number of blocks and of rows, with the widest accesses or without."""
+    launches = []
+    for launch, programs in zip(kernel.launches, (blocks, rows), strict=False):
+        constexprs = tuple((name, value if name != "ALIGNMENT" or aligned else 1) for name, value in launch.constexprs)
+        launches.append(replace(launch, grid=(programs, 1, 1), constexprs=constexprs))
+    return replace(
+        kernel, launches=tuple(launches), scratch=tuple(replace(part, size=blocks) for part in kernel.scratch)
+    )

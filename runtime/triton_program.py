@@ -351,10 +351,11 @@ class TritonProgram:
         arguments = step.arguments[step.kernels.index(name)]
         shared = [step.shared[item.number] for item in arguments if item.kind == "shared"]
         count, device = len(table.blocks), table.device
-        variants = [over_blocks(self.kernels[name], count, aligned) for aligned in (False, True)]
+        rows = len(step.rows)
+        variants = [over_blocks(self.kernels[name], count, rows, aligned) for aligned in (False, True)]
         if device.type == "cpu" or is_interpreting():
             kernels = [InterpretedKernel(made) for made in variants]
-            dtypes = [torch_type(kind) for _, kind in self.kernels[name].signature[2:]]
+            dtypes = [torch_type(kind) for _, kind in self.kernels[name].signature[2 : 2 + len(shared)]]
 
             def interpret(frame: _Frame, words: torch.Tensor, aligned: bool) -> None:
                 found = [self._flat(frame, i, 0, dtype, str(device)) for i, dtype in zip(shared, dtypes, strict=True)]

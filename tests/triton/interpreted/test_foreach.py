@@ -19,7 +19,7 @@ from graphc.runtime.tensors import torch_dtype
 from graphc.runtime.triton_foreach import blocks_of, over_blocks
 from graphc.runtime.triton_launcher import InterpretedKernel
 from tests.triton.data import as_array, as_tensor
-from tests.triton.tables import momentum
+from tests.triton.tables import momentum, norm_and_peak
 
 torch.set_num_threads(1)
 
@@ -34,21 +34,61 @@ def test_table_kernel_agrees_with_the_oracle(dtype: DType, aligned: bool) -> Non
     torch.manual_seed(0)
     rows = [[torch.randn(size).to(torch_dtype(dtype)) for _ in "pmg"] for size in SIZES]
     scale = torch.tensor([0.5])
-    table = np.zeros((len(rows), 6), np.int64)
+    table = np.zeros((len(rows), 7), np.int64)
     wanted = []
     for number, (size, tensors) in enumerate(zip(SIZES, rows, strict=True)):
-        table[number, :4] = [size, *(tensor.data_ptr() for tensor in tensors)]
-        table[number, 5:6].view(np.float64)[0] = rate = 0.1 * (number + 1)
+        table[number, :5] = [size, 0, *(tensor.data_ptr() for tensor in tensors)]
+        table[number, 6:7].view(np.float64)[0] = rate = 0.1 * (number + 1)
         p, m, g = (as_array(tensor.clone()) for tensor in tensors)
         buffers = {"p": p, "m": m, "g": g, "rate": np.array([rate]), "scale": np.array([0.5], np.float32)}
         results = {name: np.zeros(size, NUMPY_DTYPES[dtype.name]) for name in ("p_out", "m_out")}
         run(kernel, {**buffers, **results}, {"elements": size})
         wanted.append([results["p_out"], results["m_out"]])
     blocks = torch.from_numpy(blocks_of(SIZES))
-    InterpretedKernel(over_blocks(made, len(blocks), aligned))([torch.from_numpy(table), blocks, scale])
+    InterpretedKernel(over_blocks(made, len(blocks), len(rows), aligned))([torch.from_numpy(table), blocks, scale])
     for tensors, results in zip(rows, wanted, strict=True):
         for tensor, result in zip(tensors[:2], results, strict=True):
             torch.testing.assert_close(tensor, as_tensor(result, dtype), rtol=1e-6 if dtype == f32 else 1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [f32, f64, bf16], ids=str)
+def test_reductions_of_rows_agree_with_the_oracle(dtype: DType) -> None:
+    kernel, arguments = norm_and_peak(dtype)
+    made = emit_table_kernel(kernel, arguments, 3, 0)
+    sizes = (*SIZES, 1024 * 1024 + 1)  # more blocks than a program combines at once
+    torch.manual_seed(0)
+    rows = [torch.randn(size).to(torch_dtype(dtype)) for size in sizes]
+    found = torch.zeros(len(rows), 2, dtype=torch_dtype(dtype.compute))
+    table = np.zeros((len(rows), 5), np.int64)
+    first = 0
+    for number, row in enumerate(rows):
+        table[number] = [len(row), first, row.data_ptr(), found[number, 0].data_ptr(), found[number, 1].data_ptr()]
+        first += -(-len(row) // 1024)
+    blocks = torch.from_numpy(blocks_of(sizes))
+    ready = over_blocks(made, len(blocks), len(rows), True)
+    InterpretedKernel(ready)([torch.from_numpy(table), blocks, torch.tensor([2.0])])
+    for row, results in zip(rows, found, strict=True):
+        kind = NUMPY_DTYPES[dtype.compute.name]
+        wanted = {name: np.zeros(1, kind) for name in ("norm", "peak")}
+        given = {"x": as_array(row), "scale": np.array([2.0], np.float32)}
+        run(kernel, {**given, **wanted}, {"elements": len(row)})
+        both = torch.from_numpy(np.concatenate([wanted["norm"], wanted["peak"]]))
+        torch.testing.assert_close(results, both, rtol=1e-6, atol=0)
+
+
+def test_clipping_by_norm() -> None:
+    parameters, _, _ = make("sgd")
+    others, _, _ = make("sgd")
+
+    def clip() -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(others, 1.0)
+
+    call = graphc.compile(clip, backend="triton")
+    torch.testing.assert_close(call(), torch.nn.utils.clip_grad_norm_(parameters, 1.0), rtol=1e-6, atol=1e-6)
+    for parameter, other in zip(parameters, others, strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-6, atol=1e-6)
+    plan = call.graph(stage="scheduled")
+    assert sum(isinstance(step, ForeachStep) for step in plan.steps) == 2 and len(plan.steps) <= 4
 
 
 OPTIMIZERS: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
