@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format lint types layers bench suites clean
+.PHONY: demo test check format lint types layers bench gpu-static suites clean
 
 demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
@@ -28,6 +28,9 @@ layers: $(STAMP)
 
 bench: $(STAMP)  ## the tables of benchmarks/README.md
 	$(BIN)/graphc bench benchmarks/kernels.py --against eager,inductor
+
+gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
+	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results
 
 suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's own databases
 	$(BIN)/python -m pytest -q -m suite

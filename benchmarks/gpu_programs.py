@@ -231,6 +231,11 @@ def concat_pad_slice() -> Program:
 
 
 @program
+def concat() -> Program:
+    return lambda x, y: torch.cat([x, y], 1), (single(8192, 4096), single(8192, 2048))
+
+
+@program
 def gather_rows() -> Program:
     return lambda x, rows: x[rows] * 2, (half(50304, 1024), torch.zeros(16384, dtype=torch.int64))
 

@@ -209,7 +209,7 @@ def faults(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
     if multiplies and not fact["tensor_core"] and 'input_precision="ieee"' not in text:
         found.append("a matrix product without tensor cores")
     if item.traffic is not None:
-        found += _narrow(item, fact)
+        found += _narrow(item, launch, fact)
         if item.traffic.least >= SMALL and item.traffic.moved > MOST_TIMES * item.traffic.least:
             found.append(f"moves {item.traffic.moved / item.traffic.least:.1f} times the least possible")
     return found
@@ -221,12 +221,12 @@ def _function_text(text: str, function: str) -> str:
     return text[start : end if end > 0 else len(text)]
 
 
-def _narrow(item: Candidate, fact: dict[str, Any]) -> list[str]:
+def _narrow(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
     """Buffers whose elements lie side by side and are accessed one by one all the same."""
     assert item.traffic is not None
     found = []
     possible = item.traffic.widths.get(TABLE, 0)
-    if possible > max(fact["widths"].get(str(TABLE), (possible,))):
+    if launch is item.made.launches[0] and possible > max(fact["widths"].get(str(TABLE), (possible,))):
         found.append(f"no accesses of {possible} bytes to rows of the table")
     for at, (name, kind) in enumerate(item.made.signature):
         possible, seen = item.traffic.widths.get(at, 0), fact["widths"].get(str(at), ())
