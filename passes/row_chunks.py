@@ -27,7 +27,7 @@ from graphc.passes.layout import int_shape
 from graphc.passes.row_regions import EXPANSION, Region, find_region, is_expanding
 from graphc.passes.rows import Chunk, Rows, part_shape, positions, rows_of_operand, spans
 
-MIN_ROWS = {"cpu": 256, "cuda": 1024}
+MIN_ROWS = {"cpu": 256, "cuda": 2048}
 """Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
 LEAST_EXPANSION = {"cpu": EXPANSION, "cuda": 8}
 """Times longer than the rows of the left operand that rows must be. On a GPU a feed-forward layer had better be whole:
@@ -107,6 +107,7 @@ class _Rewriting:
     def __init__(self, graph: Graph, ctx: PassContext, region: Region, chunks: list[Chunk]) -> None:
         self.graph, self.region = graph, region
         self.builder = Builder(graph, ctx.infer)
+        self.wide_products = ctx.target == "cpu"
         self.chunks = chunks
         self.old = list(graph.ops)
         self.uses, self.live = graph.uses(), graph.live_out()
@@ -263,6 +264,7 @@ class _Writer:
         """A sum over rows, with those of this chunk added."""
         b, known = self.builder, self.region.known
         wide = op.result.dtype.is_reduced  # a sum of rounded sums would be less exact than eager's
+        round_terms = wide and not self.work.wide_products  # a GPU multiplies f32 at a tenth of the speed and less
         if op.name == "sum":
             (operand,) = op.inputs
             part = self.part(operand, known[operand])
@@ -272,7 +274,10 @@ class _Writer:
         factors: list[Value] = []
         for item, dim in zip(op.inputs, (1, 0), strict=True):
             part = self.part(item, rows._replace(dims=(dim,)), again=False)
-            factors.append(b.op("cast", part, dtype=f32) if wide else part)
+            factors.append(b.op("cast", part, dtype=f32) if wide and not round_terms else part)
+        if round_terms:
+            term = b.op("cast", b.op("matmul", *factors), dtype=f32)
+            return term if total is None else b.op("add", total, term)
         return b.op("matmul", *factors) if total is None else b.op("gemm", *factors, total, accumulate=True)
 
     def whole(self, operand: Operand) -> Operand:
