@@ -346,6 +346,13 @@ def _plan(
     return plan
 
 
+def plan_for(graph: Graph, options: Options, backend: str) -> Plan:
+    """The plan of a graph for a backend, whether that can run here or not."""
+    with _collector_paused():
+        found: Plan = Compilation(graph, options, backend).stage("scheduled")
+    return found
+
+
 def _built(graph: Graph, options: Options, backend: str) -> Compilation:
     """From the disk cache when this very graph has been built here before, else through the whole pipeline."""
     from graphc.runtime.load import find_program

@@ -45,6 +45,8 @@ RANDOM_WORK = 2
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
+WORK_OF_STORING = 2
+"""Scalar operations that take as long as storing an element and reading it back."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
@@ -442,7 +444,7 @@ class _Fuser:
         if value not in self.needed and not groups:
             return
         if value in self.needed or not self._absorb(op, value, groups):
-            if op.name == "concat" and (len(op.operands) > MANY_PIECES or _count(value) >= BIG_CONCAT):
+            if op.name == "concat" and self._is_stored_by_pieces(op):
                 self._start_join(op)
             else:
                 self._start(value)
@@ -488,6 +490,20 @@ class _Fuser:
         group.stores[value] = update_place(op, self.layouts.strides(value))
         group.overwrites[value] = base
         self.groups.append(group)
+
+    def _is_stored_by_pieces(self, op: Op) -> bool:
+        """Whether the pieces of a stored concat are stored one by one. A GPU moves what lies in memory at once."""
+        if len(op.operands) > MANY_PIECES:
+            return True
+        if _count(op.results[0]) < BIG_CONCAT:
+            return False
+        return self.backend == "c" or any(self._is_computed(piece) for piece in op.inputs)
+
+    def _is_computed(self, value: Value) -> bool:
+        """Whether a kernel makes the elements of a value."""
+        while value.op is not None and get(value.op.name).kind is Kind.VIEW and len(value.op.operands) == 1:
+            value = next(iter(value.op.inputs))
+        return value.op is not None and is_kernel_op(value.op)
 
     def _start_join(self, op: Op) -> None:
         """Groups that store the pieces of a concat, each into its part: by the kernels that make them, if possible."""
@@ -568,7 +584,8 @@ class _Fuser:
         (group,) = groups
         size, effort = _count(value), _work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
-        return points <= size or (points - size) * effort <= REDUNDANT_WORK
+        # storing and reading it back would take as long as a few scalar operations on each of its elements
+        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING * size)
 
     def _frees_table(self, op: Op, value: Value) -> bool:
         """Whether gathering early lets go of a large table, of which but a little is read."""

@@ -12,6 +12,7 @@ from graphc.ir.verifier import verify
 from graphc.ops.foreach import reduces
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
+from graphc.passes.carry_layout import CarryLayout
 from graphc.passes.channels_last import ChannelsLast
 from graphc.passes.cse import EliminateCommonSubexpressions
 from graphc.passes.dce import EliminateDeadCode
@@ -63,7 +64,10 @@ SPLIT: tuple[Pass, ...] = (
     EliminateDeadCode(),  # the rest only where something was split: what is now made chunk by chunk
     Canonicalize(),  # slices of slices
 )
-LAY_OUT: tuple[Pass, ...] = (ChannelsLast(),)  # last: which values there are is settled
+LAY_OUT: tuple[Pass, ...] = (
+    ChannelsLast(),  # last: which values there are is settled
+    CarryLayout(),  # what lies between those that have a layout now
+)
 ROLL_FROM = 32
 """Ops from which on a graph may hold a loop worth finding."""
 MAX_ROUNDS = 3

@@ -196,13 +196,16 @@ class Planner:
 
     def _lower_table(self, node: Library) -> None:
         """The kernels of a `foreach`; equal ones of two ops are one."""
-        stages = stages_of(node.op, self.lowering.numerics)
+        on_device = self.settings[1] == "triton"
+        stages = stages_of(node.op, self.lowering.numerics, "cuda" if on_device else "cpu")
         if stages is None:
             raise LoweringError("the body of a foreach op is not one loop over elements", node.op.location)
         names: list[str] = []
-        for kernel in stages.kernels:
+        for kernel, arguments in zip(stages.kernels, stages.arguments, strict=True):
             name = f"foreach{len(self.table_kernels)}_{kernel.name}"
-            names.append(self.table_kernels.setdefault(kernel.key(), replace(kernel, name=name)).name)
+            # on a device, where in the table things stand is part of the code
+            key = (kernel.key(), arguments, stages.scratch, _row_width(node.op)) if on_device else kernel.key()
+            names.append(self.table_kernels.setdefault(key, replace(kernel, name=name)).name)
         self.tables[node] = stages, tuple(names)
 
     def _forget(self, node: Group) -> None:
@@ -601,7 +604,7 @@ class Planner:
                 names, stages.arguments, tuple(rows), tuple(offsets), sizes,
                 (*op.attrs["mutates"], *range(lists, lists + own)),
                 tuple(self.buffer_of[place.base] for place in places[lists * count :]),
-                self._add_scratch(stages.scratch * count),
+                -1 if self.settings[1] == "triton" else self._add_scratch(stages.scratch * count),
                 stages.scratch,
                 *self._add_row_checks(stages, op),
                 stages.whole,
@@ -738,7 +741,7 @@ class Planner:
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
             "kernels": len(plan.kernels),
-            "kernel_calls": _count(plan.steps, _launches),
+            "kernel_calls": _count(plan.steps, _launches if self.settings[1] == "c" else _device_launches),
             "gemm_calls": _count(plan.steps, lambda step: isinstance(step, GemmStep)),
             "loops": {
                 f"loop {number}": f"{loop.length} turns of {len(loop.steps)} steps" for number, loop in enumerate(loops)
@@ -761,9 +764,21 @@ def _launches(step: Step) -> int:
     return len(step.kernels) if isinstance(step, ForeachStep) else isinstance(step, KernelStep)
 
 
+def _device_launches(step: Step) -> int:
+    """Without what the CPU does with the numbers of a table."""
+    if isinstance(step, ForeachStep):
+        return sum(any(item.elementwise for item in found) for found in step.arguments)
+    return _launches(step)
+
+
 def _at(spec: BufferSpec, offset: int) -> BufferSpec:
     s = spec  # a call of the constructor takes a tenth of the time of `replace`
     return BufferSpec(s.index, s.kind, s.dtype, s.shape, s.strides, s.nbytes, s.device, s.source, offset, s.host)
+
+
+def _row_width(op: Op) -> int:
+    """Buffers per row of a `foreach` op."""
+    return len(rows_of(op).lists) + len(op.attrs["like"])
 
 
 def _location(group: Group) -> Location:
