@@ -18,6 +18,7 @@ from graphc.ir.dims import Dim, bounds, simplify, symbol
 from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import HOST, UNFAILED, DType, bool_, f64, i64
 from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
 from graphc.loopir.transform import drop_dead
 from graphc.ops.registry import Kind, get
@@ -306,7 +307,7 @@ class _Writer:
             buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
         name = kernel_name(outline.ops, self.group) + ("_checks" if part == CHECKS_ONLY else "")
         whole = builder.finish(name, buffers, notes(outline.ops))
-        kernel = tidy(whole if part == WHOLE else drop_dead(whole))
+        kernel = tidy(cancel_positions(whole if part == WHOLE else drop_dead(whole)))
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 
