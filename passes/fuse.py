@@ -45,8 +45,8 @@ RANDOM_WORK = 2
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
-WORK_OF_STORING = 2
-"""Scalar operations that take as long as storing an element and reading it back."""
+WORK_OF_STORING = {"c": 0, "triton": 2}
+"""Scalar operations that take as long as storing an element and reading it back: none where caches hold it."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
@@ -585,7 +585,7 @@ class _Fuser:
         size, effort = _count(value), _work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
         # storing and reading it back would take as long as a few scalar operations on each of its elements
-        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING * size)
+        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING[self.backend] * size)
 
     def _frees_table(self, op: Op, value: Value) -> bool:
         """Whether gathering early lets go of a large table, of which but a little is read."""
