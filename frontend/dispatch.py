@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import DataDependentError, GraphcError, UnsupportedError
-from graphc.frontend import host, replay
+from graphc.frontend import dynamic_index, host, replay
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
 from graphc.frontend.aten.views import VIEW_RULES, StorageModeNeeded
@@ -67,6 +67,13 @@ def _choose(func: Any) -> Handler:
     name = str(func)
     if name in _SPECIAL:
         return _SPECIAL[name]
+    if name in _AT_A_PLACE:
+        return _place_handler(_AT_A_PLACE[name], _plain_handler(func, name))
+    return _plain_handler(func, name)
+
+
+def _plain_handler(func: Any, name: str) -> Handler:
+    """How calls of an overload are handled that is like others."""
     if func.namespace in ("profiler", "inductor_test_only"):
         return _as_is
     if name in VIEW_RULES:
@@ -155,6 +162,16 @@ def _view_handler(view: Callable[..., Any]) -> Handler:
         if isinstance(result, list):
             return [_view_tensor(recorder, state, source, args[0]) for state in result]
         return _view_tensor(recorder, result, source, args[0])
+
+    return handle
+
+
+def _place_handler(dynamic: Callable[..., Any], plain: Handler) -> Handler:
+    """Of overloads whose place, their last argument, may be a number that data decide."""
+
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = dynamic(recorder, *args) if isinstance(args[-1], torch.SymInt) else None
+        return plain(recorder, func, args, kwargs) if found is None else found
 
     return handle
 
@@ -287,3 +304,8 @@ _SPECIAL: dict[str, Handler] = {
         )
     },
 }  # fmt: skip
+
+_AT_A_PLACE: dict[str, Callable[..., Any]] = {
+    "aten.select.int": dynamic_index.select,
+    "aten.select_backward.default": dynamic_index.select_backward,
+}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
 
@@ -156,7 +157,9 @@ class SourceMap:
         self._tensors.setdefault(id(tensor), _Found(tensor, Role.STATE, path, [access], BindingKind.FOUND))
 
     def note(self, tensor: torch.Tensor, role: Role, path: str, access: Access, rebindable: bool = False) -> None:
-        """A tensor that the function can reach."""
+        """A tensor that the function can reach; not one that it has put there itself."""
+        if type(tensor) is TracedTensor or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return
         found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, [], rebindable=rebindable))
         found.accesses.append(access)
 
@@ -164,9 +167,13 @@ class SourceMap:
 
     def enter(self, module: torch.nn.Module) -> None:
         """A module starts to run."""
+        self.learn(module)
+        self._stack.append(self.module_paths[id(module)])
+
+    def learn(self, module: torch.nn.Module) -> None:
+        """A module that the function has not been seen to reach is about to be used."""
         if id(module) not in self.module_paths:
             self.add_module(type(module).__name__.lower(), module)
-        self._stack.append(self.module_paths[id(module)])
 
     def leave(self) -> None:
         """The module entered last returns or raises."""

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
+from torch._functorch import eager_transforms
+from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.nn.modules import transformer
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
@@ -20,7 +23,7 @@ from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.recorder import Recorder, Uninitialized
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import TracedTensor, unwrapped
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
@@ -55,7 +58,9 @@ class FunctionMode(TorchFunctionMode):
 
 def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`.item()` straight to the operator, so that the user gets our number class and not torch's."""
-    tensor = args[0]
+    tensor = unwrapped(args[0])
+    if tensor is None:
+        return func(*args, **kwargs)
     if tensor.numel() != 1:
         raise RuntimeError(f"a Tensor with {tensor.numel()} elements cannot be converted to Scalar")
     recorder.builder.location = recorder.locator.here()
@@ -64,11 +69,13 @@ def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`bool(t)`, `int(t)`, `float(t)`, and a tensor as an index of a list."""
+    tensor = unwrapped(args[0])
+    if tensor is None:
+        return func(*args, **kwargs)
     if recorder.decider is None or func is _TENSOR.__complex__:
         raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
-    tensor = args[0]
     _check_number(func, tensor)
-    node = _item(recorder, func, args, kwargs).node
+    node = _item(recorder, func, (tensor,), {}).node
     if func is _TENSOR.__bool__:
         return bool(host.wrap(node.convert(bool)))
     if func is _TENSOR.__float__:
@@ -85,7 +92,9 @@ def _check_number(func: Any, tensor: torch.Tensor) -> None:
 
 def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Few floats stay traced numbers; others are looked at, as Python does with them in nearly all uses."""
-    tensor = args[0]
+    tensor = unwrapped(args[0])
+    if tensor is None:
+        return func(*args, **kwargs)
     if recorder.decider is None:
         return _no_data(recorder, func, args, kwargs)
     if tensor.is_floating_point() and tensor.numel() <= _TRACED_ELEMENTS:
@@ -162,7 +171,9 @@ def _holds_traced(data: Any) -> bool:
         return False
     if isinstance(data, (list, tuple)):
         return any(map(_holds_traced, data))
-    return type(data) is TracedTensor or host.node_of(data) is not None
+    if isinstance(data, torch.Tensor):
+        return type(unwrapped(data)) is TracedTensor
+    return host.node_of(data) is not None
 
 
 def _stacked(data: Any) -> torch.Tensor:
@@ -212,15 +223,12 @@ def _equal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     if mine.shape != other.shape:
         return False
-    recorder.builder.location = recorder.locator.here()
-    return item(recorder, (mine == other).all())
+    return _item(recorder, func, ((mine == other).all(),), {})
 
 
 def _allclose(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`torch.allclose`, as `_equal`."""
-    close = torch.isclose(*args, **kwargs).all()
-    recorder.builder.location = recorder.locator.here()
-    return item(recorder, close)
+    return _item(recorder, func, (torch.isclose(*args, **kwargs).all(),), {})
 
 
 def _left_aligned(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
@@ -299,6 +307,28 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
             recorder.sources.leave()
 
     return call
+
+
+def _reparametrize(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.func.functional_call` puts other tensors into a module with: it is known from before that."""
+
+    @contextlib.contextmanager
+    def reparametrize(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Iterator[None]:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            with original(module, *args, **kwargs):
+                yield
+            return
+        recorder.sources.learn(module)
+        lists = [(m.__dict__, m._flat_weights) for m in module.modules() if isinstance(m, torch.nn.RNNBase)]
+        try:
+            with original(module, *args, **kwargs):
+                yield
+        finally:  # they go on holding the other tensors until they run again
+            for own, weights in lists:
+                own["_flat_weights"] = weights
+
+    return reparametrize
 
 
 def _has_torch_function(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -438,6 +468,31 @@ def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
 _SCALING = ("scale", "unscale_", "step", "update")
 
 
+def _tracing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.func.linearize` calls before it traces a function, which takes tensors with data."""
+
+    def disallow(function: Callable[..., Any]) -> Callable[..., Any]:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is not None:
+            raise EagerOnlyError(
+                "torch.func.linearize traces a function by itself; use torch.func.jvp, which is compiled",
+                recorder.locator.here(),
+            )
+        return original(function)
+
+    return disallow
+
+
+@contextlib.contextmanager
+def _watching_transforms() -> Iterator[None]:
+    disallow = eager_transforms.lazy_dynamo_disallow
+    eager_transforms.lazy_dynamo_disallow = _tracing(disallow)
+    try:
+        yield
+    finally:
+        eager_transforms.lazy_dynamo_disallow = disallow
+
+
 @contextlib.contextmanager
 def _watching_scalers() -> Iterator[None]:
     methods = {name: vars(torch.amp.GradScaler)[name] for name in _SCALING}
@@ -509,12 +564,14 @@ def watching(recorder: Recorder) -> Iterator[None]:
     """
     call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
     overridden, causal = torch.overrides.has_torch_function, transformer._detect_is_causal_mask
+    reparametrized = stateless._reparametrize_module
     cache = torch.is_autocast_cache_enabled()
     _running.recorder = recorder
     torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
     torch.compile = _compile(compile_)
     torch.overrides.has_torch_function = _has_torch_function(overridden)  # type: ignore[assignment]
     transformer._detect_is_causal_mask = no_causal_hint
+    stateless._reparametrize_module = _reparametrize(reparametrized)
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)
     seeding = [
@@ -529,9 +586,10 @@ def watching(recorder: Recorder) -> Iterator[None]:
     grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
         with (
-            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
+            plain, _without_saved_tensors_hooks(), _force_original_view_tracking(True),
+            batch_momentum.traced_batch_counts(recorder),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
-            _watching_backward(recorder),
+            _watching_transforms(), _watching_backward(recorder),
         ):  # fmt: skip
             yield
     finally:
@@ -543,5 +601,6 @@ def watching(recorder: Recorder) -> Iterator[None]:
         torch.compile = compile_
         torch.overrides.has_torch_function = overridden
         transformer._detect_is_causal_mask = causal
+        stateless._reparametrize_module = reparametrized
         torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         _running.recorder = None

@@ -13,6 +13,7 @@ from torch import nn
 import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from tests.e2e import (  # noqa: F401  # their programs are registered
+    functional_features,
     module_features,
     object_features,
     path_features,
