@@ -22,6 +22,7 @@ class BindingKind(Enum):
     SCALAR = "scalar"  # the same, a Python number
     FIXED = "fixed"  # always the same tensor object
     STORAGE = "storage"  # `count` elements of the whole storage of a tensor, 1-D
+    ARG_GRAD = "grad"  # the gradient of that argument
     FOUND = "found"  # whichever tensor, or Python number, is found at the first of `accesses`
 
 

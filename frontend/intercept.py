@@ -162,7 +162,14 @@ def _requires_grad(item: Any) -> bool:
 
 def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`tensor.grad`: that there is one, or none, becomes a fact."""
-    recorder.read_gradient(args[0])
+    if not recorder.arguments.read_gradient(args[0]):
+        recorder.gradients.read(args[0])
+    return func(*args, **kwargs)
+
+
+def _set_grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`tensor.grad = ...`"""
+    recorder.arguments.reset_gradient(args[0])
     return func(*args, **kwargs)
 
 
@@ -262,6 +269,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]
+    _TENSOR.grad.__set__: _set_grad,  # type: ignore[union-attr]
     torch.tensor_split: _tensor_split,
     _TENSOR.tensor_split: _tensor_split,
     **dict.fromkeys((torch.equal, _TENSOR.equal), _equal),
@@ -542,6 +550,28 @@ def _watching_backward(recorder: Recorder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _packing_detached() -> Iterator[None]:
+    """The function's own hooks of saved tensors get these without their place in autograd's graph.
+
+    A hook that keeps the tensor itself (`save_on_cpu` does, on a CPU) would make a circle that is never let go.
+    """
+    autograd: Any = torch._C._autograd
+    push = autograd._push_saved_tensors_default_hooks
+
+    def push_detached(pack: Callable[[torch.Tensor], Any], unpack: Callable[[Any], torch.Tensor]) -> None:
+        if getattr(_running, "recorder", None) is None:
+            push(pack, unpack)
+        else:
+            push(lambda tensor: pack(tensor.detach()), unpack)
+
+    autograd._push_saved_tensors_default_hooks = push_detached
+    try:
+        yield
+    finally:
+        autograd._push_saved_tensors_default_hooks = push
+
+
+@contextlib.contextmanager
 def _without_saved_tensors_hooks() -> Iterator[None]:
     """What autograd saves in the capture is not handed to the caller's hooks, which expect tensors with data."""
     autograd, hooks = torch._C._autograd, []
@@ -586,7 +616,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
         with (
-            plain, _without_saved_tensors_hooks(), _force_original_view_tracking(True),
+            plain, _without_saved_tensors_hooks(), _packing_detached(), _force_original_view_tracking(True),
             batch_momentum.traced_batch_counts(recorder),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
             _watching_transforms(), _watching_backward(recorder),

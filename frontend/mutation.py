@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-from graphc.errors import UnsupportedError
+from graphc.errors import EagerOnlyError, UnsupportedError
 from graphc.frontend import overlap, replay
 from graphc.frontend.aten import promotion
 from graphc.frontend.aten.extern import import_extern, written_arguments
@@ -15,6 +15,7 @@ from graphc.frontend.aten.registry import CONTIGUOUS, Decline, Rule
 from graphc.frontend.calls import Operands, call_values, fault, has_no_rules, snapshot, to_values, wrap_results
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Value
 
 
@@ -26,6 +27,7 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
+        _refuse_history(recorder, (*args, *kwargs.values()), written)
         if overlap.refuse_as_eager(recorder, func, args, kwargs, written) and len(written) > 1 and takes_lists:
             return _one_by_one(handle, recorder, func, args, kwargs, len(written))
         operands = Operands()
@@ -49,6 +51,23 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
         return _returned(recorder, func, args, kwargs, returned, operands)
 
     return handle
+
+
+def _refuse_history(recorder: Recorder, arguments: Iterable[Any], written: Iterable[Any]) -> None:
+    """Writes that autograd would note on the user's own tensors, where it could not be made to forget them.
+
+    Raises:
+        EagerOnlyError: what requires grad is written to a tensor that is neither an argument nor made by the function.
+    """
+    if not torch.is_grad_enabled() or not any(type(tensor) is not TracedTensor for tensor in written):
+        return
+    if any(isinstance(item, torch.Tensor) and item.requires_grad for item in arguments):
+        own = next(tensor for tensor in written if type(tensor) is not TracedTensor)
+        _, path, _ = recorder.sources.find(own)
+        raise EagerOnlyError(
+            f"what requires grad is written to {path}; detach it first, or pass that tensor as an argument",
+            recorder.builder.location,
+        )
 
 
 def _one_by_one(
@@ -143,6 +162,7 @@ def _returned(recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], 
 
 def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`target.copy_(source)`: cast, broadcast, moved between devices."""
+    _refuse_history(recorder, args, args[:1])
     overlap.refuse_as_eager(recorder, func, args, kwargs, [args[0]])
     target, source = recorder.state_of(args[0]), recorder.value_of(args[1])
     imp = recorder.imp

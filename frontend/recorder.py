@@ -12,6 +12,7 @@ import torch
 
 from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import functionalize, host
+from graphc.frontend.argument_tensors import ArgumentTensors
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.encoder import Encoders
@@ -80,8 +81,7 @@ class Recorder:
         self.bindings: list[Binding] = []
         self.warnings: list[str] = []
         self.gradients = Gradients(sources)
-        self.arguments: dict[int, tuple[str, torch.Tensor]] = {}  # by stand-in: name and tensor
-        self._gradients_read: set[int] = set()
+        self.arguments = ArgumentTensors(self)
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
         self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
@@ -182,37 +182,6 @@ class Recorder:
         value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
         self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,), number=kind))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((key,))))
-
-    def stand_in(self, tensor: torch.Tensor, state: TensorState, name: str) -> TracedTensor:
-        """A traced tensor for an argument."""
-        made = self.make(state, tensor.requires_grad)
-        self.arguments[id(made)] = name, tensor
-        return made
-
-    def read_gradient(self, tensor: torch.Tensor) -> None:
-        """Python reads `tensor.grad`.
-
-        Raises:
-            UnsupportedError: of an argument that has one.
-        """
-        name, given = self.arguments.get(id(tensor), ("", None))
-        if given is None:
-            self.gradients.read(tensor)
-        elif given.grad is not None:
-            raise UnsupportedError(
-                f"the gradient of the argument {name} is read, which a program is not given; reach the tensor through "
-                "a module, a closure or a global, or pass its gradient as an argument",
-                self.locator.here(),
-            )
-        else:
-            self._gradients_read.add(id(tensor))
-
-    def argument_gradients(self, given: list[Any]) -> str:
-        """Why a call must run eager whose function reads or leaves gradients of its arguments; empty otherwise."""
-        for item in given:
-            if type(item) is TracedTensor and (item.grad is not None or id(item) in self._gradients_read):
-                return f"it reads or leaves the gradient of the argument {self.arguments[id(item)][0]}"
-        return ""
 
     def make(self, state: TensorState, requires_grad: bool = False) -> TracedTensor:
         """A traced tensor for a state."""

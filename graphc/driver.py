@@ -127,7 +127,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
         context = _context(options, _choose_backend(graph, options))
         roll(graph, context)  # a loop is saved from as a whole, not turn by turn
         again = large_products(graph, context)
-        split = partition(graph, len(joint.results), len(joint.wanted), again)
+        split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 
