@@ -231,8 +231,9 @@ class _Session:
         bound, kept = effects_of(returned.bound, len(made))
         steps, given = recorder.schedules.effects(len(made) + len(kept))
         effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
-        of_arguments, given = recorder.arguments.gradient_effects(len(made))
-        effects, made = [*effects, *of_arguments], [*made, *given]
+        for find in (recorder.arguments.gradient_effects, recorder.scalers.effects):
+            more, given = find(len(made))
+            effects, made = [*effects, *more], [*made, *given]
         replays = returned.replays
         leaves = [*returned.leaves, *made, *replays.hidden]
         found = finish.finish(recorder, leaves, replays.written)
@@ -255,7 +256,7 @@ class _Session:
         self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], segment: Segment | None, ends: Ends
     ) -> Captured:
         graph = ends.graph or recorder.graph
-        trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards]
+        trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards, recorder.scalers.guards]
         trained.append(lambda g: recorder.arguments.guards(g, facts.local))
         if recorder.locator.differentiates:
             trained.append(recorder.gradients.hook_guards)
@@ -279,7 +280,7 @@ class _Session:
             modules=len(recorder.sources.modules),
             numbers=[*self.attributes.numbers.values(), *recorder.optimizers.numbers()],
             number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing} | found,
-            created=recorder.optimizers.created(),
+            created=[*recorder.optimizers.created(), *recorder.scalers.created()],
             replays=ends.replays,
         )
 

@@ -15,6 +15,7 @@ from graphc.frontend.joint import Joint
 from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.optimizers import CreatedState
 from graphc.frontend.replays import Replay
+from graphc.frontend.scalers import CreatedScale
 from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
@@ -75,7 +76,7 @@ class Captured:
         numbers: Python numbers that its guards compare, or that are inputs.
         number_inputs: keys of those that are inputs, and of places whose tensors are looked up in each call.
         modules: how many modules its guards know.
-        created: state of optimizers that was made for real, for the program to update.
+        created: state of optimizers and scalers that was made for real, for the program to update.
         replays: eager calls behind each run, for autograd to see.
     """
 
@@ -97,7 +98,7 @@ class Captured:
     modules: int = 0
     numbers: list[Number] = field(default_factory=list)
     number_inputs: frozenset[Hashable] = frozenset()
-    created: list[CreatedState] = field(default_factory=list)
+    created: list[CreatedState | CreatedScale] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
 
     def __post_init__(self) -> None:

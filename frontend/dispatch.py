@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import DataDependentError, GraphcError, UnsupportedError
-from graphc.frontend import dynamic_index, host, replay
+from graphc.frontend import dynamic_index, host, replay, scalers
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
 from graphc.frontend.aten.views import VIEW_RULES, StorageModeNeeded
@@ -263,6 +263,16 @@ def _item(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     return item(recorder, args[0])
 
 
+def _composed(function: Callable[..., Any]) -> Handler:
+    """An overload that is written in others here."""
+
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with CaptureMode(recorder):
+            return function(*args, **kwargs)
+
+    return handle
+
+
 def _lift_fresh(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if type(args[0]) is TracedTensor:
         return args[0]
@@ -295,6 +305,8 @@ _SPECIAL: dict[str, Handler] = {
     "aten.lift_fresh.default": _lift_fresh,
     "aten.copy_.default": copy_,
     "aten.resize_.default": _resize_,
+    "aten._amp_foreach_non_finite_check_and_unscale_.default": _composed(scalers.unscale),
+    "aten._amp_update_scale_.default": _composed(scalers.update_scale),
     "aten._assert_tensor_metadata.default": _nothing,
     **{
         f"aten.{name}": _refuse_storage_change

@@ -456,24 +456,36 @@ def _schedule(original: Callable[..., Any], reads: bool) -> Callable[..., Any]:
     return method
 
 
-def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+def _scaling(original: Callable[..., Any], uses_states: bool) -> Callable[..., Any]:
     """A method of a gradient scaler, which keeps tensors and stages of the step in Python tables."""
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder: Recorder | None = getattr(_running, "recorder", None)
         if recorder is not None and self.is_enabled():
-            raise EagerOnlyError(
-                "a GradScaler is used inside; compile the model or the loss, and leave scaling and the optimizer's "
-                "step to eager, or use bfloat16, which needs no scaling",
-                recorder.locator.here(),
-            )
+            recorder.scalers.enter(self, uses_states)
         return original(self, *args, **kwargs)
 
     return method
 
 
-_SCALING = ("scale", "unscale_", "step", "update")
+def _creating_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes a scaler's tensors, when it first scales something."""
+
+    @functools.wraps(original)
+    def create(self: Any, device: torch.device) -> None:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            original(self, device)
+        else:
+            recorder.scalers.create(self, original, device)
+
+    return create
+
+
+_SCALING = ("scale", "unscale_", "step", "update", "get_scale")
+_SCALE_ONLY = ("scale", "get_scale")
+_LAZILY = "_lazy_init_scale_growth_tracker"
 
 
 def _tracing(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -503,9 +515,10 @@ def _watching_transforms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching_scalers() -> Iterator[None]:
-    methods = {name: vars(torch.amp.GradScaler)[name] for name in _SCALING}
+    methods = {name: vars(torch.amp.GradScaler)[name] for name in (*_SCALING, _LAZILY)}
     for name, original in methods.items():
-        setattr(torch.amp.GradScaler, name, _scaling(original))
+        watched = _creating_scale(original) if name == _LAZILY else _scaling(original, name not in _SCALE_ONLY)
+        setattr(torch.amp.GradScaler, name, watched)
     try:
         yield
     finally:

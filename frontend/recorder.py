@@ -22,6 +22,7 @@ from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
+from graphc.frontend.scalers import Scalers
 from graphc.frontend.schedulers import Schedules
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
@@ -84,6 +85,7 @@ class Recorder:
         self.arguments = ArgumentTensors(self)
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
+        self.scalers = Scalers(self)
         self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
         self._states: dict[int, TensorState] = {}
@@ -275,6 +277,7 @@ class Recorder:
     def settle(self) -> None:
         """After a good run: gradients, state of optimizers and schedules, and version counters as before."""
         self.schedules.restore()
+        self.scalers.settle()
         self.optimizers.settle()
         self.gradients.restore()
         set_versions(self._versions)
@@ -282,6 +285,7 @@ class Recorder:
     def undo(self) -> None:
         """After a failed run: as `settle`, and state made by the way is gone."""
         self.schedules.restore()
+        self.scalers.undo()
         self.optimizers.undo()
         self.gradients.restore()
         set_versions(self._versions)

@@ -19,6 +19,7 @@ from tests.e2e import (  # noqa: F401  # their programs are registered
     module_features,
     object_features,
     path_features,
+    scaler_features,
     step_features,
     transform_features,
     update_features,
@@ -50,6 +51,7 @@ NATIVE = [
     "gradscaler_disabled", "per_sample_tutorial", "place_as_data_is_differentiated", "save_on_cpu", "arg_grad_zero",
     "arg_attack_loop", "inplace_relu_on_arg_nonleaf", "arg_written_nonleaf2", "needs_old_value", "kv_cache",
     "view_of_result", "view_results_many", "chunk_results2",
+    "scaler_skips_steps", "scaler_skips_the_first_step", "scaler_float16", "gradscaler_inf",
 ]  # fmt: skip
 
 
