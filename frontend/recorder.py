@@ -16,6 +16,7 @@ from graphc.frontend.argument_tensors import ArgumentTensors
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.encoder import Encoders
+from graphc.frontend.forks import Forks
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
@@ -99,6 +100,7 @@ class Recorder:
         self.made: list[weakref.ref[TracedTensor]] = []
         self.numbers: list[weakref.ref[host.HostNode]] = []
         self.decider: Decider | None = None  # None: decisions on data are refused
+        self.forks: Forks | None = None  # which answers decisions, while one parameter stands for many
         self._written: list[Storage] | None = None  # where writes are noted, while somebody asks
         self.encoders = Encoders()
         self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
@@ -311,6 +313,8 @@ class Recorder:
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
         decider = self.decider
+        if self.forks is not None and not self.forks.closed and node.hint is None and node.kind is bool:
+            return self.forks.answer(node)
         if node.hint is not None and self.optimizers.assume(node):
             return node.hint
         if node.hint is not None and (decider is None or not (decider.taken or _is_branch(node))):
