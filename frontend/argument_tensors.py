@@ -63,9 +63,20 @@ class Argument:
         return tensor.requires_grad and not (tensor.is_leaf or isinstance(tensor.grad_fn, _NODE))
 
     @property
+    def sets_flag(self) -> bool:
+        """The function has set `requires_grad` of it."""
+        return self.stand_in.is_leaf and self.stand_in.requires_grad is not self.tensor.requires_grad
+
+    @property
     def leaves_gradient(self) -> bool:
         """It has another gradient than before the function ran, or may have."""
-        return self.reset or self.stand_in.grad is not self.old
+        return self.reset or self.grad is not self.old
+
+    @property
+    def grad(self) -> torch.Tensor | None:
+        """Its gradient now. Torch warns of who asks that of a tensor that is to have none."""
+        tensor = self.stand_in
+        return tensor.grad if tensor.is_leaf or tensor.retains_grad else None
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,22 @@ class ArgumentGradient:
                 tensor.grad.add_(grad)
         else:
             tensor.grad = grad
+
+
+@dataclass(frozen=True)
+class ArgumentFlag:
+    """`requires_grad` that a run sets on an argument, a leaf.
+
+    Args:
+        place: which input of the program the argument is.
+    """
+
+    place: int
+    value: bool
+
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Set it."""
+        inputs[self.place].requires_grad_(self.value)
 
 
 class ArgumentTensors:
@@ -172,21 +199,22 @@ class ArgumentTensors:
         if found is not None:
             found.reset = True
 
-    def gradient_effects(self, first: int) -> tuple[list[ArgumentGradient], list[torch.Tensor]]:
-        """What a run leaves in gradients of arguments, and the tensors that takes.
+    def effects(self, first: int) -> tuple[list[ArgumentGradient | ArgumentFlag], list[torch.Tensor]]:
+        """What a run leaves in gradients and flags of arguments, and the tensors that takes.
 
         Args:
             first: number of the first of these tensors.
         """
-        effects: list[ArgumentGradient] = []
+        places = [b.leaf for b in self._recorder.bindings if b.kind is not BindingKind.STORAGE]
+        effects: list[ArgumentGradient | ArgumentFlag] = []
         made: list[torch.Tensor] = []
         for argument in self:
+            place = places.index(argument.number)
+            if argument.sets_flag:
+                effects.append(ArgumentFlag(place, argument.stand_in.requires_grad))
             if not argument.leaves_gradient:
                 continue
-            grad = argument.stand_in.grad
-            place = [b.leaf for b in self._recorder.bindings if b.kind is not BindingKind.STORAGE].index(
-                argument.number
-            )
+            grad = argument.grad
             adds = not (argument.reset or argument.read)
             effects.append(ArgumentGradient(place, first + len(made) if grad is not None else -1, adds))
             if grad is not None:
@@ -207,6 +235,8 @@ class ArgumentTensors:
             known = recorder.gradients.knows(argument.tensor)  # the function reaches it in another way as well
             if inner or (touched and (branches or hooks or known)):
                 return f"it reads or leaves the gradient of the argument {argument.name}"
+            if branches and argument.sets_flag:
+                return f"it sets requires_grad of the argument {argument.name}"
         return ""
 
     def release(self) -> None:

@@ -231,7 +231,7 @@ class _Session:
         bound, kept = effects_of(returned.bound, len(made))
         steps, given = recorder.schedules.effects(len(made) + len(kept))
         effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
-        for find in (recorder.arguments.gradient_effects, recorder.scalers.effects):
+        for find in (recorder.arguments.effects, recorder.scalers.effects):
             more, given = find(len(made))
             effects, made = [*effects, *more], [*made, *given]
         replays = returned.replays

@@ -189,6 +189,9 @@ def _differentiable_inputs(recorder: Recorder) -> list[tuple[torch.Tensor, Input
 def refusal(recorder: Recorder) -> str:
     """Why the results cannot be handed out by one autograd function, or an empty string."""
     graph = recorder.graph
+    for argument in recorder.arguments:
+        if argument.sets_flag:
+            return f"it sets requires_grad of the argument {argument.name}"
     written = {write.target for write in graph.writes}
     for value, binding in zip(graph.inputs, recorder.bindings, strict=False):
         tensor = binding.tensor

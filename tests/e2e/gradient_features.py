@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from tests.e2e.features import Compiler, data, net, program
@@ -483,3 +484,44 @@ def case_branch_and_argument_grad(c: Compiler) -> Any:
     f(b)
     f(a)
     return (a.grad, b.grad)
+
+
+@program()
+def case_flag_of_an_argument(c: Compiler) -> Any:
+    def f(x):
+        x.requires_grad_()
+        (x * x).sum().backward()
+        return x.grad * 2
+
+    x = data(0)
+    f = c(f)
+    return f(x), x.requires_grad, x.grad, f(x), x.grad, f(data(1))
+
+
+@program(eager=2)
+def case_flag_of_an_argument_and_result(c: Compiler) -> Any:
+    def f(x):
+        return (x.requires_grad_() * 2).sin()
+
+    f, x, y = c(f), data(0), data(1)
+    (f(x).sum() + f(y).sum()).backward()
+    return x.grad, y.grad
+
+
+@program(compiles=2)
+def case_derivatives_of_an_argument(c: Compiler) -> Any:
+    m = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+    opt = torch.optim.Adam(m.parameters(), 0.01)
+
+    @c
+    def step(x):
+        opt.zero_grad()
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(m(x).sum(), x, create_graph=True)
+        loss = (slope + m(x)).square().mean()
+        loss.backward()
+        opt.step()
+        return loss.detach()
+
+    x = data(0, 6, 1)
+    return [step(x), step(x), step(x)], m, x.grad, x.requires_grad
