@@ -453,20 +453,20 @@ def test_a_failing_step_changes_nothing() -> None:
 def test_gradients_of_arguments_are_left_as_eager_leaves_them() -> None:
     f = graphc.compile(lambda t: (t * t).sum().backward())
     x = batch(0).requires_grad_()
-    with pytest.warns(graphc.errors.FallbackWarning, match="leaves the gradient of the argument t"):
-        f(x)
+    f(x)
     torch.testing.assert_close(x.grad, 2 * x.detach())
     h = x * 3  # its graph goes on outside of the function
-    f(h)
+    with pytest.warns(graphc.errors.FallbackWarning, match="leaves the gradient of the argument t"):
+        f(h)
+    assert f.stats().eager_calls == 1
     torch.testing.assert_close(x.grad, 20 * x.detach())
     both = graphc.compile(lambda t, u: ((t * t).sum().backward(), u.exp())[1])  # and a result to differentiate
     y = batch(1).requires_grad_()
-    with pytest.warns(graphc.errors.FallbackWarning, match="gradient of the argument t"):
-        both(x, y).sum().backward()
+    both(x, y).sum().backward()
+    assert both.stats().eager_calls == 0
     torch.testing.assert_close(x.grad, 22 * x.detach())
     torch.testing.assert_close(y.grad, y.detach().exp())
-    with pytest.raises(graphc.errors.UnsupportedError, match=r"gradient of the argument t is read"):
-        graphc.compile(lambda t: t.grad * 2)(x)
+    torch.testing.assert_close(graphc.compile(lambda t: t.grad * 2)(x), 44 * x.detach())
 
 
 def test_two_steps_of_one_optimizer_in_a_function() -> None:
@@ -493,8 +493,8 @@ def test_two_steps_of_one_optimizer_in_a_function() -> None:
 
 def test_what_must_run_eager_says_why() -> None:
     x = batch(0).requires_grad_()
-    f = graphc.compile(lambda t: t.view(-1))
-    with pytest.warns(graphc.errors.FallbackWarning, match="view"):
+    f = graphc.compile(lambda t: t.view(-1) if t.sum() > 0 else t.t())
+    with pytest.warns(graphc.errors.FallbackWarning, match="returns a view, behind a branch on data"):
         out = f(x)
     out.sum().backward()
     assert f.stats().eager_calls == 1 and x.grad is not None
