@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from graphc.frontend import host
 from graphc.ir.graph import Value
 from graphc.ir.types import bool_
 
@@ -105,33 +103,3 @@ def chosen(recorder: Recorder, runs: Sequence[Run], depth: int = 0) -> list[Valu
         test = recorder.imp.tensor(condition, bool_, a.device)
         found.append(a if a is b else recorder.builder.op("where", test, a, b))
     return found
-
-
-@contextlib.contextmanager
-def comparing_values(modules: Sequence[ModuleType]) -> Iterator[None]:
-    """For the block: `min` and `max` of traced numbers in these modules are values, and no decisions."""
-    changed = [(module, name) for module in modules for name in _EXTREMES if name not in vars(module)]
-    for module, name in changed:
-        setattr(module, name, _extreme(name))
-    try:
-        yield
-    finally:
-        for module, name in changed:
-            delattr(module, name)
-
-
-_EXTREMES = {"min": (min, "minimum"), "max": (max, "maximum")}
-
-
-def _extreme(name: str) -> Any:
-    plain, op = _EXTREMES[name]
-
-    def extreme(*items: Any, **options: Any) -> Any:
-        nodes = [host.node_of(item) for item in items]
-        node = next((node for node in nodes if node is not None and node.hint is None), None)
-        if node is None or len(items) != 2 or options:
-            return plain(*items, **options)
-        other = items[1] if node is nodes[0] else items[0]
-        return host.wrap(node.binary(op, host.node_of(other) or other))
-
-    return extreme

@@ -21,6 +21,7 @@ from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor, unwrapped
@@ -630,7 +631,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     try:
         with (
             plain, _without_saved_tensors_hooks(), _packing_detached(), _force_original_view_tracking(True),
-            batch_momentum.traced_batch_counts(recorder),
+            batch_momentum.traced_batch_counts(recorder), traced_extremes(),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
             _watching_transforms(), _watching_backward(recorder),
         ):  # fmt: skip

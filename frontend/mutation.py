@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
-        _refuse_history(recorder, (*args, *kwargs.values()), written)
+        _check_history(recorder, func, args, kwargs, written)
         if overlap.refuse_as_eager(recorder, func, args, kwargs, written) and len(written) > 1 and takes_lists:
             return _one_by_one(handle, recorder, func, args, kwargs, len(written))
         operands = Operands()
@@ -53,21 +53,31 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
     return handle
 
 
-def _refuse_history(recorder: Recorder, arguments: Iterable[Any], written: Iterable[Any]) -> None:
-    """Writes that autograd would note on the user's own tensors, where it could not be made to forget them.
+def _check_history(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[torch.Tensor]
+) -> None:
+    """In eager, autograd follows what is written to a tensor in place; a program cannot put that into the user's own.
+
+    An argument has a stand-in, and what is written to it is written again after the run (see `replays`). Another tensor
+    must not be written at all, since autograd would make the capture a part of its history.
 
     Raises:
-        EagerOnlyError: what requires grad is written to a tensor that is neither an argument nor made by the function.
+        EagerOnlyError: such a write to a tensor that is no argument.
     """
-    if not torch.is_grad_enabled() or not any(type(tensor) is not TracedTensor for tensor in written):
+    if not torch.is_grad_enabled() or not func._schema.name.endswith("_"):
         return
-    if any(isinstance(item, torch.Tensor) and item.requires_grad for item in arguments):
-        own = next(tensor for tensor in written if type(tensor) is not TracedTensor)
-        _, path, _ = recorder.sources.find(own)
-        raise EagerOnlyError(
-            f"what requires grad is written to {path}; detach it first, or pass that tensor as an argument",
-            recorder.builder.location,
-        )
+    with torch._C.DisableTorchFunction():
+        if not any(tensor.requires_grad for tensor in overlap.tensors([args, kwargs])):
+            return
+        for tensor in written:
+            base = tensor if tensor._base is None else tensor._base
+            if not (base.is_floating_point() or base.is_complex()):
+                continue
+            source = recorder.state_of(base).storage.source
+            reason = f"it writes to {source.path if source is not None else 'a tensor'} in place what autograd follows"
+            if type(base) is not TracedTensor:
+                advice = "do that under torch.no_grad(), or write a detached tensor"
+                raise EagerOnlyError(f"{reason}; {advice}", recorder.locator.here())
 
 
 def _one_by_one(
@@ -162,8 +172,8 @@ def _returned(recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], 
 
 def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`target.copy_(source)`: cast, broadcast, moved between devices."""
-    _refuse_history(recorder, args, args[:1])
     overlap.refuse_as_eager(recorder, func, args, kwargs, [args[0]])
+    _check_history(recorder, func, args, kwargs, [args[0]])
     target, source = recorder.state_of(args[0]), recorder.value_of(args[1])
     imp = recorder.imp
     if has_no_rules(source) or has_no_rules(recorder.value_of(args[0])):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from graphc.errors import CaptureError, UnsupportedError
+from graphc.errors import CaptureError, EagerOnlyError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.argument_tensors import ArgumentTensors
 from graphc.frontend.aten import layout
@@ -336,7 +336,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
 
     Raises:
         CaptureError: a tensor subclass.
-        UnsupportedError: sparse, quantized, nested or meta tensors.
+        EagerOnlyError: sparse gradients.
+        UnsupportedError: other sparse tensors, quantized, nested or meta ones.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise CaptureError(
@@ -345,6 +346,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
             "graphc.eager()",
             locator.here(),
         )
+    if tensor.layout != torch.strided and path.endswith(".grad"):
+        raise EagerOnlyError(f"{path} is of layout {tensor.layout}; use dense gradients", locator.here())
     bad = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else ""
     bad = bad or (f"of layout {tensor.layout}" if tensor.layout != torch.strided else "")
     bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")
