@@ -68,6 +68,11 @@ class Argument:
         return self.stand_in.is_leaf and self.stand_in.requires_grad is not self.tensor.requires_grad
 
     @property
+    def reaches_outside(self) -> bool:
+        """A backward pass has come to it, an inner tensor of a graph that goes on outside."""
+        return self.origin.is_leaf and self.origin is not self.stand_in and self.origin.grad is not None
+
+    @property
     def leaves_gradient(self) -> bool:
         """It has another gradient than before the function ran, or may have."""
         return self.reset or self.grad is not self.old
@@ -230,7 +235,7 @@ class ArgumentTensors:
         recorder = self._recorder
         for argument in self:
             touched = argument.read or argument.leaves_gradient
-            inner = not argument.tensor.is_leaf and (touched or argument.origin.grad is not None)
+            inner = not argument.tensor.is_leaf and (touched or argument.reaches_outside)
             hooks = argument.tensor._backward_hooks or getattr(argument.tensor, "_post_accumulate_grad_hooks", None)
             known = recorder.gradients.knows(argument.tensor)  # the function reaches it in another way as well
             if inner or (touched and (branches or hooks or known)):
@@ -243,7 +248,7 @@ class ArgumentTensors:
         """Let go of all tensors; what guards are to check of them stays."""
         for argument in self:
             touched = argument.read or argument.leaves_gradient
-            leafness = touched or argument.origin.grad is not None
+            leafness = touched or argument.reaches_outside
             if argument.is_rewritten or (argument.tensor.requires_grad and leafness):
                 is_leaf = argument.tensor.is_leaf
                 has_grad = argument.tensor.grad is not None if argument.read and is_leaf else None

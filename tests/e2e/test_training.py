@@ -544,7 +544,7 @@ def test_no_warning_from_ordinary_training() -> None:
 
 @pytest.mark.parametrize("place", ["buffer", "part of a buffer", "result", "argument", "part of an argument"])
 def test_autograd_follows_what_is_written_in_place(place: str) -> None:
-    """Writes that become part of autograd's history run eager, but for those to arguments; all leave eager's history."""
+    """Writes that become part of autograd's history run eager, unless to arguments; all leave eager's history."""
 
     def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[..., None]]:
         weight, argument = torch.ones(3, requires_grad=True), batch(0)[0, :3].clone()
