@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.passes.base import PassContext
+    from graphc.passes.templates import Templates
     from graphc.program.plan import Plan
     from graphc.program.record import Program
     from graphc.runtime.load import Executable
@@ -338,12 +339,23 @@ def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
     return copy
 
 
+def _templates() -> Templates:
+    """Which products of matrices are to be Triton kernels, on the current device and with torch's flags."""
+    import torch
+
+    from graphc.passes.templates import Templates
+    from graphc.runtime.triton_launcher import current_target
+
+    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates)
+
+
 def _plan(
     graph: Graph, options: Options, backend: str, on_kernels: Callable[[list[Kernel]], None] | None = None
 ) -> Plan:
     from graphc.passes.plan import make_plan
 
-    plan = make_plan(graph, numerics=options.numerics, backend=backend, on_kernels=on_kernels)
+    templates = _templates() if backend == "triton" else None
+    plan = make_plan(graph, numerics=options.numerics, backend=backend, templates=templates, on_kernels=on_kernels)
     _dump(options.name, "scheduled.plan", lambda: str(plan))
     return plan
 
@@ -408,11 +420,12 @@ def _build_native(found: Compilation, key: str) -> Executable:
 def _build_triton(found: Compilation, key: str) -> Executable:
     from graphc.codegen.triton.program import generate
     from graphc.runtime.load import build_program
+    from graphc.runtime.triton_launcher import current_target
 
     with _timed(found.seconds, "plan"):
         plan = found.stage("scheduled")
     with _timed(found.seconds, "generate"):
-        found.program = generate(plan)
+        found.program = generate(plan, current_target())
     with _timed(found.seconds, "build"):
         return build_program(found.program, key)
 
@@ -428,6 +441,8 @@ def _cache_key(text: str, options: Options, backend: str) -> str:
     from graphc.runtime.cache import program_key
 
     facts = {"backend": backend, "numerics": options.numerics, "chunk_bytes": str(settings().chunk_bytes)}
+    if backend == "triton":
+        facts["templates"] = repr(_templates())
     return program_key(text, facts)
 
 

@@ -11,7 +11,21 @@ from collections.abc import Iterable
 
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, substitute, symbol, symbols
 from graphc.loopir.builder import KernelBuilder
-from graphc.loopir.kernel import PARALLEL, ROW, Axis, Compute, Const, Index, Kernel, Load, Reduce, Scan, Store, operands
+from graphc.loopir.kernel import (
+    PARALLEL,
+    ROW,
+    Axis,
+    Compute,
+    Const,
+    Contract,
+    Index,
+    Kernel,
+    Load,
+    Reduce,
+    Scan,
+    Store,
+    operands,
+)
 
 MAX_CUTS = 8
 
@@ -62,6 +76,8 @@ def rebuild(kernel: Kernel, axes: tuple[Axis, ...], mapping: dict[str, Dim]) -> 
             new = builder.compute(s.op, *(names[arg] for arg in s.args), dtype=s.dtype)
         elif isinstance(s, Reduce):
             new = builder.reduce(s.op, names[s.arg])
+        elif isinstance(s, Contract):
+            new = builder.contract(names[s.left], names[s.right], s.tf32)
         else:
             new = builder.scan(s.op, names[s.arg])
         names[s.id] = new

@@ -22,6 +22,7 @@ from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of
 from graphc.ops.registry import Kind, get
+from graphc.passes.access import Index, trace
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
@@ -33,6 +34,7 @@ from graphc.passes.layout import (
     view_strides,
     wanted_strides,
 )
+from graphc.passes.templates import Templates
 from graphc.passes.updates import UPDATES, chain_of, copy_op, update_place, updates
 
 KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
@@ -123,22 +125,23 @@ def is_kernel_op(op: Op) -> bool:
     return True
 
 
-def fuse(graph: Graph, backend: str = "c") -> Fusion:
+def fuse(graph: Graph, backend: str = "c", templates: Templates | None = None) -> Fusion:
     """Partition a graph into kernels and library calls. The graph is not changed.
 
     Args:
         graph: optimised, of static shapes.
         backend: `c` or `triton`.
+        templates: which products are kernels; None = none.
 
     Raises:
         LoweringError: an op has neither a lowering nor a library call.
     """
-    return _Fuser(graph, backend).run()
+    return _Fuser(graph, backend, templates).run()
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, backend: str) -> None:
-        self.graph, self.backend = graph, backend
+    def __init__(self, graph: Graph, backend: str, templates: Templates | None) -> None:
+        self.graph, self.backend, self.templates = graph, backend, templates
         self.layouts = Layouts()
         self.ops: list[Op] = list(graph.ops)
         self.live = {output.value for output in graph.outputs}
@@ -422,7 +425,8 @@ class _Fuser:
 
     def _visit(self, op: Op) -> None:
         if not is_kernel_op(op) or self._is_transfer(op):
-            self._visit_library(op)
+            if not self._take_product(op):
+                self._visit_library(op)
             return
         value = op.results[0]
         if self.wide and op.name == "reshape" and self.wide.get(op.operands[0]) is value:  # type: ignore[arg-type]
@@ -439,6 +443,34 @@ class _Fuser:
                 self._start_join(op)
             else:
                 self._start(value)
+
+    def _take_product(self, op: Op) -> bool:
+        """Make a product part of a kernel, that of what reads it if possible, when that pays."""
+        if self.templates is None or not self.templates.can_hold(op):
+            return False
+        value = op.results[0]
+        whole = self.wide.get(value, value)
+        readers = self.waiting.get(whole, [])
+        taker = readers[0] if len(readers) == 1 and whole not in self.needed else None
+        place = _product_place(taker, whole, value) if taker is not None else None
+        # what is stored for others as well is joined with those that read it later, in `merge`
+        saved, launches = (2, 1) if place is not None else (1, 1) if readers and whole in self.needed else (0, 0)
+        size = _count(value) * value.dtype.itemsize
+        if not (readers or whole in self.needed) or not self.templates.takes_product(op, saved * size, launches):
+            return False
+        if taker is None or place is None or not taker.admit_contraction(op, place):
+            taker = group_of(whole, self.position[op])
+            place = _product_place(taker, whole, value)
+            if place is None or not taker.admit_contraction(op, place):
+                return False
+            self.groups.append(taker)
+            self.stored.add(whole)
+        else:
+            self.stored.discard(whole)
+        self.waiting.pop(whole, None)
+        for inner in dict.fromkeys((whole, value)):
+            self._expand(taker, inner)
+        return True
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -522,7 +554,9 @@ class _Fuser:
     def _absorb(self, op: Op, value: Value, groups: list[Group]) -> bool:
         """Take `value` into the groups that need it, if that is right; False = it is to be stored."""
         kind = get(op.name).kind
-        if kind in (Kind.REDUCTION, Kind.SCAN):
+        if any(group.contracts and not _after_product(group, value) for group in groups):
+            taken = self._worth_computing_per_tile(op, value, groups)
+        elif kind in (Kind.REDUCTION, Kind.SCAN):
             taken = len(groups) == 1 and self._absorb_reduction(op, value, groups[0])
         elif kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
             taken = True
@@ -539,6 +573,20 @@ class _Fuser:
             return False
         ((place, visit),) = places.items()
         return not visit.masked and group.admit(op, place, ROW_LIMITS[self.backend])
+
+    def _worth_computing_per_tile(self, op: Op, value: Value, groups: list[Group]) -> bool:
+        """Whether products compute an operand as they read it."""
+        kind = get(op.name).kind
+        if kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
+            return True
+        if kind is not Kind.POINTWISE or len(groups) > 1 or self.templates is None or value in self.drawn:
+            return False
+        (group,) = groups
+        if _full(group) or any(len(op.operands) > MANY_PIECES or item.device != value.device for item in op.inputs):
+            return False
+        product = next(item.op for item in group.visits if item.op is not None and get(item.op.name).contract)
+        leaves = sum(_count(item) * item.dtype.itemsize for item in dict.fromkeys(op.inputs))
+        return self.templates.takes_operand(product, value, leaves, _work(op))
 
     def _worth_computing_again(self, op: Op, value: Value, groups: list[Group]) -> bool:
         if any(_full(group) for group in groups):
@@ -712,6 +760,24 @@ def _before_merge(value: Value) -> Value | None:
     source = value.op.operands[0]
     assert isinstance(source, Value)
     return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None
+
+
+def _product_place(group: Group, whole: Value, product: Value) -> Index | None:
+    """The one element of a product that a group needs at each point, read through a reshape to `whole` or as it is."""
+    places = group.visits[whole]
+    if len(places) != 1 or any(visit.masked for visit in places.values()):
+        return None
+    (place,) = places
+    if whole is product:
+        return place
+    assert whole.op is not None
+    return trace(whole.op, place, group.ranges).reads[0].place
+
+
+def _after_product(group: Group, value: Value) -> bool:
+    """Whether a group that contracts needs a value for its results only, not for the operands of the product."""
+    rows = frozenset(group.rows)
+    return bool(rows) and all(group.axes_of(place).isdisjoint(rows) for place in group.visits[value])
 
 
 def _full(group: Group) -> bool:

@@ -65,6 +65,7 @@ class Group:
         data: loaded indices in index expressions: the axes they vary with.
         ranges: inclusive bounds of all symbols, for simplification.
         has_scan: it holds a running reduction, so it has exactly one row axis, for good.
+        contracts: it holds a product of matrices: its row axis, for good, is the one summed over.
         stage: what it may not be merged with, see `graphc.passes.commits`.
         size, open: elements visited; values among them that are not computed here (so far).
     """
@@ -80,6 +81,7 @@ class Group:
     data: dict[str, frozenset[str]] = field(default_factory=dict)
     ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     has_scan: bool = False
+    contracts: bool = False
     size: int = 0
     open: int = 0
     stage: int = 0
@@ -261,6 +263,8 @@ class Group:
         Returns:
             False when this space cannot hold it; then nothing has changed.
         """
+        if self.contracts:
+            return False
         found = trace(op, index, self.ranges)
         for read in found.reads:
             operand = op.operands[read.operand]
@@ -269,6 +273,27 @@ class Group:
                 return False
             if read.scan is not None and not self._admit_scan(operand, read.place, read.scan):
                 return False
+        return True
+
+    def admit_contraction(self, op: Op, index: Index) -> bool:
+        """Make room for a product of matrices of which every element is needed at just one point of this space.
+
+        Args:
+            op: the product.
+            index: the element of its result that is needed here.
+
+        Returns:
+            False when this space cannot hold it; then nothing has changed.
+        """
+        if self.rows or self.contracts or self.covers(index, int_shape(op.results[0])) != frozenset(self.axes):
+            return False
+        rows, columns = (self.axes_of((part,)) for part in index[-2:])
+        if rows & columns or self.axes_of(index[:-2]) & (rows | columns):
+            return False
+        left = op.operands[0]
+        assert isinstance(left, Value)
+        axis = self.add_axis(int_shape(left)[-1], "r")
+        self.rows, self.contracts = () if axis == 0 else (_name(axis),), True
         return True
 
     def _admit_reduce(self, operand: Value, read: Read, limits: RowLimits) -> bool:

@@ -7,11 +7,12 @@ from graphc.program.plan import Plan
 from graphc.program.record import PYTHON, Program, Segment
 
 
-def generate(plan: Plan) -> Program:
+def generate(plan: Plan, target: str = "") -> Program:
     """The program record of a plan for the Triton backend.
 
     Args:
         plan: with its kernels in loop IR.
+        target: the chip that tiles of matrix products are chosen for (`cuda:90`); "" = a common one.
 
     Returns:
         A record whose `sources` hold one module per distinct kernel (`softmax.triton.py`) and whose `kernels` hold
@@ -22,7 +23,7 @@ def generate(plan: Plan) -> Program:
     """
     sources, kernels = {}, {}
     for name, kernel in plan.kernels.items():
-        made = emit_kernel(kernel)
+        made = emit_kernel(kernel, target=target)
         sources[f"{name}.triton.py"] = made.text
         kernels[name] = made.to_plain()
     return Program(

@@ -10,6 +10,7 @@ from graphc.loopir.kernel import (
     Buffer,
     Compute,
     Const,
+    Contract,
     Define,
     Index,
     Kernel,
@@ -103,6 +104,12 @@ class KernelBuilder:
     def scan(self, op: str, arg: str) -> str:
         key = ("scan", op, arg)
         return self._known.get(key) or self._add(key, Scan(self._fresh(), self.dtypes[arg], op, arg))
+
+    def contract(self, left: str, right: str, tf32: bool = False) -> str:
+        """The sum of products over all row axes; operands of one dtype, reduced floats as they are."""
+        key = ("contract", left, right, tf32)
+        result = self.dtypes[left].compute
+        return self._known.get(key) or self._add(key, Contract(self._fresh(), result, left, right, tf32))
 
     def store(self, buffer: str, index: Dim, value: str, mask: str | None = None, mode: str = "set") -> None:
         self.body.append(Store(buffer, simplify(index, self.ranges), value, mask, mode))

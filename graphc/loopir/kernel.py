@@ -131,6 +131,24 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Contract:
+    """`id: dtype = contract left right`: the sum over all row axes of left * right, what matrix units compute.
+
+    Operands are of one dtype, bf16 and f16 as they are in memory, and each varies with a part of the parallel axes. The
+    result is f32 for these, else of the operands' dtype. A kernel has at most one, and no other reduction.
+
+    Args:
+        tf32: operands in f32 may be rounded to 10 bits of mantissa, as `torch.backends.cuda.matmul.allow_tf32` says.
+    """
+
+    id: str
+    dtype: DType
+    left: str
+    right: str
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
 class Store:
     """`store buffer[index] = value`, where `mask` holds.
 
@@ -146,7 +164,7 @@ class Store:
     mode: str = "set"
 
 
-Define: TypeAlias = Union[Load, Const, Index, Compute, Reduce, Scan]
+Define: TypeAlias = Union[Load, Const, Index, Compute, Reduce, Scan, Contract]
 Statement: TypeAlias = Union[Define, Store]
 
 
@@ -156,6 +174,8 @@ def operands(statement: Statement) -> tuple[str, ...]:
         return statement.args
     if isinstance(statement, (Reduce, Scan)):
         return (statement.arg,)
+    if isinstance(statement, Contract):
+        return (statement.left, statement.right)
     if isinstance(statement, Const):
         return ()
     index = statement.expr if isinstance(statement, Index) else statement.index
@@ -207,6 +227,11 @@ class Kernel:
         return (s for s in self.body if isinstance(s, Store))
 
     @cached_property
+    def contraction(self) -> Contract | None:
+        """The statement that makes it a product of matrices, if there is one."""
+        return next((s for s in self.body if isinstance(s, Contract)), None)
+
+    @cached_property
     def domains(self) -> dict[str, frozenset[str]]:
         """Axis names each value depends on."""
         rows = frozenset(axis.name for axis in self.row_axes)
@@ -218,7 +243,7 @@ class Kernel:
             domain: frozenset[str] = frozenset().union(*(found[name] for name in operands(s)))
             if isinstance(s, (Load, Index)):
                 domain |= symbols(s.index if isinstance(s, Load) else s.expr) & axes
-            if isinstance(s, Reduce):
+            if isinstance(s, (Reduce, Contract)):
                 domain -= rows
             if isinstance(s, Scan):
                 domain |= rows
@@ -233,7 +258,7 @@ class Kernel:
             if isinstance(s, Store):
                 continue
             stage = max((found[name] for name in operands(s)), default=0)
-            found[s.id] = stage + 1 if isinstance(s, (Reduce, Scan)) else stage
+            found[s.id] = stage + 1 if isinstance(s, (Reduce, Scan, Contract)) else stage
         return found
 
     def key(self) -> tuple[object, ...]:

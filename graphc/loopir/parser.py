@@ -14,6 +14,7 @@ from graphc.loopir.kernel import (
     Buffer,
     Compute,
     Const,
+    Contract,
     Define,
     Index,
     Kernel,
@@ -188,6 +189,9 @@ class _Parser:
         if op == "scan":
             kind = self._one_of("scan", SCAN_OPS)
             return Scan(name, dtype, kind, self._value())
+        if op == "contract":
+            tf32 = self._accept("tf32")
+            return Contract(name, dtype, self._value(), self._value(), tf32)
         rule = SCALAR_OPS.get(op)
         if rule is None:
             raise self._error(f"unknown operator {op!r}", token.offset)

@@ -6,7 +6,7 @@ import math
 
 from graphc.ir.dims import Dim
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Compute, Const, Index, Kernel, Load, Reduce, Scan, Statement, Store
+from graphc.loopir.kernel import Compute, Const, Contract, Index, Kernel, Load, Reduce, Scan, Statement, Store
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -62,6 +62,8 @@ def _right_side(statement: Statement) -> str:
         return f"{statement.op} {' '.join(statement.args)}"
     if isinstance(statement, Reduce):
         return f"reduce {statement.op} {statement.arg}"
+    if isinstance(statement, Contract):
+        return f"contract {'tf32 ' if statement.tf32 else ''}{statement.left} {statement.right}"
     assert isinstance(statement, Scan)
     return f"scan {statement.op} {statement.arg}"
 

@@ -10,6 +10,7 @@ from graphc.loopir.kernel import (
     ROW,
     Compute,
     Const,
+    Contract,
     Index,
     Kernel,
     Load,
@@ -111,6 +112,9 @@ class _Verifier:
         elif isinstance(s, Reduce):
             self.check_reduce(s)
             domain -= self.rows
+        elif isinstance(s, Contract):
+            self.check_contract(s)
+            domain -= self.rows
         else:
             self.check_scan(s)
             domain |= self.rows
@@ -210,6 +214,15 @@ class _Verifier:
         expected = i64 if s.op in ("argmax", "argmin") else arg
         if s.dtype != expected:
             raise self.fail(f"reduce {s.op} of {arg.name} gives {expected.name}, not {s.dtype.name}")
+
+    def check_contract(self, s: Contract) -> None:
+        left, right = self.dtypes[s.left], self.dtypes[s.right]
+        if left != right or left == bool_:
+            raise self.fail(f"contract does not take {left.name} and {right.name}")
+        if s.dtype != left.compute:
+            raise self.fail(f"contract of {left.name} gives {left.compute.name}, not {s.dtype.name}")
+        if sum(isinstance(other, (Contract, Reduce, Scan)) for other in self.kernel.body) > 1:
+            raise self.fail("a kernel that contracts has no second reduction")
 
     def check_scan(self, s: Scan) -> None:
         if s.op not in SCAN_OPS:
