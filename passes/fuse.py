@@ -23,6 +23,7 @@ from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of
 from graphc.ops.registry import Kind, get
 from graphc.passes.access import Index, trace
+from graphc.passes.chains import Chain, find_chains
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
@@ -161,6 +162,9 @@ class _Fuser:
         self.early: set[Value] = set()
         self.shared: set[Value] = set()  # read by calls, each of which reads a part
         self.position: dict[Op, float] = {}
+        self.chains: dict[Op, Chain] = {}  # by the product that ends them
+        self.inside: dict[Value, list[Chain]] = {}  # values that are computed in kernels of chains
+        self.holders: dict[Chain, Group] = {}
         self.rows: dict[Op, list[Value]] = {}  # per foreach op the operands of its rows, copies where they are needed
 
     def run(self) -> Fusion:
@@ -169,6 +173,7 @@ class _Fuser:
         self._add_writes()
         self._find_cheap()
         self._widen_products()
+        self._find_chains()
         self._place_outputs()
         self._store_pieces()
         self._hoist()
@@ -313,6 +318,8 @@ class _Fuser:
         """Slopes are stored, by a kernel next to that of the activation."""
         for value, op in hoisted(self.ops, self.live).items():
             assert value.op is not None
+            if value in self.inside:
+                continue
             self.needed.add(value)
             self.early.add(value)
             self.position[value.op] = self.position[op] + 0.1
@@ -429,6 +436,9 @@ class _Fuser:
                 self._visit_library(op)
             return
         value = op.results[0]
+        if value in self.inside:
+            self._visit_inside(op)
+            return
         if self.wide and op.name == "reshape" and self.wide.get(op.operands[0]) is value:  # type: ignore[arg-type]
             return  # stored by the product
         groups = self.waiting.pop(value, [])
@@ -444,11 +454,52 @@ class _Fuser:
             else:
                 self._start(value)
 
+    def _find_chains(self) -> None:
+        """Products of products that become kernels; what they hold is not to be stored."""
+        if self.templates is None:
+            return
+        found = find_chains(self.ops, self.live | self.needed | self.overwritten.keys())
+        scores = {id(chain): _count(chain.products[0].results[0]) for chain in found}
+        # all or none: they share what is inside
+        if not all(self.templates.takes_chain(scores[id(c)], c.outer.results[0].dtype) for c in found):
+            return
+        for chain in found:
+            self.chains[chain.outer] = chain
+            for value in chain.values:
+                self.inside.setdefault(value, []).append(chain)
+            for product in chain.products:
+                whole = self.wide.pop(product.results[0], None)
+                if whole is not None:
+                    self.stored.discard(whole)
+
+    def _visit_inside(self, op: Op) -> None:
+        """A value within chains: computed by the kernel of each that needs it, except for a softmax's statistics."""
+        value = op.results[0]
+        groups = self.waiting.pop(value, [])
+        owner = next((chain for chain in self.inside[value] if value in chain.statistics), None)
+        holder = None if owner is None else self.holders.get(owner)
+        if holder is not None:
+            ((place, _),) = holder.visits[value].items()
+            if value in self.needed or any(group is not holder for group in groups):
+                holder.roots[value] = place
+                self.stored.add(value)
+            groups = [holder]
+        for group in groups:
+            if op.name == "matmul":
+                (place,) = group.visits[value]
+                admitted = group.admit_inner(op, place)
+                assert admitted, "tried out before"
+            self._expand(group, value)
+
     def _take_product(self, op: Op) -> bool:
         """Make a product part of a kernel, that of what reads it if possible, when that pays."""
         if self.templates is None or not self.templates.can_hold(op):
             return False
         value = op.results[0]
+        if value in self.inside:
+            self._visit_inside(op)
+            return True
+        chain = self.chains.get(op)
         whole = self.wide.get(value, value)
         readers = self.waiting.get(whole, [])
         taker = readers[0] if len(readers) == 1 and whole not in self.needed else None
@@ -456,7 +507,9 @@ class _Fuser:
         # what is stored for others as well is joined with those that read it later, in `merge`
         saved, launches = (2, 1) if place is not None else (1, 1) if readers and whole in self.needed else (0, 0)
         size = _count(value) * value.dtype.itemsize
-        if not (readers or whole in self.needed) or not self.templates.takes_product(op, saved * size, launches):
+        if not (readers or whole in self.needed):
+            return False
+        if chain is None and not self.templates.takes_product(op, saved * size, launches):
             return False
         if taker is None or place is None or not taker.admit_contraction(op, place):
             taker = group_of(whole, self.position[op])
@@ -467,6 +520,8 @@ class _Fuser:
             self.stored.add(whole)
         else:
             self.stored.discard(whole)
+        if chain is not None:
+            self.holders[chain] = taker
         self.waiting.pop(whole, None)
         for inner in dict.fromkeys((whole, value)):
             self._expand(taker, inner)
@@ -582,6 +637,8 @@ class _Fuser:
         if kind is not Kind.POINTWISE or len(groups) > 1 or self.templates is None or value in self.drawn:
             return False
         (group,) = groups
+        if group.sums and _work(op) <= CHEAP_WORK:  # blocks of operands serve many scores
+            return True
         if _full(group) or any(len(op.operands) > MANY_PIECES or item.device != value.device for item in op.inputs):
             return False
         product = next(item.op for item in group.visits if item.op is not None and get(item.op.name).contract)
@@ -776,7 +833,7 @@ def _product_place(group: Group, whole: Value, product: Value) -> Index | None:
 
 def _after_product(group: Group, value: Value) -> bool:
     """Whether a group that contracts needs a value for its results only, not for the operands of the product."""
-    rows = frozenset(group.rows)
+    rows = frozenset((*group.rows, *group.inner))
     return bool(rows) and all(group.axes_of(place).isdisjoint(rows) for place in group.visits[value])
 
 

@@ -277,7 +277,7 @@ class _Writer:
         self.outline, self.group, self.numerics, self.tf32 = outline, outline.group, numerics, tf32
         group = self.group
         axes = [Axis(name, group.axes[name], PARALLEL) for name in group.parallel]
-        axes += [Axis(name, group.axes[name], ROW) for name in group.rows]
+        axes += [Axis(name, group.axes[name], ROW) for name in (*group.rows, *group.inner)]
         self.builder = KernelBuilder(tuple(axes))
         self.names = buffer_names(outline.arguments)
         self.sizes = [0] * len(outline.arguments)
@@ -530,19 +530,23 @@ class _Writer:
         if op in ("argmax", "argmin"):
             return self.constant(0, i64) if _is_single(shape, dims) else self.builder.reduce(op, value)
         value = self.compute("cast", value, dtype=dtype)
-        return value if _is_single(shape, dims) else self.builder.reduce(op, value)
+        over = self.group.rows if self.group.sums else ()
+        return value if _is_single(shape, dims) else self.builder.reduce(op, value, over)
 
     def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> str:
         """A sum of products over the row axis; operands are rounded to their dtype, as matrix units take them."""
+        assert self.op is not None
         factors: list[str] = []
+        rows = self.group.sums.get(self.op.results[0], self.group.rows)
         for operand, (dim, kept) in ((left, left_index), (right, right_index)):
             assert isinstance(operand, Value)
             sizes = tuple(size for at, size in enumerate(int_shape(operand)) if at != dim)
-            at = self.group.row_index(operand, (dim,), normalise(kept, sizes, self.builder.ranges))
+            at = self.group.row_index(operand, (dim,), normalise(kept, sizes, self.builder.ranges), rows)
             value = self._known_element(operand, at, self.mask)
             factors.append(self.compute("cast", value, dtype=operand.dtype))
         first, second = factors
-        return self.builder.contract(first, second, self.tf32 and self.builder.dtypes[first] == f32)
+        tf32 = self.tf32 and self.builder.dtypes[first] == f32
+        return self.builder.contract(first, second, tf32, rows if self.group.sums else ())
 
     def scan(self, op: str, operand: Operand, dim: int, index: Index, dtype: DType) -> str:
         """A running reduction along the row axis."""

@@ -93,6 +93,8 @@ class _Merger:
             or first.device != second.device
             or first.size + second.size > MAX_VISITS
             or value in first.stores
+            or first.sums
+            or second.sums
         ):
             return None
         if vertical and value in self.fusion.early:

@@ -102,6 +102,17 @@ class Templates:
         library = self._time(op, rate) + saved / self.chip.bandwidth + launches * self.chip.launch
         return self._time(op, rate * EFFICIENCY) < library
 
+    def takes_chain(self, scores: int, dtype: DType) -> bool:
+        """Whether products around other products are kernels of their own; never storing the scores is what it is for.
+
+        Args:
+            scores: elements of what is then never stored.
+            dtype: of the products.
+        """
+        if self.policy != AUTO:
+            return self.policy == ALWAYS
+        return scores >= SMALL and self._rate(dtype) > 0
+
     def takes_operand(self, op: Op, value: Value, leaves: int, work: int) -> bool:
         """Whether an operand of a template is computed in it, once for each tile that reads it.
 

@@ -25,6 +25,8 @@ import keyword
 from dataclasses import dataclass
 
 from graphc.codegen.triton.body import Body, neutral
+from graphc.codegen.triton.chains import RESERVED as CHAIN_NAMES
+from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
 from graphc.codegen.triton.matmul import emit_product
@@ -59,7 +61,9 @@ def emit_kernel(
     Raises:
         CodegenError: a symbolic extent, an element type or operator that Triton lacks.
     """
-    if kernel.contraction is not None:
+    if len(kernel.contractions) > 1:
+        return emit_chain(kernel, _parameter_names(kernel), _function_name(kernel, CHAIN_NAMES), target)
+    if kernel.contractions:
         return emit_product(kernel, _parameter_names(kernel), _function_name(kernel, PRODUCT_NAMES), target, choice)
     writer = _Writer(kernel, tiling or choose_tiling(kernel))
     return writer.module()

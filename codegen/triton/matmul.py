@@ -55,8 +55,7 @@ class _Product:
         self.source, self.kernel = kernel, join_axes(kernel)
         self.pointers, self.name = pointers, name
         self.context = Context()
-        found = self.kernel.contraction
-        assert found is not None
+        (found,) = self.kernel.contractions
         self.contract = found
         self.by_id = {s.id: s for s in self.kernel.defines}
         self.rows = frozenset(axis.name for axis in self.kernel.row_axes)

@@ -133,3 +133,57 @@ def choose_tile(
     steps = -(-inner // depth)
     parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
     return Choice(tile, max(1, parts))
+
+
+@dataclass(frozen=True)
+class ChainTile:
+    """How a program works on a product of products, such as attention.
+
+    Args:
+        rows: of the result that it computes.
+        steps: positions of the outer sum per step of the loop.
+        warps: of 32 threads.
+        stages: of the software pipeline.
+    """
+
+    rows: int
+    steps: int
+    warps: int
+    stages: int
+
+
+_CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile]]] = {
+    # by the widest row of an operand: with one product inside, and with several
+    "cuda:80": {
+        64: (ChainTile(128, 64, 4, 3), ChainTile(64, 64, 4, 2)),
+        128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2)),
+        256: (ChainTile(64, 32, 4, 2), ChainTile(32, 32, 4, 1)),
+    },
+    "cuda:90": {
+        64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2)),
+        128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2)),
+        256: (ChainTile(128, 64, 8, 2), ChainTile(64, 32, 8, 1)),
+    },
+    "hip:gfx942": {
+        64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1)),
+        128: (ChainTile(128, 64, 8, 1), ChainTile(64, 32, 8, 1)),
+        256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1)),
+    },
+}
+_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"]
+_SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
+
+
+def choose_chain_tile(target: str, width: int, dtype: DType, products: int) -> ChainTile:
+    """The tile of a product of products.
+
+    Args:
+        target: as for `choose_tile`.
+        width: elements of the widest operand row: head dimensions.
+        dtype: of the operands of the outer product.
+        products: how many are inside.
+    """
+    if dtype.itemsize > 2:
+        return _SCALAR_CHAIN_TILE
+    table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
+    return table[next(limit for limit in table if width <= limit)][products > 1]

@@ -164,14 +164,26 @@ class _Interpreter:
 
     def rows_broadcast(self, value: Array) -> Array:
         """`value` spread over all row axes."""
-        rows = self.extents[self.first_row :]
-        return np.broadcast_to(value, (*value.shape[: self.first_row], *rows))
+        return self.broadcast(value, tuple(range(self.first_row, len(self.extents))))
+
+    def broadcast(self, value: Array, axes: tuple[int, ...]) -> Array:
+        """`value` spread over some axes."""
+        shape = [self.extents[axis] if axis in axes else size for axis, size in enumerate(value.shape)]
+        return np.broadcast_to(value, shape)
+
+    def summed(self, s: Reduce | Contract) -> tuple[int, ...]:
+        """Numbers of the axes that a statement reduces over."""
+        rows = enumerate(self.kernel.row_axes, self.first_row)
+        return tuple(number for number, axis in rows if not s.over or axis.name in s.over)
 
     def reduce(self, s: Reduce) -> Array:
-        value = self.rows_broadcast(self.values[s.arg])
-        kept = value.shape[: self.first_row]
-        flat = value.reshape(*kept, int(np.prod(value.shape[self.first_row :], dtype=np.int64)))
-        return _reduce(s.op, flat, s.dtype).reshape(*kept, *(1 for _ in self.kernel.row_axes))
+        axes = self.summed(s)
+        value = self.broadcast(self.values[s.arg], axes)
+        kept = [1 if axis in axes else size for axis, size in enumerate(value.shape)]
+        last = np.moveaxis(value, axes, range(-len(axes), 0))
+        count = int(np.prod([self.extents[axis] for axis in axes], dtype=np.int64))
+        flat = last.reshape(*last.shape[: last.ndim - len(axes)], count)
+        return _reduce(s.op, flat, s.dtype).reshape(kept)
 
     def contract(self, s: Contract) -> Array:
         """Sums of floats in float64, rounded once."""
@@ -180,11 +192,12 @@ class _Interpreter:
         parts: list[Array] = []
         names: list[str] = []
         for name in (s.left, s.right):
-            value = self.rows_broadcast(cast(self.values[name], self.dtypes[name], wide))
+            value = self.broadcast(cast(self.values[name], self.dtypes[name], wide), self.summed(s))
             along = [axis for axis in range(rank) if value.shape[axis] != 1]
             parts.append(value.reshape([value.shape[axis] for axis in along]))
             names.append("".join(letters[axis] for axis in along))
-        kept = sorted({letter for text in names for letter in text} & set(letters[: self.first_row]))
+        gone = {letters[axis] for axis in self.summed(s)}
+        kept = sorted({letter for text in names for letter in text} - gone)
         total = np.einsum(f"{names[0]},{names[1]}->{''.join(kept)}", *parts, optimize=True)
         shape = [self.extents[axis] if letters[axis] in kept else 1 for axis in range(rank)]
         return np.asarray(total).reshape(shape).astype(NUMPY_DTYPES[s.dtype.name])

@@ -108,7 +108,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Reduce:
-    """`id: dtype = reduce op arg`: over all row axes of the kernel.
+    """`id: dtype = reduce op arg`: over all row axes of the kernel, or `over` those named.
 
     op: sum, prod, max, min (NaN wins), any, all, argmax, argmin (index along the flattened row axes, first on ties; a
     NaN wins, as in torch).
@@ -118,6 +118,7 @@ class Reduce:
     dtype: DType
     op: str
     arg: str
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,19 @@ class Contract:
     """`id: dtype = contract left right`: the sum over all row axes of left * right, what matrix units compute.
 
     Operands are of one dtype, bf16 and f16 as they are in memory, and each varies with a part of the parallel axes. The
-    result is f32 for these, else of the operands' dtype. A kernel has at most one, and no other reduction.
+    result is f32 for these, else of the operands' dtype. Products of products, such as attention, are kernels with
+    several, each over row axes of its own:
+
+        v2: f32 = contract v0 v1 over r1        q[i0, r1] * k[r0, r1]
+        v3: f32 = reduce max v2 over r0
+        v4: f32 = sub v2 v3
+        v5: f32 = exp v4
+        v6: f32 = reduce sum v5 over r0
+        v7: f32 = div v5 v6
+        v9: f32 = contract v7 v8 over r0        softmax * v[r0, i1]
 
     Args:
+        over: row axes summed over; none named = all.
         tf32: operands in f32 may be rounded to 10 bits of mantissa, as `torch.backends.cuda.matmul.allow_tf32` says.
     """
 
@@ -146,6 +157,7 @@ class Contract:
     left: str
     right: str
     tf32: bool = False
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,9 +239,9 @@ class Kernel:
         return (s for s in self.body if isinstance(s, Store))
 
     @cached_property
-    def contraction(self) -> Contract | None:
-        """The statement that makes it a product of matrices, if there is one."""
-        return next((s for s in self.body if isinstance(s, Contract)), None)
+    def contractions(self) -> tuple[Contract, ...]:
+        """The statements that make it a product of matrices, or one of products, in order."""
+        return tuple(s for s in self.body if isinstance(s, Contract))
 
     @cached_property
     def domains(self) -> dict[str, frozenset[str]]:
@@ -244,7 +256,7 @@ class Kernel:
             if isinstance(s, (Load, Index)):
                 domain |= symbols(s.index if isinstance(s, Load) else s.expr) & axes
             if isinstance(s, (Reduce, Contract)):
-                domain -= rows
+                domain -= frozenset(s.over) or rows
             if isinstance(s, Scan):
                 domain |= rows
             found[s.id] = domain
