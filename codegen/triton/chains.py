@@ -17,6 +17,7 @@ positions that make a score count for nothing, as a causal mask or a window, bec
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 
 from graphc.codegen.triton.body import Body
@@ -26,8 +27,9 @@ from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dt
 from graphc.codegen.triton.tiles import ChainTile, choose_chain_tile
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
 from graphc.errors import CodegenError
+from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
-from graphc.loopir.kernel import Axis, Compute, Const, Contract, Define, Kernel, Load, Reduce, Store, operands
+from graphc.loopir.kernel import Axis, Compute, Const, Contract, Define, Index, Kernel, Load, Reduce, Store, operands
 from graphc.program.triton_kernel import Launch, TritonKernel
 
 RESERVED = frozenset(
@@ -124,12 +126,12 @@ class _Chain:
         """It changes from step to step of the loop."""
         return bool(self.domains[s.id] & self.rows)
 
-    def _factor(self, body: Body, name: str, summed: TileDim) -> str:
+    def _factor(self, body: Body, name: str, summed: TileDim, statements: list[Define] | None = None) -> str:
         """An operand of a product over its whole block, zero behind the end of the sum."""
-        for s in self.closure((name,)):
+        for s in self.closure((name,)) if statements is None else statements:
             body.define(s)
-        text, s = body.expanded(name, body.full), self.by_id[name]
-        along = {axis.name for axis in summed.axes}
+        text, s = body.expanded(name if statements is None else statements[-1].id, body.full), self.by_id[name]
+        along = {axis.name.removesuffix("_row") for axis in summed.axes}
         is_zero = isinstance(s, Load) and (s.mask is None or s.other == 0) and bool(self.domains[name] & along)
         if is_zero or body.blocked[summed.name].is_exact:
             return text
@@ -220,12 +222,14 @@ class _Chain:
         """What stays the same in the loop: operands of inner products, by product; numbers per row."""
         kept: dict[str, str] = {}
         for number, contract in enumerate(self.inner):
-            dim = self._sum_dim(number)
-            body = self._body(self.m, dim)
-            self._index(body, dim)
             row, _ = self._operands(contract)
+            # under other names than in the loop, where the same axes run along the other dimension of tensors
+            dim, statements = _renamed(self._sum_dim(number), self.closure((row,)), 1000 * (number + 1))
+            body = self._body(self.m, dim)
+            body.ranges |= {axis.name: (0, int_extent(axis) - 1) for axis in dim.axes}
+            self._index(body, dim)
             kept[contract.id] = f"row{number}"
-            body.line(f"row{number} = {self._factor(body, row, dim)}")
+            body.line(f"row{number} = {self._factor(body, row, dim, statements)}")
         for s in self._before_softmax():
             if not self._changes(s) and not isinstance(s, Contract):
                 scores.define(s)
@@ -376,6 +380,25 @@ class _Softmax:
             body.define(s)
         condition = body.operand(name).typed
         body.line(f"acc = tl.where({condition}, {'0.0, acc' if is_zero_where_true else 'acc, 0.0'})")
+
+
+def _renamed(dim: TileDim, statements: list[Define], first: int) -> tuple[TileDim, list[Define]]:
+    """A dimension and statements over it with other names: `r1_row` for axis `r1`, values numbered anew."""
+    axes = tuple(replace(axis, name=f"{axis.name}_row") for axis in dim.axes)
+    names = {s.id: f"v{first + number}" for number, s in enumerate(statements)}
+    places: dict[str, Dim] = {axis.name: symbol(f"{axis.name}_row") for axis in dim.axes}
+    places |= {old: symbol(new) for old, new in names.items()}
+    found: list[Define] = []
+    for s in statements:
+        s = replace(s, id=names[s.id])
+        if isinstance(s, Load):
+            s = replace(s, index=substitute(s.index, places), mask=None if s.mask is None else names[s.mask])
+        elif isinstance(s, Index):
+            s = replace(s, expr=substitute(s.expr, places))
+        elif isinstance(s, Compute):
+            s = replace(s, args=tuple(names[arg] for arg in s.args))
+        found.append(s)
+    return replace(dim, name=f"{dim.name}_row", axes=axes), found
 
 
 def _dim(name: str, axes: tuple[Axis, ...], block: int, constexpr: str) -> TileDim:
