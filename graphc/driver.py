@@ -327,7 +327,9 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
 def _context(options: Options, backend: str) -> PassContext:
     from graphc.passes.base import PassContext
 
-    return PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu")
+    if backend != "triton":
+        return PassContext(numerics=options.numerics)
+    return PassContext(numerics=options.numerics, target="cuda", tf32=_templates().tf32)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:

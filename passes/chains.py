@@ -12,10 +12,11 @@ they are stored only for the chains that divide by them again, in a backward pas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphc.ir.graph import Op, Operand, Value
+from graphc.ir.types import DType
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import int_shape
@@ -43,12 +44,13 @@ class Chain:
     statistics: list[Value] = field(default_factory=list)
 
 
-def find_chains(ops: Iterable[Op], kept: set[Value]) -> list[Chain]:
+def find_chains(ops: Sequence[Op], kept: set[Value], takes: Callable[[int, int, DType], bool]) -> list[Chain]:
     """All chains of a graph.
 
     Args:
         ops: in program order.
         kept: values that are stored in any case.
+        takes: of the numbers of scores and of rows of the result, and its dtype, whether it is to be one.
 
     Returns:
         Chains of which nothing inside is needed outside of chains, statistics left aside.
@@ -59,7 +61,7 @@ def find_chains(ops: Iterable[Op], kept: set[Value]) -> list[Chain]:
         for operand in dict.fromkeys(op.inputs):
             users.setdefault(operand, []).append(op)
     owned: set[Value] = set()
-    products = [op for op in ops if op.name == "matmul" and _is_chained(op)]
+    products = [op for op in ops if op.name == "matmul" and op.results[0].dtype.name in ("bf16", "f16", "f32")]
     for op in products:
         chain = _forward(op, users)
         if chain is not None:
@@ -70,7 +72,7 @@ def find_chains(ops: Iterable[Op], kept: set[Value]) -> list[Chain]:
             chain = _plain(op, owned)
             if chain is not None:
                 found.append(chain)
-    return _closed(found, users, kept)
+    return _closed([chain for chain in found if takes(*_size(chain))], users, kept)
 
 
 def _closed(found: list[Chain], users: Mapping[Value, list[Op]], kept: set[Value]) -> list[Chain]:
@@ -102,13 +104,15 @@ def _known(values: set[Value], owners: set[Value]) -> bool:
     return all(value in owners for value in values if _is_reduction(value))
 
 
-def _is_chained(op: Op) -> bool:
-    """Whether a product may end a chain: few columns beside a large operand."""
-    return op.results[0].dtype.name in ("bf16", "f16", "f32")
-
-
 def _count(value: Value) -> int:
     return math.prod(int_shape(value))
+
+
+def _size(chain: Chain) -> tuple[int, int, DType]:
+    """Scores, rows of the result, and its dtype."""
+    result = chain.outer.results[0]
+    columns = int_shape(result)[-1 if chain.operand == 0 else -2]
+    return _count(chain.products[0].results[0]), _count(result) // max(1, columns), result.dtype
 
 
 def _is_reduction(value: Value) -> bool:

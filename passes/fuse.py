@@ -22,8 +22,6 @@ from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of
 from graphc.ops.registry import Kind, get
-from graphc.passes.access import Index, trace
-from graphc.passes.chains import Chain, find_chains
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
@@ -35,6 +33,7 @@ from graphc.passes.layout import (
     view_strides,
     wanted_strides,
 )
+from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
 from graphc.passes.updates import UPDATES, chain_of, copy_op, update_place, updates
 
@@ -137,12 +136,15 @@ def fuse(graph: Graph, backend: str = "c", templates: Templates | None = None) -
     Raises:
         LoweringError: an op has neither a lowering nor a library call.
     """
-    return _Fuser(graph, backend, templates).run()
+    return Fuser(graph, backend, templates).run()
 
 
-class _Fuser:
+class Fuser:
+    """The sweep; see the module."""
+
     def __init__(self, graph: Graph, backend: str, templates: Templates | None) -> None:
-        self.graph, self.backend, self.templates = graph, backend, templates
+        self.graph, self.backend = graph, backend
+        self.products = TemplateFusion(self, templates) if templates is not None else None
         self.layouts = Layouts()
         self.ops: list[Op] = list(graph.ops)
         self.live = {output.value for output in graph.outputs}
@@ -162,9 +164,6 @@ class _Fuser:
         self.early: set[Value] = set()
         self.shared: set[Value] = set()  # read by calls, each of which reads a part
         self.position: dict[Op, float] = {}
-        self.chains: dict[Op, Chain] = {}  # by the product that ends them
-        self.inside: dict[Value, list[Chain]] = {}  # values that are computed in kernels of chains
-        self.holders: dict[Chain, Group] = {}
         self.rows: dict[Op, list[Value]] = {}  # per foreach op the operands of its rows, copies where they are needed
 
     def run(self) -> Fusion:
@@ -173,7 +172,8 @@ class _Fuser:
         self._add_writes()
         self._find_cheap()
         self._widen_products()
-        self._find_chains()
+        if self.products is not None:
+            self.products.find_chains()
         self._place_outputs()
         self._store_pieces()
         self._hoist()
@@ -240,7 +240,7 @@ class _Fuser:
             self.layouts.chosen[value] = strides = self.layouts.strides(base)
             op = value.op
             assert op is not None
-            if op.name == "update_strided" and view_strides(int_shape(base), strides, (_count(base),)) != (1,):
+            if op.name == "update_strided" and view_strides(int_shape(base), strides, (element_count(base),)) != (1,):
                 del self.overwritten[value]
                 del self.layouts.chosen[value]
 
@@ -282,7 +282,7 @@ class _Fuser:
             if op.name == "concat" or op.name in UPDATES:
                 continue
             result = op.results[0]
-            work, leaves = _work(op), frozenset[Value]()
+            work, leaves = element_work(op), frozenset[Value]()
             for operand in op.operands:
                 if isinstance(operand, Value):
                     more, below = self.cheap.get(operand) or (0, frozenset((operand,)))
@@ -290,8 +290,8 @@ class _Fuser:
                     leaves = leaves | below if leaves else below
             if work > (CHEAP_WORK if leaves else FREE_WORK):
                 continue
-            size = _count(result)
-            read = sum([min(size, _count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
+            size = element_count(result)
+            read = sum([min(size, element_count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
             if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
                 if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
@@ -318,7 +318,7 @@ class _Fuser:
         """Slopes are stored, by a kernel next to that of the activation."""
         for value, op in hoisted(self.ops, self.live).items():
             assert value.op is not None
-            if value in self.inside:
+            if self.products is not None and value in self.products.inside:
                 continue
             self.needed.add(value)
             self.early.add(value)
@@ -339,7 +339,7 @@ class _Fuser:
                     if place.base is value:
                         parts.setdefault(value, set()).add(place)
         for value, places in parts.items():
-            if len(places) > 1 and sum(math.prod(place.shape) for place in places) >= _count(value):
+            if len(places) > 1 and sum(math.prod(place.shape) for place in places) >= element_count(value):
                 self.shared.add(value)
 
     def _widen_products(self) -> None:
@@ -432,12 +432,12 @@ class _Fuser:
 
     def _visit(self, op: Op) -> None:
         if not is_kernel_op(op) or self._is_transfer(op):
-            if not self._take_product(op):
+            if self.products is None or not self.products.take(op):
                 self._visit_library(op)
             return
         value = op.results[0]
-        if value in self.inside:
-            self._visit_inside(op)
+        if self.products is not None and value in self.products.inside:
+            self.products.visit_inside(op)
             return
         if self.wide and op.name == "reshape" and self.wide.get(op.operands[0]) is value:  # type: ignore[arg-type]
             return  # stored by the product
@@ -449,83 +449,10 @@ class _Fuser:
         if value not in self.needed and not groups:
             return
         if value in self.needed or not self._absorb(op, value, groups):
-            if op.name == "concat" and (len(op.operands) > MANY_PIECES or _count(value) >= BIG_CONCAT):
+            if op.name == "concat" and (len(op.operands) > MANY_PIECES or element_count(value) >= BIG_CONCAT):
                 self._start_join(op)
             else:
                 self._start(value)
-
-    def _find_chains(self) -> None:
-        """Products of products that become kernels; what they hold is not to be stored."""
-        if self.templates is None:
-            return
-        found = find_chains(self.ops, self.live | self.needed | self.overwritten.keys())
-        scores = {id(chain): _count(chain.products[0].results[0]) for chain in found}
-        # all or none: they share what is inside
-        if not all(self.templates.takes_chain(scores[id(c)], c.outer.results[0].dtype) for c in found):
-            return
-        for chain in found:
-            self.chains[chain.outer] = chain
-            for value in chain.values:
-                self.inside.setdefault(value, []).append(chain)
-            for product in chain.products:
-                whole = self.wide.pop(product.results[0], None)
-                if whole is not None:
-                    self.stored.discard(whole)
-
-    def _visit_inside(self, op: Op) -> None:
-        """A value within chains: computed by the kernel of each that needs it, except for a softmax's statistics."""
-        value = op.results[0]
-        groups = self.waiting.pop(value, [])
-        owner = next((chain for chain in self.inside[value] if value in chain.statistics), None)
-        holder = None if owner is None else self.holders.get(owner)
-        if holder is not None:
-            ((place, _),) = holder.visits[value].items()
-            if value in self.needed or any(group is not holder for group in groups):
-                holder.roots[value] = place
-                self.stored.add(value)
-            groups = [holder]
-        for group in groups:
-            if op.name == "matmul":
-                (place,) = group.visits[value]
-                admitted = group.admit_inner(op, place)
-                assert admitted, "tried out before"
-            self._expand(group, value)
-
-    def _take_product(self, op: Op) -> bool:
-        """Make a product part of a kernel, that of what reads it if possible, when that pays."""
-        if self.templates is None or not self.templates.can_hold(op):
-            return False
-        value = op.results[0]
-        if value in self.inside:
-            self._visit_inside(op)
-            return True
-        chain = self.chains.get(op)
-        whole = self.wide.get(value, value)
-        readers = self.waiting.get(whole, [])
-        taker = readers[0] if len(readers) == 1 and whole not in self.needed else None
-        place = _product_place(taker, whole, value) if taker is not None else None
-        # what is stored for others as well is joined with those that read it later, in `merge`
-        saved, launches = (2, 1) if place is not None else (1, 1) if readers and whole in self.needed else (0, 0)
-        size = _count(value) * value.dtype.itemsize
-        if not (readers or whole in self.needed):
-            return False
-        if chain is None and not self.templates.takes_product(op, saved * size, launches):
-            return False
-        if taker is None or place is None or not taker.admit_contraction(op, place):
-            taker = group_of(whole, self.position[op])
-            place = _product_place(taker, whole, value)
-            if place is None or not taker.admit_contraction(op, place):
-                return False
-            self.groups.append(taker)
-            self.stored.add(whole)
-        else:
-            self.stored.discard(whole)
-        if chain is not None:
-            self.holders[chain] = taker
-        self.waiting.pop(whole, None)
-        for inner in dict.fromkeys((whole, value)):
-            self._expand(taker, inner)
-        return True
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -545,7 +472,7 @@ class _Fuser:
             if get(op.name).kind in (Kind.REDUCTION, Kind.SCAN):
                 admitted = group.admit(op, place, ALWAYS)
                 assert admitted
-            self._expand(group, value)
+            self.expand(group, value)
 
     def _start_update(self, op: Op) -> None:
         """A group that stores the source into its part of the base's memory."""
@@ -600,7 +527,8 @@ class _Fuser:
         if group not in groups:
             groups.append(group)
 
-    def _expand(self, group: Group, value: Value) -> None:
+    def expand(self, group: Group, value: Value) -> None:
+        """Compute a value in a group, wherever it needs it; what it is made of waits to be decided on."""
         for place, visit in list(group.visits[value].items()):
             if not visit.expanded:
                 for operand in group.expand(value, place):
@@ -609,8 +537,8 @@ class _Fuser:
     def _absorb(self, op: Op, value: Value, groups: list[Group]) -> bool:
         """Take `value` into the groups that need it, if that is right; False = it is to be stored."""
         kind = get(op.name).kind
-        if any(group.contracts and not _after_product(group, value) for group in groups):
-            taken = self._worth_computing_per_tile(op, value, groups)
+        if self.products is not None and self.products.feeds_product(value, groups):
+            taken = self.products.worth_computing(op, value, groups)
         elif kind in (Kind.REDUCTION, Kind.SCAN):
             taken = len(groups) == 1 and self._absorb_reduction(op, value, groups[0])
         elif kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
@@ -619,41 +547,26 @@ class _Fuser:
             taken = self._worth_computing_again(op, value, groups)
         if taken:
             for group in groups:
-                self._expand(group, value)
+                self.expand(group, value)
         return taken
 
     def _absorb_reduction(self, op: Op, value: Value, group: Group) -> bool:
         places = group.visits[value]
-        if len(places) != 1 or _full(group):
+        if len(places) != 1 or is_full(group):
             return False
         ((place, visit),) = places.items()
         return not visit.masked and group.admit(op, place, ROW_LIMITS[self.backend])
 
-    def _worth_computing_per_tile(self, op: Op, value: Value, groups: list[Group]) -> bool:
-        """Whether products compute an operand as they read it."""
-        kind = get(op.name).kind
-        if kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
-            return True
-        if kind is not Kind.POINTWISE or len(groups) > 1 or self.templates is None or value in self.drawn:
-            return False
-        (group,) = groups
-        if group.sums and _work(op) <= CHEAP_WORK:  # blocks of operands serve many scores
-            return True
-        if _full(group) or any(len(op.operands) > MANY_PIECES or item.device != value.device for item in op.inputs):
-            return False
-        product = next(item.op for item in group.visits if item.op is not None and get(item.op.name).contract)
-        leaves = sum(_count(item) * item.dtype.itemsize for item in dict.fromkeys(op.inputs))
-        return self.templates.takes_operand(product, value, leaves, _work(op))
-
     def _worth_computing_again(self, op: Op, value: Value, groups: list[Group]) -> bool:
-        if any(_full(group) for group in groups):
+        if any(is_full(group) for group in groups):
             return False
         if len(op.operands) > MANY_PIECES or any(group.device != groups[0].device for group in groups):
             return False
         if value in self.cheap:
             # random words cost more than their work says: worth it for memory, but each element once per kernel
             return value not in self.drawn or all(
-                sum(iterations(group, place) for place in group.visits[value]) <= _count(value) for group in groups
+                sum(iterations(group, place) for place in group.visits[value]) <= element_count(value)
+                for group in groups
             )
         if len(groups) > 1:
             return False
@@ -664,7 +577,7 @@ class _Fuser:
             self.early.add(value)
             return False
         (group,) = groups
-        size, effort = _count(value), _work(op)
+        size, effort = element_count(value), element_work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
         return points <= size or (points - size) * effort <= REDUNDANT_WORK
 
@@ -672,7 +585,7 @@ class _Fuser:
         """Whether gathering early lets go of a large table, of which but a little is read."""
         table = next(iter(op.inputs))
         is_kept = isinstance(table, Input) or table in self.live
-        return not is_kept and _count(table) >= TABLE_SHARE * max(_count(value), SMALL_TABLE)
+        return not is_kept and element_count(table) >= TABLE_SHARE * max(element_count(value), SMALL_TABLE)
 
     # library calls
 
@@ -725,7 +638,7 @@ class _Fuser:
                 base not in self.needed
                 and base.op is not None
                 and is_kernel_op(base.op)
-                and _count(value) < _count(base)
+                and element_count(value) < element_count(base)
             ):
                 places.append(self._own(value))  # storing all of the base for a part of it does not pay
             else:
@@ -770,7 +683,7 @@ class _Fuser:
                 return self._need(place)
         place = self.layouts.place(value, self.stored, self.needed)
         base = place.base
-        smaller = base not in self.needed and base.op is not None and _count(value) < _count(base)
+        smaller = base not in self.needed and base.op is not None and element_count(value) < element_count(base)
         if (smaller and is_kernel_op(base.op)) or not same_strides(  # type: ignore[arg-type]
             place.shape, place.strides, wanted
         ):
@@ -819,33 +732,15 @@ def _before_merge(value: Value) -> Value | None:
     return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None
 
 
-def _product_place(group: Group, whole: Value, product: Value) -> Index | None:
-    """The one element of a product that a group needs at each point, read through a reshape to `whole` or as it is."""
-    places = group.visits[whole]
-    if len(places) != 1 or any(visit.masked for visit in places.values()):
-        return None
-    (place,) = places
-    if whole is product:
-        return place
-    assert whole.op is not None
-    return trace(whole.op, place, group.ranges).reads[0].place
-
-
-def _after_product(group: Group, value: Value) -> bool:
-    """Whether a group that contracts needs a value for its results only, not for the operands of the product."""
-    rows = frozenset((*group.rows, *group.inner))
-    return bool(rows) and all(group.axes_of(place).isdisjoint(rows) for place in group.visits[value])
-
-
-def _full(group: Group) -> bool:
+def is_full(group: Group) -> bool:
     return group.size >= MAX_VISITS or group.open >= MAX_ARGUMENTS
 
 
-def _count(value: Value) -> int:
+def element_count(value: Value) -> int:
     return math.prod(int_shape(value))
 
 
-def _work(op: Op) -> int:
+def element_work(op: Op) -> int:
     """Cost of one element, in additions."""
     rule = SCALAR_OPS.get(op.name)
     if rule is not None:

@@ -52,6 +52,8 @@ PROLOGUE_WORK = 8
 """Cost of an element, in additions, above which it is not computed again for every tile."""
 SMALL = 1 << 16
 """Elements of a product below which a kernel of its own is not worth compiling."""
+CHAIN_ROWS = 1 << 12
+"""Rows of a product of products from which on there are programs enough to fill a chip."""
 TILE = 128
 """Rows and columns per program, for counting how often operands are read."""
 
@@ -102,16 +104,17 @@ class Templates:
         library = self._time(op, rate) + saved / self.chip.bandwidth + launches * self.chip.launch
         return self._time(op, rate * EFFICIENCY) < library
 
-    def takes_chain(self, scores: int, dtype: DType) -> bool:
-        """Whether products around other products are kernels of their own; never storing the scores is what it is for.
+    def takes_chain(self, scores: int, rows: int, dtype: DType) -> bool:
+        """Whether a product around other products is a kernel of its own; never storing the scores is what it is for.
 
         Args:
             scores: elements of what is then never stored.
+            rows: of the result, which are what programs share out among them.
             dtype: of the products.
         """
         if self.policy != AUTO:
             return self.policy == ALWAYS
-        return scores >= SMALL and self._rate(dtype) > 0
+        return scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
 
     def takes_operand(self, op: Op, value: Value, leaves: int, work: int) -> bool:
         """Whether an operand of a template is computed in it, once for each tile that reads it.

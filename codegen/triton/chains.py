@@ -283,9 +283,9 @@ class _Chain:
         out.values[self.outer.id] = Operand("acc", self.outer.dtype)
         out.shapes[self.outer.id] = out.full
         stores = [s for s in self.kernel.body if isinstance(s, Store)]
-        for s in self.closure(name for store in stores for name in operands(store)):
-            if s.id not in out.values:
-                out.define(s)
+        wanted = [name for store in stores for name in operands(store)]
+        for s in self.closure(wanted, stop=frozenset(out.values)):
+            out.define(s)
         for store in stores:
             out.store(store)
 

@@ -72,7 +72,8 @@ CASES: dict[str, Case] = {
     "outer": Case(lambda x, w: x @ w + 1, ((33, 1), (1, 7))),
     "no sum": Case(lambda x, w: x @ w + 1, ((5, 0), (0, 7))),
     "no rows": Case(lambda x, w: x @ w + 1, ((0, 5), (5, 7)), 0),
-    "chain": Case(lambda x, w, v: torch.sigmoid(F.relu(x @ w) @ v), ((9, 40), (40, 50), (50, 6)), 2),
+    "chain": Case(lambda x, w, v: torch.sigmoid(F.relu(x @ w) @ v), ((9, 40), (40, 300), (300, 600)), 2),
+    "product of a product": Case(lambda x, w, v: torch.sigmoid(F.relu(x @ w) @ v), ((9, 40), (40, 50), (50, 6))),
     "square": Case(lambda x: F.relu(x @ x), ((20, 20),)),
 }
 
