@@ -23,6 +23,7 @@ from math import prod
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
+from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.tiles import ChainTile, choose_chain_tile
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
@@ -35,6 +36,9 @@ from graphc.program.triton_kernel import Launch, TritonKernel
 RESERVED = frozenset(
     ("acc", "tile", "m_tile", "j_start", "first", "last", "peak", "total", "base", "scale", "new_peak", "weights")
 )
+
+
+_COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 
 def emit_chain(
@@ -138,6 +142,16 @@ class _Chain:
         zero = literal(0.0 if s.dtype.is_float else 0, s.dtype)
         return f"tl.where(in_{summed.name}, {text}, {zero})"
 
+    def _define(self, body: Body, s: Define) -> None:
+        """Write a statement; positions are compared as the 32-bit numbers they are, which is cheaper for each score."""
+        sides = [self.by_id[arg] for arg in s.args] if isinstance(s, Compute) and s.op in _COMPARISONS else []
+        texts = [index_text(self.context, side.expr, body.ranges) for side in sides if isinstance(side, Index)]
+        if self.wide or len(texts) != 2 or not isinstance(s, Compute):
+            body.define(s)
+            return
+        shape = body.shapes[s.args[0]] | body.shapes[s.args[1]]
+        body.bind(s, f"({texts[0]}) {_COMPARISONS[s.op]} ({texts[1]})", shape)
+
     def _precision(self, contract: Contract, name: str) -> str:
         dtype = self.by_id[name].dtype
         return f', input_precision="{"tf32" if contract.tf32 else "ieee"}"' if dtype == f32 else ""
@@ -232,7 +246,7 @@ class _Chain:
             body.line(f"row{number} = {self._factor(body, row, dim, statements)}")
         for s in self._before_softmax():
             if not self._changes(s) and not isinstance(s, Contract):
-                scores.define(s)
+                self._define(scores, s)
         return kept
 
     def _before_softmax(self) -> list[Define]:
@@ -249,7 +263,7 @@ class _Chain:
             if isinstance(s, Contract):
                 self._inner_product(scores, s, kept[s.id])
             elif self._changes(s):
-                scores.define(s)
+                self._define(scores, s)
         if self.softmax is not None:
             self.softmax.step(scores)
             for s in self.closure((self.chained,)):

@@ -24,7 +24,7 @@ RAGGED = Case(CASES["prologue"].function, ((1000, 513), (513, 2001), (1000, 1)))
 WIDE = Case(CASES["linear"].function, ((4096, 1024), (4096, 1024), (4096,)))
 
 
-def _assembly(compiled: object) -> str:
+def assembly(compiled: object) -> str:
     asm = compiled.asm  # type: ignore[attr-defined]
     return str(asm["ptx"] if "ptx" in asm else asm["amdgcn"])
 
@@ -34,7 +34,7 @@ def _assembly(compiled: object) -> str:
 def test_products_run_on_matrix_units_and_do_not_spill(target: str) -> None:
     (kernel,) = plan_of(LARGE, torch.bfloat16).kernels.values()
     (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
-    assert UNITS[target] in _assembly(compiled)
+    assert UNITS[target] in assembly(compiled)
     assert compiled.spills == 0, compiled
     assert min(compiled.stores) >= 8, compiled
 
@@ -44,14 +44,14 @@ def test_products_run_on_matrix_units_and_do_not_spill(target: str) -> None:
 def test_ragged_products_with_prologues_compile(target: str) -> None:
     (kernel,) = plan_of(RAGGED, torch.float16).kernels.values()
     (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
-    assert UNITS[target] in _assembly(compiled)
+    assert UNITS[target] in assembly(compiled)
 
 
 @compiles
 def test_large_products_copy_operands_ahead() -> None:
     (kernel,) = plan_of(WIDE, torch.bfloat16).kernels.values()
     (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
-    assert "cp.async" in _assembly(compiled) and not compiled.loads.keys() - {16, 2}, compiled
+    assert "cp.async" in assembly(compiled) and not compiled.loads.keys() - {16, 2}, compiled
 
 
 @compiles
@@ -59,7 +59,7 @@ def test_f32_uses_matrix_units_when_tf32_is_allowed() -> None:
     for tf32 in (False, True):
         (kernel,) = plan_of(LARGE, torch.float32, Templates(tf32=tf32, policy="always")).kernels.values()
         (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
-        assert bool(re.search(r"mma\.sync.*tf32", _assembly(compiled))) == tf32
+        assert bool(re.search(r"mma\.sync.*tf32", assembly(compiled))) == tf32
 
 
 @compiles
