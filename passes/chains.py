@@ -72,7 +72,19 @@ def find_chains(ops: Sequence[Op], kept: set[Value], takes: Callable[[int, int, 
             chain = _plain(op, owned)
             if chain is not None:
                 found.append(chain)
-    return _closed([chain for chain in found if takes(*_size(chain))], users, kept)
+    return _closed(_apart([chain for chain in found if takes(*_size(chain))]), users, kept)
+
+
+def _apart(found: list[Chain]) -> list[Chain]:
+    """Chains without those around a product that ends another one: of a product of a product of a product the first."""
+    left: list[Chain] = []
+    ends: set[Op] = set()
+    for chain in found:
+        if ends.isdisjoint(chain.products):
+            left.append(chain)
+            ends.add(chain.outer)
+    inner = {product for chain in left for product in chain.products}
+    return [chain for chain in left if chain.outer not in inner]
 
 
 def _closed(found: list[Chain], users: Mapping[Value, list[Op]], kept: set[Value]) -> list[Chain]:
@@ -289,7 +301,7 @@ def _is_inside(item: object, chain: Chain) -> bool:
 def _fits(chain: Chain) -> bool:
     """Whether everything in a chain is needed at one point of the kernel's space only, and blocks are small enough."""
     group = open_group(group_of(chain.outer.results[0], 0), chain)
-    if group is None:
+    if group is None or not all(group.sums.values()):
         return False
     inner = [group.axes[name] for names in group.sums.values() for name in names]
     columns = int_shape(chain.outer.results[0])[-1 if chain.operand == 0 else -2]
