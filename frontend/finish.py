@@ -62,7 +62,7 @@ class _Finisher:
         if whole is not None:
             return Output(whole)
         if state.dtype != storage.root.dtype or is_foreign(state):
-            return Output(self._reinterpreted(state))
+            return self._reinterpreted(state)
         if not storage.visible:
             alone = self._alone(state)
             if alone is not None:
@@ -86,8 +86,8 @@ class _Finisher:
         value = functionalize.read(self.recorder.builder, state)
         return self._fresh(value, state.strides)
 
-    def _reinterpreted(self, state: TensorState) -> Value:
-        """A result that sees memory as another dtype or conjugated: a copy, since graphs cannot say so."""
+    def _reinterpreted(self, state: TensorState) -> Output:
+        """A result that sees memory as another dtype or conjugated: a copy, as graphs cannot say so, laid out alike."""
         if state.storage.visible or any(
             other.storage is state.storage for other in self.states.values() if other is not state
         ):
@@ -95,9 +95,11 @@ class _Finisher:
                 "a result reads memory of another tensor as another dtype or conjugated; the compiled program returns "
                 "a copy of it"
             )
-        dense = layout.is_dense(state.shape, state.strides)
         value = functionalize.read(self.recorder.builder, state)
-        return self._fresh(value, state.strides if dense else layout.contiguous(state.shape))
+        if not _is_packed(state.shape, state.strides):
+            return Output(self._spread(value, state), StridedView(state.shape, state.strides, 0))
+        dense = layout.is_dense(state.shape, state.strides)
+        return Output(self._fresh(value, state.strides if dense else layout.contiguous(state.shape)))
 
     def _home(self, storage: Storage) -> Value:
         """The value whose memory a storage made by the function is."""
@@ -107,11 +109,11 @@ class _Finisher:
             self.homes[storage] = self._spread(value, root) if with_gaps else self._fresh(value, root.strides)
         return self.homes[storage]
 
-    def _spread(self, value: Value, root: TensorState) -> Value:
+    def _spread(self, value: Value, state: TensorState) -> Value:
         """A value in memory with gaps: eager gives a part of something bigger that the graph does not hold."""
-        builder, size = self.recorder.builder, layout.span(root.shape, root.strides)
+        builder, size = self.recorder.builder, layout.span(state.shape, state.strides)
         memory = self.recorder.imp.full((size,), 0, value.dtype, value.device)
-        memory = builder.op("update_strided", memory, value, shape=root.shape, strides=root.strides, offset=0)
+        memory = builder.op("update_strided", memory, value, shape=state.shape, strides=state.strides, offset=0)
         self.taken.add(memory)
         return memory
 

@@ -18,13 +18,16 @@ from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
+from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
+from graphc.frontend.mutation import check_leaf
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
 _NO_DATA = "its data is not allocated yet"  # torch, where C++ asks a traced tensor for its memory
+_LEAF = "leaf Variable that requires grad"  # autograd, where such a tensor is written in place
 
 
 class FunctionMode(TorchFunctionMode):
@@ -50,6 +53,8 @@ class FunctionMode(TorchFunctionMode):
             where = self.recorder.locator.here()
             if _NO_DATA in str(error):
                 raise host.refuse(f"{_named(func)}, which reads numbers in a tensor,", where) from None
+            if _LEAF in str(error):
+                check_leaf(self.recorder, args[0])
             raise replay.with_location(error, where) from None
 
 
@@ -529,7 +534,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
         with (
-            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder),
+            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder), traced_extremes(),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
             _watching_backward(recorder),
         ):  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from graphc.errors import CaptureError, UnsupportedError
+from graphc.errors import CaptureError, EagerOnlyError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
@@ -81,6 +81,7 @@ class Recorder:
         self.warnings: list[str] = []
         self.gradients = Gradients(sources)
         self.arguments: dict[int, tuple[str, torch.Tensor]] = {}  # by stand-in: name and tensor
+        self.followed = ""  # why autograd would follow an argument after the call
         self._gradients_read: set[int] = set()
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
@@ -208,7 +209,9 @@ class Recorder:
             self._gradients_read.add(id(tensor))
 
     def argument_gradients(self, given: list[Any]) -> str:
-        """Why a call must run eager whose function reads or leaves gradients of its arguments; empty otherwise."""
+        """Why a call must run eager whose function reads or leaves gradients or history of its arguments, or ''."""
+        if self.followed:
+            return self.followed
         for item in given:
             if type(item) is TracedTensor and (item.grad is not None or id(item) in self._gradients_read):
                 return f"it reads or leaves the gradient of the argument {self.arguments[id(item)][0]}"
@@ -359,7 +362,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
 
     Raises:
         CaptureError: a tensor subclass.
-        UnsupportedError: sparse, quantized, nested or meta tensors.
+        EagerOnlyError: sparse gradients.
+        UnsupportedError: other sparse tensors, quantized, nested or meta ones.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise CaptureError(
@@ -368,6 +372,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
             "graphc.eager()",
             locator.here(),
         )
+    if tensor.layout != torch.strided and path.endswith(".grad"):
+        raise EagerOnlyError(f"{path} is of layout {tensor.layout}; use dense gradients", locator.here())
     bad = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else ""
     bad = bad or (f"of layout {tensor.layout}" if tensor.layout != torch.strided else "")
     bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")

@@ -119,15 +119,13 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
     from graphc.differentiable import Differentiable
     from graphc.passes.partition import partition
-    from graphc.passes.pipeline import large_products, roll
+    from graphc.passes.pipeline import prepare_split
 
     joint = captured.joint
     assert joint is not None
     with _collector_paused():
         graph = joint.graph.copy()
-        context = _context(options, _choose_backend(graph, options))
-        roll(graph, context)  # a loop is saved from as a whole, not turn by turn
-        again = large_products(graph, context)
+        again = prepare_split(graph, _context(options, _choose_backend(graph, options)))
         split = partition(graph, len(joint.results), len(joint.wanted), again)
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
@@ -360,6 +358,13 @@ def _plan(
     plan = make_plan(graph, numerics=options.numerics, backend=backend, templates=templates, on_kernels=on_kernels)
     _dump(options.name, "scheduled.plan", lambda: str(plan))
     return plan
+
+
+def plan_for(graph: Graph, options: Options, backend: str) -> Plan:
+    """The plan of a graph for a backend, whether that can run here or not."""
+    with _collector_paused():
+        found: Plan = Compilation(graph, options, backend).stage("scheduled")
+    return found
 
 
 def _built(graph: Graph, options: Options, backend: str) -> Compilation:

@@ -20,6 +20,7 @@ from graphc.ir.types import TensorType
 from graphc.loopir.kernel import Kernel, Store
 from graphc.ops.foreach import NUMBER, inline, rows_of, shaped
 from graphc.passes.base import PassContext, PassResult, Rewriter
+from graphc.passes.foreach_tables import as_table
 from graphc.program.plan import ARENA, CHECKS, INPUT, OUTPUT, KernelStep, Plan, RowArgument
 
 SAMPLE = 40_009
@@ -52,7 +53,7 @@ Planner = Callable[[Graph], Plan]
 
 @dataclass(frozen=True)
 class ExpandForeach:
-    """Writes out `foreach` ops row by row: for backends without tables of rows, and where the body has no such kernels.
+    """Writes out `foreach` ops row by row, where the body has no kernels that run over a table of rows.
 
     Before:
         %2: f32[4], %3: f32[2] = foreach(%a, %b, %lr) {count=2, mutates=[0], like=[]}      # train.py:14
@@ -70,7 +71,7 @@ class ExpandForeach:
 
 def _expand_if_needed(rewriter: Rewriter, op: Op) -> Sequence[Value] | None:
     ctx = rewriter.ctx
-    if ctx.target == "cpu" and stages_of(op, ctx.numerics) is not None:
+    if stages_of(op, ctx.numerics, ctx.target) is not None:
         return None
     return expand(rewriter.builder, op)
 
@@ -102,11 +103,20 @@ def _own(builder: Builder, value: Value, taken: set[Value]) -> Value:
     return value
 
 
-def stages_of(op: Op, numerics: str) -> Stages | None:
-    """The kernels of an op on a CPU; None when its body does not come out as such."""
+def stages_of(op: Op, numerics: str, target: str) -> Stages | None:
+    """The kernels of an op; None when its body does not come out as such.
+
+    Args:
+        op: a `foreach`.
+        numerics, target: as in `PassContext`.
+    """
     rows = rows_of(op)
     body: Graph = op.attrs["body"]
-    return _stages(str(body), tuple(rows.elementwise), op.attrs["like"], op.attrs["mutates"], numerics)
+    stages = _stages(str(body), tuple(rows.elementwise), op.attrs["like"], op.attrs["mutates"], numerics)
+    if stages is None or target == "cpu":
+        return stages
+    lists = tuple(values[0].device for values in rows.lists)
+    return as_table(stages, lists, tuple(value.device for value in rows.shared), op.attrs["count"])
 
 
 @lru_cache(maxsize=64)

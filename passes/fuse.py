@@ -20,7 +20,7 @@ from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, contiguous_strides
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
-from graphc.ops.foreach import rows_of
+from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
@@ -47,6 +47,8 @@ RANDOM_WORK = 2
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
+WORK_OF_STORING = 2
+"""Scalar operations that take as long as storing an element and reading it back."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
@@ -411,22 +413,29 @@ class Fuser:
                     self.needed.update(op.inputs)
 
     def _lay_out_rows(self) -> None:
-        """All tensors of a row of a `foreach` lie alike in memory; one that does not is copied."""
+        """All tensors of a row of a `foreach` lie alike in memory, as the one that it updates; others are copied."""
         for op in self.graph.ops:
             if op.name != "foreach":
                 continue
-            found: list[Value] = []
-            lists = rows_of(op).lists
+            lists, results = rows_of(op).lists, {number: result for result, number in updated(op)}
             wide = [values for values in lists if any(value.type.rank for value in values)]
-            for values in lists:
-                for row, value in enumerate(values):
-                    strides = wanted_strides(wide[0][row]) if value.type.rank else ()
-                    own = self.layouts.chosen.get(value) or wanted_strides(value)
-                    if not same_strides(int_shape(value), own, strides):
-                        value = self._append_copy(value, before=op)
-                        self.layouts.chosen[value] = strides
-                    found.append(value)
+            changed = [lists[number] for number in op.attrs["mutates"] if lists[number] in wide]
+            rows = [self._wanted(value) for value in (changed or wide or lists)[0]]
+            found: list[Value] = []
+            for value, strides in ((value, rows[row]) for values in lists for row, value in enumerate(values)):
+                if value.type.rank and not same_strides(int_shape(value), self._wanted(value), strides):
+                    value = self._append_copy(value, before=op)
+                    self.needed.add(value)
+                    self.layouts.chosen[value] = strides
+                    result = results.get(len(found))
+                    if result is not None:  # the copy is updated
+                        self.overwritten[result] = value
+                        self.layouts.chosen[result] = strides
+                found.append(value)
             self.rows[op] = found
+
+    def _wanted(self, value: Value) -> tuple[int, ...]:
+        return self.layouts.chosen.get(value) or wanted_strides(value)
 
     # the sweep
 
@@ -449,7 +458,7 @@ class Fuser:
         if value not in self.needed and not groups:
             return
         if value in self.needed or not self._absorb(op, value, groups):
-            if op.name == "concat" and (len(op.operands) > MANY_PIECES or element_count(value) >= BIG_CONCAT):
+            if op.name == "concat" and self._is_stored_by_pieces(op):
                 self._start_join(op)
             else:
                 self._start(value)
@@ -495,6 +504,20 @@ class Fuser:
         group.stores[value] = update_place(op, self.layouts.strides(value))
         group.overwrites[value] = base
         self.groups.append(group)
+
+    def _is_stored_by_pieces(self, op: Op) -> bool:
+        """Whether the pieces of a stored concat are stored one by one. A GPU moves what lies in memory at once."""
+        if len(op.operands) > MANY_PIECES:
+            return True
+        if element_count(op.results[0]) < BIG_CONCAT:
+            return False
+        return self.backend == "c" or any(self._is_computed(piece) for piece in op.inputs)
+
+    def _is_computed(self, value: Value) -> bool:
+        """Whether a kernel makes the elements of a value."""
+        while value.op is not None and get(value.op.name).kind is Kind.VIEW and len(value.op.operands) == 1:
+            value = next(iter(value.op.inputs))
+        return value.op is not None and is_kernel_op(value.op)
 
     def _start_join(self, op: Op) -> None:
         """Groups that store the pieces of a concat, each into its part: by the kernels that make them, if possible."""
@@ -579,7 +602,8 @@ class Fuser:
         (group,) = groups
         size, effort = element_count(value), element_work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
-        return points <= size or (points - size) * effort <= REDUNDANT_WORK
+        # storing and reading it back would take as long as a few scalar operations on each of its elements
+        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING * size)
 
     def _frees_table(self, op: Op, value: Value) -> bool:
         """Whether gathering early lets go of a large table, of which but a little is read."""
@@ -610,7 +634,7 @@ class Fuser:
             return
         for result in results:  # the library decides how its results lie, as it does for eager
             self.layouts.chosen.setdefault(result, wanted_strides(result))
-        overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
+        overwrites = {value: self.overwritten[value] for value, _ in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         operands = [
             None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)

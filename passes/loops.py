@@ -73,7 +73,7 @@ def _own_outputs(body: Graph, values: list[Value], carries: int) -> tuple[list[V
     stacked: dict[int, int] = {}
     for number, value in reversed(list(enumerate(values))):
         other = first.get(value)
-        made = value.op is not None and (is_kernel_op(value.op) or value.op.name == "matmul")
+        made = value.op is not None and (is_kernel_op(value.op) or _is_product(value.op))
         if other is not None and number < carries <= other:
             stacked[number] = other
         elif other is not None or not made or isinstance(value, Input):
@@ -86,6 +86,14 @@ def _own_outputs(body: Graph, values: list[Value], carries: int) -> tuple[list[V
     for value in found:
         value.strides = None
     return found[::-1], stacked
+
+
+def _is_product(op: Op) -> bool:
+    """A product in memory of its own, or a sum of such products."""
+    if op.name == "gemm" and op.attrs["accumulate"]:
+        below = op.operands[2]
+        return isinstance(below, Value) and below.op is not None and _is_product(below.op)
+    return op.name == "matmul"
 
 
 def _whole(value: Value) -> Output:

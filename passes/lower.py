@@ -18,6 +18,7 @@ from graphc.ir.dims import Dim, bounds, simplify, symbol
 from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import HOST, UNFAILED, DType, bool_, f32, f64, i64
 from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
 from graphc.loopir.transform import drop_dead
 from graphc.ops.registry import KeptIndex, Kind, get
@@ -312,7 +313,7 @@ class _Writer:
             buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
         name = kernel_name(outline.ops, self.group) + ("_checks" if part == CHECKS_ONLY else "")
         whole = builder.finish(name, buffers, notes(outline.ops))
-        kernel = tidy(whole if part == WHOLE else drop_dead(whole))
+        kernel = tidy(cancel_positions(whole if part == WHOLE else drop_dead(whole)))
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 
@@ -388,13 +389,13 @@ class _Writer:
         return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
 
     def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
-        if 0 in place.shape:  # never needed, but a loop that does not run may have it read before
-            return self.constant(False if value.dtype.kind == "bool" else 0, value.dtype.compute)
+        dtype = memory_dtype(value)
+        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
+        if 0 in place.shape:  # no element is needed: the mask holds nowhere, or a loop that does not run reads ahead
+            return self.constant(filler, value.dtype.compute)
         number = self.outline.argument(place, False)
         self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
         flat = flat_index(index, place.strides)
-        dtype = memory_dtype(value)
-        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
         loaded = self.builder.load(self.names[number], dtype, flat, mask, 0 if mask is None else filler)
         return self.compute("cast", loaded, dtype=value.dtype.compute)
 

@@ -24,11 +24,14 @@ from graphc.ir.types import f32
 from graphc.ops.registry import Kind, get
 from graphc.passes.base import PassContext, PassResult, redirect_ends
 from graphc.passes.layout import int_shape
-from graphc.passes.row_regions import Region, find_region, is_expanding
+from graphc.passes.row_regions import EXPANSION, Region, find_region, is_expanding
 from graphc.passes.rows import Chunk, Rows, part_shape, positions, rows_of_operand, spans
 
-MIN_ROWS = {"cpu": 256, "cuda": 1024}
+MIN_ROWS = {"cpu": 256, "cuda": 2048}
 """Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
+LEAST_EXPANSION = {"cpu": EXPANSION, "cuda": 8}
+"""Times longer than the rows of the left operand that rows must be. On a GPU a feed-forward layer had better be whole:
+in training its product would be computed twice."""
 MAX_CHUNKS = 64
 """Chunks at most, for compile time."""
 _VIEWS = ("reshape", "permute", "expand", "slice")
@@ -71,14 +74,16 @@ class ChunkRows:
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         modified = False
+        gone: set[Op] = set()  # products in the region of another one
         for seed in [op for op in graph.ops if op.name == "matmul"]:
-            count = self.rows_of_chunk(seed, ctx)
+            count = 0 if seed in gone else self.rows_of_chunk(seed, ctx)
             region = find_region(graph, seed) if count else None
             if region is None:
                 continue
             chunks = _chunks(region.count, region.batches, count)
             if len(chunks) > 1 and all(_has_rows(rows, chunk) for rows in region.known.values() for chunk in chunks):
                 _Rewriting(graph, ctx, region, chunks).run()
+                gone.update(region.ops)
                 modified = True
         return PassResult(modified)
 
@@ -87,6 +92,10 @@ class ChunkRows:
         if not is_expanding(seed):
             return 0
         rows, columns = int_shape(seed.result)
+        left = seed.operands[0]
+        assert isinstance(left, Value)
+        if columns < LEAST_EXPANSION[ctx.target] * int_shape(left)[1]:
+            return 0
         row_bytes = columns * seed.result.dtype.itemsize
         found = self.rows or rows_per_chunk(rows, row_bytes, ctx.settings.chunk_bytes, ctx.target)
         return found if found < rows else 0
@@ -98,6 +107,7 @@ class _Rewriting:
     def __init__(self, graph: Graph, ctx: PassContext, region: Region, chunks: list[Chunk]) -> None:
         self.graph, self.region = graph, region
         self.builder = Builder(graph, ctx.infer)
+        self.wide_products = ctx.target == "cpu"
         self.chunks = chunks
         self.old = list(graph.ops)
         self.uses, self.live = graph.uses(), graph.live_out()
@@ -254,6 +264,7 @@ class _Writer:
         """A sum over rows, with those of this chunk added."""
         b, known = self.builder, self.region.known
         wide = op.result.dtype.is_reduced  # a sum of rounded sums would be less exact than eager's
+        round_terms = wide and not self.work.wide_products  # a GPU multiplies f32 at a tenth of the speed and less
         if op.name == "sum":
             (operand,) = op.inputs
             part = self.part(operand, known[operand])
@@ -263,7 +274,10 @@ class _Writer:
         factors: list[Value] = []
         for item, dim in zip(op.inputs, (1, 0), strict=True):
             part = self.part(item, rows._replace(dims=(dim,)), again=False)
-            factors.append(b.op("cast", part, dtype=f32) if wide else part)
+            factors.append(b.op("cast", part, dtype=f32) if wide and not round_terms else part)
+        if round_terms:
+            term = b.op("cast", b.op("matmul", *factors), dtype=f32)
+            return term if total is None else b.op("add", total, term)
         return b.op("matmul", *factors) if total is None else b.op("gemm", *factors, total, accumulate=True)
 
     def whole(self, operand: Operand) -> Operand:

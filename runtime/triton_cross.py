@@ -1,7 +1,7 @@
 """Compiles generated Triton kernels for a GPU that need not be there, and reads what came out.
 
 Registers, spills and shared memory come from the binary (`cuobjdump` inside the triton package) or the assembly text
-(AMD); widths of global accesses from PTX or AMD assembly.
+(AMD); the rest from the text of machine code, see `graphc.runtime.machine_code`.
 """
 
 from __future__ import annotations
@@ -9,34 +9,18 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from graphc.errors import BackendUnavailableError, CompilerError
 from graphc.program.triton_kernel import Launch, TritonKernel
+from graphc.runtime.machine_code import amd_field, read_amd, read_ptx
 from graphc.runtime.triton_launcher import compile_launch
 from graphc.runtime.triton_module import import_triton, is_interpreting
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 
-# st.global.v4.b32, ld.global.L1::evict_first.v4.b32; group 2: vector length, group 3: bits of an element
-_PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d+))?\.[bfsu](\d+)\b")
-_AMD_ACCESS = re.compile(
-    r"\b(?:global|buffer)_(load|store)_(dwordx?\d?|ushort|short|ubyte|sbyte|byte|b\d+|u\d+|i\d+|d16\w*|short_d16\w*)"
-)
-_AMD_BYTES = {
-    "dword": 4,
-    "dwordx2": 8,
-    "dwordx3": 12,
-    "dwordx4": 16,
-    "ushort": 2,
-    "short": 2,
-    "ubyte": 1,
-    "sbyte": 1,
-    "byte": 1,
-}
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -53,6 +37,9 @@ class CompiledKernel:
         stack: bytes of stack per thread, which precise sin, cos and the like use too.
         shared: bytes of shared memory per program.
         loads, stores: number of global accesses by width in bytes.
+        tensor_core: number of matrix instructions.
+        widths: per position of a pointer parameter the widths in bytes of the accesses through it; position -1 is for
+            pointers that the kernel itself loads.
     """
 
     function: str
@@ -64,6 +51,8 @@ class CompiledKernel:
     shared: int
     loads: dict[int, int]
     stores: dict[int, int]
+    tensor_core: int
+    widths: dict[int, tuple[int, ...]]
 
 
 def gpu_target(target: str) -> Any:
@@ -100,14 +89,15 @@ def _inspect(compiled: Any, launch: Launch, target: str) -> CompiledKernel:
     asm = dict(compiled.asm)
     if "cubin" in asm:
         registers, stack, _, spills = _cuda_usage(asm["cubin"])
-        accesses = _ptx_accesses(asm["ptx"])
+        code = read_ptx(asm["ptx"])
     else:
         text = asm["amdgcn"]
-        registers, spills = _amd_field(text, "vgpr_count"), _amd_field(text, "vgpr_spill_count")
-        stack, accesses = _amd_field(text, "private_segment_fixed_size"), _amd_accesses(text)
+        registers, spills = amd_field(text, "vgpr_count"), amd_field(text, "vgpr_spill_count")
+        stack, code = amd_field(text, "private_segment_fixed_size"), read_amd(text, asm["llir"])
     return CompiledKernel(
-        launch.function, target, asm, registers, spills, stack, int(compiled.metadata.shared), *accesses
-    )
+        launch.function, target, asm, registers, spills, stack, int(compiled.metadata.shared),
+        code.loads, code.stores, code.tensor_core, code.widths,
+    )  # fmt: skip
 
 
 def _cuda_usage(cubin: bytes) -> tuple[int, int, int, int]:
@@ -124,22 +114,3 @@ def _cuda_usage(cubin: bytes) -> tuple[int, int, int, int]:
         raise CompilerError(f"cuobjdump said nothing about registers: {done.stdout}{done.stderr}")
     registers, stack, shared, local = map(int, found.groups())
     return registers, stack, shared, local
-
-
-def _ptx_accesses(ptx: str) -> tuple[dict[int, int], dict[int, int]]:
-    counts: dict[str, Counter[int]] = {"ld": Counter(), "st": Counter()}
-    for kind, lanes, bits in _PTX_ACCESS.findall(ptx):
-        counts[kind][int(lanes or 1) * int(bits) // 8] += 1
-    return dict(counts["ld"]), dict(counts["st"])
-
-
-def _amd_field(text: str, name: str) -> int:
-    found = re.search(rf"\.{name}:\s+(\d+)", text)
-    return int(found[1]) if found else 0
-
-
-def _amd_accesses(text: str) -> tuple[dict[int, int], dict[int, int]]:
-    counts: dict[str, Counter[int]] = {"load": Counter(), "store": Counter()}
-    for kind, width in _AMD_ACCESS.findall(text):
-        counts[kind][_AMD_BYTES.get(width, 2 if "d16" in width else 4)] += 1
-    return dict(counts["load"]), dict(counts["store"])

@@ -16,19 +16,15 @@ import numpy as np
 import torch
 
 from graphc.errors import BackendUnavailableError, CompilerError
-from graphc.program.triton_kernel import Launch, TritonKernel
+from graphc.program.triton_kernel import ALIGNMENT, ITEMSIZE, Launch, TritonKernel
 from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
 
-ALIGNMENT = 16
-"""Bytes to which pointers must be aligned for the widest memory accesses."""
 _SCRATCH_ALIGNMENT = 256
 OLDEST_CAPABILITY = (8, 0)
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
 """Exact arithmetic: no contraction to fused multiply-add, and libdevice keeps subnormal numbers."""
 
-_ITEMSIZE = {"*fp64": 8, "*fp32": 4, "*fp16": 2, "*bf16": 2, "*i64": 8, "*i32": 4, "*i16": 2, "*i8": 1, "*i1": 1,
-             "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1}  # fmt: skip
 _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16,
           "*i64": torch.int64, "*i32": torch.int32, "*i16": torch.int16, "*i8": torch.int8, "*i1": torch.bool,
           "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8}  # fmt: skip
@@ -101,7 +97,7 @@ class CudaKernel:
         self._variants: dict[int, tuple[_Bound, ...]] = {}
         self._lock = threading.Lock()
         self._active = [launch for launch in kernel.launches if prod(launch.grid)]
-        self._scratch = sum(_padded(item.size * _ITEMSIZE[item.dtype]) for item in kernel.scratch)
+        self._scratch = sum(_padded(item.size * ITEMSIZE[item.dtype]) for item in kernel.scratch)
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         """Launch on a stream of the device, which must be the current one.
@@ -148,7 +144,7 @@ class CudaKernel:
         found = []
         for item in self.kernel.scratch:
             found.append(base)
-            base += _padded(item.size * _ITEMSIZE[item.dtype])
+            base += _padded(item.size * ITEMSIZE[item.dtype])
         return found
 
 

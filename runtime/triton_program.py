@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
 from graphc.errors import LoweringError, UnsupportedError, add_location
@@ -24,16 +25,19 @@ from graphc.program.plan import (
     OUTPUT,
     AtenStep,
     BufferSpec,
+    ForeachStep,
     GemmStep,
     KernelStep,
     OutputSpec,
     View,
 )
 from graphc.program.record import Program
-from graphc.program.triton_kernel import TritonKernel
+from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
 from graphc.runtime.aten_calls import AtenCall, run_call, run_gemm
 from graphc.runtime.checks import DeviceCells, raise_failed
+from graphc.runtime.host_kernels import HostKernel, array_at
 from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into
+from graphc.runtime.triton_foreach import TableStep, over_blocks
 from graphc.runtime.triton_launcher import CudaKernel, InterpretedKernel, require_interpreter, torch_type
 from graphc.runtime.triton_module import is_interpreting
 
@@ -72,13 +76,14 @@ class TritonProgram:
         self.program = program
         self._buffers = program.buffers
         self.kernels = {
-            name: TritonKernel.from_plain(program.sources[f"{name}.triton.py"], plain)
+            name: TritonKernel.from_plain(program.sources[triton_source(name)], plain)
             for name, plain in program.kernels.items()
         }
         self._cells = {
             index: DeviceCells(found, self._buffers[index].device) for index, found in program.checks.items()
         }
         self._interpreted: dict[str, InterpretedKernel] = {}
+        self._hosted: dict[str, HostKernel] = {}
         self._compiled: dict[tuple[str, int], CudaKernel] = {}
         steps = unroll(program.steps)  # launches are the same either way
         ended = last_external_uses(program.buffers, steps, program.outputs)
@@ -90,7 +95,7 @@ class TritonProgram:
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]
         self._fresh = [spec for spec in program.buffers if spec.kind == OUTPUT and not spec.host]
         self._arena_devices = sorted({s.device for s in program.buffers if s.kind == ARENA and not s.host})
-        self._calls_torch = any(not isinstance(step, KernelStep) for step in steps)
+        self._calls_torch = any(not isinstance(step, (KernelStep, ForeachStep)) for step in steps)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -191,6 +196,8 @@ class TritonProgram:
     def _runner(self, step: Any) -> Runner:
         if isinstance(step, KernelStep):
             return self._kernel_runner(step)
+        if isinstance(step, ForeachStep):
+            return self._foreach_runner(step)
         if isinstance(step, GemmStep):
             return lambda frame: run_gemm(step, self._tensor_of(frame))
         call = AtenCall(step)
@@ -225,6 +232,8 @@ class TritonProgram:
         cuda = sorted(device for device in devices if device.startswith("cuda"))
         if len(cuda) > 1:
             raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(cuda)}", step.location)
+        if runs_on_host(step.buffers, self._buffers):
+            return self._host_runner(step)
         if is_interpreting() or (not cuda and (devices or not torch.cuda.is_available())):
             return self._interpreted_runner(step, cuda[0] if cuda else "cpu")
         return self._cuda_runner(step, torch.device(cuda[0] if cuda else self._main_device()))
@@ -273,6 +282,107 @@ class TritonProgram:
         found.set_(storage, start // dtype.itemsize + offset if size[0] else 0, size, (1,))
         return found if str(found.device) == device else self._brought(frame, spec, torch.device(device))
 
+    def _host_runner(self, step: KernelStep) -> Runner:
+        kernel = self._host_kernel(step.kernel)
+        places = [(index, offset, buffer.dtype) for index, offset, buffer in zip(
+            step.buffers, step.offsets, kernel.kernel.buffers, strict=True)]  # fmt: skip
+        reports = [self._cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
+
+        def run(frame: _Frame) -> None:
+            found = [self._flat(frame, index, offset, torch_dtype(dtype), "cpu") for index, offset, dtype in places]
+            kernel.at([tensor.data_ptr() for tensor in found])
+            raise_failed(reports)
+
+        return run
+
+    def _host_kernel(self, name: str) -> HostKernel:
+        if name not in self._hosted:
+            self._hosted[name] = HostKernel(self.program.sources[host_source(name)])
+        return self._hosted[name]
+
+    # ---------------------------------------------------------------------------------------------- tables of rows
+
+    def _foreach_runner(self, step: ForeachStep) -> Runner:
+        names = [name for name in step.kernels if host_source(name) not in self.program.sources]
+        wide = next(item for found in step.arguments for item in found if item.kind == "row" and item.elementwise)
+        device = torch.device(self._buffers[step.rows[0][wide.number]].device)
+        rows = [
+            [self._locator(index, offset, torch.device(self._buffers[index].device))
+             for index, offset in zip(row, offsets, strict=True)]
+            for row, offsets in zip(step.rows, step.offsets, strict=True)
+        ]  # fmt: skip
+        cells = self._cells[step.checks] if step.cells else None
+        table = TableStep(
+            step,
+            {name: self._host_kernel(name) for name in step.kernels if name not in names},
+            rows,
+            {at: self._number_array(index) for at, index in enumerate(step.shared)},
+            cells.values.numpy()[step.first_cell :] if cells is not None else np.zeros(0, np.int64),
+            lambda: raise_failed([cells] if cells is not None else []),
+            device,
+        )
+        launches = [self._table_launch(step, name, table) for name in names]
+
+        def run(frame: _Frame) -> None:
+            try:
+                stream = self._stream(frame, device)
+                words, aligned = table.table(frame, stream)
+                for launch in launches:
+                    launch(frame, words, aligned)
+            except Exception as error:
+                add_location(error, step.location)
+                raise
+
+        return run
+
+    def _number_array(self, index: int) -> Callable[[_Frame], Any]:
+        """A shared operand of kernels on numbers."""
+        spec = self._buffers[index]
+
+        def find(frame: _Frame) -> Any:
+            tensor = self._flat(frame, index, 0, torch_dtype(spec.dtype), "cpu")
+            return array_at(tensor.data_ptr(), spec.dtype).copy()
+
+        return find
+
+    def _table_launch(
+        self, step: ForeachStep, name: str, table: TableStep
+    ) -> Callable[[_Frame, torch.Tensor, bool], None]:
+        arguments = step.arguments[step.kernels.index(name)]
+        shared = [step.shared[item.number] for item in arguments if item.kind == "shared"]
+        count, device = len(table.blocks), table.device
+        rows = len(step.rows)
+        variants = [over_blocks(self.kernels[name], count, rows, aligned) for aligned in (False, True)]
+        if device.type == "cpu" or is_interpreting():
+            kernels = [InterpretedKernel(made) for made in variants]
+            dtypes = [torch_type(kind) for _, kind in self.kernels[name].signature[2 : 2 + len(shared)]]
+
+            def interpret(frame: _Frame, words: torch.Tensor, aligned: bool) -> None:
+                found = [self._flat(frame, i, 0, dtype, str(device)) for i, dtype in zip(shared, dtypes, strict=True)]
+                kernels[aligned]([words, table.blocks, *found])
+
+            return interpret
+        number = device.index if device.index is not None else torch.cuda.current_device()
+        launchers = [CudaKernel(made, number) for made in variants]
+        self._compiled[f"{name} over {count} blocks", number] = launchers[True]
+        locate = [self._locator(index, 0, device) for index in shared]
+
+        def run(frame: _Frame, words: torch.Tensor, aligned: bool) -> None:
+            pointers = [words.data_ptr(), table.blocks.data_ptr(), *(find(frame) for find in locate)]
+            with torch.cuda.device(number):
+                launchers[aligned](pointers, self._stream(frame, device))
+
+        return run
+
+    def _stream(self, frame: _Frame, device: torch.device) -> int:
+        """The stream of a device on which the call runs; 0 for the CPU."""
+        if device.type == "cpu":
+            return 0
+        number = device.index if device.index is not None else torch.cuda.current_device()
+        if number not in frame.streams:
+            frame.streams[number] = torch.cuda.current_stream(number).cuda_stream
+        return frame.streams[number]
+
     def _cuda_runner(self, step: KernelStep, device: torch.device) -> Runner:
         number = device.index if device.index is not None else torch.cuda.current_device()
         key = (step.kernel, number)
@@ -304,7 +414,7 @@ class TritonProgram:
         skip = offset * spec.dtype.itemsize
         if spec.host:
             return lambda frame: self._kept(frame, spec, self._cell(frame, spec, device)).data_ptr()
-        if not spec.device.startswith("cuda"):
+        if not spec.device.startswith("cuda") and device.type == "cuda":
             # a 0-d tensor of the CPU among operands of the device
             return lambda frame: self._kept(frame, spec, self._brought(frame, spec, device)).data_ptr() + skip
         if spec.kind == ARENA:

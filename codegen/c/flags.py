@@ -7,8 +7,8 @@ CFLAGS: tuple[str, ...] = (
     "-O2",  # -O3 takes twice the time and finds nothing more in loops that say `omp simd`
     "-ftree-loop-vectorize",
     "-fvect-cost-model=dynamic",
-    "--param=vect-epilogues-nomask=0",  # one scalar epilogue per loop, not a second vector loop
     "-fno-thread-jumps",  # threading splits chains of selects into branches, which then do not vectorise
+    "-fno-tree-pre",  # so does moving computations into the branches that need them
     "-march=native",
     "-fopenmp",
     "-fPIC",

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.ops import Context, Operand, cast, literal, render, tl_dtype
-from graphc.codegen.triton.tiling import TileDim, Tiling
+from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent
+from graphc.codegen.triton.tiling import stride as axis_stride
 from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, symbols
+from graphc.ir.dims import Dim, substitute, symbol, symbols
 from graphc.ir.types import DType, bool_, i32, i64
 from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Reduce, Scan, Store, operands
 
@@ -69,6 +70,8 @@ class Body:
         blocked = {dim.name: dim for dim in self.tiling.blocked}
         self.blocked = blocked
         self.dim_of = {axis.name: dim.name for dim in blocked.values() for axis in dim.axes}
+        self.dim_of |= {name: name for name in blocked}
+        self.ranges |= {dim.name: (0, max(0, dim.extent - 1)) for dim in blocked.values()}
         self.row = self.tiling.row
 
     # -------------------------------------------------------------------------------------------------- plain lines
@@ -164,7 +167,23 @@ class Body:
             return f"tl.full([], {index}, tl.int64)"
         return f"({index_text(self.context, index, self.ranges)}).to(tl.int64)"
 
+    def _joined(self, index: Dim) -> Dim:
+        """An index that walks all axes of a flattened dimension as one: `i * 1024 + j` is `x`."""
+        for dim in self.blocked.values():
+            if len(dim.axes) < 2 or isinstance(index, int):
+                continue
+            step = axis_stride(index, dim.axes[-1].name)
+            below = 1
+            steps = []
+            for axis in reversed(dim.axes):
+                steps.append(axis_stride(index, axis.name) == below * (step or 0))
+                below *= int_extent(axis)
+            if step and all(steps):
+                index = substitute(index, {axis.name: 0 for axis in dim.axes}) + symbol(dim.name) * step
+        return index
+
     def _address(self, buffer: str, index: Dim, shape: Shape) -> str:
+        index = self._joined(index)
         pointer = self.pointers[buffer]
         text = pointer if index == 0 else f"{pointer} + ({index_text(self.context, index, self.ranges)})"
         if self.index_shape(index) != shape:

@@ -13,16 +13,16 @@
         ...
 
 Three forms. *Tile*: the whole iteration space of a program is one tile, statements follow each other as in the kernel
-(pointwise, persistent rows). *Looped*: the row is walked once per pass; a pass ends in the reductions that the next one
-needs, values are computed again in each pass. *Split*: as looped, but each pass is a launch of its own in which several
-programs share a row; partial reductions go through scratch memory and are combined, in a fixed order, by the next
-launch.
+(pointwise, persistent rows); where sizes are odd they stand there twice, without and with masks. *Looped*: the row is
+walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
+*Split*: as looped, but each pass is a launch of its own in which several programs share a row; partial reductions go
+through scratch memory and are combined, in a fixed order, by the next launch.
 """
 
 from __future__ import annotations
 
 import keyword
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc.codegen.triton.body import Body, neutral
 from graphc.codegen.triton.chains import RESERVED as CHAIN_NAMES
@@ -33,7 +33,7 @@ from graphc.codegen.triton.matmul import emit_product
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiles import Choice
-from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, power_of_two
+from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.types import DType
 from graphc.loopir.kernel import Kernel, Reduce, Scan, Store
@@ -62,9 +62,9 @@ def emit_kernel(
         CodegenError: a symbolic extent, an element type or operator that Triton lacks.
     """
     if len(kernel.contractions) > 1:
-        return emit_chain(kernel, _parameter_names(kernel), _function_name(kernel, CHAIN_NAMES), target)
+        return emit_chain(kernel, parameter_names(kernel), _function_name(kernel, CHAIN_NAMES), target)
     if kernel.contractions:
-        return emit_product(kernel, _parameter_names(kernel), _function_name(kernel, PRODUCT_NAMES), target, choice)
+        return emit_product(kernel, parameter_names(kernel), _function_name(kernel, PRODUCT_NAMES), target, choice)
     writer = _Writer(kernel, tiling or choose_tiling(kernel))
     return writer.module()
 
@@ -81,7 +81,7 @@ class _Writer:
     def __init__(self, kernel: Kernel, tiling: Tiling) -> None:
         self.source, self.tiling, self.kernel = kernel, tiling, tiling.kernel
         self.context = Context()
-        self.pointers = _parameter_names(kernel)
+        self.pointers = parameter_names(kernel)
         self.functions: list[str] = []
         self.launches: list[Launch] = []
         self.partials: dict[str, tuple[_Partial, ...]] = {}
@@ -98,7 +98,7 @@ class _Writer:
             self._looped()
         else:
             self._split()
-        signature = [(self.pointers[b.name], _pointer_type(b.dtype)) for b in self.kernel.buffers]
+        signature = [(self.pointers[b.name], pointer_type(b.dtype)) for b in self.kernel.buffers]
         signature += [
             (p.pointer, s.dtype) for p, s in zip((p for ps in self.partials.values() for p in ps), self.scratch)
         ]
@@ -112,11 +112,34 @@ class _Writer:
 
     def _tile(self) -> None:
         body = self._body()
+        if has_ragged_edge(self.tiling):
+            self._tile_with_edge(body)
+            return
         self._parallel_prologue(body)
         if body.row is not None:
             body.line(f"{body.row.name} = {body.lanes(body.row)}")
             body.mask_variable(body.row)
             body.axis_variables(body.row)
+        self._statements(body)
+        self._finish(body, self.name)
+
+    def _tile_with_edge(self, body: Body) -> None:
+        """All programs but the last one do without masks, which would make their accesses narrow."""
+        (dim,) = self.tiling.dims
+        whole = Body(
+            replace(self.tiling, dims=(replace(dim, extent=dim.programs * dim.block),)), body.context, self.pointers
+        )
+        self._parallel_prologue(whole)
+        whole.line(f"if (tl.program_id(0) + 1) * {dim.constexpr} <= {dim.extent}:")
+        body.line("else:")
+        body.depth = whole.depth = 2
+        self._statements(whole)
+        body.mask_variable(dim)
+        self._statements(body)
+        body.lines = [*whole.lines, *body.lines]
+        self._finish(body, self.name)
+
+    def _statements(self, body: Body) -> None:
         for s in self.kernel.body:
             if isinstance(s, Store):
                 body.store(s)
@@ -126,7 +149,6 @@ class _Writer:
                 body.scan_tile(s)
             else:
                 body.define(s)
-        self._finish(body, self.name)
 
     def _looped(self) -> None:
         passes = Passes(self.kernel, self.in_row)
@@ -268,7 +290,7 @@ class _Writer:
         kinds = [self._arg_dtype(s)] + ([body.index_dtype()] if s.op in ("argmax", "argmin") else [])
         names = [f"{s.id}_part_ptr", f"{s.id}_part_at_ptr"][: len(kinds)]
         self.partials[s.id] = tuple(_Partial(name, kind) for name, kind in zip(names, kinds))
-        self.scratch += [Scratch(_pointer_type(kind), size) for kind in kinds]
+        self.scratch += [Scratch(pointer_type(kind), size) for kind in kinds]
 
     def _row_offset(self) -> str:
         """Position of a program's rows in scratch memory."""
@@ -360,7 +382,12 @@ def _describe(dim: TileDim) -> str:
     return f"({', '.join(axis.name for axis in dim.axes)}): {dim.extent}"
 
 
-def _pointer_type(dtype: DType) -> str:
+def pointer_type(dtype: DType) -> str:
+    """`*fp32` for f32.
+
+    Raises:
+        CodegenError: Triton kernels here do not take the dtype.
+    """
     tl_dtype(dtype)
     return POINTERS[dtype.name]
 
@@ -377,7 +404,8 @@ def _function_name(kernel: Kernel, taken: frozenset[str] = frozenset()) -> str:
     return kernel.name if kernel.name.isidentifier() and kernel.name not in _RESERVED else "kernel"
 
 
-def _parameter_names(kernel: Kernel) -> dict[str, str]:
+def parameter_names(kernel: Kernel) -> dict[str, str]:
+    """A name in Python for the pointer to each buffer."""
     names: dict[str, str] = {}
     for position, buffer in enumerate(kernel.buffers):
         name = f"{buffer.name}_ptr"

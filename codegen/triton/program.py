@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from graphc.codegen.triton.emit import emit_kernel
-from graphc.program.plan import Plan
+from graphc.codegen.triton.foreach import emit_table_kernel
+from graphc.program.loops import unroll
+from graphc.program.plan import ForeachStep, KernelStep, Plan
 from graphc.program.record import PYTHON, Program, Segment
+from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
 
 
 def generate(plan: Plan, target: str = "") -> Program:
@@ -16,16 +19,18 @@ def generate(plan: Plan, target: str = "") -> Program:
 
     Returns:
         A record whose `sources` hold one module per distinct kernel (`softmax.triton.py`) and whose `kernels` hold
-        grids, constants and scratch sizes as plain data.
+        grids, constants and scratch sizes as plain data. Kernels on what lies with the CPU in a program for a device,
+        which are about single numbers, are kept in loop IR (`add.loop`), for the runtime to interpret.
 
     Raises:
         CodegenError: a kernel cannot be written in Triton.
     """
     sources, kernels = {}, {}
-    for name, kernel in plan.kernels.items():
-        made = emit_kernel(kernel, target=target)
-        sources[f"{name}.triton.py"] = made.text
+    for name, made in triton_kernels(plan, target).items():
+        sources[triton_source(name)] = made.text
         kernels[name] = made.to_plain()
+    for name in host_kernels(plan):
+        sources[host_source(name)] = str(plan.kernels[name])
     return Program(
         name=plan.name,
         backend="triton",
@@ -43,3 +48,35 @@ def generate(plan: Plan, target: str = "") -> Program:
         kernels=kernels,
         stats=dict(plan.stats),
     )
+
+
+def triton_kernels(plan: Plan, target: str = "") -> dict[str, TritonKernel]:
+    """The kernels that a device runs, by name in the plan; `target` as for `generate`.
+
+    Raises:
+        CodegenError: a kernel cannot be written in Triton.
+    """
+    found: dict[str, TritonKernel] = {}
+    for step in unroll(plan.steps):
+        if isinstance(step, KernelStep) and step.kernel not in found:
+            if not runs_on_host(step.buffers, plan.buffers):
+                found[step.kernel] = emit_kernel(plan.kernels[step.kernel], target=target)
+        elif isinstance(step, ForeachStep):
+            width, numbers = len(step.rows[0]), step.scratch_bytes // 8
+            for name, arguments in zip(step.kernels, step.arguments, strict=True):
+                if name not in found and any(item.elementwise for item in arguments):
+                    found[name] = emit_table_kernel(plan.kernels[name], arguments, width, numbers)
+    return found
+
+
+def host_kernels(plan: Plan) -> list[str]:
+    """The kernels that the CPU runs in a program for a device, by name."""
+    found: dict[str, None] = {}
+    for step in unroll(plan.steps):
+        if isinstance(step, KernelStep) and runs_on_host(step.buffers, plan.buffers):
+            found[step.kernel] = None
+        elif isinstance(step, ForeachStep):
+            for name, arguments in zip(step.kernels, step.arguments, strict=True):
+                if not any(item.elementwise for item in arguments):
+                    found[name] = None
+    return list(found)

@@ -17,6 +17,8 @@ from graphc.errors import CodegenError
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, bounds, simplify, substitute, symbol, symbols
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Index, Kernel, Load, Reduce, Scan, Statement, Store, is_value
 
+WIDE_ELEMENTS = 16
+"""At a multiple of so many elements the widest access may begin, whatever their size."""
 INT32_LIMIT = 2**31 - 2**16  # room for the lanes of the last block
 
 
@@ -127,6 +129,12 @@ class Tiling:
         return prod(dim.programs for dim in self.parallel)
 
 
+def has_ragged_edge(tiling: Tiling) -> bool:
+    """A flat tile whose masks would change inside of what a wide access takes: the last program is apart then."""
+    dims = tiling.dims
+    return len(dims) == 1 and dims[0].programs > 1 and not dims[0].is_row and dims[0].extent % WIDE_ELEMENTS > 0
+
+
 def power_of_two(value: int) -> int:
     """The least power of two that is at least `value` and at least 1."""
     return 1 << max(0, value - 1).bit_length()
@@ -224,9 +232,16 @@ def stride(index: Dim, axis: str) -> int | None:
 
 
 def _accesses(kernel: Kernel) -> list[tuple[Load | Store, int]]:
-    """Every load and store with the bytes of its element."""
+    """Every load and store with the bytes that it touches in a run of the kernel, each address once."""
     size = {buffer.name: buffer.dtype.itemsize for buffer in kernel.buffers}
-    return [(s, size[s.buffer]) for s in kernel.body if isinstance(s, (Load, Store))]
+    extents = {axis.name: int_extent(axis) for axis in kernel.axes}
+    found: list[tuple[Load | Store, int]] = []
+    for s in kernel.body:
+        if isinstance(s, (Load, Store)):
+            names = symbols(s.index)
+            axes = set[str]().union(*(kernel.domains[n] if is_value(n) else {n} for n in names)) if names else set()
+            found.append((s, size[s.buffer] * prod(extents[axis] for axis in axes)))
+    return found
 
 
 def needs_wide_index(kernel: Kernel, blocks: int) -> bool:

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-
-import torch
 
 from graphc.frontend.aten.activation import floats
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.memory_format import suggested, with_format
 from graphc.frontend.aten.registry import Decline, Erroneous, rule
 from graphc.ir.graph import Value
-from graphc.ir.types import DType, bf16, f16, f32
-
-
-@cache
-def _library_takes(dtype: DType) -> bool:
-    """Whether oneDNN convolves this dtype on this processor; only then are 3-d convolutions channels_last."""
-    if dtype == bf16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == f16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == f32
+from graphc.ops.convolution import library_convolves
 
 
 def per_dim(values: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -72,4 +59,4 @@ def convolution(
     ).result
     if input.device != "cpu":
         return with_format(imp, out, suggested(imp, input, weight))
-    return with_format(imp, out, suggested(imp, input, weight) and (rank == 2 or _library_takes(input.dtype)))
+    return with_format(imp, out, suggested(imp, input, weight) and (rank == 2 or library_convolves(input.dtype)))

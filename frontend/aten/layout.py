@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 import torch
 
+from graphc.ir.types import channels_last_strides as channels_last
+
 Shape: TypeAlias = tuple[int, ...]
 Layout: TypeAlias = tuple[Shape, Shape]
 """(shape, strides) of an operand."""
@@ -35,15 +37,6 @@ def is_contiguous(shape: Shape, strides: Shape) -> bool:
             return 0 in shape
         step *= size
     return True
-
-
-def channels_last(shape: Sequence[int]) -> Shape:
-    """Strides of `memory_format=torch.channels_last` (4 dims) or `channels_last_3d` (5 dims)."""
-    strides, step = [0] * len(shape), 1
-    for dim in (1, *range(len(shape) - 1, 1, -1), 0):
-        strides[dim] = step
-        step *= shape[dim]
-    return tuple(strides)
 
 
 def is_channels_last(shape: Shape, strides: Shape) -> bool:

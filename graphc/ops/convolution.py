@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Ref
-from graphc.ir.types import TensorType
+from graphc.ir.types import DType, TensorType, bf16, f16, f32
 from graphc.ops import composite
 from graphc.ops.registry import AtenCall, Kind, OpDef, register
+
+
+@cache
+def library_convolves(dtype: DType) -> bool:
+    """Whether oneDNN convolves this dtype on this processor."""
+    if not torch._C._has_mkldnn:
+        return False
+    if dtype == bf16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == f16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == f32
 
 
 def output_size(

@@ -117,7 +117,8 @@ class ForeachStep:
         sizes: elements per row.
         written: which buffers of a row are written.
         shared: buffers that are the same for all rows.
-        scratch: the buffer for what kernels hand on, -1 = none; `scratch_bytes` of it per row.
+        scratch: the buffer for what kernels hand on, `scratch_bytes` of it per row; -1 = there is none, or on a device
+            that numbers are handed on in the table of rows itself.
         checks, first_cell, cells: the buffer of cells that kernels report bad data in, the first one and how many.
         whole: numbers of the kernels that get a row as a whole, since they reduce it.
     """

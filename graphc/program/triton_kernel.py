@@ -6,8 +6,20 @@ TritonKernel ── text ──> Program.sources["softmax.triton.py"]
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphc.program.plan import BufferSpec
+
+ITEMSIZE = {"*fp64": 8, "*fp32": 4, "*fp16": 2, "*bf16": 2, "*i64": 8, "*i32": 4, "*i16": 2, "*i8": 1, "*i1": 1,
+            "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1}  # fmt: skip
+"""Bytes of an element by Triton's name of a pointer to it."""
+ALIGNMENT = 16
+"""Bytes to which pointers must be aligned for the widest memory accesses."""
+TABLE_BLOCK = 1024
+"""Elements per program of a kernel over a table of rows."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +92,20 @@ class TritonKernel:
             ),
             tuple(Scratch(dtype, size) for dtype, size in plain["scratch"]),
         )
+
+
+def triton_source(kernel: str) -> str:
+    """Name of the file with a kernel's Triton text."""
+    return f"{kernel}.triton.py"
+
+
+def host_source(kernel: str) -> str:
+    """Name of the file with a kernel that the CPU interprets."""
+    return f"{kernel}.loop"
+
+
+def runs_on_host(used: Iterable[int], buffers: Sequence[BufferSpec]) -> bool:
+    """Whether a kernel works on what lies with the CPU, single numbers for the most part, in a program for a device."""
+    return all(buffers[index].host or buffers[index].device == "cpu" for index in used) and any(
+        spec.device != "cpu" for spec in buffers if not spec.host
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import graphc
+import graphc.ir
 from tests.support import assert_contract
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
@@ -279,3 +281,34 @@ def test_gradients_made_in_the_step_are_clipped_by_one_op() -> None:
     for grad, param in zip(grads, net.parameters(), strict=True):
         same(grad, param.grad)
     assert "like=[-1]" in str(compiled.graph(x))
+
+
+@pytest.mark.parametrize("ends", [("[1, 4]", "[3, 1]"), ("[1, 4]", "[1, 4]")])
+def test_rows_of_a_foreach_that_end_in_other_layouts(ends: tuple[str, str]) -> None:
+    """What is updated decides how a row lies; an updated tensor that lies otherwise is copied, and the copy updated."""
+    graph = graphc.ir.parse(f"""
+graph f(%p: f32[4, 3] param "p" strides={ends[0]}, %q: f32[4, 3] param "q" strides={ends[1]}, %x: f32[4, 3] arg "x") {{
+  %0: f32[4, 3] = exp(%x)
+  %1: f32[4, 3] = sin(%x)
+  %2: f32[4, 3] = cos(%x)
+  %3: f32[4, 3] = tanh(%x)
+  %4: f32[4, 3] strides={ends[0]}, %5: f32[4, 3], %6: f32[4, 3] strides={ends[1]}, %7: f32[4, 3] = \
+foreach(%0, %1, %2, %3) {{count=2, mutates=[0, 1], like=[]}}
+    body graph body(%x: f32[] arg "x", %g: f32[] arg "g") {{
+      %0: f32[] = mul(%x, %g)
+      %1: f32[] = sub(%0, %g)
+      return %0, %1
+    }}
+  %8: f32[4, 3] = mul(%4, %5)
+  %9: f32[4, 3] = mul(%6, %7)
+  write %p <- %8
+  write %q <- %9
+  return %4, %6, %5
+}}
+""")
+    given = [torch.randn(4, 3) for _ in graph.inputs]
+    for number, input in enumerate(graph.inputs):
+        given[number] = torch.empty_strided((4, 3), input.strides or (3, 1)).copy_(given[number])
+    ours, theirs = copy.deepcopy((given, given))
+    found = graphc.run(graph, *ours, backend="c")
+    torch.testing.assert_close([*found, *ours], [*graphc.ir.run(graph, theirs), *theirs])

@@ -9,14 +9,14 @@ import torch
 
 from graphc.ir import Graph, Location, parse, run, verify
 from graphc.passes.base import PassContext
-from graphc.passes.pipeline import CLEAN_UP, PREPARE, REGROUP, ROLL, run_pass
+from graphc.passes.pipeline import ADD_UP, CLEAN_UP, LAY_OUT, PREPARE, REGROUP, ROLL, run_pass
 from graphc.passes.row_chunks import ChunkRows
 from graphc.settings import Settings
 from tests.filecheck import Case, check, load
 from tests.strategies import random_inputs
 from tests.support import assert_contract
 
-PASSES = {item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, ChunkRows(rows=2))}
+PASSES = {item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *LAY_OUT, ChunkRows(rows=2))}
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graphc.codegen.triton import program as codegen_program
 from graphc.ir.types import f32, f64
 from graphc.program.plan import OutputSpec, View
+from graphc.runtime import triton_program
 from graphc.runtime.triton_program import TritonProgram
 from tests.runtime.plans import LINE
-from tests.triton.cases import chain, reduce_all, softmax
+from tests.triton.cases import chain, reduce_all, scalars, softmax
 from tests.triton.programs import TritonPlan, scale_by_host
 
 torch.set_num_threads(1)
@@ -113,3 +115,22 @@ def test_autograd_does_not_see_the_run() -> None:
     b.launch(softmax(3, 4), b.input(x), b.output(f32, (3, 4)))
     assert not b.run([x])[0].requires_grad
     assert torch.is_grad_enabled()
+
+
+def test_kernels_on_numbers_of_the_cpu_are_interpreted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program for a GPU, where the tensors of these kernels lie with the CPU."""
+    for module in (codegen_program, triton_program):
+        monkeypatch.setattr(module, "runs_on_host", lambda used, buffers: True)
+    x = torch.randn(6, 8)
+    b = TritonPlan()
+    number, cell, source = b.number(f64), b.cell(f64), b.input(x)
+    soft = b.arena(f32, (6, 8))
+    b.launch(softmax(6, 8), source, soft)
+    b.launch(scalars(), number, cell)
+    b.launch(scale_by_host(48), soft, cell, b.output(f32, (48,)))
+    b.returns(cell)
+    record = b.record()
+    assert set(record.sources) == {"softmax.loop", "scalar.loop", "scale.loop"} and not record.kernels
+    found, scaled = TritonProgram(record)([0.5, x])
+    assert scaled == 0.5 * 0.1
+    torch.testing.assert_close(found, x.softmax(1).flatten() * scaled)

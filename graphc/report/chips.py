@@ -1,0 +1,42 @@
+"""What GPUs can do at best, for roofline times of kernels that are compiled for them.
+
+Sources (dense rates, without sparsity), the makers' data sheets: NVIDIA A100 80GB SXM (2,039 GB/s; 19.5 TFLOP/s f32;
+312 bf16), H100 SXM (3.35 TB/s; 67; 989), H200 SXM (4.8 TB/s; 67; 989), HGX B200, an eighth of it (8 TB/s; 75; 2,250);
+AMD Instinct MI300X (5.3 TB/s; 163.4; 1,307).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU's limits.
+
+    Args:
+        name: as its maker sells it.
+        target: what kernels are compiled for (`cuda:90`).
+        bandwidth: of its memory, bytes per second.
+        flops: f32 operations per second outside tensor cores, a fused multiply-add counted as two.
+        tensor_flops: bf16 operations per second in tensor cores.
+    """
+
+    name: str
+    target: str
+    bandwidth: float
+    flops: float
+    tensor_flops: float
+
+    def seconds(self, nbytes: int, work: int) -> float:
+        """The least time that moves so many bytes and does so much arithmetic, without fused multiply-adds."""
+        return max(nbytes / self.bandwidth, work / (self.flops / 2))
+
+
+CHIPS: tuple[Chip, ...] = (
+    Chip("A100 80GB", "cuda:80", 2.039e12, 19.5e12, 312e12),
+    Chip("H100", "cuda:90", 3.35e12, 67e12, 989e12),
+    Chip("H200", "cuda:90", 4.8e12, 67e12, 989e12),
+    Chip("B200", "cuda:100", 8.0e12, 75e12, 2250e12),
+    Chip("MI300X", "hip:gfx942", 5.3e12, 163.4e12, 1307e12),
+)

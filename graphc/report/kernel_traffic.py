@@ -1,0 +1,203 @@
+"""What a generated Triton kernel moves, what it would have to move, and how wide its accesses can be.
+
+    softmax of (16384, 4096) in one pass:   moves 268 MB, least 268 MB, accesses of 16 bytes
+    in three passes over each row:          moves 537 MB, least 268 MB
+
+Counted from loop IR and tile. Elements that several programs read (a row vector) count once, passes over a row as often
+as they are made, though caches may serve the later ones; a 32-byte sector counts whole where a tile uses a part of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+from graphc.codegen.triton.row_passes import Passes
+from graphc.codegen.triton.tiling import TileDim, Tiling, has_ragged_edge, int_extent, stride
+from graphc.ir.dims import Dim, Expr, Sym, symbols
+from graphc.loopir.analysis import KernelFacts, statement_cost
+from graphc.loopir.kernel import Buffer, Kernel, Load, Store, is_value
+from graphc.program.plan import ForeachStep, RowArgument
+from graphc.program.triton_kernel import ITEMSIZE, TABLE_BLOCK, TritonKernel
+
+SECTOR = 32
+"""Bytes that memory moves at once."""
+WIDEST = 16
+"""Bytes of the widest access of one thread."""
+TABLE = -1
+"""In the place of a position: pointers that a kernel loads from a table."""
+SMALL = 1 << 20
+"""Bytes of a buffer below which it does not matter how wide accesses to it are."""
+
+Access = Load | Store
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one call of a kernel.
+
+    Args:
+        moved: bytes that its accesses ask of memory.
+        least: every element that is read once, and every one that is stored once.
+        work: arithmetic, in additions.
+        widths: per position of a buffer that is not small, the widest access in bytes that its addresses allow in the
+            worst place.
+        ragged: the last program has narrow accesses of its own.
+    """
+
+    moved: int
+    least: int
+    work: int
+    widths: dict[int, int]
+    ragged: bool = False
+
+
+def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffic:
+    """The traffic of one call.
+
+    Args:
+        kernel: in loop IR, of known sizes.
+        tiling: that `made` was written for.
+    """
+    cut = tiling.kernel
+    buffers = {buffer.name: buffer for buffer in cut.buffers}
+    repeats = _repeats(tiling)
+    moved = 0
+    elements: dict[tuple[str, type], int] = {}
+    widths: dict[str, int] = {}
+    seen: set[tuple[object, ...]] = set()
+    accesses = [s for s in cut.body if isinstance(s, (Load, Store))]
+    neighbours = Counter(_family(s) for s in {(type(s), s.buffer, s.index): s for s in accesses}.values())
+    for s in accesses:
+        buffer = buffers[s.buffer]
+        points = min(_points(cut, s.index), _size(buffer))
+        key = (type(s), s.buffer, s.index)
+        if key not in seen:
+            seen.add(key)
+            times = repeats.get(s.id, 1) if isinstance(s, Load) else 2 if s.mode != "set" else 1
+            waste = max(1.0, _waste(tiling, s.index, buffer) / neighbours[_family(s)])
+            moved += int(points * buffer.dtype.itemsize * times * waste)
+            place = (s.buffer, type(s))
+            elements[place] = min(elements.get(place, 0) + points, _size(buffer))
+        width = widest(tiling, s, buffer)
+        widths[s.buffer] = min(widths.get(s.buffer, WIDEST), width)
+    moved += 2 * sum(item.size * ITEMSIZE[item.dtype] for item in made.scratch)
+    large = {name for (name, _), count in elements.items() if count * buffers[name].dtype.itemsize >= SMALL}
+    least = sum(count * buffers[name].dtype.itemsize for (name, _), count in elements.items())
+    positions = {at: widths[buffer.name] for at, buffer in enumerate(cut.buffers) if buffer.name in large}
+    return Traffic(moved, least, KernelFacts(kernel).total_cost, positions, has_ragged_edge(tiling))
+
+
+def table_traffic(kernel: Kernel, step: ForeachStep, arguments: Sequence[RowArgument]) -> Traffic:
+    """The traffic of a kernel over the rows of a step; what it moves through the table may be 16 bytes wide."""
+    sizes = {b.name: b.dtype.itemsize for b, item in zip(kernel.buffers, arguments, strict=True) if item.elementwise}
+    touched = {(type(s), s.buffer) for s in kernel.body if isinstance(s, (Load, Store)) and s.buffer in sizes}
+    elements = sum(step.sizes)
+    least = elements * sum(sizes[name] for _, name in touched)
+    table = 8 * (len(step.rows) * (1 + len(step.rows[0])) + elements // TABLE_BLOCK)
+    work = sum(statement_cost(s) for s in kernel.body) * elements
+    return Traffic(least + table, least, work, {TABLE: min(WIDEST, 8 * min(sizes.values()))})
+
+
+def _size(buffer: Buffer) -> int:
+    return buffer.size if isinstance(buffer.size, int) else 1 << 62
+
+
+def _points(kernel: Kernel, index: Dim) -> int:
+    """How many different addresses an index goes through, at most."""
+    extents = {axis.name: int_extent(axis) for axis in kernel.axes}
+    found: set[str] = set()
+    for name in symbols(index):
+        found |= kernel.domains[name] if is_value(name) else {name}
+    return prod(extents[name] for name in found)
+
+
+def _family(s: Access) -> tuple[object, ...]:
+    """What accesses have in common that are a constant apart, as those of a pooling window: they share sectors."""
+    terms = s.index.terms if isinstance(s.index, Expr) else ()
+    return type(s), s.buffer, tuple(term for term in terms if term[0])
+
+
+def _repeats(tiling: Tiling) -> dict[str, int]:
+    """Per load that a looped kernel makes in more than one pass, in how many."""
+    if not tiling.looped:
+        return {}
+    kernel = tiling.kernel
+    rows = {axis.name for axis in kernel.row_axes}
+    passes = Passes(kernel, {name for name, domain in kernel.domains.items() if domain & rows})
+    found: dict[str, int] = {}
+    for number in range(passes.count):
+        stores = passes.element_stores if number == passes.count - 1 else []
+        for s in passes.elements(passes.reductions(number), stores):
+            if isinstance(s, Load):
+                found[s.id] = found.get(s.id, 0) + 1
+    return found
+
+
+def _run(index: Dim, dim: TileDim) -> int:
+    """How many neighbours along a tile dimension lie next to each other in memory before a jump; 0 for none."""
+    run = 1
+    for axis in reversed(dim.axes):
+        if stride(index, axis.name) != run:
+            break
+        run *= int_extent(axis)
+    return 0 if run == 1 else run
+
+
+def _waste(tiling: Tiling, index: Dim, buffer: Buffer) -> float:
+    """Bytes of sectors per byte used."""
+    size = buffer.dtype.itemsize
+    if not isinstance(index, Expr) or size >= SECTOR:
+        return 1.0
+    run = max((min(dim.block, _run(index, dim)) for dim in tiling.blocked), default=0)
+    if not run:
+        # the same for a whole tile, or places that are data: whose neighbours are wanted is not known
+        fixed = not any(stride(index, axis.name) for dim in tiling.blocked for axis in dim.axes)
+        return 1.0 if fixed or any(is_value(name) for name in symbols(index)) else SECTOR / size
+    return max(1.0, SECTOR / (run * size))
+
+
+def widest(tiling: Tiling, s: Access, buffer: Buffer) -> int:
+    """Bytes of the widest access by which a thread can read or write its part of a tile.
+
+    It takes neighbours along a tile dimension, a start that is a multiple of the width in every row and program, and
+    enough elements for all threads.
+    """
+    size = buffer.dtype.itemsize
+    if not isinstance(s.index, Expr) or (isinstance(s, Store) and s.mode != "set"):
+        return size
+    for dim in reversed(tiling.blocked):
+        run = _run(s.index, dim)
+        if not run or (s.mask is not None and _varies(tiling, s.mask, dim)):
+            continue
+        others = [_alignment(monomial, c, dim, tiling) for monomial, c in s.index.terms if not _runs(monomial, dim)]
+        whole = run >= dim.extent
+        aligned = gcd(WIDEST, size * gcd(dim.block, *others, *(() if whole else (run,))))
+        elements = prod(d.block for d in tiling.blocked if _touches(s.index, d, tiling)) // (32 * tiling.num_warps)
+        return max(size, min(aligned, size * max(1, elements)))
+    return size
+
+
+def _touches(index: Dim, dim: TileDim, tiling: Tiling) -> bool:
+    own = {axis.name for axis in dim.axes}
+    names = symbols(index)
+    return any(name in own or (is_value(name) and tiling.kernel.domains[name] & own) for name in names)
+
+
+def _runs(monomial: tuple[object, ...], dim: TileDim) -> bool:
+    return any(isinstance(atom, Sym) and atom.name in {axis.name for axis in dim.axes} for atom in monomial)
+
+
+def _alignment(monomial: tuple[object, ...], coefficient: int, dim: TileDim, tiling: Tiling) -> int:
+    """A number that divides a term of an index that is the same along a dimension; 1 where it is not."""
+    names = symbols(Expr(((monomial, 1),))) if monomial else frozenset[str]()  # type: ignore[arg-type]
+    own = {axis.name for axis in dim.axes}
+    domains: Mapping[str, frozenset[str]] = tiling.kernel.domains
+    touched = set[str]().union(*(domains[n] if is_value(n) else {n} for n in names)) if names else set()
+    return 1 if touched & own else abs(coefficient)
+
+
+def _varies(tiling: Tiling, mask: str, dim: TileDim) -> bool:
+    return bool(tiling.kernel.domains[mask] & {axis.name for axis in dim.axes})

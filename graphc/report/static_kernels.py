@@ -1,0 +1,236 @@
+"""Generated kernels compiled for GPUs that are not there, one line of facts per launch and target.
+
+A line says what the machine code looks like (registers, spills, shared memory, widths of global accesses, matrix
+instructions), what the kernel moves against the least possible, and how long that takes at best. `faults` says what is
+wrong with it; no kernel is to have any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphc.codegen.triton.program import triton_kernels
+from graphc.codegen.triton.tiling import choose_tiling
+from graphc.program.loops import unroll
+from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan
+from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
+from graphc.report.chips import CHIPS
+from graphc.report.kernel_traffic import SMALL, TABLE, Traffic, kernel_traffic, table_traffic
+from graphc.runtime.triton_cross import compile_for
+from graphc.runtime.triton_launcher import OPTIONS
+from graphc.settings import settings
+
+WORKERS = 2
+MOST_TIMES = 3
+"""Times the least possible that a kernel may move: long rows are read once per pass."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel of a program.
+
+    Args:
+        program: name of the program.
+        calls: how often the program runs it.
+        made: its code.
+        traffic: of one call; None for a template, whose loops are its own.
+    """
+
+    program: str
+    calls: int
+    made: TritonKernel
+    traffic: Traffic | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One launch of a kernel on one target.
+
+    Args:
+        program, kernel, function, calls: which it is.
+        target: as in `graphc.runtime.triton_cross.TARGETS`.
+        registers, spills, stack, shared: as in `CompiledKernel`.
+        loads, stores: widths in bytes of the global accesses.
+        tensor_core: number of matrix instructions.
+        moved, least: bytes of all launches of one call of the kernel; 0 where not known.
+        best: least time of one call in microseconds, by chip.
+        faults: what is wrong.
+    """
+
+    program: str
+    kernel: str
+    function: str
+    calls: int
+    target: str
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+    tensor_core: int
+    moved: int
+    least: int
+    best: dict[str, float] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+
+
+def launches_of(plan: Plan) -> dict[str, int]:
+    """What one run of a program starts: launches of generated kernels, and calls of libraries."""
+    made = triton_kernels(plan)
+    found = {"launches": 0, "library": 0}
+    for step in unroll(plan.steps):
+        names = [step.kernel] if isinstance(step, KernelStep) else step.kernels if isinstance(step, ForeachStep) else []
+        found["launches"] += sum(len(made[name].launches) for name in names if name in made)
+        found["library"] += isinstance(step, (GemmStep, AtenStep))
+    return found
+
+
+def candidates(program: str, plan: Plan) -> list[Candidate]:
+    """The kernels of a plan that a device runs."""
+    made = triton_kernels(plan)
+    calls: dict[str, int] = {}
+    found: list[Candidate] = []
+    for step in unroll(plan.steps):
+        if isinstance(step, KernelStep) and step.kernel in made:
+            calls[step.kernel] = calls.get(step.kernel, 0) + 1
+        elif isinstance(step, ForeachStep):
+            for name, arguments in zip(step.kernels, step.arguments, strict=True):
+                if name in made:
+                    traffic = table_traffic(plan.kernels[name], step, arguments)
+                    found.append(Candidate(program, 1, made[name], traffic))
+    for name, count in calls.items():
+        kernel = plan.kernels[name]
+        found.append(Candidate(program, count, made[name], kernel_traffic(kernel, choose_tiling(kernel), made[name])))
+    return found
+
+
+def inspect(found: Sequence[Candidate], targets: Sequence[str], workers: int = WORKERS) -> list[Line]:
+    """Compile kernels for targets.
+
+    Args:
+        found: kernels; equal ones are compiled once.
+        workers: processes that compile; with 1 it is done in this one.
+
+    Raises:
+        BackendUnavailableError: no triton, or it is interpreting.
+        CompilerError: a kernel does not compile.
+    """
+    jobs = {(_text_key(item.made), target): (item.made, target) for item in found for target in targets}
+    facts = {key: kept for key, (made, target) in jobs.items() if (kept := _kept(made, target)) is not None}
+    missing = [job for key, job in jobs.items() if key not in facts]
+    for (made, target), made_facts in zip(missing, _compile_all(missing, workers), strict=True):
+        facts[_text_key(made), target] = made_facts
+    return [
+        line
+        for item in found
+        for target in targets
+        for line in _lines(item, target, facts[_text_key(item.made), target])
+    ]
+
+
+def _compile_all(jobs: Sequence[tuple[TritonKernel, str]], workers: int) -> Iterable[list[dict[str, Any]]]:
+    if workers < 2 or len(jobs) < 2:
+        return [_compile(job) for job in jobs]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_compile, jobs, chunksize=4))
+
+
+def _compile(job: tuple[TritonKernel, str]) -> list[dict[str, Any]]:
+    """What is kept of one kernel compiled for one target, per launch."""
+    made, target = job
+    found: list[dict[str, Any]] = []
+    for compiled in compile_for(made, target):
+        plain = {k: v for k, v in asdict(compiled).items() if k != "asm"}
+        found.append({**plain, **{k: {str(a): b for a, b in plain[k].items()} for k in ("loads", "stores", "widths")}})
+    path = _path(made, target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps(found))
+    fresh.replace(path)
+    return found
+
+
+def _kept(made: TritonKernel, target: str) -> list[dict[str, Any]] | None:
+    path = _path(made, target)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _text_key(made: TritonKernel) -> str:
+    return hashlib.sha256(f"{made.text}{made.to_plain()}".encode()).hexdigest()
+
+
+def _path(made: TritonKernel, target: str) -> Path:
+    import triton
+
+    from graphc.runtime import machine_code
+
+    reader = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()[:8]
+    versions = f"{triton.__version__}-{reader}-{hashlib.sha256(repr(OPTIONS).encode()).hexdigest()[:8]}"
+    return settings().cache_dir / "static_kernels" / versions / f"{_text_key(made)[:40]}-{target.replace(':', '')}.json"
+
+
+def _lines(item: Candidate, target: str, facts: Sequence[dict[str, Any]]) -> list[Line]:
+    traffic = item.traffic
+    lines = []
+    for launch, fact in zip(item.made.launches, facts, strict=True):
+        best = {
+            chip.name: chip.seconds(traffic.least, traffic.work) * 1e6
+            for chip in CHIPS
+            if chip.target == target and traffic is not None
+        }
+        lines.append(
+            Line(
+                item.program, item.made.name, launch.function, item.calls, target,
+                fact["registers"], fact["spills"], fact["stack"], fact["shared"],
+                tuple(sorted(map(int, fact["loads"]))), tuple(sorted(map(int, fact["stores"]))), fact["tensor_core"],
+                traffic.moved if traffic else 0, traffic.least if traffic else 0, best,
+                tuple(faults(item, launch, fact)),
+            )
+        )  # fmt: skip
+    return lines
+
+
+def faults(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
+    """What is wrong with one launch compiled for one target."""
+    found = []
+    text = _function_text(item.made.text, launch.function)
+    multiplies = "tl.dot(" in text
+    if fact["spills"] and not multiplies:
+        found.append(f"spills {fact['spills']} bytes")
+    if multiplies and not fact["tensor_core"] and 'input_precision="ieee"' not in text:
+        found.append("a matrix product without tensor cores")
+    if item.traffic is not None:
+        found += _narrow(item, launch, fact)
+        if item.traffic.least >= SMALL and item.traffic.moved > MOST_TIMES * item.traffic.least:
+            found.append(f"moves {item.traffic.moved / item.traffic.least:.1f} times the least possible")
+    return found
+
+
+def _function_text(text: str, function: str) -> str:
+    start = text.index(f"def {function}(")
+    end = text.find("@triton.jit", start)
+    return text[start : end if end > 0 else len(text)]
+
+
+def _narrow(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
+    """Buffers whose elements lie side by side and are accessed one by one all the same."""
+    assert item.traffic is not None
+    found = []
+    possible = item.traffic.widths.get(TABLE, 0)
+    if launch is item.made.launches[0] and possible > max(fact["widths"].get(str(TABLE), (possible,))):
+        found.append(f"no accesses of {possible} bytes to rows of the table")
+    for at, (name, kind) in enumerate(item.made.signature):
+        possible, seen = item.traffic.widths.get(at, 0), fact["widths"].get(str(at), ())
+        worst = (max if item.traffic.ragged else min)(seen, default=possible)
+        if possible > ITEMSIZE[kind] >= worst:
+            found.append(f"scalar accesses to {name.removesuffix('_ptr')}, which could be of {possible} bytes")
+    return found
