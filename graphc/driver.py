@@ -325,9 +325,10 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
 def _context(options: Options, backend: str) -> PassContext:
     from graphc.passes.base import PassContext
 
-    if backend != "triton":
+    templates = templates_for(backend)
+    if templates is None:
         return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="cuda", tf32=_templates().tf32)
+    return PassContext(numerics=options.numerics, target="cuda", tf32=templates.tf32)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
@@ -339,8 +340,10 @@ def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
     return copy
 
 
-def _templates() -> Templates:
+def templates_for(backend: str) -> Templates | None:
     """Which products of matrices are to be Triton kernels, on the current device and with torch's flags."""
+    if backend != "triton":
+        return None
     import torch
 
     from graphc.passes.templates import Templates
@@ -354,7 +357,7 @@ def _plan(
 ) -> Plan:
     from graphc.passes.plan import make_plan
 
-    templates = _templates() if backend == "triton" else None
+    templates = templates_for(backend)
     plan = make_plan(graph, numerics=options.numerics, backend=backend, templates=templates, on_kernels=on_kernels)
     _dump(options.name, "scheduled.plan", lambda: str(plan))
     return plan
@@ -449,7 +452,7 @@ def _cache_key(text: str, options: Options, backend: str) -> str:
 
     facts = {"backend": backend, "numerics": options.numerics, "chunk_bytes": str(settings().chunk_bytes)}
     if backend == "triton":
-        facts["templates"] = repr(_templates())
+        facts["templates"] = repr(templates_for(backend))
     return program_key(text, facts)
 
 
