@@ -27,19 +27,20 @@ from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, OUTPUT, BufferSp
 
 if TYPE_CHECKING:
     from graphc.passes.layout import Place
+    from graphc.passes.templates import Templates
 
 AddBuffer = Callable[[BufferSpec], int]
 AddChecks = Callable[[list[Check], str], tuple[int, int]]
 
 
 def plan_loop(
-    node: Library, settings: tuple[str, str], names: dict[str, int], needed: Callable[[Value], bool]
+    node: Library, settings: tuple[str, str, Templates | None], names: dict[str, int], needed: Callable[[Value], bool]
 ) -> PlannedLoop:
     """Plan the body of a loop.
 
     Args:
         node: the loop, with the places of its operands.
-        settings: numerics and backend.
+        settings: numerics, backend and templates.
         names: how often names of kernels are taken.
         needed: whether a result of the loop has memory.
     """

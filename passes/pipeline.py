@@ -25,6 +25,7 @@ from graphc.passes.products import AccumulateProducts, MergeProducts
 from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
+from graphc.passes.row_sums import ShrinkRowSums
 from graphc.passes.simplify import Simplify
 
 ROLL: tuple[Pass, ...] = (
@@ -48,6 +49,10 @@ CLEAN_UP: tuple[Pass, ...] = (
     FoldConstants(),
     Simplify(),
     EliminateCommonSubexpressions(),  # expansions of neighbours share work, such as a mean
+    EliminateDeadCode(),
+)
+ATTENTION: tuple[Pass, ...] = (
+    ShrinkRowSums(),  # after clean-up: factors are values, and no transpose is in between
     EliminateDeadCode(),
 )
 REGROUP: tuple[Pass, ...] = (
@@ -123,7 +128,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (REGROUP, SPLIT, ADD_UP):
+    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:

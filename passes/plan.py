@@ -30,6 +30,7 @@ from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import call_of, normal_product, reason, resolve, traffic
+from graphc.passes.templates import Templates
 from graphc.passes.transient import EMPTY, coming_and_going, insert_allocations
 from graphc.passes.updates import IN_PLACE_CALLS
 from graphc.passes.whole import whole_outputs
@@ -68,6 +69,7 @@ def make_plan(
     *,
     numerics: str = "default",
     backend: str = "c",
+    templates: Templates | None = None,
     on_kernels: Callable[[list[Kernel]], None] | None = None,
 ) -> Plan:
     """Schedule a graph.
@@ -76,6 +78,7 @@ def make_plan(
         graph: optimised: composites expanded, shapes static. It is not changed.
         numerics: `default`: a kernel keeps bf16 and f16 in f32 from load to store; `eager`: rounds after each op.
         backend: `c` or `triton`: what the kernels are meant for.
+        templates: which products of matrices are kernels, for `triton`; None = none, all are library calls.
         on_kernels: called with the kernels as soon as they are known, before the plan is done, so that they can be
             built meanwhile. In rare cases (a product that is a sum of nothing) the plan has others in the end.
 
@@ -90,27 +93,36 @@ def make_plan(
     for item in graph.inputs:
         if not all(isinstance(size, int) for size in item.shape):
             raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
-    return Planner(graph, numerics, backend).run(on_kernels)
+    return Planner(graph, numerics, backend, templates).run(on_kernels)
 
 
 class Planner:
     """Makes one plan; the body of a loop is planned by one of its own.
 
     Args:
-        graph, numerics, backend: as for `make_plan`.
+        graph, numerics, backend, templates: as for `make_plan`.
         names: how often names of kernels are taken already.
     """
 
-    def __init__(self, graph: Graph, numerics: str, backend: str, names: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        numerics: str,
+        backend: str,
+        templates: Templates | None = None,
+        names: dict[str, int] | None = None,
+    ) -> None:
         self.graph = graph
         self.names = {} if names is None else names
-        self.settings = numerics, backend
+        self.settings = numerics, backend, templates
         self.loops: dict[Op, PlannedLoop] = {}
-        self.fusion = fuse(graph, backend)
+        self.fusion = fuse(graph, backend, templates)
         self.nodes = Nodes(self.fusion)
         self.order: list[Node] = merge_groups(self.nodes)
         self.layouts = self.fusion.layouts
-        self.lowering = Lowering(self.layouts, self.fusion.stored, numerics, self.names)
+        self.lowering = Lowering(
+            self.layouts, self.fusion.stored, numerics, self.names, templates is not None and templates.tf32
+        )
         self.sharing = Sharing()
         self.lowered: dict[Group, Lowered] = {}
         self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc import driver
-from graphc.driver import Compilation, Options
+from graphc.driver import Compilation, Options, templates_for
 from graphc.frontend.locations import Locator
 from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 from graphc.ir.interpreter import Datum
@@ -94,7 +94,9 @@ class _Kernels:
         self.options = replace(compilation.options, backend=compilation.backend)
         self.graph: Graph = compilation.stage("optimized")
         self.inputs, self.folder = inputs, folder
-        self.planner = Planner(self.graph, self.options.numerics, compilation.backend)
+        self.planner = Planner(
+            self.graph, self.options.numerics, compilation.backend, templates_for(compilation.backend)
+        )
         self.planner.run(None)
 
     def find(self) -> Fault:
