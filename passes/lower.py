@@ -19,7 +19,7 @@ from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import HOST, UNFAILED, DType, bool_, f64, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
-from graphc.loopir.transform import drop_dead
+from graphc.loopir.transform import drop_dead, drop_idle_axes
 from graphc.ops.registry import Kind, get
 from graphc.ops.rules import broadcast_index
 from graphc.passes.access import Index, attrs_key, normalise
@@ -306,7 +306,9 @@ class _Writer:
             buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
         name = kernel_name(outline.ops, self.group) + ("_checks" if part == CHECKS_ONLY else "")
         whole = builder.finish(name, buffers, notes(outline.ops))
-        kernel = tidy(whole if part == WHOLE else drop_dead(whole))
+        if part != WHOLE:
+            whole = drop_idle_axes(drop_dead(whole))  # checks of numbers are made once
+        kernel = tidy(whole)
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 

@@ -11,6 +11,7 @@ from graphc.loopir import Kernel, parse_kernel, verify
 from graphc.loopir.analysis import KernelFacts, breakpoints, known_truths
 from graphc.loopir.transform import (
     drop_dead,
+    drop_idle_axes,
     drop_unit_axes,
     lower_arg_reductions,
     merge_axes,
@@ -120,3 +121,19 @@ def test_axes_that_own_their_places() -> None:
     assert facts.is_disjoint("j") and not facts.is_disjoint("i")
     assert facts.step(symbol("i") * 4 + symbol("j"), "j") == 1
     assert facts.vector_axis(["i", "j"]) == "j"
+
+
+def test_idle_axes_go_unless_something_is_added_up_along_them() -> None:
+    text = """
+kernel k(x: in f32[4], y: {access} f32[4]) axes(i: 4 parallel, j: 9 parallel, k: 5 row) {{
+  v0: f32 = load x[i]
+  v1: f32 = reduce sum v0
+  store y[i] = v1{mode}
+}}
+"""
+    stored = parse_kernel(text.format(access="out", mode=""))
+    assert [axis.name for axis in drop_idle_axes(stored).axes] == ["i", "k"]
+    added = parse_kernel(text.format(access="inout", mode=" mode add"))
+    assert drop_idle_axes(added) is added
+    nothing = parse_kernel(text.format(access="out", mode="").replace("j: 9", "j: 0"))
+    assert drop_idle_axes(nothing) is nothing
