@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import DataDependentError, GraphcError, UnsupportedError
 from graphc.frontend import dynamic_index, host, replay, scalers
+from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
 from graphc.frontend.aten.views import VIEW_RULES, StorageModeNeeded
@@ -228,6 +229,25 @@ def _decompose(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
         return func.decompose(*args, **kwargs)
 
 
+def _as_strided_copy(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Reads the storage, from its start, and not the tensor: as the view does, of which this is a copy."""
+    with CaptureMode(recorder):
+        return torch.ops.aten.as_strided.default(*args, **kwargs).clone(memory_format=torch.contiguous_format)
+
+
+def _as_strided_scatter(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Writes to a copy of the storage, from its start on; a call of it would not know what lies before the tensor."""
+    tensor, start = args[0], args[0].storage_offset()
+    if start == 0 or len(args) < 4:
+        return _extern(recorder, func, args, kwargs)
+    strided = torch.ops.aten.as_strided.default
+    offset = args[4] if len(args) > 4 else kwargs.get("storage_offset")
+    with CaptureMode(recorder):
+        whole = strided(tensor, (start + layout.span(tensor.shape, tensor.stride()),), (1,), 0).clone()
+        strided(whole, args[2], args[3], start if offset is None else offset).copy_(args[1])
+        return strided(whole, tensor.shape, tensor.stride(), start)
+
+
 def _as_is(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
@@ -303,6 +323,8 @@ _SPECIAL: dict[str, Handler] = {
     "aten._has_same_storage_numel.default": _has_same_storage_numel,
     "aten._local_scalar_dense.default": _item,
     "aten.lift_fresh.default": _lift_fresh,
+    "aten.as_strided_copy.default": _as_strided_copy,
+    "aten.as_strided_scatter.default": _as_strided_scatter,
     "aten.copy_.default": copy_,
     "aten.resize_.default": _resize_,
     "aten._amp_foreach_non_finite_check_and_unscale_.default": _composed(scalers.unscale),

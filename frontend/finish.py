@@ -107,7 +107,7 @@ class _Finisher:
         """The value whose memory a storage made by the function is."""
         if storage not in self.homes:
             root, value = storage.root, storage.base
-            with_gaps = value.op is not None and value.op.name != "extern" and not _is_packed(root.shape, root.strides)
+            with_gaps = value.op is not None and not _is_packed(root.shape, root.strides)
             self.homes[storage] = self._spread(value, root) if with_gaps else self._fresh(value, root.strides)
         return self.homes[storage]
 

@@ -13,7 +13,7 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
@@ -397,7 +397,7 @@ class Fuser:
                 fits = same_strides(place.shape, place.strides, wanted_strides(value))
                 if is_library and fits and base not in taken and base not in self.overwritten.values():
                     taken.add(base)
-                    self.output_places[number] = place
+                    self.output_places[number] = replace(place, strides=wanted_strides(value))  # dims of size 1 too
                     self.needed.add(base)
                     continue
             self.needed.add(value)
