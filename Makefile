@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format lint types layers bench gpu-static suites clean
+.PHONY: demo test check format lint types layers bench gpu-static suites fuzz clean
 
 demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
@@ -32,11 +32,11 @@ bench: $(STAMP)  ## the tables of benchmarks/README.md
 gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
 	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results
 
-suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's own databases
+suites: $(STAMP)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
+	$(BIN)/python -m tests.suites --markdown docs/coverage.md
+
+fuzz: $(STAMP)  ## long runs of random programs
 	$(BIN)/python -m pytest -q -m suite
-	$(BIN)/python -m tests.suites.operators
-	$(BIN)/python -m tests.suites.modules
-	$(BIN)/python -m tests.suites.optimizers
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -17,11 +17,13 @@ FORWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu.default"
 BACKWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
 _LEAST_ROWS = 6
 """Queries per head from which on packing its keys and values pays."""
+_LEAST_WIDTH = 4
+"""Width of a head from which on it fills enough of a panel; over less, libtorch sums with smaller errors, too."""
 _MOST_FLOATS = 160_000
 """Most elements of what a thread packs and computes of a head: it has them on its stack, in its cache."""
 _LEAST_BLOCK = 64
 """Queries at a time from which on the backward pays: keys are packed anew for each block."""
-_TILE, _PANEL = 6, 16
+_TILE, _PANEL = 8, 32  # with AVX-512; elsewhere less
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def _fits(places: dict[str, View | BufferSpec]) -> bool:
     if sums is not None and tuple(sums.shape) != tuple(out.shape[:3]):
         return False
     keys, width, out_width = key.shape[2], key.shape[3], value.shape[3]
+    if min(width, out_width) < _LEAST_WIDTH:
+        return False
     padded_keys, padded_width = _panels(keys), _panels(out_width)
     packed = padded_keys * width + keys * padded_width + _TILE * (padded_keys + width + padded_width)
     return query.shape[2] >= _LEAST_ROWS and packed <= _MOST_FLOATS

@@ -134,33 +134,27 @@ def blas_call(p: Product) -> BlasCall | None:
     return BlasCall(p, swapped, (first[0], second[0]), (first[1], second[1], leading))
 
 
-# Sizes at which products by register tiles were measured to beat BLAS; see `graphc.codegen.tile_text`.
-_TILED_ROWS, _TILED_COLUMNS, _TILED_INNER = 16, 32, range(16, 1025)
-_BATCHED_ROWS, _BATCHED_COLUMNS = 4, 16
-_PANEL = 16
+# Sizes from which products by tiles may beat BLAS. The generated C, which knows the processor, decides the rest:
+# see `graphc.codegen.tile_text`.
+_LEAST_ROWS, _LEAST_COLUMNS, _LEAST_INNER = 3, 8, 2
 
 
 def fits_tiles(step: GemmStep, call: BlasCall) -> bool:
-    """True for the products that are computed by tiles: rows of `a` in one piece, and few columns of padding."""
+    """True for the products that may be computed by tiles."""
     p = call.product
-    padded = -(-p.n // _PANEL) * _PANEL
-    return (
-        step.out.dtype is f32
-        and call.transpose[1] == "N"
-        and p.m >= (_BATCHED_ROWS if p.batch else _TILED_ROWS)
-        and p.n >= (_BATCHED_COLUMNS if p.batch else _TILED_COLUMNS)
-        and p.k in _TILED_INNER
-        and 7 * padded <= 8 * p.n
-    )
+    return step.out.dtype is f32 and p.m >= _LEAST_ROWS and p.n >= _LEAST_COLUMNS and p.k >= _LEAST_INNER
 
 
 def tile_line(step: GemmStep, call: BlasCall) -> str:
     """The C statement of a product by tiles."""
     p = call.product
     first, second = (step.a, step.b) if call.swapped else (step.b, step.a)
-    b_strides = (call.leading[0], 1) if call.transpose[0] == "N" else (1, call.leading[0])
+    b_strides, a_strides = (
+        f"{leading}, 1" if transpose == "N" else f"1, {leading}"
+        for transpose, leading in zip(call.transpose, call.leading[:2], strict=True)
+    )
     matrices = (
-        f"{p.m}, {p.n}, {p.k}, {address(second)}, {call.leading[1]}, {address(first)}, {b_strides[0]}, {b_strides[1]}, "
+        f"{p.m}, {p.n}, {p.k}, {address(second)}, {a_strides}, {address(first)}, {b_strides}, "
         f"{int(step.accumulate)}, {address(step.out)}, {call.leading[2]}"
     )
     if not p.batch:

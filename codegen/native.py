@@ -339,6 +339,8 @@ class _NativeWriter:
                 parts.append(text.GEMM_ONE.replace("REAL", real).replace("GEMM", one))
             if real in self.gemm_batch:
                 parts.append(text.GEMM_BATCH.replace("REAL", real).replace("GEMM", batch))
+        if self.tiles or self.tiles_batch:
+            parts.append(tile_text.TILES_WIN)
         if self.tiles:
             parts.append(tile_text.PRODUCT_CALL)
         if self.tiles_batch:

@@ -11,10 +11,11 @@ Source: the loop order is that of K. Goto and R. van de Geijn, Anatomy of High-P
 
 from __future__ import annotations
 
-# Where these are used. Both were measured on AMD's Zen 3 only; attention, which skips what a causal mask hides, is
-# taken to win on other chips with AVX2 too, products are not.
-PRODUCT_WINS = "defined(__znver3__)"
-ATTENTION_WINS = "defined(__AVX2__) && !defined(__AVX512F__)"
+# Where these are used: measured on AMD's Zen 3 and, with AVX-512, on Zen 5 (which gcc 12 takes for a Zen 3), where the
+# BLAS in libtorch runs at half the speed: it uses AVX-512 on Intel's chips only. Attention, which skips what a causal
+# mask hides, is taken to win on other chips with AVX2 too, products are not.
+PRODUCT_WINS = "defined(__znver3__) || defined(__znver4__) || defined(__znver5__)"
+ATTENTION_WINS = f"defined(__AVX2__) && (!defined(__AVX512F__) || {PRODUCT_WINS})"
 
 MICRO_KERNEL = """\
 int omp_get_num_threads(void);
@@ -23,7 +24,9 @@ int omp_get_max_threads(void);
 
 #pragma GCC optimize("fp-contract=fast") /* this file has no arithmetic but inner products and softmax */
 
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+enum { LANES = 16, TILE = 8 };
+#elif defined(__AVX__)
 enum { LANES = 8, TILE = 6 };
 #else
 enum { LANES = 4, TILE = 6 };
@@ -35,14 +38,15 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 /* Keeps gcc from loading the elements of all rows before it multiplies the first, which costs registers it lacks. */
 #if defined(__x86_64__)
-#define IN_ORDER(x) __asm__ volatile("" : "+x"(x))
+#define IN_ORDER(x) __asm__ volatile("" : "+v"(x))
 #else
 #define IN_ORDER(x) (void)(x)
 #endif
 
 /* c[i][j] (+)= sum over p < depth of a[i][p] b[p][j] for TILE rows i and PANEL columns j of the packed b. */
-__attribute__((noinline)) static void multiply_chunk(long depth, const float *a, long a_row, const float *b, float *c,
-                                                     long c_row, int accumulate) {
+__attribute__((always_inline)) static inline void multiply_steps(long depth, const float *a, long a_row, long a_step,
+                                                                 const float *b, float *c, long c_row,
+                                                                 int accumulate) {
   vector sum[TILE][VECTORS];
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; i++) {
@@ -57,7 +61,7 @@ __attribute__((noinline)) static void multiply_chunk(long depth, const float *a,
     for (int j = 0; j < VECTORS; j++) right[j] = *(const vector *)(b + p * PANEL + j * LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; i++) {
-      vector left = a[i * a_row + p] - (vector){0};
+      vector left = a[i * a_row + p * a_step] - (vector){0};
       IN_ORDER(left);
 #pragma GCC unroll 2
       for (int j = 0; j < VECTORS; j++) sum[i][j] += left * right[j];
@@ -75,11 +79,28 @@ __attribute__((noinline)) static void multiply_chunk(long depth, const float *a,
     }
 }
 
-/* The same of any depth: sums of CHUNK products each, added up, which halves the rounding errors of one long sum. */
+__attribute__((noinline)) static void multiply_chunk(long depth, const float *a, long a_row, const float *b, float *c,
+                                                     long c_row, int accumulate) {
+  multiply_steps(depth, a, a_row, 1, b, c, c_row, accumulate);
+}
+
+/* The same of rows that lie side by side, as `pack_columns` leaves them. */
+__attribute__((noinline)) static void multiply_packed(long depth, const float *a, const float *b, float *c, long c_row,
+                                                      int accumulate) {
+  multiply_steps(depth, a, 1, TILE, b, c, c_row, accumulate);
+}
+
+/* The same of any depth: sums of CHUNK products each, added up, which halves the rounding errors of one long sum.
+   Rows of step 0 are packed. */
 static inline void multiply_tile(long depth, const float *a, long a_row, const float *b, float *c, long c_row,
                                  int accumulate) {
-  for (long p = 0; p < depth; p += CHUNK)
-    multiply_chunk(depth - p < CHUNK ? depth - p : CHUNK, a + p, a_row, b + p * PANEL, c, c_row, accumulate || p > 0);
+  for (long p = 0; p < depth; p += CHUNK) {
+    const long some = depth - p < CHUNK ? depth - p : CHUNK;
+    if (a_row == 0)
+      multiply_packed(some, a + p * TILE, b + p * PANEL, c, c_row, accumulate || p > 0);
+    else
+      multiply_chunk(some, a + p, a_row, b + p * PANEL, c, c_row, accumulate || p > 0);
+  }
 }
 
 #if defined(__has_builtin)
@@ -89,11 +110,13 @@ static inline void multiply_tile(long depth, const float *a, long a_row, const f
 #endif
 
 #ifdef TRANSPOSES
+typedef float octet __attribute__((vector_size(32), aligned(4), may_alias));
+
 /* Eight columns of eight steps: b[p][j] = from[j * step + p]. */
 static inline void transpose_eight(const float *from, long step, float *b) {
-  vector x[8], y[8];
+  octet x[8], y[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) x[i] = *(const vector *)(from + i * step);
+  for (int i = 0; i < 8; i++) x[i] = *(const octet *)(from + i * step);
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i += 2) {
     y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -108,8 +131,8 @@ static inline void transpose_eight(const float *from, long step, float *b) {
   }
 #pragma GCC unroll 8
   for (int i = 0; i < 4; i++) {
-    *(vector *)(b + i * PANEL) = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    *(vector *)(b + (i + 4) * PANEL) = __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    *(octet *)(b + i * PANEL) = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    *(octet *)(b + (i + 4) * PANEL) = __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
 #endif
@@ -144,11 +167,21 @@ static void pack_rows(const float *from, long row, long rows, long depth, float 
       memset(to + i * to_row, 0, sizeof(float) * depth);
   }
 }
+
+/* to[p][i] = from[p * column + i] for i < rows, zero for the rows that fill the tile. */
+static void pack_columns(const float *from, long column, long rows, long depth, float *to) {
+  if (rows == TILE) {
+    for (long p = 0; p < depth; p++) memcpy(to + p * TILE, from + p * column, sizeof(float) * TILE);
+    return;
+  }
+  for (long p = 0; p < depth; p++)
+    for (long i = 0; i < TILE; i++) to[p * TILE + i] = i < rows ? from[p * column + i] : 0;
+}
 """
 
 _OPERANDS = (
-    "long m, long n, long k, const float *a, long a_row, const float *b, long b_row, long b_column, int accumulate,"
-    " float *c, long c_row"
+    "long m, long n, long k, const float *a, long a_row, long a_column, const float *b, long b_row, long b_column,"
+    " int accumulate, float *c, long c_row"
 )
 PRODUCT_PROTOTYPE = f"void multiply_by_tiles({_OPERANDS})"
 BATCH_PROTOTYPE = (
@@ -156,32 +189,52 @@ BATCH_PROTOTYPE = (
     " const int64_t *b_batch, const int64_t *c_batch)"
 )
 
-# In the file of the steps: products by tiles where these win, else by BLAS.
+# In the file of the steps: products by tiles where these win, else by BLAS. `whole`: rows of `a` lie in one piece.
+TILES_WIN = """\
+static inline int tiles_win(long m, long n, long k, int whole, int batched) {
+#if defined(__AVX512F__)
+  return 1;
+#else
+  if (!whole || k < 16 || k > 1024 || 7 * ((n + 15) / 16 * 16) > 8 * n) return 0; /* few columns of padding */
+  return batched ? m >= 4 && n >= 16 : m >= 16 && n >= 32;
+#endif
+}
+"""
 PRODUCT_CALL = f"""\
 #if {PRODUCT_WINS}
-#define matmul_tiles multiply_by_tiles
 __attribute__((visibility("hidden"))) {PRODUCT_PROTOTYPE};
-#else
-static {PRODUCT_PROTOTYPE.replace("multiply_by_tiles", "matmul_tiles")} {{
-  const int plain = b_column == 1;
-  matmul_float(plain ? 'N' : 'T', 'N', n, m, k, b, plain ? b_row : b_column, a, a_row, accumulate, c, c_row);
-}}
 #endif
+static {PRODUCT_PROTOTYPE.replace("multiply_by_tiles", "matmul_tiles")} {{
+  const int plain = b_column == 1, whole = a_column == 1;
+#if {PRODUCT_WINS}
+  if (tiles_win(m, n, k, whole, 1)) {{
+    multiply_by_tiles(m, n, k, a, a_row, a_column, b, b_row, b_column, accumulate, c, c_row);
+    return;
+  }}
+#endif
+  matmul_float(plain ? 'N' : 'T', whole ? 'N' : 'T', n, m, k, b, plain ? b_row : b_column, a, whole ? a_row : a_column,
+               accumulate, c, c_row);
+}}
 """
 BATCH_CALL = f"""\
 #if {PRODUCT_WINS}
-#define matmul_batch_tiles multiply_batch_by_tiles
 __attribute__((visibility("hidden"))) {BATCH_PROTOTYPE};
-#else
-static {BATCH_PROTOTYPE.replace("multiply_batch_by_tiles", "matmul_batch_tiles")} {{
-  const int plain = b_column == 1;
-  matmul_batch_float(plain ? 'N' : 'T', 'N', n, m, k, b, plain ? b_row : b_column, a, a_row, accumulate, c, c_row, rank,
-                     sizes, b_batch, a_batch, c_batch);
-}}
 #endif
+static {BATCH_PROTOTYPE.replace("multiply_batch_by_tiles", "matmul_batch_tiles")} {{
+  const int plain = b_column == 1, whole = a_column == 1;
+#if {PRODUCT_WINS}
+  if (tiles_win(m, n, k, whole, 1)) {{
+    multiply_batch_by_tiles(m, n, k, a, a_row, a_column, b, b_row, b_column, accumulate, c, c_row, rank, sizes, a_batch,
+                            b_batch, c_batch);
+    return;
+  }}
+#endif
+  matmul_batch_float(plain ? 'N' : 'T', whole ? 'N' : 'T', n, m, k, b, plain ? b_row : b_column, a,
+                     whole ? a_row : a_column, accumulate, c, c_row, rank, sizes, b_batch, a_batch, c_batch);
+}}
 """
 
-# c = a b (+ c): a and c row by row, b of any strides.
+# c = a b (+ c): c row by row, a and b of any strides of which one is 1.
 PRODUCT_PART = f"""\
 /* One tile of the result, whole or padded. */
 static inline void product_tile(long rows, long columns, long depth, const float *a, long a_row, const float *b,
@@ -202,7 +255,7 @@ __attribute__((noinline)) static void product_part({_OPERANDS}, long panel, long
                                                    long last_tile) {{
   float right[GROUP * DEPTH * PANEL] CACHE_LINE, left[TILE * (DEPTH + 16)] CACHE_LINE;
   /* rows that lie a power of two apart fall into the same few sets of the cache: those are copied first */
-  const int copies = a_row % 512 == 0;
+  const int turned = a_column != 1, copies = turned || a_row % 512 == 0;
   for (; panel < last_panel; panel += GROUP) {{
     const long group = last_panel - panel < GROUP ? last_panel - panel : GROUP;
     for (long p = 0; p < k; p += DEPTH) {{
@@ -213,12 +266,16 @@ __attribute__((noinline)) static void product_part({_OPERANDS}, long panel, long
       }}
       for (long t = tile; t < last_tile; t++) {{
         const long i = t * TILE, rows = m - i < TILE ? m - i : TILE;
-        const float *from = a + i * a_row + p;
+        const float *from = a + i * a_row + p * a_column;
         const int copy = copies || rows < TILE;
-        if (copy) pack_rows(from, a_row, rows, depth, left, DEPTH + 16);
+        if (turned)
+          pack_columns(from, a_column, rows, depth, left);
+        else if (copy)
+          pack_rows(from, a_row, rows, depth, left, DEPTH + 16);
+        const long left_row = turned ? 0 : copy ? DEPTH + 16 : a_row;
         for (long j = 0; j < group; j++) {{
           const long at = (panel + j) * PANEL, columns = n - at < PANEL ? n - at : PANEL;
-          product_tile(rows, columns, depth, copy ? left : from, copy ? DEPTH + 16 : a_row, right + j * depth * PANEL,
+          product_tile(rows, columns, depth, copy ? left : from, left_row, right + j * depth * PANEL,
                        c + i * c_row + at, c_row, accumulate || p > 0);
         }}
       }}
@@ -237,7 +294,7 @@ HIDDEN {PRODUCT_PROTOTYPE} {{
     long across = threads; /* threads side by side; the others share the rows */
     while (across > 1 && (threads % across != 0 || panels < 4 * across)) across--;
     const long down = threads / across, x = thread % across, y = thread / across;
-    product_part(m, n, k, a, a_row, b, b_row, b_column, accumulate, c, c_row, panels * x / across,
+    product_part(m, n, k, a, a_row, a_column, b, b_row, b_column, accumulate, c, c_row, panels * x / across,
                  panels * (x + 1) / across, tiles * y / down, tiles * (y + 1) / down);
   }}
 }}
@@ -257,10 +314,10 @@ HIDDEN {BATCH_PROTOTYPE} {{
       rest /= sizes[d], at_a += index * a_batch[d], at_b += index * b_batch[d], at_c += index * c_batch[d];
     }}
     if (whole)
-      product_part(m, n, k, a + at_a, a_row, b + at_b, b_row, b_column, accumulate, c + at_c, c_row, 0,
+      product_part(m, n, k, a + at_a, a_row, a_column, b + at_b, b_row, b_column, accumulate, c + at_c, c_row, 0,
                    (n + PANEL - 1) / PANEL, 0, (m + TILE - 1) / TILE);
     else
-      multiply_by_tiles(m, n, k, a + at_a, a_row, b + at_b, b_row, b_column, accumulate, c + at_c, c_row);
+      multiply_by_tiles(m, n, k, a + at_a, a_row, a_column, b + at_b, b_row, b_column, accumulate, c + at_c, c_row);
   }}
 }}
 """

@@ -1,4 +1,4 @@
-"""Colour images with batch norm and dropout, as one trains on CIFAR: SGD with momentum, a one-cycle learning rate.
+"""Colour images with batch norm and dropout, as one trains on CIFAR: SGD; learning rate and momentum in cycles.
 
 python examples/cifar_net.py [--eager] [--resume]
 
@@ -71,7 +71,9 @@ def main(options: Options) -> Result:
     data = loaders(figures(options.samples, options.seed), 64, options)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=max(options.epochs, 2) + 1)
+    schedule = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, base_lr=0.002, max_lr=0.05, step_size_up=3, step_size_down=5, base_momentum=0.85, max_momentum=0.95
+    )
     criterion = nn.CrossEntropyLoss(label_smoothing=0.05)
 
     @graphc.compile

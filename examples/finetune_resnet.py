@@ -64,6 +64,7 @@ def pretrain(model: nn.Module, data: TensorDataset, epochs: int = 3) -> None:
     for _ in range(epochs):
         for images, labels in DataLoader(data, 64, shuffle=True, drop_last=True):
             pretrain_step(images, labels)
+    optimizer.zero_grad()
 
 
 @example(epochs=8, samples=1797)

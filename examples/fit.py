@@ -79,11 +79,16 @@ def example(
             name = Path(str(module.__file__)).stem
             parser = argparse.ArgumentParser(prog=name, description=str(module.__doc__).partition("\n")[0])
             parser.add_argument("--eager", action="store_true", help="plain PyTorch, nothing compiled")
-            parser.add_argument("--epochs", type=int, default=epochs)
-            parser.add_argument("--samples", type=int, default=samples)
-            parser.add_argument("--seed", type=int, default=0)
-            parser.add_argument("--patience", type=int, default=patience)
-            parser.add_argument("--checkpoint", type=Path, default=Path("out/examples") / f"{name}.pt")
+            parser.add_argument("--epochs", type=_at_least(1), default=epochs, help="most epochs (%(default)s)")
+            parser.add_argument("--samples", type=_at_least(20), default=samples, help="of all data (%(default)s)")
+            parser.add_argument("--seed", type=int, default=0, help="of weights, split and shuffling (%(default)s)")
+            parser.add_argument(
+                "--patience", type=_at_least(1), default=patience, help="epochs without a better score (%(default)s)"
+            )
+            parser.add_argument(
+                "--checkpoint", type=Path, default=Path("out/examples") / f"{name}.pt",
+                help="file written after each epoch (%(default)s)",
+            )  # fmt: skip
             parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
             options = Options(**vars(parser.parse_args(argv)))
             torch.manual_seed(options.seed)
@@ -95,6 +100,18 @@ def example(
         return run
 
     return decorate
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Reads a whole number from a flag."""
+
+    def read(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return int(text)
+
+    read.__name__ = "number"
+    return read
 
 
 @dataclass(frozen=True)
@@ -135,18 +152,27 @@ def fit(
         validate: the score on validation data.
         keep: everything else with a `state_dict`: optimizers, and whatever else changes while training.
         schedule: a learning-rate schedule, stepped once per epoch.
+
+    Raises:
+        SystemExit: the checkpoint to go on from is of other data.
     """
     result, best, best_model, first = Result(), float("-inf"), copy.deepcopy(model.state_dict()), 0
     keep = {**keep, "model": model} | ({"schedule": schedule} if schedule is not None else {})
     shuffle = getattr(batches, "generator", None) or torch.Generator()
-    if options.resume and options.checkpoint.exists():
+    data = {"samples": options.samples, "seed": options.seed}
+    if options.resume and not options.checkpoint.exists():
+        print(f"no checkpoint {options.checkpoint}: starts from the beginning")
+    elif options.resume:
         saved = torch.load(options.checkpoint, weights_only=True)
+        if saved["data"] != data:
+            raise SystemExit(f"{options.checkpoint} is of {saved['data']}, this run of {data}")
         for name, part in keep.items():
             part.load_state_dict(saved["states"][name])
         torch.set_rng_state(saved["random"])
         shuffle.set_state(saved["shuffle"])
         result, best, best_model = Result(**saved["result"]), saved["best"], saved["best_model"]
         first = len(result.losses)
+        print(f"goes on from {options.checkpoint} behind epoch {first}")
     options.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     for epoch in range(first, options.epochs):
         if epoch - _best_epoch(result.scores, lower_is_better) > options.patience:
@@ -166,6 +192,7 @@ def fit(
         if worth > best:
             best, best_model = worth, copy.deepcopy(model.state_dict())
         saved = {
+            "data": data,
             "states": {name: part.state_dict() for name, part in keep.items()},
             "random": torch.get_rng_state(),
             "shuffle": shuffle.get_state(),

@@ -1,4 +1,4 @@
-"""Part-of-speech tagging with a bidirectional LSTM: sentences of any length, padded per batch; gradient clipping; F1.
+"""Part-of-speech tagging with a bidirectional LSTM: sentences of any length, padded; gradient clipping; F1.
 
 python examples/lstm_tagger.py [--eager] [--resume]
 
@@ -59,9 +59,12 @@ def corpus(samples: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def pad(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch, as long as its longest sentence: words and tags (B, T)."""
+    """A batch: words and tags (B, T), T that of the longest sentence, rounded up to a multiple of 8, since each length
+    that is met is compiled once."""
     words, tags = zip(*pairs)
-    return pad_sequence(words, True, PAD), pad_sequence(tags, True, NO_TAG)
+    padded = pad_sequence(words, True, PAD), pad_sequence(tags, True, NO_TAG)
+    missing = -padded[0].shape[1] % 8
+    return F.pad(padded[0], (0, missing), value=PAD), F.pad(padded[1], (0, missing), value=NO_TAG)
 
 
 class Tagger(nn.Module):

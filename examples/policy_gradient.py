@@ -2,7 +2,8 @@
 
 python examples/policy_gradient.py [--eager] [--resume]
 
-The score is how many of 100 time steps a pole stays up, on average, when the cart takes the likelier action.
+The data are states to start from, near the upright one. The score is how many of 100 time steps a pole stays up, on
+average over the starts kept for it, when the cart takes the likelier action.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import math
 
 import torch
-from fit import Options, Result, example, finish, fit
+from fit import Options, Result, example, finish, fit, loaders
 from torch import nn
 from torch.distributions import Categorical
+from torch.utils.data import TensorDataset
 
 import graphc
 
@@ -36,6 +38,11 @@ def move(state: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
     )
 
 
+def starts(samples: int, seed: int) -> TensorDataset:
+    """States to start from (N, 4), each number within 0.05 of upright and at rest."""
+    return TensorDataset(torch.rand(samples, 4, generator=torch.Generator().manual_seed(seed)) * 0.1 - 0.05)
+
+
 def fallen(state: torch.Tensor) -> torch.Tensor:
     """Which carts have left the track or dropped their pole: (N,) bool."""
     return (state[:, 0].abs() > 2.4) | (state[:, 2].abs() > 12 * math.pi / 180)
@@ -48,14 +55,14 @@ class Carts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("state", torch.rand(CARTS, 4) * 0.1 - 0.05)
+        self.register_buffer("state", torch.zeros(CARTS, 4))
 
-    def step(self, push: torch.Tensor) -> torch.Tensor:
-        """Move; carts that fell start anew. Gives which fell, (N,) float32."""
+    def step(self, push: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Move; carts that fell start anew, from `start` (N, 4). Gives which fell, (N,) float32."""
         self.state = move(self.state, push)
         done = fallen(self.state)
         if done.any():
-            self.state = torch.where(done.unsqueeze(1), torch.rand(CARTS, 4) * 0.1 - 0.05, self.state)
+            self.state = torch.where(done.unsqueeze(1), start, self.state)
         return done.float()
 
 
@@ -72,8 +79,9 @@ class Policy(nn.Module):
         return self.action(x), self.value(x).squeeze(-1)
 
 
-@example(epochs=8, samples=15, patience=8)
+@example(epochs=8, samples=320, patience=8)
 def main(options: Options) -> Result:
+    data = loaders(starts(options.samples, options.seed), CARTS, options)
     carts, policy = Carts(), Policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
     env_step = graphc.compile(carts.step)
@@ -101,30 +109,31 @@ def main(options: Options) -> Result:
             optimizer.step()
         return loss.detach()
 
-    def train_step(_: int) -> torch.Tensor:
+    def train_step(start: torch.Tensor) -> torch.Tensor:
+        start = start[torch.arange(CARTS) % len(start)]  # the last batch may have fewer
         states, actions, ends = [carts.state], [], []
         for _ in range(STEPS):
             actions.append(act(carts.state))
-            ends.append(env_step(actions[-1]))
+            ends.append(env_step(actions[-1], start))
             states.append(carts.state)
         return update(torch.stack(states), torch.stack(actions), torch.stack(ends))
 
     @torch.no_grad()
-    def mean_steps(seed: int) -> float:
-        state = torch.rand(64, 4, generator=torch.Generator().manual_seed(seed)) * 0.1 - 0.05
-        up = torch.ones(64, dtype=torch.bool)
+    def mean_steps(batches) -> float:
+        state = torch.cat([start for (start,) in batches])
+        up = torch.ones(len(state), dtype=torch.bool)
         total = 0
         for _ in range(LONGEST):
             state = move(state, policy(state)[0].argmax(1))
             up &= ~fallen(state)
             total += int(up.sum())
-        return total / 64
+        return total / len(state)
 
-    batches = [(i,) for i in range(options.samples)]
     result = fit(
-        options, policy, train_step, batches, lambda: mean_steps(1), keep={"optimizer": optimizer, "carts": carts}
-    )
-    return finish(result, mean_steps(2), act, env_step, update)
+        options, policy, train_step, data.train, lambda: mean_steps(data.valid),
+        keep={"optimizer": optimizer, "carts": carts},
+    )  # fmt: skip
+    return finish(result, mean_steps(data.test), act, env_step, update)
 
 
 if __name__ == "__main__":

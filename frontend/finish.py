@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ from graphc.frontend.recorder import Recorder
 from graphc.ir.graph import Input, Output, StridedView, Value, Write
 
 
-def finish(recorder: Recorder, leaves: list[Any]) -> list[OutputLeaf]:
+def finish(recorder: Recorder, leaves: list[Any], written: Collection[Storage] = ()) -> list[OutputLeaf]:
     """Complete the graph with its writes and outputs.
 
     Args:
         leaves: of the value the function returned.
+        written: what is written to these is an output, and carried out after the run.
 
     Returns:
         What each leaf is.
     """
-    return _Finisher(recorder, leaves).run()
+    return _Finisher(recorder, leaves).run(written)
 
 
 class _Finisher:
@@ -37,7 +39,7 @@ class _Finisher:
         self.homes: dict[Storage, Value] = {}  # the value whose memory each fresh storage is
         self.taken: set[Value] = set()
 
-    def run(self) -> list[OutputLeaf]:
+    def run(self, written: Collection[Storage]) -> list[OutputLeaf]:
         recorder, graph = self.recorder, self.recorder.graph
         numbers: dict[int, int] = {}
         result: list[OutputLeaf] = []
@@ -51,7 +53,7 @@ class _Finisher:
                 graph.outputs.append(Output(node.value) if node is not None else self._output(self.states[id(leaf)]))
             result.append(OutputLeaf(numbers[id(leaf)], host=None if node is None else node.kind))
         for storage in recorder.storages:
-            if storage.visible and storage.base is not storage.source:
+            if storage.visible and storage.base is not storage.source and storage not in written:
                 assert storage.source is not None
                 graph.writes.append(Write(storage.source, storage.base))
         return result
@@ -62,7 +64,7 @@ class _Finisher:
         if whole is not None:
             return Output(whole)
         if state.dtype != storage.root.dtype or is_foreign(state):
-            return Output(self._reinterpreted(state))
+            return self._reinterpreted(state)
         if not storage.visible:
             alone = self._alone(state)
             if alone is not None:
@@ -86,8 +88,8 @@ class _Finisher:
         value = functionalize.read(self.recorder.builder, state)
         return self._fresh(value, state.strides)
 
-    def _reinterpreted(self, state: TensorState) -> Value:
-        """A result that sees memory as another dtype or conjugated: a copy, since graphs cannot say so."""
+    def _reinterpreted(self, state: TensorState) -> Output:
+        """A result that sees memory as another dtype or conjugated: a copy, as graphs cannot say so, laid out alike."""
         if state.storage.visible or any(
             other.storage is state.storage for other in self.states.values() if other is not state
         ):
@@ -95,23 +97,25 @@ class _Finisher:
                 "a result reads memory of another tensor as another dtype or conjugated; the compiled program returns "
                 "a copy of it"
             )
-        dense = layout.is_dense(state.shape, state.strides)
         value = functionalize.read(self.recorder.builder, state)
-        return self._fresh(value, state.strides if dense else layout.contiguous(state.shape))
+        if not _is_packed(state.shape, state.strides):
+            return Output(self._spread(value, state), StridedView(state.shape, state.strides, 0))
+        dense = layout.is_dense(state.shape, state.strides)
+        return Output(self._fresh(value, state.strides if dense else layout.contiguous(state.shape)))
 
     def _home(self, storage: Storage) -> Value:
         """The value whose memory a storage made by the function is."""
         if storage not in self.homes:
             root, value = storage.root, storage.base
-            with_gaps = value.op is not None and value.op.name != "extern" and not _is_packed(root.shape, root.strides)
+            with_gaps = value.op is not None and not _is_packed(root.shape, root.strides)
             self.homes[storage] = self._spread(value, root) if with_gaps else self._fresh(value, root.strides)
         return self.homes[storage]
 
-    def _spread(self, value: Value, root: TensorState) -> Value:
+    def _spread(self, value: Value, state: TensorState) -> Value:
         """A value in memory with gaps: eager gives a part of something bigger that the graph does not hold."""
-        builder, size = self.recorder.builder, layout.span(root.shape, root.strides)
+        builder, size = self.recorder.builder, layout.span(state.shape, state.strides)
         memory = self.recorder.imp.full((size,), 0, value.dtype, value.device)
-        memory = builder.op("update_strided", memory, value, shape=root.shape, strides=root.strides, offset=0)
+        memory = builder.op("update_strided", memory, value, shape=state.shape, strides=state.strides, offset=0)
         self.taken.add(memory)
         return memory
 

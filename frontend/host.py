@@ -164,6 +164,17 @@ class HostNode:
         leaves = self.leaves | (other.leaves if isinstance(other, HostNode) else frozenset())
         return HostNode(self.scope, value, bool if name in _COMPARISONS else kind, hint, leaves)
 
+    def choose(self, first: HostNode | Number, second: HostNode | Number) -> HostNode:
+        """`first if self else second`, of a bool, without a decision; both become numbers of one kind."""
+        pair = (first, second)
+        kind = max(map(_kind_of, pair), key=_RANK.__getitem__)
+        given = [_as(item, kind) for item in pair]
+        value = self.scope.host_op("where", self.value, *(p.value if isinstance(p, HostNode) else p for p in given))
+        hints = [item.hint if isinstance(item, HostNode) else item for item in given]
+        hint = None if self.hint is None else hints[0] if self.hint else hints[1]
+        leaves = self.leaves.union(*(item.leaves for item in pair if isinstance(item, HostNode)))
+        return HostNode(self.scope, value, kind, hint, leaves)
+
 
 class HostConstant(HostNode):
     """A plain number among traced ones, where ATen asks for a node."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphc.errors import UnsupportedError
+from graphc.errors import EagerOnlyError, UnsupportedError
 from graphc.frontend import overlap, replay
 from graphc.frontend.aten import promotion
 from graphc.frontend.aten.extern import import_extern, written_arguments
@@ -15,6 +15,7 @@ from graphc.frontend.aten.registry import CONTIGUOUS, Decline, Rule
 from graphc.frontend.calls import Operands, call_values, fault, has_no_rules, snapshot, to_values, wrap_results
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Value
 
 
@@ -26,6 +27,7 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
+        _check_history(recorder, func, args, kwargs, written)
         if overlap.refuse_as_eager(recorder, func, args, kwargs, written) and len(written) > 1 and takes_lists:
             return _one_by_one(handle, recorder, func, args, kwargs, len(written))
         operands = Operands()
@@ -49,6 +51,33 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
         return _returned(recorder, func, args, kwargs, returned, operands)
 
     return handle
+
+
+def _check_history(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[torch.Tensor]
+) -> None:
+    """In eager, autograd follows what is written to a tensor in place; a program cannot put that into the user's own.
+
+    An argument has a stand-in, and what is written to it is written again after the run (see `replays`). Another tensor
+    must not be written at all, since autograd would make the capture a part of its history.
+
+    Raises:
+        EagerOnlyError: such a write to a tensor that is no argument.
+    """
+    if not torch.is_grad_enabled() or not func._schema.name.endswith("_"):
+        return
+    with torch._C.DisableTorchFunction():
+        if not any(tensor.requires_grad for tensor in overlap.tensors([args, kwargs])):
+            return
+        for tensor in written:
+            base = tensor if tensor._base is None else tensor._base
+            if not (base.is_floating_point() or base.is_complex()):
+                continue
+            source = recorder.state_of(base).storage.source
+            reason = f"it writes to {source.path if source is not None else 'a tensor'} in place what autograd follows"
+            if type(base) is not TracedTensor:
+                advice = "do that under torch.no_grad(), or write a detached tensor"
+                raise EagerOnlyError(f"{reason}; {advice}", recorder.locator.here())
 
 
 def _one_by_one(
@@ -144,6 +173,7 @@ def _returned(recorder: Recorder, func: Any, args: Any, kwargs: dict[str, Any], 
 def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`target.copy_(source)`: cast, broadcast, moved between devices."""
     overlap.refuse_as_eager(recorder, func, args, kwargs, [args[0]])
+    _check_history(recorder, func, args, kwargs, [args[0]])
     target, source = recorder.state_of(args[0]), recorder.value_of(args[1])
     imp = recorder.imp
     if has_no_rules(source) or has_no_rules(recorder.value_of(args[0])):

@@ -28,7 +28,7 @@ def refuse_as_eager(
     Raises:
         Exception: what eager raises, with the user's line.
     """
-    states = [recorder.state_of(tensor) for tensor in _tensors([args, kwargs])]
+    states = [recorder.state_of(tensor) for tensor in tensors([args, kwargs])]
     targets = [recorder.state_of(tensor) for tensor in written]
     if not _any_meet(states, targets):
         return False
@@ -89,11 +89,12 @@ class _Memory:
         return self._made[id(state)]
 
 
-def _tensors(item: Any) -> Iterator[torch.Tensor]:
+def tensors(item: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested arguments of a call."""
     if isinstance(item, torch.Tensor):
         yield item
     elif isinstance(item, dict):
-        yield from _tensors(list(item.values()))
+        yield from tensors(list(item.values()))
     elif isinstance(item, (list, tuple)):
         for part in item:
-            yield from _tensors(part)
+            yield from tensors(part)

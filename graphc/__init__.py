@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from graphc.api import compile, eager, explain, run, trace
     from graphc.report.bench import bench
+    from graphc.report.verify import verify
 
 _LAZY = {
     "compile": "graphc.api",
@@ -28,9 +29,10 @@ _LAZY = {
     "explain": "graphc.api",
     "eager": "graphc.api",
     "bench": "graphc.report.bench",
+    "verify": "graphc.report.verify",
 }
 
-__all__ = ["__version__", "bench", "compile", "eager", "explain", "run", "trace"]
+__all__ = ["__version__", "bench", "compile", "eager", "explain", "run", "trace", "verify"]
 
 
 def __getattr__(name: str) -> Any:

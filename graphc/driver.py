@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.passes.base import PassContext
+    from graphc.passes.templates import Templates
     from graphc.program.plan import Plan
     from graphc.program.record import Program
     from graphc.runtime.load import Executable
@@ -118,16 +119,14 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
     from graphc.differentiable import Differentiable
     from graphc.passes.partition import partition
-    from graphc.passes.pipeline import large_products, roll
+    from graphc.passes.pipeline import prepare_split
 
     joint = captured.joint
     assert joint is not None
     with _collector_paused():
         graph = joint.graph.copy()
-        context = _context(options, _choose_backend(graph, options))
-        roll(graph, context)  # a loop is saved from as a whole, not turn by turn
-        again = large_products(graph, context)
-        split = partition(graph, len(joint.results), len(joint.wanted), again)
+        again = prepare_split(graph, _context(options, _choose_backend(graph, options)))
+        split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 
@@ -326,7 +325,10 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
 def _context(options: Options, backend: str) -> PassContext:
     from graphc.passes.base import PassContext
 
-    return PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu")
+    templates = templates_for(backend)
+    if templates is None:
+        return PassContext(numerics=options.numerics)
+    return PassContext(numerics=options.numerics, target="cuda", tf32=templates.tf32)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
@@ -338,12 +340,25 @@ def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
     return copy
 
 
+def templates_for(backend: str) -> Templates | None:
+    """Which products of matrices are to be Triton kernels, on the current device and with torch's flags."""
+    if backend != "triton":
+        return None
+    import torch
+
+    from graphc.passes.templates import Templates
+    from graphc.runtime.triton_launcher import current_target
+
+    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates)
+
+
 def _plan(
     graph: Graph, options: Options, backend: str, on_kernels: Callable[[list[Kernel]], None] | None = None
 ) -> Plan:
     from graphc.passes.plan import make_plan
 
-    plan = make_plan(graph, numerics=options.numerics, backend=backend, on_kernels=on_kernels)
+    templates = templates_for(backend)
+    plan = make_plan(graph, numerics=options.numerics, backend=backend, templates=templates, on_kernels=on_kernels)
     _dump(options.name, "scheduled.plan", lambda: str(plan))
     return plan
 
@@ -415,11 +430,12 @@ def _build_native(found: Compilation, key: str) -> Executable:
 def _build_triton(found: Compilation, key: str) -> Executable:
     from graphc.codegen.triton.program import generate
     from graphc.runtime.load import build_program
+    from graphc.runtime.triton_launcher import current_target
 
     with _timed(found.seconds, "plan"):
         plan = found.stage("scheduled")
     with _timed(found.seconds, "generate"):
-        found.program = generate(plan)
+        found.program = generate(plan, current_target())
     with _timed(found.seconds, "build"):
         return build_program(found.program, key)
 
@@ -435,6 +451,8 @@ def _cache_key(text: str, options: Options, backend: str) -> str:
     from graphc.runtime.cache import program_key
 
     facts = {"backend": backend, "numerics": options.numerics, "chunk_bytes": str(settings().chunk_bytes)}
+    if backend == "triton":
+        facts["templates"] = repr(templates_for(backend))
     return program_key(text, facts)
 
 

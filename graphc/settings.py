@@ -33,6 +33,12 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _parse_templates(text: str) -> str:
+    if text not in ("auto", "always", "never"):
+        raise ValueError("expected one of auto, always, never")
+    return text
+
+
 def _default_cache_dir() -> Path:
     import platformdirs
 
@@ -71,6 +77,12 @@ class Settings:
         int,
         "logits at least twice as large are never whole in memory: they are computed in chunks of about so many bytes",
         default=32 << 20,
+    )
+    templates: str = _setting(
+        "GRAPHC_TEMPLATES",
+        _parse_templates,
+        "matrix products as Triton kernels with what comes before and behind in them: auto, always, never",
+        default="auto",
     )
     max_recompiles: int = _setting(
         "GRAPHC_MAX_RECOMPILES",

@@ -13,7 +13,7 @@ from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, Ranges, simplify, symbol, symbols
 from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import DType
-from graphc.ops.registry import Kind, get
+from graphc.ops.registry import KeptIndex, Kind, get
 from graphc.ops.rules import broadcast_index
 
 Index: TypeAlias = tuple[Dim, ...]
@@ -127,6 +127,17 @@ class _Notes:
         self.reads.append(Read(self.position(operand), place, dims=tuple(dims)))
         return self.value(_union(place))
 
+    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> str:
+        places: Index = ()
+        for number, (dim, kept) in enumerate((left_index, right_index)):
+            operand = self.op.operands[number]
+            assert isinstance(operand, Value)
+            sizes = tuple(size for at, size in enumerate(operand.shape) if at != dim)
+            place = normalise(kept, sizes, self.ranges)
+            self.reads.append(Read(number, place, dims=(dim,)))
+            places += place
+        return self.value(_union(places))
+
     def scan(self, op: str, operand: Operand, dim: int, index: Index, dtype: DType) -> str:
         assert isinstance(operand, Value)
         place = normalise(index, operand.shape, self.ranges)
@@ -159,10 +170,11 @@ def trace(op: Op, index: Index, ranges: Mapping[str, tuple[int, int | None]]) ->
     key = _key(op, index, ranges)
     found = _cache.get(key)
     if found is None:
-        if definition.lower is None:
+        lower = definition.lower or definition.contract
+        if lower is None:
             raise LoweringError(f"{op.name} has no lowering", op.location)
         notes = _Notes(op, ranges)
-        definition.lower(notes, op, index)
+        lower(notes, op, index)
         found = Trace(tuple(dict.fromkeys(notes.reads)), tuple(notes.data))
         if len(_cache) >= _CACHE_LIMIT:
             _cache.clear()

@@ -11,7 +11,21 @@ from collections.abc import Iterable
 
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, substitute, symbol, symbols
 from graphc.loopir.builder import KernelBuilder
-from graphc.loopir.kernel import PARALLEL, ROW, Axis, Compute, Const, Index, Kernel, Load, Reduce, Scan, Store, operands
+from graphc.loopir.kernel import (
+    PARALLEL,
+    ROW,
+    Axis,
+    Compute,
+    Const,
+    Contract,
+    Index,
+    Kernel,
+    Load,
+    Reduce,
+    Scan,
+    Store,
+    operands,
+)
 
 MAX_CUTS = 8
 
@@ -46,6 +60,10 @@ def rebuild(kernel: Kernel, axes: tuple[Axis, ...], mapping: dict[str, Dim]) -> 
     def index(expr: Dim) -> Dim:
         return substitute(expr, full)
 
+    def over(axes_before: tuple[str, ...]) -> tuple[str, ...]:
+        places = [mapping.get(name, symbol(name)) for name in axes_before]
+        return tuple(dict.fromkeys(name for place in places for name in sorted(symbols(place))))
+
     for s in kernel.body:
         if isinstance(s, Store):
             mask = None if s.mask is None else names[s.mask]
@@ -61,7 +79,9 @@ def rebuild(kernel: Kernel, axes: tuple[Axis, ...], mapping: dict[str, Dim]) -> 
         elif isinstance(s, Compute):
             new = builder.compute(s.op, *(names[arg] for arg in s.args), dtype=s.dtype)
         elif isinstance(s, Reduce):
-            new = builder.reduce(s.op, names[s.arg])
+            new = builder.reduce(s.op, names[s.arg], over(s.over))
+        elif isinstance(s, Contract):
+            new = builder.contract(names[s.left], names[s.right], s.tf32, over(s.over))
         else:
             new = builder.scan(s.op, names[s.arg])
         names[s.id] = new

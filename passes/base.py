@@ -27,6 +27,7 @@ class PassContext:
         settings: the settings in force.
         numerics: `default`, or `eager` = every op rounds where eager rounds.
         target: kind of device the program is compiled for: `cpu` or `cuda`.
+        tf32: products in f32 may round their operands to 10 bits of mantissa.
         keep: composite ops that stay whole because a later stage has a kernel or a library call for them.
         roll: find loops, and keep them.
         get_def: look-up of operator definitions.
@@ -36,6 +37,7 @@ class PassContext:
     settings: Settings = field(default_factory=settings)
     numerics: str = "default"
     target: str = "cpu"
+    tf32: bool = False
     keep: frozenset[str] = frozenset()
     roll: bool = True
     get_def: Callable[[str], OpDef] = registry.get

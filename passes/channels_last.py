@@ -13,6 +13,8 @@ from graphc.ops.registry import Kind, get
 from graphc.passes.base import PassContext, PassResult
 
 BACKWARD = "aten.convolution_backward.default"
+LEAST_CHANNELS = 8
+"""Kernels walk the channels: fewer fill no vector, and images of few channels convolve as fast either way."""
 _WINDOWS = ("slice", "pad")
 """Views whose results are images as their operands are."""
 
@@ -91,7 +93,8 @@ def _reach(graph: Graph, images: list[Value]) -> list[Value]:
 
 
 def _may_choose(value: Value) -> bool:
-    return value.type.rank == 4 and not value.type.is_host and all(isinstance(size, int) for size in value.shape)
+    static = value.type.rank == 4 and all(isinstance(size, int) for size in value.shape)
+    return static and not value.type.is_host and value.shape[1] >= LEAST_CHANNELS  # type: ignore[operator]  # static
 
 
 def _keeps_images(op: Op) -> bool:

@@ -31,19 +31,22 @@ class ExpandComposites:
 
     Args:
         least_bytes: only those that read a value of so many bytes.
+        only: only ops of these names; all when empty.
     """
 
     name: ClassVar[str] = "expand-composites"
     least_bytes: int = 0
+    only: tuple[str, ...] = ()
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         expander = _Expander()
+        names = self.only or _Composites(ctx)
 
         def expand_large(rewriter: Rewriter, op: Op) -> Sequence[Value] | None:
             sizes = (math.prod(int_shape(item)) * item.dtype.itemsize for item in op.inputs)
             return expander(rewriter, op) if max(sizes, default=0) >= self.least_bytes else None
 
-        return Rewriter(graph, ctx).run(expand_large if self.least_bytes else expander, _Composites(ctx))
+        return Rewriter(graph, ctx).run(expand_large if self.least_bytes else expander, names)
 
 
 class _Composites(dict[str, bool]):

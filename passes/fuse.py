@@ -13,14 +13,14 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, contiguous_strides
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
-from graphc.ops.foreach import rows_of
+from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
@@ -33,6 +33,8 @@ from graphc.passes.layout import (
     view_strides,
     wanted_strides,
 )
+from graphc.passes.template_fusion import TemplateFusion
+from graphc.passes.templates import Templates
 from graphc.passes.updates import UPDATES, chain_of, copy_op, update_place, updates
 
 KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
@@ -45,8 +47,8 @@ RANDOM_WORK = 2
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
-WORK_OF_STORING = 2
-"""Scalar operations that take as long as storing an element and reading it back."""
+WORK_OF_STORING = {"c": 0, "triton": 2}
+"""Scalar operations that take as long as storing an element and reading it back: none where caches hold it."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
@@ -125,22 +127,26 @@ def is_kernel_op(op: Op) -> bool:
     return True
 
 
-def fuse(graph: Graph, backend: str = "c") -> Fusion:
+def fuse(graph: Graph, backend: str = "c", templates: Templates | None = None) -> Fusion:
     """Partition a graph into kernels and library calls. The graph is not changed.
 
     Args:
         graph: optimised, of static shapes.
         backend: `c` or `triton`.
+        templates: which products are kernels; None = none.
 
     Raises:
         LoweringError: an op has neither a lowering nor a library call.
     """
-    return _Fuser(graph, backend).run()
+    return Fuser(graph, backend, templates).run()
 
 
-class _Fuser:
-    def __init__(self, graph: Graph, backend: str) -> None:
+class Fuser:
+    """The sweep; see the module."""
+
+    def __init__(self, graph: Graph, backend: str, templates: Templates | None) -> None:
         self.graph, self.backend = graph, backend
+        self.products = TemplateFusion(self, templates) if templates is not None else None
         self.layouts = Layouts()
         self.ops: list[Op] = list(graph.ops)
         self.live = {output.value for output in graph.outputs}
@@ -168,6 +174,8 @@ class _Fuser:
         self._add_writes()
         self._find_cheap()
         self._widen_products()
+        if self.products is not None:
+            self.products.find_chains()
         self._place_outputs()
         self._store_pieces()
         self._hoist()
@@ -234,7 +242,7 @@ class _Fuser:
             self.layouts.chosen[value] = strides = self.layouts.strides(base)
             op = value.op
             assert op is not None
-            if op.name == "update_strided" and view_strides(int_shape(base), strides, (_count(base),)) != (1,):
+            if op.name == "update_strided" and view_strides(int_shape(base), strides, (element_count(base),)) != (1,):
                 del self.overwritten[value]
                 del self.layouts.chosen[value]
 
@@ -276,7 +284,7 @@ class _Fuser:
             if op.name == "concat" or op.name in UPDATES:
                 continue
             result = op.results[0]
-            work, leaves = _work(op), frozenset[Value]()
+            work, leaves = element_work(op), frozenset[Value]()
             for operand in op.operands:
                 if isinstance(operand, Value):
                     more, below = self.cheap.get(operand) or (0, frozenset((operand,)))
@@ -284,8 +292,8 @@ class _Fuser:
                     leaves = leaves | below if leaves else below
             if work > (CHEAP_WORK if leaves else FREE_WORK):
                 continue
-            size = _count(result)
-            read = sum([min(size, _count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
+            size = element_count(result)
+            read = sum([min(size, element_count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
             if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
                 if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
@@ -312,6 +320,8 @@ class _Fuser:
         """Slopes are stored, by a kernel next to that of the activation."""
         for value, op in hoisted(self.ops, self.live).items():
             assert value.op is not None
+            if self.products is not None and value in self.products.inside:
+                continue
             self.needed.add(value)
             self.early.add(value)
             self.position[value.op] = self.position[op] + 0.1
@@ -331,7 +341,7 @@ class _Fuser:
                     if place.base is value:
                         parts.setdefault(value, set()).add(place)
         for value, places in parts.items():
-            if len(places) > 1 and sum(math.prod(place.shape) for place in places) >= _count(value):
+            if len(places) > 1 and sum(math.prod(place.shape) for place in places) >= element_count(value):
                 self.shared.add(value)
 
     def _widen_products(self) -> None:
@@ -387,7 +397,7 @@ class _Fuser:
                 fits = same_strides(place.shape, place.strides, wanted_strides(value))
                 if is_library and fits and base not in taken and base not in self.overwritten.values():
                     taken.add(base)
-                    self.output_places[number] = place
+                    self.output_places[number] = replace(place, strides=wanted_strides(value))  # dims of size 1 too
                     self.needed.add(base)
                     continue
             self.needed.add(value)
@@ -403,30 +413,41 @@ class _Fuser:
                     self.needed.update(op.inputs)
 
     def _lay_out_rows(self) -> None:
-        """All tensors of a row of a `foreach` lie alike in memory; one that does not is copied."""
+        """All tensors of a row of a `foreach` lie alike in memory, as the one that it updates; others are copied."""
         for op in self.graph.ops:
             if op.name != "foreach":
                 continue
-            found: list[Value] = []
-            lists = rows_of(op).lists
+            lists, results = rows_of(op).lists, {number: result for result, number in updated(op)}
             wide = [values for values in lists if any(value.type.rank for value in values)]
-            for values in lists:
-                for row, value in enumerate(values):
-                    strides = wanted_strides(wide[0][row]) if value.type.rank else ()
-                    own = self.layouts.chosen.get(value) or wanted_strides(value)
-                    if not same_strides(int_shape(value), own, strides):
-                        value = self._append_copy(value, before=op)
-                        self.layouts.chosen[value] = strides
-                    found.append(value)
+            changed = [lists[number] for number in op.attrs["mutates"] if lists[number] in wide]
+            rows = [self._wanted(value) for value in (changed or wide or lists)[0]]
+            found: list[Value] = []
+            for value, strides in ((value, rows[row]) for values in lists for row, value in enumerate(values)):
+                if value.type.rank and not same_strides(int_shape(value), self._wanted(value), strides):
+                    value = self._append_copy(value, before=op)
+                    self.needed.add(value)
+                    self.layouts.chosen[value] = strides
+                    result = results.get(len(found))
+                    if result is not None:  # the copy is updated
+                        self.overwritten[result] = value
+                        self.layouts.chosen[result] = strides
+                found.append(value)
             self.rows[op] = found
+
+    def _wanted(self, value: Value) -> tuple[int, ...]:
+        return self.layouts.chosen.get(value) or wanted_strides(value)
 
     # the sweep
 
     def _visit(self, op: Op) -> None:
         if not is_kernel_op(op) or self._is_transfer(op):
-            self._visit_library(op)
+            if self.products is None or not self.products.take(op):
+                self._visit_library(op)
             return
         value = op.results[0]
+        if self.products is not None and value in self.products.inside:
+            self.products.visit_inside(op)
+            return
         if self.wide and op.name == "reshape" and self.wide.get(op.operands[0]) is value:  # type: ignore[arg-type]
             return  # stored by the product
         groups = self.waiting.pop(value, [])
@@ -460,7 +481,7 @@ class _Fuser:
             if get(op.name).kind in (Kind.REDUCTION, Kind.SCAN):
                 admitted = group.admit(op, place, ALWAYS)
                 assert admitted
-            self._expand(group, value)
+            self.expand(group, value)
 
     def _start_update(self, op: Op) -> None:
         """A group that stores the source into its part of the base's memory."""
@@ -488,7 +509,7 @@ class _Fuser:
         """Whether the pieces of a stored concat are stored one by one. A GPU moves what lies in memory at once."""
         if len(op.operands) > MANY_PIECES:
             return True
-        if _count(op.results[0]) < BIG_CONCAT:
+        if element_count(op.results[0]) < BIG_CONCAT:
             return False
         return self.backend == "c" or any(self._is_computed(piece) for piece in op.inputs)
 
@@ -529,7 +550,8 @@ class _Fuser:
         if group not in groups:
             groups.append(group)
 
-    def _expand(self, group: Group, value: Value) -> None:
+    def expand(self, group: Group, value: Value) -> None:
+        """Compute a value in a group, wherever it needs it; what it is made of waits to be decided on."""
         for place, visit in list(group.visits[value].items()):
             if not visit.expanded:
                 for operand in group.expand(value, place):
@@ -538,7 +560,9 @@ class _Fuser:
     def _absorb(self, op: Op, value: Value, groups: list[Group]) -> bool:
         """Take `value` into the groups that need it, if that is right; False = it is to be stored."""
         kind = get(op.name).kind
-        if kind in (Kind.REDUCTION, Kind.SCAN):
+        if self.products is not None and self.products.feeds_product(value, groups):
+            taken = self.products.worth_computing(op, value, groups)
+        elif kind in (Kind.REDUCTION, Kind.SCAN):
             taken = len(groups) == 1 and self._absorb_reduction(op, value, groups[0])
         elif kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
             taken = True
@@ -546,25 +570,26 @@ class _Fuser:
             taken = self._worth_computing_again(op, value, groups)
         if taken:
             for group in groups:
-                self._expand(group, value)
+                self.expand(group, value)
         return taken
 
     def _absorb_reduction(self, op: Op, value: Value, group: Group) -> bool:
         places = group.visits[value]
-        if len(places) != 1 or _full(group):
+        if len(places) != 1 or is_full(group):
             return False
         ((place, visit),) = places.items()
         return not visit.masked and group.admit(op, place, ROW_LIMITS[self.backend])
 
     def _worth_computing_again(self, op: Op, value: Value, groups: list[Group]) -> bool:
-        if any(_full(group) for group in groups):
+        if any(is_full(group) for group in groups):
             return False
         if len(op.operands) > MANY_PIECES or any(group.device != groups[0].device for group in groups):
             return False
         if value in self.cheap:
             # random words cost more than their work says: worth it for memory, but each element once per kernel
             return value not in self.drawn or all(
-                sum(iterations(group, place) for place in group.visits[value]) <= _count(value) for group in groups
+                sum(iterations(group, place) for place in group.visits[value]) <= element_count(value)
+                for group in groups
             )
         if len(groups) > 1:
             return False
@@ -575,16 +600,16 @@ class _Fuser:
             self.early.add(value)
             return False
         (group,) = groups
-        size, effort = _count(value), _work(op)
+        size, effort = element_count(value), element_work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
         # storing and reading it back would take as long as a few scalar operations on each of its elements
-        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING * size)
+        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING[self.backend] * size)
 
     def _frees_table(self, op: Op, value: Value) -> bool:
         """Whether gathering early lets go of a large table, of which but a little is read."""
         table = next(iter(op.inputs))
         is_kept = isinstance(table, Input) or table in self.live
-        return not is_kept and _count(table) >= TABLE_SHARE * max(_count(value), SMALL_TABLE)
+        return not is_kept and element_count(table) >= TABLE_SHARE * max(element_count(value), SMALL_TABLE)
 
     # library calls
 
@@ -609,7 +634,7 @@ class _Fuser:
             return
         for result in results:  # the library decides how its results lie, as it does for eager
             self.layouts.chosen.setdefault(result, wanted_strides(result))
-        overwrites = {value: base for value, base in updates(op) if value in self.overwritten}
+        overwrites = {value: self.overwritten[value] for value, _ in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         operands = [
             None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)
@@ -637,7 +662,7 @@ class _Fuser:
                 base not in self.needed
                 and base.op is not None
                 and is_kernel_op(base.op)
-                and _count(value) < _count(base)
+                and element_count(value) < element_count(base)
             ):
                 places.append(self._own(value))  # storing all of the base for a part of it does not pay
             else:
@@ -682,7 +707,7 @@ class _Fuser:
                 return self._need(place)
         place = self.layouts.place(value, self.stored, self.needed)
         base = place.base
-        smaller = base not in self.needed and base.op is not None and _count(value) < _count(base)
+        smaller = base not in self.needed and base.op is not None and element_count(value) < element_count(base)
         if (smaller and is_kernel_op(base.op)) or not same_strides(  # type: ignore[arg-type]
             place.shape, place.strides, wanted
         ):
@@ -731,15 +756,15 @@ def _before_merge(value: Value) -> Value | None:
     return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None
 
 
-def _full(group: Group) -> bool:
+def is_full(group: Group) -> bool:
     return group.size >= MAX_VISITS or group.open >= MAX_ARGUMENTS
 
 
-def _count(value: Value) -> int:
+def element_count(value: Value) -> int:
     return math.prod(int_shape(value))
 
 
-def _work(op: Op) -> int:
+def element_work(op: Op) -> int:
     """Cost of one element, in additions."""
     rule = SCALAR_OPS.get(op.name)
     if rule is not None:

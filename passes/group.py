@@ -65,6 +65,8 @@ class Group:
         data: loaded indices in index expressions: the axes they vary with.
         ranges: inclusive bounds of all symbols, for simplification.
         has_scan: it holds a running reduction, so it has exactly one row axis, for good.
+        contracts: it holds a product of matrices: its row axis, for good, is the one summed over.
+        sums: for products within that one's operands, the axes that they sum over.
         stage: what it may not be merged with, see `graphc.passes.commits`.
         size, open: elements visited; values among them that are not computed here (so far).
     """
@@ -80,6 +82,8 @@ class Group:
     data: dict[str, frozenset[str]] = field(default_factory=dict)
     ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     has_scan: bool = False
+    contracts: bool = False
+    sums: dict[Value, tuple[str, ...]] = field(default_factory=dict)
     size: int = 0
     open: int = 0
     stage: int = 0
@@ -130,7 +134,10 @@ class Group:
         for read in found.reads:
             operand = op.operands[read.operand]
             assert isinstance(operand, Value)
-            place = read.place if read.dims is None and not renamed else self._place(operand, read, renamed)
+            if read.dims is None and not renamed:
+                place = read.place
+            else:
+                place = self._place(operand, read, renamed, self.sums.get(value, self.rows))
             self.visit(operand, place, visit.masked or read.masked)
             reached.append(operand)
         return reached
@@ -146,24 +153,31 @@ class Group:
             renamed[item.name] = symbol(name)  # type: ignore[attr-defined]
         return renamed
 
-    def _place(self, operand: Value, read: Read, renamed: dict[str, Dim]) -> Index:
+    def _place(self, operand: Value, read: Read, renamed: dict[str, Dim], rows: tuple[str, ...]) -> Index:
         index = tuple(substitute(part, renamed) for part in read.place) if renamed else read.place
         if read.dims is None:
             return index
-        return self.row_index(operand, read.dims, index)
+        return self.row_index(operand, read.dims, index, rows)
 
-    def row_index(self, operand: Value, dims: tuple[int, ...], kept: Index) -> Index:
-        """The element of a reduction's operand at this point of the space: row axes along the reduced dims."""
+    def row_index(
+        self, operand: Value, dims: tuple[int, ...], kept: Index, rows: tuple[str, ...] | None = None
+    ) -> Index:
+        """The element of a reduction's operand at this point of the space: row axes along the reduced dims.
+
+        Args:
+            rows: which; None = those of the group.
+        """
         shape = int_shape(operand)
-        along = iter(self.row_parts(tuple(shape[dim] for dim in dims)))
+        along = iter(self.row_parts(tuple(shape[dim] for dim in dims), rows))
         others = iter(kept)
         index = tuple(next(along) if dim in dims else next(others) for dim in range(len(shape)))
         return normalise(index, shape, self.ranges)
 
-    def row_parts(self, extents: tuple[int, ...]) -> Index:
+    def row_parts(self, extents: tuple[int, ...], rows: tuple[str, ...] | None = None) -> Index:
         """The row axes, flattened in order, as an index into dims of the given extents."""
-        own = tuple(self.axes[name] for name in self.rows)
-        parts = tuple(symbol(name) for name in self.rows)
+        rows = self.rows if rows is None else rows
+        own = tuple(self.axes[name] for name in rows)
+        parts = tuple(symbol(name) for name in rows)
         if own == tuple(extent for extent in extents if extent != 1):
             named = iter(parts)
             return tuple(0 if extent == 1 else next(named) for extent in extents)
@@ -189,7 +203,12 @@ class Group:
 
     @property
     def parallel(self) -> tuple[str, ...]:
-        return tuple(name for name in self.axes if name not in self.rows)
+        return tuple(name for name in self.axes if name not in self.rows and name not in self.inner)
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The axes that products within an operand sum over."""
+        return tuple(name for names in self.sums.values() for name in names)
 
     def extent(self, names: tuple[str, ...] | frozenset[str]) -> int:
         """Number of points along some axes."""
@@ -261,6 +280,8 @@ class Group:
         Returns:
             False when this space cannot hold it; then nothing has changed.
         """
+        if self.contracts:
+            return False
         found = trace(op, index, self.ranges)
         for read in found.reads:
             operand = op.operands[read.operand]
@@ -269,6 +290,42 @@ class Group:
                 return False
             if read.scan is not None and not self._admit_scan(operand, read.place, read.scan):
                 return False
+        return True
+
+    def admit_contraction(self, op: Op, index: Index) -> bool:
+        """Make room for a product of matrices of which every element is needed at just one point of this space.
+
+        Args:
+            op: the product.
+            index: the element of its result that is needed here.
+
+        Returns:
+            False when this space cannot hold it; then nothing has changed.
+        """
+        if self.rows or self.contracts or self.covers(index, int_shape(op.results[0])) != frozenset(self.axes):
+            return False
+        rows, columns = (self.axes_of((part,)) for part in index[-2:])
+        if rows & columns or self.axes_of(index[:-2]) & (rows | columns):
+            return False
+        left = op.operands[0]
+        assert isinstance(left, Value)
+        axis = self.add_axis(int_shape(left)[-1], "r")
+        self.rows, self.contracts = () if axis == 0 else (_name(axis),), True
+        return True
+
+    def admit_inner(self, op: Op, index: Index) -> bool:
+        """Make room for a product within an operand of the one that this space is for.
+
+        Returns:
+            False when its rows and columns are not apart in this space; then nothing has changed.
+        """
+        rows, columns = (self.axes_of((part,)) for part in index[-2:])
+        left = op.operands[0]
+        assert isinstance(left, Value)
+        if not self.contracts or rows & columns or self.axes_of(index[:-2]) & (rows | columns):
+            return False
+        axis = self.add_axis(int_shape(left)[-1], "e")
+        self.sums[op.results[0]] = () if axis == 0 else (_name(axis),)
         return True
 
     def _admit_reduce(self, operand: Value, read: Read, limits: RowLimits) -> bool:

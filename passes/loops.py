@@ -27,19 +27,20 @@ from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, OUTPUT, BufferSp
 
 if TYPE_CHECKING:
     from graphc.passes.layout import Place
+    from graphc.passes.templates import Templates
 
 AddBuffer = Callable[[BufferSpec], int]
 AddChecks = Callable[[list[Check], str], tuple[int, int]]
 
 
 def plan_loop(
-    node: Library, settings: tuple[str, str], names: dict[str, int], needed: Callable[[Value], bool]
+    node: Library, settings: tuple[str, str, Templates | None], names: dict[str, int], needed: Callable[[Value], bool]
 ) -> PlannedLoop:
     """Plan the body of a loop.
 
     Args:
         node: the loop, with the places of its operands.
-        settings: numerics and backend.
+        settings: numerics, backend and templates.
         names: how often names of kernels are taken.
         needed: whether a result of the loop has memory.
     """
@@ -72,7 +73,7 @@ def _own_outputs(body: Graph, values: list[Value], carries: int) -> tuple[list[V
     stacked: dict[int, int] = {}
     for number, value in reversed(list(enumerate(values))):
         other = first.get(value)
-        made = value.op is not None and (is_kernel_op(value.op) or value.op.name == "matmul")
+        made = value.op is not None and (is_kernel_op(value.op) or _is_product(value.op))
         if other is not None and number < carries <= other:
             stacked[number] = other
         elif other is not None or not made or isinstance(value, Input):
@@ -85,6 +86,14 @@ def _own_outputs(body: Graph, values: list[Value], carries: int) -> tuple[list[V
     for value in found:
         value.strides = None
     return found[::-1], stacked
+
+
+def _is_product(op: Op) -> bool:
+    """A product in memory of its own, or a sum of such products."""
+    if op.name == "gemm" and op.attrs["accumulate"]:
+        below = op.operands[2]
+        return isinstance(below, Value) and below.op is not None and _is_product(below.op)
+    return op.name == "matmul"
 
 
 def _whole(value: Value) -> Output:

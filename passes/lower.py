@@ -16,11 +16,12 @@ from typing import NamedTuple, TypeAlias
 from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, bounds, simplify, symbol
 from graphc.ir.graph import Op, Operand, Value
-from graphc.ir.types import HOST, UNFAILED, DType, bool_, f64, i64
+from graphc.ir.types import HOST, UNFAILED, DType, bool_, f32, f64, i64
 from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
 from graphc.loopir.transform import drop_dead, drop_idle_axes
-from graphc.ops.registry import Kind, get
+from graphc.ops.registry import KeptIndex, Kind, get
 from graphc.ops.rules import broadcast_index
 from graphc.passes.access import Index, attrs_key, normalise
 from graphc.passes.axes import tidy
@@ -76,12 +77,18 @@ class Lowering:
         stored: values that have memory.
         numerics: `default` or `eager`.
         names: how often names of kernels are taken already, by kernels of the same program.
+        tf32: products in f32 may round their operands to 10 bits of mantissa.
     """
 
     def __init__(
-        self, layouts: Layouts, stored: set[Value], numerics: str, names: dict[str, int] | None = None
+        self,
+        layouts: Layouts,
+        stored: set[Value],
+        numerics: str,
+        names: dict[str, int] | None = None,
+        tf32: bool = False,
     ) -> None:
-        self.layouts, self.stored, self.numerics = layouts, stored, numerics
+        self.layouts, self.stored, self.numerics, self.tf32 = layouts, stored, numerics, tf32
         self._kernels: dict[object, tuple[Kernel, tuple[int, ...], tuple[_Check, ...]]] = {}
         self._distinct: dict[object, Kernel] = {}
         self._names = {} if names is None else names
@@ -103,7 +110,7 @@ class Lowering:
         key = (part, outline.key())
         found = self._kernels.get(key)
         if found is None:
-            kernel, order, checks = _Writer(outline, self.numerics).write(part)
+            kernel, order, checks = _Writer(outline, self.numerics, self.tf32).write(part)
             found = (self._distinct_kernel(kernel), order, checks)
             self._kernels[key] = found
         kernel, order, checks = found
@@ -267,11 +274,11 @@ class _Writer:
     what it wrote before is found again by the builder, statement for statement.
     """
 
-    def __init__(self, outline: _Outline, numerics: str) -> None:
-        self.outline, self.group, self.numerics = outline, outline.group, numerics
+    def __init__(self, outline: _Outline, numerics: str, tf32: bool) -> None:
+        self.outline, self.group, self.numerics, self.tf32 = outline, outline.group, numerics, tf32
         group = self.group
         axes = [Axis(name, group.axes[name], PARALLEL) for name in group.parallel]
-        axes += [Axis(name, group.axes[name], ROW) for name in group.rows]
+        axes += [Axis(name, group.axes[name], ROW) for name in (*group.rows, *group.inner)]
         self.builder = KernelBuilder(tuple(axes))
         self.names = buffer_names(outline.arguments)
         self.sizes = [0] * len(outline.arguments)
@@ -308,7 +315,7 @@ class _Writer:
         whole = builder.finish(name, buffers, notes(outline.ops))
         if part != WHOLE:
             whole = drop_idle_axes(drop_dead(whole))  # checks of numbers are made once
-        kernel = tidy(whole)
+        kernel = tidy(cancel_positions(whole))
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 
@@ -368,10 +375,11 @@ class _Writer:
         op = value.op
         assert op is not None
         definition = get(op.name)
-        if definition.lower is None:
+        lower = definition.lower or definition.contract
+        if lower is None:
             raise LoweringError(f"{op.name} has no lowering", op.location)
         self.op, self.mask = op, mask
-        result = definition.lower(self, op, index)
+        result = lower(self, op, index)
         return self._round(op, result)
 
     def _round(self, op: Op, result: str) -> str:
@@ -383,13 +391,13 @@ class _Writer:
         return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
 
     def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
-        if 0 in place.shape:  # never needed, but a loop that does not run may have it read before
-            return self.constant(False if value.dtype.kind == "bool" else 0, value.dtype.compute)
+        dtype = memory_dtype(value)
+        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
+        if 0 in place.shape:  # no element is needed: the mask holds nowhere, or a loop that does not run reads ahead
+            return self.constant(filler, value.dtype.compute)
         number = self.outline.argument(place, False)
         self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
         flat = flat_index(index, place.strides)
-        dtype = memory_dtype(value)
-        filler = bool(other) if dtype.kind == "bool" else float(other) if dtype.is_float else int(other)
         loaded = self.builder.load(self.names[number], dtype, flat, mask, 0 if mask is None else filler)
         return self.compute("cast", loaded, dtype=value.dtype.compute)
 
@@ -525,7 +533,23 @@ class _Writer:
         if op in ("argmax", "argmin"):
             return self.constant(0, i64) if _is_single(shape, dims) else self.builder.reduce(op, value)
         value = self.compute("cast", value, dtype=dtype)
-        return value if _is_single(shape, dims) else self.builder.reduce(op, value)
+        over = self.group.rows if self.group.sums else ()
+        return value if _is_single(shape, dims) else self.builder.reduce(op, value, over)
+
+    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> str:
+        """A sum of products over the row axis; operands are rounded to their dtype, as matrix units take them."""
+        assert self.op is not None
+        factors: list[str] = []
+        rows = self.group.sums.get(self.op.results[0], self.group.rows)
+        for operand, (dim, kept) in ((left, left_index), (right, right_index)):
+            assert isinstance(operand, Value)
+            sizes = tuple(size for at, size in enumerate(int_shape(operand)) if at != dim)
+            at = self.group.row_index(operand, (dim,), normalise(kept, sizes, self.builder.ranges), rows)
+            value = self._known_element(operand, at, self.mask)
+            factors.append(self.compute("cast", value, dtype=operand.dtype))
+        first, second = factors
+        tf32 = self.tf32 and self.builder.dtypes[first] == f32
+        return self.builder.contract(first, second, tf32, rows if self.group.sums else ())
 
     def scan(self, op: str, operand: Operand, dim: int, index: Index, dtype: DType) -> str:
         """A running reduction along the row axis."""

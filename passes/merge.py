@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from graphc.ir.dims import Dim, simplify, substitute, symbol, symbols
 from graphc.ir.graph import Value
+from graphc.ops.registry import get
 from graphc.passes.access import Index, normalise
 from graphc.passes.axes import divisions
 from graphc.passes.commits import may_merge
@@ -92,6 +93,8 @@ class _Merger:
             or first.device != second.device
             or first.size + second.size > MAX_VISITS
             or value in first.stores
+            or first.sums
+            or second.sums
         ):
             return None
         if vertical and value in self.fusion.early:
@@ -104,7 +107,12 @@ class _Merger:
         if between is None:
             return None
         shape = int_shape(value)
-        merged = _match(first, second, at_first, at_second, shape)
+        if first.contracts or second.contracts:
+            if not vertical or second.contracts or second.rows or second.axes_of(at_second) != second.axes.keys():
+                return None
+            merged = _match_product(first, second, at_first, at_second, shape)
+        else:
+            merged = _match(first, second, at_first, at_second, shape)
         if merged is None or not self._is_sound(merged, first, second):
             return None
         if _is_walked_again(merged, first, second, at_first, at_second, vertical) and not worth_rows(
@@ -120,6 +128,8 @@ class _Merger:
             not may_merge(producer, reader)
             or producer.rows
             or producer.overwrites
+            or producer.contracts
+            or reader.contracts
             or len(producer.roots) > 1
             or value in self.kept
         ):
@@ -267,6 +277,25 @@ def _match(first: Group, second: Group, at_first: Index, at_second: Index, shape
     return None
 
 
+def _match_product(
+    product: Group, second: Group, at_product: Index, at_second: Index, shape: tuple[int, ...]
+) -> Group | None:
+    """A product of matrices and what reads it as one; every axis stays one of rows, of columns or of the batch."""
+    while (cut := _cut(second, at_second)) is not None:
+        second, at_second = cut
+    merged = _match(product, second, at_product, at_second, shape)
+    if merged is None:
+        return None
+    for value, places in merged.visits.items():
+        if value.op is None or get(value.op.name).contract is None or not any(v.expanded for v in places.values()):
+            continue
+        for index in places:
+            rows, columns = (merged.axes_of((part,)) for part in index[-2:])
+            if rows & columns or merged.axes_of(index[:-2]) & (rows | columns):
+                return None
+    return merged
+
+
 def _cut(group: Group, index: Index) -> tuple[Group, Index] | None:
     """The group with one axis, that `index` divides, as two; and `index` over them."""
     for part in index:
@@ -412,4 +441,5 @@ def _take_over(merged: Group, part: Group, mapping: dict[str, Dim], is_masked: b
     merged.overwrites.update(part.overwrites)
     merged.stores.update(part.stores)
     merged.has_scan = merged.has_scan or part.has_scan
+    merged.contracts = merged.contracts or part.contracts
     merged.position = max(merged.position, part.position)

@@ -34,6 +34,8 @@ class HasValue(Protocol):
 
 def kernel_name(ops: Sequence[Op], group: Group) -> str:
     """A name such as `softmax`, `add_layer_norm` or `mul_exp`: composite ops by the name they have in the program."""
+    if group.sums:
+        return _chain_name({op.name for op in ops})
     loud = [op for op in ops if op.name not in _QUIET and get(op.name).kind is not Kind.VIEW]
     plain = [op.name for op in loud if not op.origin]
     known = _row_pattern(plain) if group.rows else []
@@ -47,6 +49,13 @@ def kernel_name(ops: Sequence[Op], group: Group) -> str:
     if len(words) > MAX_WORDS:
         words = [*words[: MAX_WORDS - 1], "etc"]
     return "_".join(words)
+
+
+def _chain_name(found: set[str]) -> str:
+    """The name of a product of products; gradients of attention divide by sums that they read."""
+    if "exp" not in found:
+        return "products"
+    return "attention" if "amax" in found else "attention_gradient"
 
 
 def _in_order(origins: list[str], known: list[str]) -> list[str]:

@@ -4,25 +4,23 @@ What the backward pass needs of the forward pass is either saved (memory held un
 computed again from something saved. The choice that saves the fewest bytes is a minimum cut of the data flow: an edge
 per value with its size for capacity, from what the forward pass has at hand to what the backward pass must have. Cheap
 ops may lie behind the cut, since they fuse into the kernels that need them; products, reductions and calls may not.
-
-Source: PyTorch AOTAutograd, `min_cut_rematerialization_partition`; max-flow min-cut by networkx.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Builder, Graph, Input, Op, Output, Role, Value
 from graphc.ops import infer, registry
 from graphc.ops.registry import Kind
+from graphc.passes.cut import smallest_cut
 from graphc.passes.layout import int_shape, is_dense
 
 _CHEAP = (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.RANDOM)
 _CHEAP_NAMES = frozenset({"relu", "gelu", "silu", "leaky_relu", "hardtanh", "softplus", "elu", "mish"})
-_INFINITE = float("inf")
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,16 @@ class Split:
     reused: list[int]
 
 
-def partition(graph: Graph, cotangents: int, gradients: int, again: Container[Op] = ()) -> Split:
+def partition(
+    graph: Graph, cotangents: int, gradients: int, again: Container[Op] = (), overwritten: Collection[int] = ()
+) -> Split:
     """Split a joint graph.
 
     Args:
         cotangents: how many of its last inputs are cotangents.
         gradients: how many of its last outputs are gradients.
         again: products that may be computed again, since their results are too large to be saved.
+        overwritten: inputs that are written after the forward graph has run, by number.
     """
     given = set(graph.inputs[len(graph.inputs) - cotangents :])
     late: set[Value] = set(given)
@@ -60,7 +61,7 @@ def partition(graph: Graph, cotangents: int, gradients: int, again: Container[Op
     count = len(graph.outputs) - gradients
     wanted = [output.value for output in graph.outputs[count:]]
     needed = _needed_late(graph, late, wanted)
-    written = {write.target for write in graph.writes}
+    written = {write.target for write in graph.writes} | {graph.inputs[number] for number in overwritten}
     saved = _cut(graph, needed, written, again)
     return _Splitter(graph, given, late, saved, written, count).run()
 
@@ -79,13 +80,15 @@ def _needed_late(graph: Graph, late: set[Value], wanted: list[Value]) -> set[Val
     return needed
 
 
-def _is_cheap(op: Op) -> bool:
+def is_cheap(op: Op) -> bool:
+    """Whether what an op gives is better computed again than kept."""
     if _has_effect(op) or any(result.type.is_host for result in op.results):
         return False
     return registry.get(op.name).kind in _CHEAP or op.name in _CHEAP_NAMES
 
 
-def _bytes(value: Value) -> int:
+def value_bytes(value: Value) -> int:
+    """Bytes of a value of static shape."""
     return math.prod(int_shape(value)) * value.dtype.itemsize
 
 
@@ -93,23 +96,13 @@ def _cut(graph: Graph, needed: set[Value], written: set[Input], again: Container
     """The values to save: inputs among them cost next to nothing, unless the forward pass overwrites them."""
     if not needed:
         return []
-    import networkx as nx
 
-    flow = nx.DiGraph()
-    wanted = _reach(needed, again)
-    for value in wanted:
-        flow.add_edge((value, 0), (value, 1), capacity=_cost(value, written))
-        if value.op is None or not (_is_cheap(value.op) or value.op in again) or _is_constant(value):
-            flow.add_edge("have", (value, 0), capacity=_INFINITE)
-        else:
-            for operand in value.op.inputs:
-                flow.add_edge((operand, 1), (value, 0), capacity=_INFINITE)
-    for value in needed:
-        flow.add_edge((value, 1), "need", capacity=_INFINITE)
-    _, (have, _) = nx.minimum_cut(flow, "have", "need", flow_func=nx.algorithms.flow.dinitz)
+    def is_computed(value: Value) -> bool:
+        return value.op is not None and (is_cheap(value.op) or value.op in again)
+
     order = {value: number for number, value in enumerate(graph.values())}
-    cut = [value for value in wanted if (value, 0) in have and (value, 1) not in have and not _is_constant(value)]
-    return sorted(cut, key=order.__getitem__)
+    found = smallest_cut(needed, lambda value: _cost(value, written), is_computed)
+    return sorted((value for value in found if not _is_constant(value)), key=order.__getitem__)
 
 
 def _cost(value: Value, written: set[Input]) -> int:
@@ -117,25 +110,11 @@ def _cost(value: Value, written: set[Input]) -> int:
     if _is_constant(value):
         return 0
     alive = isinstance(value, Input) and value not in written
-    return 1 if alive else 2 * _bytes(value) + 2
+    return 1 if alive else 2 * value_bytes(value) + 2
 
 
 def _is_constant(value: Value) -> bool:
-    return value.op is not None and _is_cheap(value.op) and not any(True for _ in value.op.inputs)
-
-
-def _reach(needed: set[Value], again: Container[Op]) -> list[Value]:
-    """Needed values and all that they can be computed from by cheap ops, and those of `again`, alone."""
-    found: dict[Value, None] = {}
-    stack = list(needed)
-    while stack:
-        value = stack.pop()
-        if value in found:
-            continue
-        found[value] = None
-        if value.op is not None and (_is_cheap(value.op) or value.op in again):
-            stack.extend(value.op.inputs)
-    return list(found)
+    return value.op is not None and is_cheap(value.op) and not any(True for _ in value.op.inputs)
 
 
 class _Splitter:

@@ -19,16 +19,21 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
+from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
-from graphc.passes.products import MergeProducts
+from graphc.passes.products import AccumulateProducts, MergeProducts
+from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
+from graphc.passes.row_sums import ShrinkRowSums
 from graphc.passes.simplify import Simplify
 
 ROLL: tuple[Pass, ...] = (
     EliminateDeadCode(),  # what nothing needs would differ from turn to turn
     RollLoops(),  # as captured: any other pass could treat the first turn unlike the others
     LiftFromLoops(),
+    RecomputeStacks(),  # when it is known what is read turn by turn, and what as a whole
+    JoinStacks(),  # of what is left
 )
 PREPARE: tuple[Pass, ...] = (
     ExpandForeach(),  # before all others, so that what it writes out is treated as if it had been captured so
@@ -46,10 +51,18 @@ CLEAN_UP: tuple[Pass, ...] = (
     EliminateCommonSubexpressions(),  # expansions of neighbours share work, such as a mean
     EliminateDeadCode(),
 )
+ATTENTION: tuple[Pass, ...] = (
+    ShrinkRowSums(),  # after clean-up: factors are values, and no transpose is in between
+    EliminateDeadCode(),
+)
 REGROUP: tuple[Pass, ...] = (
     MergeProducts(),  # after clean-up: terms of a sum stand side by side, and equal factors are one value
     EliminateDeadCode(),  # the rest only where something was merged: the small products are gone
     EliminateCommonSubexpressions(),  # a joined operand may serve several products
+)
+ADD_UP: tuple[Pass, ...] = (
+    AccumulateProducts(),  # after all that asks for plain products
+    EliminateDeadCode(),  # the rest only where there were such sums: what added them up before
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
@@ -115,20 +128,32 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (REGROUP, SPLIT):
+    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
                 break
-    records += [run_pass(item, graph, context) for item in LAY_OUT]
-    return records
+    return records + lay_out(graph, context)
 
 
-def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
-    """Products of a joint graph that are computed in chunks of rows, and so once more in the backward pass.
+def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
+    """What is done with a joint graph before it is split, in place.
 
-    Losses of such products are expanded in place, since what the backward pass needs of them is a few numbers per row.
+    Returns:
+        Products that are computed in chunks of rows, and so once more in the backward pass.
+
+    Raises:
+        InvalidGraphError: as `optimize`.
     """
+    roll(graph, ctx)  # a loop is saved from as a whole, not turn by turn
+    run_pass(ExpandComposites(only=("max_pool",)), graph, ctx)  # to save places in windows, not eager's i64 positions
+    again = _large_products(graph, ctx)
+    lay_out(graph, ctx)  # while both passes over the saved values are seen
+    return again
+
+
+def _large_products(graph: Graph, ctx: PassContext) -> set[Op]:
+    """Losses of such products are expanded in place: what the backward pass needs of them is a few numbers per row."""
     pass_ = ChunkRows()
     if not any(pass_.rows_of_chunk(op, ctx) for op in graph.ops):
         return set()
@@ -136,6 +161,11 @@ def large_products(graph: Graph, ctx: PassContext) -> set[Op]:
         run_pass(item, graph, ctx)
     seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
     return {op for op in seeds if find_region(graph, op) is not None}
+
+
+def lay_out(graph: Graph, ctx: PassContext) -> list[PassRecord]:
+    """Choose layouts of inner values, in place; what `optimize` does last."""
+    return [run_pass(item, graph, ctx) for item in LAY_OUT]
 
 
 def roll(graph: Graph, ctx: PassContext) -> list[PassRecord]:

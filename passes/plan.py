@@ -14,6 +14,7 @@ from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
 from graphc.ops.foreach import NUMBER, rows_of
+from graphc.passes.again import run_again
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import Library, fuse
@@ -24,10 +25,12 @@ from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Loweri
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.overlay import Overlays, best_overlays
 from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import call_of, normal_product, reason, resolve, traffic
+from graphc.passes.templates import Templates
 from graphc.passes.transient import EMPTY, coming_and_going, insert_allocations
 from graphc.passes.updates import IN_PLACE_CALLS
 from graphc.passes.whole import whole_outputs
@@ -66,6 +69,7 @@ def make_plan(
     *,
     numerics: str = "default",
     backend: str = "c",
+    templates: Templates | None = None,
     on_kernels: Callable[[list[Kernel]], None] | None = None,
 ) -> Plan:
     """Schedule a graph.
@@ -74,6 +78,7 @@ def make_plan(
         graph: optimised: composites expanded, shapes static. It is not changed.
         numerics: `default`: a kernel keeps bf16 and f16 in f32 from load to store; `eager`: rounds after each op.
         backend: `c` or `triton`: what the kernels are meant for.
+        templates: which products of matrices are kernels, for `triton`; None = none, all are library calls.
         on_kernels: called with the kernels as soon as they are known, before the plan is done, so that they can be
             built meanwhile. In rare cases (a product that is a sum of nothing) the plan has others in the end.
 
@@ -88,27 +93,36 @@ def make_plan(
     for item in graph.inputs:
         if not all(isinstance(size, int) for size in item.shape):
             raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
-    return Planner(graph, numerics, backend).run(on_kernels)
+    return Planner(graph, numerics, backend, templates).run(on_kernels)
 
 
 class Planner:
     """Makes one plan; the body of a loop is planned by one of its own.
 
     Args:
-        graph, numerics, backend: as for `make_plan`.
+        graph, numerics, backend, templates: as for `make_plan`.
         names: how often names of kernels are taken already.
     """
 
-    def __init__(self, graph: Graph, numerics: str, backend: str, names: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        numerics: str,
+        backend: str,
+        templates: Templates | None = None,
+        names: dict[str, int] | None = None,
+    ) -> None:
         self.graph = graph
         self.names = {} if names is None else names
-        self.settings = numerics, backend
+        self.settings = numerics, backend, templates
         self.loops: dict[Op, PlannedLoop] = {}
-        self.fusion = fuse(graph, backend)
+        self.fusion = fuse(graph, backend, templates)
         self.nodes = Nodes(self.fusion)
         self.order: list[Node] = merge_groups(self.nodes)
         self.layouts = self.fusion.layouts
-        self.lowering = Lowering(self.layouts, self.fusion.stored, numerics, self.names)
+        self.lowering = Lowering(
+            self.layouts, self.fusion.stored, numerics, self.names, templates is not None and templates.tf32
+        )
         self.sharing = Sharing()
         self.lowered: dict[Group, Lowered] = {}
         self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}
@@ -335,7 +349,13 @@ class Planner:
         self.order = commits_last(self.nodes, [self.order[at] for at in order], cut)
 
     def _place_arena(self, plan: Plan) -> None:
-        """Offsets for all arena buffers, with outputs of kernels in the place of inputs that end there."""
+        """Offsets for all arena buffers, with outputs of kernels in the place of inputs that end there, and stacks of
+        loops in the place of sequences."""
+        self.steps[:] = run_again(self.steps, self.buffers, plan.kernels)
+        tied = self._tied()
+        free = {s.index for s in self.buffers if s.kind == ARENA and not s.host and s.index not in tied}
+        overlays = best_overlays(self.steps, self.buffers, plan.kernels, free, self.sharing)
+        self.steps[:] = [step for at, step in enumerate(self.steps) if at not in overlays.spared]
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for at, step in enumerate(self.steps):
@@ -343,18 +363,23 @@ class Planner:
                 first.setdefault(index, at)
                 last[index] = at
         arena = [spec for spec in self.buffers if spec.kind == ARENA and spec.index in first]
-        merged = self._reuse(plan, first, last)
+        merged = self._reuse(plan, first, last, overlays)
+        starts = self._stack_up(merged, overlays)
         owners = [spec for spec in arena if merged.get(spec.index, spec.index) == spec.index]
         ends = dict(last)
         sizes = {spec.index: spec.nbytes for spec in self.buffers}
+        sizes |= {index: start + sizes[index] for index, start in starts.items()}
+        begins = dict(first)
         for index, owner in merged.items():
+            begins[owner] = min(begins[owner], first[index])
             ends[owner] = max(ends[owner], last[index])
             sizes[owner] = max(sizes[owner], sizes[index])
-        blocks = {spec.index: Block(first[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
+        blocks = {spec.index: Block(begins[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
         self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
-        stuck = self._stuck(arena, merged)
+        stuck = {merged.get(spec.index, spec.index) for spec in arena if spec.index not in free}
         housed = self._house(arena, merged, stuck, blocks, first)
         wanted = self._free_at_times(stuck, blocks, merged, housed, first, last)
+        housed = {index: (place, byte + starts.get(index, 0)) for index, (place, byte) in housed.items()}
         self._move(housed)
         self.steps[:] = insert_allocations(self.steps, wanted)
         owners = [spec for spec in owners if spec.index not in housed]
@@ -364,7 +389,9 @@ class Planner:
             if spec.index in housed:  # no step names it any more
                 self.buffers[spec.index] = replace(spec, shape=(0,), strides=(1,), nbytes=0, arena_offset=0)
             else:
-                self.buffers[spec.index] = _at(spec, where[merged.get(spec.index, spec.index)])
+                self.buffers[spec.index] = _at(
+                    spec, where[merged.get(spec.index, spec.index)] + starts.get(spec.index, 0)
+                )
         plan.buffers = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
         plan.arena_bytes = self.arena_bytes
 
@@ -395,13 +422,29 @@ class Planner:
         owners = {spec.index: merged.get(spec.index, spec.index) for spec in arena}
         return {index: places[owner] for index, owner in owners.items() if owner in places}
 
-    def _stuck(self, arena: list[BufferSpec], merged: dict[int, int]) -> set[int]:
-        """Arena buffers whose steps cannot name them as a part of another buffer."""
+    def _tied(self) -> set[int]:
+        """Buffers that steps cannot name as a part of another one."""
         tied = {index for step in self.steps if isinstance(step, AtenStep) for index in step.outs}
         for step in self.steps:
             if isinstance(step, ForeachStep):
                 tied |= {step.scratch, *step.shared}
-        return {merged.get(spec.index, spec.index) for spec in arena if spec.host or spec.index in tied}
+        return tied
+
+    def _stack_up(self, merged: dict[int, int], overlays: Overlays) -> dict[int, int]:
+        """Adds stacks that lie over sequences to `merged`; the bytes at which these and what is below them start."""
+        offsets: dict[int, dict[int, int]] = {}
+        for made in overlays.place:
+            below, elements = overlays.root(made)
+            owner = merged.get(below, below)
+            members = offsets.setdefault(owner, dict.fromkeys((owner, below), 0))
+            members |= {index: 0 for index, other in merged.items() if other == owner and index not in members}
+            members[made] = elements * self.buffers[made].dtype.itemsize
+            merged[made] = owner
+        found: dict[int, int] = {}
+        for members in offsets.values():
+            lowest = min(members.values())
+            found |= {index: at - lowest for index, at in members.items()}
+        return found
 
     def _free_at_times(
         self,
@@ -438,10 +481,12 @@ class Planner:
             mover = Mover(self.buffers, housed)
             self.steps[:] = [mover.step(step) for step in self.steps]
 
-    def _reuse(self, plan: Plan, first: dict[int, int], last: dict[int, int]) -> dict[int, int]:
+    def _reuse(self, plan: Plan, first: dict[int, int], last: dict[int, int], overlays: Overlays) -> dict[int, int]:
         """Arena buffer -> the earlier one, in the arena or of a call, in whose place it lies from its first step on."""
         owner: dict[int, int] = {}
+        below = {index for index, _ in overlays.place.values()}  # there is more in their place than what ends with them
         self.open = {spec.index for spec in self.buffers if spec.kind == ARENA} | self._own_results()
+        self.open -= below | overlays.place.keys()
         for at, step in enumerate(self.steps):
             if not isinstance(step, KernelStep):
                 continue
@@ -455,6 +500,7 @@ class Planner:
                     if (
                         other in taken
                         or other == made
+                        or (made in below and self.buffers[owner.get(other, other)].kind != ARENA)
                         or not self._can_take(step, kernel, at, made, other, first, last)
                     ):
                         continue

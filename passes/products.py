@@ -10,11 +10,13 @@ Source: J. Appleyard et al., Optimizing Performance of Recurrent Neural Networks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Value
+from graphc.ir.types import f32, f64
 from graphc.passes.base import PassContext, PassResult, redirect_ends
 from graphc.passes.layout import int_shape
 
@@ -179,6 +181,66 @@ def _length(op: Op) -> int:
     """Over how many elements a term sums."""
     shape = int_shape(op.operands[0])  # type: ignore[arg-type]
     return shape[1] if op.name == "matmul" else shape[op.attrs["dims"][0]]
+
+
+@dataclass(frozen=True)
+class AccumulateProducts:
+    """A product that is added to other ones is added to them while it is computed.
+
+    Before:
+        %0: f32[300, 400] = matmul(%a, %b)
+        %1: f32[300, 400] = matmul(%c, %d)
+        %2: f32[300, 400] = add(%0, %1)
+    After:
+        %0: f32[300, 400] = matmul(%a, %b)
+        %1: f32[300, 400] = gemm(%c, %d, %0) {accumulate=True}
+
+    Args:
+        least_bytes: of a product that is worth it: smaller ones are added on the way, by the kernel that reads them.
+
+    The terms are added in another order, in the dtype of the result: so this is for f32 and f64.
+    """
+
+    least_bytes: int = 1 << 16
+    name: ClassVar[str] = "accumulate-products"
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        if sum(op.name == "matmul" for op in graph.ops) < 2:
+            return PassResult(False)
+        return PassResult(_Accumulated(graph, ctx, 2, self.least_bytes).run())
+
+
+class _Accumulated(_Sums):
+    """Sums of two products or more, each of which takes up the one before it."""
+
+    def __init__(self, graph: Graph, ctx: PassContext, at_least: int, least_bytes: int) -> None:
+        super().__init__(graph, ctx, at_least)
+        self.least_bytes = least_bytes
+        self.number = {op: number for number, op in enumerate(graph.ops)}
+
+    def _merge(self, root: Op) -> bool:
+        dtype, size = root.result.dtype, math.prod(int_shape(root.result)) * root.result.dtype.itemsize
+        terms = self._terms(root) if dtype in (f32, f64) and _rank2(root.result) and size >= self.least_bytes else None
+        products = [term.op for term in terms or () if self._kind(term) == "matmul" and term.op in self.number]
+        if len(products) < self.at_least:
+            return False
+        products.sort(key=lambda op: self.number[op])
+        chain: list[Value] = []
+        for op in products:
+            assert op is not None
+            if chain:
+                op.name, op.operands, op.attrs = "gemm", [*op.operands, chain[-1]], {"accumulate": True}
+            op.result.strides = root.result.strides
+            chain.append(op.result)
+        value = chain[-1]
+        self.builder.location = root.location
+        for term in terms or ():
+            if term not in chain:
+                value = self.builder.op("add", term, value)
+        value.strides = root.result.strides
+        self.replaced[root.result] = value
+        self.uses[value] = self.uses[root.result]
+        return True
 
 
 class _Shared:

@@ -4,6 +4,7 @@ The interpreter of triton 3.6 and 3.7 runs kernels block by block with numpy on 
 
 - rounds float32 to bfloat16 by truncation: here to nearest even, as hardware does;
 - gives the results of comparisons the dtype of their operands, which shows when a scalar one is spread: here int1;
+- multiplies matrices of bfloat16 by their bits, and knows no tf32: here by their values, rounded as the chip does;
 - has no libdevice: here the functions that generated code uses are torch's own on the block;
 - lets `tl.maximum` with `PropagateNan.NONE` propagate NaN: here the number wins;
 - reduces and scans element by element, in Python, for combine functions it does not know: here the combine functions
@@ -88,8 +89,32 @@ def _amend_builder(interpreter: Any) -> None:
     for name in dir(builder):
         if name.startswith(("create_icmp", "create_fcmp")):
             setattr(builder, name, _comparison(interpreter, getattr(builder, name)))
+    builder.create_dot = _dot(interpreter)
     builder.create_maxnumf = lambda left, right: builder.binary_op(left, right, np.fmax)
     builder.create_minnumf = lambda left, right: builder.binary_op(left, right, np.fmin)
+
+
+def _dot(interpreter: Any) -> Callable[..., Any]:
+    tl = interpreter.tl
+
+    def operand(handle: Any, rounds: bool) -> np.ndarray[Any, Any]:
+        if handle.dtype.scalar == tl.bfloat16:
+            return (handle.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return _round_to_tf32(handle.data) if rounds and handle.data.dtype == np.float32 else handle.data
+
+    def dot(left: Any, right: Any, acc: Any, precision: Any, _: Any) -> Any:
+        rounds = precision == interpreter._ir.INPUT_PRECISION.TF32
+        a, b = (operand(handle, rounds) for handle in (left, right))
+        product = np.matmul(a, b, dtype=acc.data.dtype)
+        return interpreter.TensorHandle(product + acc.data, acc.dtype.scalar)
+
+    return dot
+
+
+def _round_to_tf32(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    bits = np.ascontiguousarray(data).view(np.uint32)
+    rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(data), rounded.view(np.float32), data)
 
 
 def _comparison(interpreter: Any, compare: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,6 +30,16 @@ _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16
           "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8}  # fmt: skip
 
 
+def current_target() -> str:
+    """The current GPU as `cuda:90` or `hip:gfx942`, "" when there is none."""
+    if not torch.cuda.is_available():
+        return ""
+    if torch.version.hip is not None:
+        return "hip:" + torch.cuda.get_device_properties().gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability()
+    return f"cuda:{major}{minor}"
+
+
 def signature_of(kernel: TritonKernel, launch: Launch) -> dict[str, str]:
     """Parameter types of a launch as Triton names them."""
     return {**dict(kernel.signature), **{name: "constexpr" for name, _ in launch.constexprs}}
@@ -153,6 +163,8 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
     target = driver.active.get_current_target() if target is None else target
     # launches count warps of 32 threads
     options = {"num_warps": max(1, launch.num_warps * 32 // target.warp_size), **OPTIONS}
+    if launch.num_stages:
+        options["num_stages"] = launch.num_stages
     try:
         return triton.compile(ast_source(kernel, launch, unaligned), target=target, options=options)
     except Exception as error:  # every layer of triton raises classes of its own

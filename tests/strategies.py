@@ -37,6 +37,7 @@ def graphs(
     writes: bool = True,
     aliases: bool = True,
     strided_inputs: bool = True,
+    products: bool = False,
 ) -> Graph:
     """A random well-typed graph.
 
@@ -47,6 +48,7 @@ def graphs(
         writes: let inputs be written.
         aliases: let outputs be inputs or views of other values.
         strided_inputs: let inputs be non-contiguous.
+        products: have products of f32 matrices in it, and softmax before some of them.
     """
     graph = Graph("random")
     maker = _Maker(draw, Builder(graph, ops.infer), tuple(dtypes), tuple(unary))
@@ -55,7 +57,10 @@ def graphs(
         maker.input(f"x{number}", shape, strided_inputs)
     for number in range(draw(st.integers(1, max_ops))):
         maker.builder.location = Location("random.py", number + 1, "f", draw(st.sampled_from(("", "block.0"))))
-        draw(st.sampled_from(maker.steps()))()
+        steps = maker.steps()
+        draw(
+            st.sampled_from([*steps, *([maker.product, maker.attention] * (len(steps) // 5))] if products else steps)
+        )()
     if writes:
         maker.writes()
     maker.outputs(aliases)
@@ -189,6 +194,43 @@ class _Maker:
 
     def some_dims(self, value: Value) -> tuple[int, ...]:
         return tuple(dim for dim in range(len(value.shape)) if self.draw(st.booleans()))
+
+    # products
+
+    def product(self) -> Value:
+        """A matrix times the transpose of another one with rows as long, or of itself."""
+        left = self.pick(lambda item: item.dtype == f32 and item.type.rank >= 2)
+        if left.type.rank < 2:
+            left = self.add("reshape", left, shape=(1, left.type.numel) if left.type.rank else (1, 1))
+        fitting = [
+            item
+            for item in self.pool
+            if item.dtype == f32 and item.shape[:-2] == left.shape[:-2] and item.shape[-1:] == left.shape[-1:]
+            and item.type.rank == left.type.rank
+        ]  # fmt: skip
+        right = self.draw(st.sampled_from(fitting))
+        rank = left.type.rank
+        turned = self.add("permute", right, dims=(*range(rank - 2), rank - 1, rank - 2))
+        # small numbers, so that chains of products stay in range
+        return self.add("sin", self.add("matmul", left, turned))
+
+    def attention(self) -> None:
+        """A product whose rows become weights of the rows of another matrix."""
+        scores = self.product()
+        if 0 in scores.shape:
+            return
+        last = scores.type.rank - 1
+        shifted = self.add("sub", scores, self.add("amax", scores, dims=(last,), keepdim=True))
+        grown = self.add("exp", shifted)
+        weights = self.add("div", grown, self.add("sum", grown, dims=(last,), keepdim=True))
+        values = [
+            item
+            for item in self.pool
+            if item.dtype == f32 and item.type.rank == last + 1 and item.shape[:-2] == weights.shape[:-2]
+            and item.shape[-2] == weights.shape[-1]
+        ]  # fmt: skip
+        if values:
+            self.add("matmul", weights, self.draw(st.sampled_from(values)))
 
     # views
 

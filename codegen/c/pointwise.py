@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ BLOCK = 4096
 """Elements of the contiguous axis per parallel step when the outer axes alone are too few."""
 
 MIN_BLOCK = 64
+ENOUGH_STEPS = 512
+"""Steps of shared loops from which on no more loops are shared: work of many threads is even."""
 MIN_PARALLEL_STEPS = 16
 MAX_BOXES = 8
 
@@ -80,7 +82,9 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
     elif vector in safe and options.parallel and (outer or inner) and steps < MIN_PARALLEL_STEPS:
         blocked = {vector: min(BLOCK, max(MIN_BLOCK, facts.extent(vector) // MIN_PARALLEL_STEPS // 16 * 16))}
     loops += [_block_loop(writer, name, size) for name, size in blocked.items()]
-    collapse = len(loops)
+    collapse = _collapsed(
+        [facts.extent(name) for name in outer] + [-(-facts.extent(n) // s) for n, s in blocked.items()]
+    )
     loops += [_loop(writer, name) for name in inner]
     loops += [_loop(writer, name, blocked) for name in (tiled, vector) if name is not None]
     directive = ""
@@ -92,6 +96,16 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
         loops[0] = replace(loops[0], pragma=directive)
     cut = not blocked
     write_nest(writer, Nest(loops, stores, collapse=collapse if directive else 0, simd=simd, cut=cut))
+
+
+def _collapsed(steps: Sequence[int]) -> int:
+    """How many outer loops threads share: as few as give each enough, since finding the indices of more costs more."""
+    total = 1
+    for count, extent in enumerate(steps, 1):
+        total *= extent
+        if total >= ENOUGH_STEPS:
+            return count
+    return len(steps)
 
 
 def _loop(writer: Writer, axis: str, blocked: Mapping[str, int] | None = None) -> Loop:

@@ -166,23 +166,8 @@ static inline T gc_floordiv_DTYPE(T a, T b) {
   return b == 0 ? ratio : whole;
 }""",
     "lgamma": "static inline T gc_lgamma_DTYPE(T a) { int sign; return lgammaSUFFIX_r(a, &sign); }",
-    # ATen's calc_erfinv: a rational approximation and two Newton steps
-    "erfinv": """
-static inline T gc_erfinv_DTYPE(T y) {
-  const T y_abs = __builtin_fabsSUFFIX(y), z = y * y;
-  const T central = y * (((-(T)0.140543331 * z + (T)0.914624893) * z - (T)1.645349621) * z + (T)0.886226899) /
-                    ((((T)0.012229801 * z - (T)0.329097515) * z + (T)1.442710462) * z * z - (T)2.118377725 * z + 1);
-  const T w = __builtin_sqrtSUFFIX(-logSUFFIX((1 - y_abs) / 2));
-  const T tail = __builtin_copysignSUFFIX(
-      (((T)1.641345311 * w + (T)3.429567803) * w - (T)1.624906493) * w - (T)1.970840454, y) /
-      (((T)1.637067800 * w + (T)3.543889200) * w + 1);
-  T x = y_abs <= (T)0.7 ? central : tail;
-  const T scale = (T)1.12837916709551257390;
-  x = x - (erfSUFFIX(x) - y) / (scale * expSUFFIX(-x * x));
-  x = x - (erfSUFFIX(x) - y) / (scale * expSUFFIX(-x * x));
-  x = y_abs == 1 ? __builtin_copysignSUFFIX((T)__builtin_inf(), y) : x;
-  return y_abs > 1 ? (T)__builtin_nan("") : x;
-}""",
+    # in double: what the Newton steps correct is small against 1, and the gradient is the exponential of the square
+    "erfinv": "static inline T gc_erfinv_DTYPE(T a) { return (T)gc_erfinv(a); }",
     # ATen's calc_digamma, after Cephes psi.c; computed in double
     "digamma": "static inline T gc_digamma_DTYPE(T a) { return (T)gc_digamma(a); }",
 }
@@ -282,6 +267,22 @@ static __attribute__((noinline, cold)) void gc_cell_max(int64_t *cell, int64_t v
         for integer in ("i32", "i64")
         for dtype in ("f32", "f64")
     },
+    # ATen's calc_erfinv: a rational approximation and two Newton steps
+    "gc_erfinv": """
+static inline double gc_erfinv(double y) {
+  const double y_abs = __builtin_fabs(y), z = y * y;
+  const double central = y * (((-0.140543331 * z + 0.914624893) * z - 1.645349621) * z + 0.886226899) /
+                         ((((0.012229801 * z - 0.329097515) * z + 1.442710462) * z - 2.118377725) * z + 1);
+  const double w = __builtin_sqrt(-log((1 - y_abs) / 2));
+  const double tail = __builtin_copysign(((1.641345311 * w + 3.429567803) * w - 1.624906493) * w - 1.970840454, y) /
+                      ((1.637067800 * w + 3.543889200) * w + 1);
+  double x = y_abs <= 0.7 ? central : tail;
+  const double scale = 1.12837916709551257390;
+  x = x - (erf(x) - y) / (scale * exp(-x * x));
+  x = x - (erf(x) - y) / (scale * exp(-x * x));
+  x = y_abs == 1 ? __builtin_copysign(__builtin_inf(), y) : x;
+  return y_abs > 1 ? __builtin_nan("") : x;
+}""",
     "gc_digamma": """
 static double gc_digamma(double x) {
   static const double series[] = {8.33333333333333333333E-2, -2.10927960927960927961E-2, 7.57575757575757575758E-3,

@@ -25,10 +25,15 @@ import keyword
 from dataclasses import dataclass, replace
 
 from graphc.codegen.triton.body import Body, neutral
+from graphc.codegen.triton.chains import RESERVED as CHAIN_NAMES
+from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.helpers import text_of
+from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
+from graphc.codegen.triton.matmul import emit_product
 from graphc.codegen.triton.moments import close_lanes, combined_parts, open_lanes, part_length, update_lanes
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.row_passes import Passes
+from graphc.codegen.triton.tiles import Choice
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.types import DType
@@ -40,12 +45,16 @@ _RESERVED = frozenset(keyword.kwlist) | {
 }  # fmt: skip
 
 
-def emit_kernel(kernel: Kernel, *, tiling: Tiling | None = None) -> TritonKernel:
+def emit_kernel(
+    kernel: Kernel, *, tiling: Tiling | None = None, target: str = "", choice: Choice | None = None
+) -> TritonKernel:
     """The Triton module for a kernel.
 
     Args:
         kernel: any verified kernel with known extents.
-        tiling: how to cut it, by default `choose_tiling(kernel)`.
+        tiling: how to cut it, by default `choose_tiling(kernel)`; not for products of matrices.
+        target: what tiles of products are chosen for, as in `graphc.codegen.triton.tiles`.
+        choice: the tile of a product, by default `choose_tile`'s.
 
     Returns:
         text, launches and scratch memory; equal kernels give equal text but for names and notes.
@@ -53,6 +62,10 @@ def emit_kernel(kernel: Kernel, *, tiling: Tiling | None = None) -> TritonKernel
     Raises:
         CodegenError: a symbolic extent, an element type or operator that Triton lacks.
     """
+    if len(kernel.contractions) > 1:
+        return emit_chain(kernel, parameter_names(kernel), _function_name(kernel, CHAIN_NAMES), target)
+    if kernel.contractions:
+        return emit_product(kernel, parameter_names(kernel), _function_name(kernel, PRODUCT_NAMES), target, choice)
     writer = _Writer(kernel, tiling or choose_tiling(kernel))
     return writer.module()
 
@@ -77,10 +90,7 @@ class _Writer:
         row_axes = {axis.name for axis in self.kernel.row_axes}
         self.in_row = {name for name, domain in self.kernel.domains.items() if domain & row_axes}
         self.row_axes = row_axes
-        self.name = kernel.name if kernel.name.isidentifier() and kernel.name not in _RESERVED else "kernel"
-        clash = sorted(_RESERVED & {axis.name for axis in self.kernel.axes})
-        if clash:
-            raise CodegenError(f"kernel {kernel.name}: an axis cannot be called {', '.join(clash)} in Triton code")
+        self.name = _function_name(self.kernel)
 
     def module(self) -> TritonKernel:
         if not self.tiling.looped:
@@ -403,6 +413,18 @@ def pointer_type(dtype: DType) -> str:
     """
     tl_dtype(dtype)
     return POINTERS[dtype.name]
+
+
+def _function_name(kernel: Kernel, taken: frozenset[str] = frozenset()) -> str:
+    """The kernel's own name when it can be one.
+
+    Raises:
+        CodegenError: an axis has a name that generated code uses.
+    """
+    clash = sorted((_RESERVED | taken) & {axis.name for axis in kernel.axes})
+    if clash:
+        raise CodegenError(f"kernel {kernel.name}: an axis cannot be called {', '.join(clash)} in Triton code")
+    return kernel.name if kernel.name.isidentifier() and kernel.name not in _RESERVED else "kernel"
 
 
 def parameter_names(kernel: Kernel) -> dict[str, str]:

@@ -10,11 +10,12 @@ from graphc.program.record import PYTHON, Program, Segment
 from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
 
 
-def generate(plan: Plan) -> Program:
+def generate(plan: Plan, target: str = "") -> Program:
     """The program record of a plan for the Triton backend.
 
     Args:
         plan: with its kernels in loop IR.
+        target: the chip that tiles of matrix products are chosen for (`cuda:90`); "" = a common one.
 
     Returns:
         A record whose `sources` hold one module per distinct kernel (`softmax.triton.py`) and whose `kernels` hold
@@ -25,7 +26,7 @@ def generate(plan: Plan) -> Program:
         CodegenError: a kernel cannot be written in Triton.
     """
     sources, kernels = {}, {}
-    for name, made in triton_kernels(plan).items():
+    for name, made in triton_kernels(plan, target).items():
         sources[triton_source(name)] = made.text
         kernels[name] = made.to_plain()
     for name in host_kernels(plan):
@@ -49,8 +50,8 @@ def generate(plan: Plan) -> Program:
     )
 
 
-def triton_kernels(plan: Plan) -> dict[str, TritonKernel]:
-    """The kernels that a device runs, by name in the plan.
+def triton_kernels(plan: Plan, target: str = "") -> dict[str, TritonKernel]:
+    """The kernels that a device runs, by name in the plan; `target` as for `generate`.
 
     Raises:
         CodegenError: a kernel cannot be written in Triton.
@@ -59,7 +60,7 @@ def triton_kernels(plan: Plan) -> dict[str, TritonKernel]:
     for step in unroll(plan.steps):
         if isinstance(step, KernelStep) and step.kernel not in found:
             if not runs_on_host(step.buffers, plan.buffers):
-                found[step.kernel] = emit_kernel(plan.kernels[step.kernel])
+                found[step.kernel] = emit_kernel(plan.kernels[step.kernel], target=target)
         elif isinstance(step, ForeachStep):
             width, numbers = len(step.rows[0]), step.scratch_bytes // 8
             for name, arguments in zip(step.kernels, step.arguments, strict=True):

@@ -244,7 +244,8 @@ def _accesses(kernel: Kernel) -> list[tuple[Load | Store, int]]:
     return found
 
 
-def _needs_wide_index(kernel: Kernel, blocks: int) -> bool:
+def needs_wide_index(kernel: Kernel, blocks: int) -> bool:
+    """Whether some index, or the number of a lane in blocks of this size, does not fit in 32 bits."""
     ranges = {axis.name: (0, max(0, int_extent(axis) - 1)) for axis in kernel.axes}
     if prod(int_extent(axis) for axis in kernel.parallel_axes) + blocks >= INT32_LIMIT:
         return True
@@ -277,7 +278,7 @@ def choose_tiling(kernel: Kernel, limits: Limits = DEFAULT_LIMITS) -> Tiling:
     else:
         tiling = _pointwise_tiling(kernel, limits)
     blocks = max((dim.block for dim in tiling.dims), default=1)
-    return replace(tiling, wide=_needs_wide_index(kernel, blocks))
+    return replace(tiling, wide=needs_wide_index(kernel, blocks))
 
 
 def _flat(name: str, axes: tuple[Axis, ...], block: int, constexpr: str, is_row: bool = False) -> TileDim:

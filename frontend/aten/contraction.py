@@ -8,7 +8,9 @@ from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import fitting, is_number, supported
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
-from graphc.ir.graph import Operand, Value
+from graphc.frontend.aten.stated import stated_call
+from graphc.ir.graph import Attr, Operand, Value
+from graphc.ir.types import bf16, f16
 
 
 def _shape(value: Value) -> tuple[int, ...]:
@@ -63,10 +65,15 @@ def _scaled_sum(imp: Importer, base: Value, product: Value, beta: Operand, alpha
     term = _scaled(imp, product, alpha)
     if is_number(beta, 0):
         return term
-    lead = product.type.rank - base.type.rank
-    if lead < 0 or any(size not in (1, product.shape[lead + i]) for i, size in enumerate(base.shape)):
-        raise Decline("eager raises")
+    _check_broadcast(base, _shape(product))
     return imp.b.op("add", _scaled(imp, base, beta), term)
+
+
+def _check_broadcast(base: Value, shape: tuple[int, ...]) -> None:
+    """Check that a tensor can be added to one of this shape."""
+    lead = len(shape) - base.type.rank
+    if lead < 0 or any(size not in (1, shape[lead + i]) for i, size in enumerate(base.shape)):
+        raise Decline("eager raises")
 
 
 def _scaled(imp: Importer, value: Value, factor: Operand) -> Value:
@@ -76,10 +83,21 @@ def _scaled(imp: Importer, value: Value, factor: Operand) -> Value:
     return imp.b.op("mul", value, number)
 
 
+def _rounds_between(value: Value, beta: Operand, alpha: Operand) -> bool:
+    """Whether a scaled sum made of several ops would round more often than eager, by as much as the numbers scale."""
+    plain = is_number(beta, 1) and is_number(alpha, 1)
+    return value.dtype in (bf16, f16) and not plain and not isinstance(beta, Value) and not isinstance(alpha, Value)
+
+
 @rule("aten.addmm.default", layout=CONTIGUOUS)
 def addmm(imp: Importer, self: Value, mat1: Value, mat2: Value, beta: Operand = 1, alpha: Operand = 1) -> Value:
     _checked(mat1, mat2, ranks=(2, 2))
     _checked(self, mat1)
+    scales: dict[str, Attr] = {"beta": beta, "alpha": alpha}
+    if _rounds_between(self, beta, alpha) and _shape(mat1)[1] == _shape(mat2)[0]:
+        shape = (_shape(mat1)[0], _shape(mat2)[1])
+        _check_broadcast(self, shape)
+        return stated_call(imp, "aten.addmm.default", (self, mat1, mat2), [mat1.type.with_shape(shape)], scales)[0]
     return _scaled_sum(imp, self, imp.b.op("matmul", mat1, mat2), beta, alpha)
 
 

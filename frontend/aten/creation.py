@@ -51,7 +51,7 @@ def _formatted(imp: Importer, value: Value, memory_format: torch.memory_format |
 # from sizes
 
 
-@rule("aten.zeros.default", layout=CONTIGUOUS)
+@rule("aten.zeros.default", "aten._efficientzerotensor.default", layout=CONTIGUOUS)
 def zeros(imp: Importer, size: Sequence[int], **options: Any) -> Value:
     return _filled(imp, size, 0, *_options(imp, options))
 

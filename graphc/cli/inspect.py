@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from graphc.api import CompiledFunction, CompiledModule, compile
-from graphc.report.targets import Target, TargetError, load_targets
+from graphc.report.targets import Target, load_target
 
 
 def _load(spec: str, backend: str) -> tuple[Target, Any]:
-    targets = load_targets(spec)
-    if len(targets) != 1:
-        raise TargetError(f"{spec} holds {len(targets)} functions; name one: {', '.join(t.name for t in targets)}")
-    return targets[0], compile(targets[0].fn, backend=backend)
+    target = load_target(spec)
+    return target, compile(target.fn, backend=backend)
 
 
 def _text(compiled: CompiledFunction | CompiledModule, target: Target, stage: str) -> str:

@@ -1,4 +1,4 @@
-"""The `graphc` command: inspect, bench, doctor, cache."""
+"""The `graphc` command: inspect, bench, verify, doctor, cache."""
 
 from __future__ import annotations
 
@@ -69,6 +69,19 @@ def bench(target: str, against: str, rounds: int, cold: bool, backend: str, out:
     table, written = run_bench(target, names, rounds, cold, backend, out)
     click.echo(str(table))
     click.echo("written: " + ", ".join(str(path) for path in written))
+
+
+@main.command()
+@click.argument("target", metavar="FILE.py:NAME")
+@click.option("--backend", type=click.Choice(["auto", "c", "triton", "interpret"]), default="auto", show_default=True)
+def verify(target: str, backend: str) -> None:
+    """Hold results and gradients to eager's error against float64; exit 1 when they miss, and name the op."""
+    from graphc.cli.verify import run_verify
+
+    report = run_verify(target, backend)
+    click.echo(str(report))
+    if not report.right:
+        sys.exit(1)
 
 
 @main.command()

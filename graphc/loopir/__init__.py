@@ -13,6 +13,7 @@ _HOMES = {
     "Buffer": "kernel",
     "Compute": "kernel",
     "Const": "kernel",
+    "Contract": "kernel",
     "Index": "kernel",
     "Kernel": "kernel",
     "KernelBuilder": "builder",

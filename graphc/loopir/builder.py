@@ -10,6 +10,7 @@ from graphc.loopir.kernel import (
     Buffer,
     Compute,
     Const,
+    Contract,
     Define,
     Index,
     Kernel,
@@ -95,14 +96,20 @@ class KernelBuilder:
         key = ("compute", op, args, result)
         return self._known.get(key) or self._add(key, Compute(self._fresh(), result, op, args))
 
-    def reduce(self, op: str, arg: str) -> str:
+    def reduce(self, op: str, arg: str, over: tuple[str, ...] = ()) -> str:
         result = i64 if op in ("argmax", "argmin") else self.dtypes[arg]
-        key = ("reduce", op, arg)
-        return self._known.get(key) or self._add(key, Reduce(self._fresh(), result, op, arg))
+        key = ("reduce", op, arg, over)
+        return self._known.get(key) or self._add(key, Reduce(self._fresh(), result, op, arg, over))
 
     def scan(self, op: str, arg: str) -> str:
         key = ("scan", op, arg)
         return self._known.get(key) or self._add(key, Scan(self._fresh(), self.dtypes[arg], op, arg))
+
+    def contract(self, left: str, right: str, tf32: bool = False, over: tuple[str, ...] = ()) -> str:
+        """The sum of products over row axes; operands of one dtype, reduced floats as they are."""
+        key = ("contract", left, right, tf32, over)
+        result = self.dtypes[left].compute
+        return self._known.get(key) or self._add(key, Contract(self._fresh(), result, left, right, tf32, over))
 
     def store(self, buffer: str, index: Dim, value: str, mask: str | None = None, mode: str = "set") -> None:
         self.body.append(Store(buffer, simplify(index, self.ranges), value, mask, mode))

@@ -14,9 +14,9 @@ import numpy as np
 
 from graphc.errors import GraphcError
 from graphc.ir.dims import Dim, Expr, FloorDiv, Sym, evaluate
-from graphc.ir.types import DType
-from graphc.loopir.kernel import Compute, Const, Index, Kernel, Load, Reduce, Scan, Store
-from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, constant
+from graphc.ir.types import DType, f64
+from graphc.loopir.kernel import Compute, Const, Contract, Define, Index, Kernel, Load, Reduce, Scan, Store
+from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, cast, constant
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -76,7 +76,7 @@ class _Interpreter:
             if s.dtype.kind in ("int", "uint"):
                 self.symbols[s.id] = value.astype(np.int64)
 
-    def define(self, s: Load | Const | Index | Compute | Reduce | Scan) -> Array:
+    def define(self, s: Define) -> Array:
         if isinstance(s, Load):
             return self.load(s)
         if isinstance(s, Const):
@@ -88,7 +88,7 @@ class _Interpreter:
             return apply(s.op, args, self.dtypes[s.args[-1]], s.dtype)
         if isinstance(s, Reduce):
             return self.reduce(s)
-        return self.scan(s)
+        return self.contract(s) if isinstance(s, Contract) else self.scan(s)
 
     def full(self, value: Array) -> Array:
         """`value` with one dimension per axis."""
@@ -164,14 +164,43 @@ class _Interpreter:
 
     def rows_broadcast(self, value: Array) -> Array:
         """`value` spread over all row axes."""
-        rows = self.extents[self.first_row :]
-        return np.broadcast_to(value, (*value.shape[: self.first_row], *rows))
+        return self.broadcast(value, tuple(range(self.first_row, len(self.extents))))
+
+    def broadcast(self, value: Array, axes: tuple[int, ...]) -> Array:
+        """`value` spread over some axes."""
+        shape = [self.extents[axis] if axis in axes else size for axis, size in enumerate(value.shape)]
+        return np.broadcast_to(value, shape)
+
+    def summed(self, s: Reduce | Contract) -> tuple[int, ...]:
+        """Numbers of the axes that a statement reduces over."""
+        rows = enumerate(self.kernel.row_axes, self.first_row)
+        return tuple(number for number, axis in rows if not s.over or axis.name in s.over)
 
     def reduce(self, s: Reduce) -> Array:
-        value = self.rows_broadcast(self.values[s.arg])
-        kept = value.shape[: self.first_row]
-        flat = value.reshape(*kept, int(np.prod(value.shape[self.first_row :], dtype=np.int64)))
-        return _reduce(s.op, flat, s.dtype).reshape(*kept, *(1 for _ in self.kernel.row_axes))
+        axes = self.summed(s)
+        value = self.broadcast(self.values[s.arg], axes)
+        kept = [1 if axis in axes else size for axis, size in enumerate(value.shape)]
+        last = np.moveaxis(value, axes, range(-len(axes), 0))
+        count = int(np.prod([self.extents[axis] for axis in axes], dtype=np.int64))
+        flat = last.reshape(*last.shape[: last.ndim - len(axes)], count)
+        return _reduce(s.op, flat, s.dtype).reshape(kept)
+
+    def contract(self, s: Contract) -> Array:
+        """Sums of floats in float64, rounded once."""
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        rank, wide = len(self.extents), f64 if s.dtype.is_float else s.dtype
+        parts: list[Array] = []
+        names: list[str] = []
+        for name in (s.left, s.right):
+            value = self.broadcast(cast(self.values[name], self.dtypes[name], wide), self.summed(s))
+            along = [axis for axis in range(rank) if value.shape[axis] != 1]
+            parts.append(value.reshape([value.shape[axis] for axis in along]))
+            names.append("".join(letters[axis] for axis in along))
+        gone = {letters[axis] for axis in self.summed(s)}
+        kept = sorted({letter for text in names for letter in text} - gone)
+        total = np.einsum(f"{names[0]},{names[1]}->{''.join(kept)}", *parts, optimize=True)
+        shape = [self.extents[axis] if letters[axis] in kept else 1 for axis in range(rank)]
+        return np.asarray(total).reshape(shape).astype(NUMPY_DTYPES[s.dtype.name])
 
     def scan(self, s: Scan) -> Array:
         value = self.rows_broadcast(self.values[s.arg])

@@ -108,7 +108,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Reduce:
-    """`id: dtype = reduce op arg`: over all row axes of the kernel.
+    """`id: dtype = reduce op arg`: over all row axes of the kernel, or `over` those named.
 
     op: sum, prod, max, min (NaN wins), any, all, argmax, argmin (index along the flattened row axes, first on ties; a
     NaN wins, as in torch).
@@ -118,6 +118,7 @@ class Reduce:
     dtype: DType
     op: str
     arg: str
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,35 @@ class Scan:
     dtype: DType
     op: str
     arg: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """`id: dtype = contract left right`: the sum over all row axes of left * right, what matrix units compute.
+
+    Operands are of one dtype, bf16 and f16 as they are in memory, and each varies with a part of the parallel axes. The
+    result is f32 for these, else of the operands' dtype. Products of products, such as attention, are kernels with
+    several, each over row axes of its own:
+
+        v2: f32 = contract v0 v1 over r1        q[i0, r1] * k[r0, r1]
+        v3: f32 = reduce max v2 over r0
+        v4: f32 = sub v2 v3
+        v5: f32 = exp v4
+        v6: f32 = reduce sum v5 over r0
+        v7: f32 = div v5 v6
+        v9: f32 = contract v7 v8 over r0        softmax * v[r0, i1]
+
+    Args:
+        over: row axes summed over; none named = all.
+        tf32: operands in f32 may be rounded to 10 bits of mantissa, as `torch.backends.cuda.matmul.allow_tf32` says.
+    """
+
+    id: str
+    dtype: DType
+    left: str
+    right: str
+    tf32: bool = False
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +176,7 @@ class Store:
     mode: str = "set"
 
 
-Define: TypeAlias = Union[Load, Const, Index, Compute, Reduce, Scan]
+Define: TypeAlias = Union[Load, Const, Index, Compute, Reduce, Scan, Contract]
 Statement: TypeAlias = Union[Define, Store]
 
 
@@ -156,6 +186,8 @@ def operands(statement: Statement) -> tuple[str, ...]:
         return statement.args
     if isinstance(statement, (Reduce, Scan)):
         return (statement.arg,)
+    if isinstance(statement, Contract):
+        return (statement.left, statement.right)
     if isinstance(statement, Const):
         return ()
     index = statement.expr if isinstance(statement, Index) else statement.index
@@ -207,6 +239,11 @@ class Kernel:
         return (s for s in self.body if isinstance(s, Store))
 
     @cached_property
+    def contractions(self) -> tuple[Contract, ...]:
+        """The statements that make it a product of matrices, or one of products, in order."""
+        return tuple(s for s in self.body if isinstance(s, Contract))
+
+    @cached_property
     def domains(self) -> dict[str, frozenset[str]]:
         """Axis names each value depends on."""
         rows = frozenset(axis.name for axis in self.row_axes)
@@ -218,8 +255,8 @@ class Kernel:
             domain: frozenset[str] = frozenset().union(*(found[name] for name in operands(s)))
             if isinstance(s, (Load, Index)):
                 domain |= symbols(s.index if isinstance(s, Load) else s.expr) & axes
-            if isinstance(s, Reduce):
-                domain -= rows
+            if isinstance(s, (Reduce, Contract)):
+                domain -= frozenset(s.over) or rows
             if isinstance(s, Scan):
                 domain |= rows
             found[s.id] = domain
@@ -233,7 +270,7 @@ class Kernel:
             if isinstance(s, Store):
                 continue
             stage = max((found[name] for name in operands(s)), default=0)
-            found[s.id] = stage + 1 if isinstance(s, (Reduce, Scan)) else stage
+            found[s.id] = stage + 1 if isinstance(s, (Reduce, Scan, Contract)) else stage
         return found
 
     def key(self) -> tuple[object, ...]:

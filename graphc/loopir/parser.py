@@ -14,6 +14,7 @@ from graphc.loopir.kernel import (
     Buffer,
     Compute,
     Const,
+    Contract,
     Define,
     Index,
     Kernel,
@@ -184,14 +185,26 @@ class _Parser:
             return Index(name, dtype, self._dim())
         if op == "reduce":
             kind = self._one_of("reduction", REDUCE_OPS)
-            return Reduce(name, dtype, kind, self._value())
+            return Reduce(name, dtype, kind, self._value(), self._over())
         if op == "scan":
             kind = self._one_of("scan", SCAN_OPS)
             return Scan(name, dtype, kind, self._value())
+        if op == "contract":
+            tf32 = self._accept("tf32")
+            return Contract(name, dtype, self._value(), self._value(), tf32, self._over())
         rule = SCALAR_OPS.get(op)
         if rule is None:
             raise self._error(f"unknown operator {op!r}", token.offset)
         return Compute(name, dtype, op, tuple(self._value() for _ in range(rule.arity)))
+
+    def _over(self) -> tuple[str, ...]:
+        """Names of row axes up to what begins the next statement: a store, or a value."""
+        found: list[str] = []
+        if self._accept("over"):
+            found.append(self._name("a row axis"))
+            while self._next.kind == "name" and self._next.text != "store" and not is_value(self._next.text):
+                found.append(self._name("a row axis"))
+        return tuple(found)
 
     def _store(self) -> Store:
         buffer, index = self._access()

@@ -6,7 +6,7 @@ import math
 
 from graphc.ir.dims import Dim
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Compute, Const, Index, Kernel, Load, Reduce, Scan, Statement, Store
+from graphc.loopir.kernel import Compute, Const, Contract, Index, Kernel, Load, Reduce, Scan, Statement, Store
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -61,9 +61,15 @@ def _right_side(statement: Statement) -> str:
     if isinstance(statement, Compute):
         return f"{statement.op} {' '.join(statement.args)}"
     if isinstance(statement, Reduce):
-        return f"reduce {statement.op} {statement.arg}"
+        return f"reduce {statement.op} {statement.arg}{_over(statement)}"
+    if isinstance(statement, Contract):
+        return f"contract {'tf32 ' if statement.tf32 else ''}{statement.left} {statement.right}{_over(statement)}"
     assert isinstance(statement, Scan)
     return f"scan {statement.op} {statement.arg}"
+
+
+def _over(statement: Reduce | Contract) -> str:
+    return f" over {' '.join(statement.over)}" if statement.over else ""
 
 
 def _index(expr: Dim) -> str:

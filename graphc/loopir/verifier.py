@@ -10,6 +10,7 @@ from graphc.loopir.kernel import (
     ROW,
     Compute,
     Const,
+    Contract,
     Index,
     Kernel,
     Load,
@@ -110,7 +111,10 @@ class _Verifier:
             self.check_compute(s)
         elif isinstance(s, Reduce):
             self.check_reduce(s)
-            domain -= self.rows
+            domain -= frozenset(s.over) or self.rows
+        elif isinstance(s, Contract):
+            self.check_contract(s)
+            domain -= frozenset(s.over) or self.rows
         else:
             self.check_scan(s)
             domain |= self.rows
@@ -205,11 +209,29 @@ class _Verifier:
             raise self.fail(f"there is no reduction {s.op}")
         if not self.rows:
             raise self.fail("a reduction needs a row axis")
+        self.check_over(s.over)
         arg = self.dtypes[s.arg]
         self.check_reduction(s.op, arg)
         expected = i64 if s.op in ("argmax", "argmin") else arg
         if s.dtype != expected:
             raise self.fail(f"reduce {s.op} of {arg.name} gives {expected.name}, not {s.dtype.name}")
+
+    def check_over(self, over: tuple[str, ...]) -> None:
+        if not self.rows.issuperset(over):
+            raise self.fail(f"{' '.join(over)}: not all of them are row axes")
+
+    def check_contract(self, s: Contract) -> None:
+        left, right = self.dtypes[s.left], self.dtypes[s.right]
+        if left != right or left == bool_:
+            raise self.fail(f"contract does not take {left.name} and {right.name}")
+        if s.dtype != left.compute:
+            raise self.fail(f"contract of {left.name} gives {left.compute.name}, not {s.dtype.name}")
+        self.check_over(s.over)
+        others = [other for other in self.kernel.body if isinstance(other, (Contract, Reduce)) and not other.over]
+        if len(others) > 1 or any(isinstance(other, Scan) for other in self.kernel.body):
+            raise self.fail(
+                "a kernel that contracts has no scan, and names the axes of all reductions if it has several"
+            )
 
     def check_scan(self, s: Scan) -> None:
         if s.op not in SCAN_OPS:

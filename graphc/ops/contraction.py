@@ -10,7 +10,7 @@ from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Ref, Value
 from graphc.ir.types import TensorType
 from graphc.ops import rules
-from graphc.ops.registry import AtenCall, Kind, OpDef, register
+from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, OpDef, register
 
 
 def _infer_matmul(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
@@ -34,6 +34,19 @@ def _flops(op: Op) -> Dim:
     return op.results[0].type.numel * a.type.shape[-1] * 2
 
 
+def _contract(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    a, b = (operand for operand in op.operands if isinstance(operand, Value))
+    *batch, row, column = index
+    return ctx.contract(
+        a, (a.type.rank - 1, (*_batch_index(a, batch), row)), b, (b.type.rank - 2, (*_batch_index(b, batch), column))
+    )
+
+
+def _batch_index(operand: Value, batch: Sequence[Dim]) -> tuple[Dim, ...]:
+    own = operand.shape[:-2]
+    return tuple(0 if size == 1 else part for size, part in zip(own, batch[len(batch) - len(own) :], strict=True))
+
+
 def _call(op: Op) -> AtenCall:
     return "aten.matmul.default", (Ref(0), Ref(1)), {}
 
@@ -42,7 +55,7 @@ register(
     OpDef(
         "matmul", Kind.CONTRACTION,
         "(..., m, k) x (..., k, n) -> (..., m, n), leading dims broadcast. bf16 and f16 accumulate in f32.",
-        _infer_matmul, torch.matmul, call=_call, flops=_flops,
+        _infer_matmul, torch.matmul, call=_call, flops=_flops, contract=_contract,
     )
 )  # fmt: skip
 

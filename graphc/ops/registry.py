@@ -39,6 +39,10 @@ LoopValue: TypeAlias = str
 """Id of a scalar value in a kernel under construction (see `graphc.loopir.builder.KernelBuilder`)."""
 
 
+KeptIndex: TypeAlias = tuple[int, tuple[Dim, ...]]
+"""A dim of an operand that is summed over, and an index along its other dims."""
+
+
 class ElementContext(Protocol):
     """What a lowering may ask for while one element of an op is written into a kernel.
 
@@ -77,6 +81,13 @@ class ElementContext(Protocol):
     ) -> LoopValue:
         """Reduction of `operand` over `dims`; `index` gives the position along the other dims, in order."""
 
+    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> LoopValue:
+        """The sum of products of two operands along a dim of each, for kernels on matrix units.
+
+        Args:
+            left_index, right_index: the dim summed over, and the position along the others, in order.
+        """
+
     def scan(self, op: str, operand: Operand, dim: int, index: tuple[Dim, ...], dtype: DType) -> LoopValue:
         """Inclusive running reduction of `operand` along `dim`, at `index` (full rank)."""
 
@@ -107,6 +118,7 @@ class OpDef:
         flops: floating-point operations of the op; None = 1 per result element for pointwise ops, else 0.
         commutative: the two operands may be swapped.
         effect: "" pure; "random" draws from torch's generator; "opaque" keeps its place among all effects.
+        contract: as `lower`, for contractions where the backend has kernels that hold what comes before and behind.
     """
 
     name: str
@@ -120,6 +132,7 @@ class OpDef:
     flops: Callable[[Op], Dim] | None = None
     commutative: bool = False
     effect: str = ""
+    contract: LowerRule | None = None
 
 
 _REGISTRY: dict[str, OpDef] = {}

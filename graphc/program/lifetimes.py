@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from graphc.program.loops import LoopStep
-from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, GemmStep, OutputSpec, Step
+from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, GemmStep, KernelStep, OutputSpec, Step
+
+if TYPE_CHECKING:
+    from graphc.loopir.kernel import Kernel
 
 
 def step_buffers(step: Step) -> list[int]:
@@ -15,6 +19,19 @@ def step_buffers(step: Step) -> list[int]:
     if isinstance(step, GemmStep):
         return [step.a.buffer, step.b.buffer, step.out.buffer]
     return step.buffers() if isinstance(step, LoopStep) else list(step.buffers)
+
+
+def written_buffers(step: Step, kernels: Mapping[str, Kernel]) -> set[int]:
+    """Buffers that a step stores to, or may store to."""
+    if isinstance(step, KernelStep):
+        arguments = zip(kernels[step.kernel].buffers, step.buffers, strict=True)
+        return {index for buffer, index in arguments if buffer.access != "in"}
+    if isinstance(step, GemmStep):
+        return {step.out.buffer}
+    if isinstance(step, LoopStep):
+        inner = {index for one in step.steps for index in written_buffers(one, kernels)}
+        return {index for number in inner for index in step.bindings[number].buffers}
+    return set(step_buffers(step))
 
 
 def last_external_uses(

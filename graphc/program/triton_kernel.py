@@ -31,12 +31,14 @@ class Launch:
         grid: programs in x, y, z; none runs when one of them is 0.
         constexprs: compile-time arguments (block sizes) by name, after the pointers.
         num_warps: warps of 32 threads per program.
+        num_stages: blocks of operands on their way at once in pipelined loops; 0 = as Triton has it.
     """
 
     function: str
     grid: tuple[int, int, int]
     constexprs: tuple[tuple[str, int], ...]
     num_warps: int
+    num_stages: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class TritonKernel:
         return {
             "name": self.name,
             "signature": self.signature,
-            "launches": tuple((item.function, item.grid, item.constexprs, item.num_warps) for item in self.launches),
+            "launches": tuple(
+                (item.function, item.grid, item.constexprs, item.num_warps, item.num_stages) for item in self.launches
+            ),
             "scratch": tuple((item.dtype, item.size) for item in self.scratch),
         }
 
@@ -83,8 +87,8 @@ class TritonKernel:
             text,
             tuple((name, kind) for name, kind in plain["signature"]),
             tuple(
-                Launch(function, tuple(grid), tuple((name, value) for name, value in constexprs), num_warps)
-                for function, grid, constexprs, num_warps in plain["launches"]
+                Launch(function, tuple(grid), tuple((name, value) for name, value in constexprs), num_warps, num_stages)
+                for function, grid, constexprs, num_warps, num_stages in plain["launches"]
             ),
             tuple(Scratch(dtype, size) for dtype, size in plain["scratch"]),
         )

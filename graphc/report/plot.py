@@ -33,15 +33,20 @@ def plot_speedups(table: BenchTable, path: Path) -> Path | None:
     return path
 
 
-def plot_curves(curves: Mapping[str, Sequence[float]], path: Path, x: str, y: str) -> Path | None:
-    """Curves over 1, 2, 3, ... on one logarithmic plot, later ones dashed; None when matplotlib is not installed."""
+def plot_curves(curves: Mapping[str, Sequence[float]], path: Path, title: str, x: str, y: str) -> Path | None:
+    """Curves over 1, 2, 3, ... on one logarithmic plot; None when matplotlib is not installed.
+
+    Curves may coincide: earlier ones are wider, later ones dashed, so that each is seen.
+    """
     pyplot = _pyplot()
     if pyplot is None:
         return None
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, (label, values) in enumerate(curves.items()):
-        axes.plot(range(1, len(values) + 1), values, "--" if number else "-", linewidth=2, label=label)
+        width = 4 if number < len(curves) - 1 else 2
+        axes.plot(range(1, len(values) + 1), values, "--" if number else "-", linewidth=width, label=label)
     axes.set_yscale("log")
+    axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend()

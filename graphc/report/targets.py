@@ -92,6 +92,18 @@ def load_targets(spec: str) -> list[Target]:
     return [_target(module, path, name)]
 
 
+def load_target(spec: str) -> Target:
+    """The one target that a spec names.
+
+    Raises:
+        TargetError: as `load_targets`, or there are several.
+    """
+    targets = load_targets(spec)
+    if len(targets) != 1:
+        raise TargetError(f"{spec} holds {len(targets)} functions; name one: {', '.join(t.name for t in targets)}")
+    return targets[0]
+
+
 def _target(module: ModuleType, path: str, name: str) -> Target:
     candidate = getattr(module, name)
     if not callable(candidate):

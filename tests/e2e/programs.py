@@ -51,6 +51,16 @@ def constant(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+@program(randn(24, 32, dtype=torch.bfloat16))
+def newton_schulz(x):
+    """Scaled sums in a reduced dtype, again and again: one rounding too many in each shows."""
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.t()
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x
+
+
 # -- views and mutation --------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 import graphc
+import graphc.ir
 from tests.support import assert_contract
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
@@ -102,6 +105,89 @@ def test_tensor_learning_rate() -> None:
         for optimizer in (pair.mine, pair.other):
             optimizer.param_groups[0]["lr"].mul_(0.5)
     pair.check()
+
+
+@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: torch.optim.RAdam(p, 1e-2, weight_decay=0.1),
+        lambda p: torch.optim.RAdam(p, 1e-2, betas=(0.9, 0.5), decoupled_weight_decay=True, weight_decay=0.1),
+        lambda p: torch.optim.ASGD(p, 1e-2, t0=3, weight_decay=0.1),
+        lambda p: torch.optim.ASGD(p, 1e-2, t0=3, foreach=True, maximize=True),
+    ],
+)
+def test_steps_that_branch_on_their_number(build: Callable[[list[nn.Parameter]], Any], count: int) -> None:
+    """What decides is the count of each parameter: both sides are in the one op, and one program is all."""
+    pair = Pair(build, lambda: make()[:count])
+    for number in range(8):
+        pair.step(number, without=1 if number in (2, 3) else -1)
+    assert pair.compiled.stats().compiles == 2  # with a gradient for that parameter, and without
+    graph = str(pair.compiled.graph())
+    assert (" = foreach(" in graph) == (count == 12)
+    for mine, other in zip(pair.ours, pair.theirs, strict=True):
+        same(mine, other)
+        for key, item in pair.other.state[other].items():
+            same(pair.mine.state[mine][key], item)
+
+
+def nested(p: torch.Tensor, g: torch.Tensor) -> None:
+    if p.sum() > 0:
+        p.add_(g, alpha=-0.5) if g.sum() > 0 else p.mul_(0.5)
+    else:
+        p.sub_(p.abs().max() * 0.1)
+
+
+def number_behind(p: torch.Tensor, g: torch.Tensor) -> None:
+    if p.sum() > 0:
+        p.mul_(2.0)
+    p.add_(g, alpha=-0.1 * round(float(g.sum())))
+
+
+def number_before(p: torch.Tensor, g: torch.Tensor) -> None:
+    scale = -0.1 * round(float(g.sum()))
+    if p.sum() > 0:
+        p.add_(g, alpha=scale)
+
+
+def many_branches(p: torch.Tensor, g: torch.Tensor) -> None:
+    for number in range(4):
+        if p.sum() > number / 10:
+            p.mul_(0.9)
+
+
+def elementwise(p: torch.Tensor, g: torch.Tensor) -> None:
+    if g.reshape(-1)[0] > 0:
+        p.copy_(p * 2 - g)
+        g.neg_()
+
+
+@pytest.mark.parametrize("body", [nested, number_behind, number_before, many_branches, elementwise])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_branches_of_other_kinds(body: Callable[..., None], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an update asks of data, it gets the answer of its own parameter."""
+
+    def update(params: list[torch.Tensor], grads: list[torch.Tensor], *rest: Any, **options: Any) -> None:
+        for param, grad in zip(params, grads, strict=True):
+            body(param, grad)
+
+    monkeypatch.setattr(sys.modules["torch.optim.sgd"], "_single_tensor_sgd", update)
+    monkeypatch.setenv("GRAPHC_MAX_PATHS", "300")
+    generator = torch.Generator().manual_seed(1)
+    params = [nn.Parameter(torch.randn(2, 3, generator=generator)) for _ in range(count)]
+    others = [nn.Parameter(p.detach().clone()) for p in params]
+    mine = torch.optim.SGD(params, 0.1, foreach=False)
+    other = torch.optim.SGD(others, 0.1, foreach=False)
+    compiled = graphc.compile(lambda: mine.step(), backend="interpret")
+    for _ in range(3):
+        for a, b in zip(params, others, strict=True):
+            a.grad = torch.randn(2, 3, generator=generator)
+            b.grad = a.grad.clone()
+        compiled()
+        other.step()
+        for a, b in zip(params, others, strict=True):
+            torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_a_parameter_without_gradient_comes_and_goes() -> None:
@@ -279,3 +365,34 @@ def test_gradients_made_in_the_step_are_clipped_by_one_op() -> None:
     for grad, param in zip(grads, net.parameters(), strict=True):
         same(grad, param.grad)
     assert "like=[-1]" in str(compiled.graph(x))
+
+
+@pytest.mark.parametrize("ends", [("[1, 4]", "[3, 1]"), ("[1, 4]", "[1, 4]")])
+def test_rows_of_a_foreach_that_end_in_other_layouts(ends: tuple[str, str]) -> None:
+    """What is updated decides how a row lies; an updated tensor that lies otherwise is copied, and the copy updated."""
+    graph = graphc.ir.parse(f"""
+graph f(%p: f32[4, 3] param "p" strides={ends[0]}, %q: f32[4, 3] param "q" strides={ends[1]}, %x: f32[4, 3] arg "x") {{
+  %0: f32[4, 3] = exp(%x)
+  %1: f32[4, 3] = sin(%x)
+  %2: f32[4, 3] = cos(%x)
+  %3: f32[4, 3] = tanh(%x)
+  %4: f32[4, 3] strides={ends[0]}, %5: f32[4, 3], %6: f32[4, 3] strides={ends[1]}, %7: f32[4, 3] = \
+foreach(%0, %1, %2, %3) {{count=2, mutates=[0, 1], like=[]}}
+    body graph body(%x: f32[] arg "x", %g: f32[] arg "g") {{
+      %0: f32[] = mul(%x, %g)
+      %1: f32[] = sub(%0, %g)
+      return %0, %1
+    }}
+  %8: f32[4, 3] = mul(%4, %5)
+  %9: f32[4, 3] = mul(%6, %7)
+  write %p <- %8
+  write %q <- %9
+  return %4, %6, %5
+}}
+""")
+    given = [torch.randn(4, 3) for _ in graph.inputs]
+    for number, input in enumerate(graph.inputs):
+        given[number] = torch.empty_strided((4, 3), input.strides or (3, 1)).copy_(given[number])
+    ours, theirs = copy.deepcopy((given, given))
+    found = graphc.run(graph, *ours, backend="c")
+    torch.testing.assert_close([*found, *ours], [*graphc.ir.run(graph, theirs), *theirs])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from graphc.ir.dims import symbol
 from graphc.loopir import Kernel, parse_kernel, verify
 from graphc.loopir.analysis import KernelFacts, breakpoints, known_truths
+from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.transform import (
     drop_dead,
     drop_idle_axes,
@@ -38,6 +39,7 @@ def axes_of(kernel: Kernel) -> list[tuple[str, object]]:
 def test_rewrites_keep_the_meaning(kernel: Kernel) -> None:
     lowered = lower_arg_reductions(drop_dead(kernel))
     same_results(kernel, lowered)
+    same_results(lowered, cancel_positions(lowered))
     dropped = drop_unit_axes(lowered)
     same_results(kernel, dropped)
     split = split_divided_axes(dropped)
@@ -121,6 +123,54 @@ def test_axes_that_own_their_places() -> None:
     assert facts.is_disjoint("j") and not facts.is_disjoint("i")
     assert facts.step(symbol("i") * 4 + symbol("j"), "j") == 1
     assert facts.vector_axis(["i", "j"]) == "j"
+
+
+POSITIONS = """\
+kernel pool(where: in {dtype}[24], grad: in f32[24], out: out f32[96])
+    axes(i0: 2 parallel, i1: 3 parallel, i2: 2 parallel, i3: 4 parallel, i4: 2 parallel) {{
+  v0: {dtype} = load where[i0*12 + i1*4 + i3]
+  v1: i64 = cast v0
+  v2: i64 = index i1*2
+  v3: i64 = const 8
+  v4: i64 = mul v2 v3
+  v5: i64 = index i3*2
+  v6: i64 = add v4 v5
+  v7: i64 = {left}
+  v8: i64 = index i1*2 + i2
+  v9: i64 = mul v8 v3
+  v10: i64 = index i3*2 + i4
+  v11: i64 = add v9 v10
+  v12: bool = {compare}
+  v13: f32 = load grad[i0*12 + i1*4 + i3]
+  v14: f32 = const 0.0
+  v15: f32 = where v12 v13 v14
+  store out[i0*48 + i1*16 + i2*8 + i3*2 + i4] = v15
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "left", "compare", "expected"),
+    [
+        ("i8", "add v1 v6", "eq v7 v11", ["i32 = cast v0", "i64 = index i2*8 + i4", "i32 = cast", "bool = eq"]),
+        ("i8", "add v6 v1", "ne v11 v7", ["i32 = cast v0", "i64 = index i2*8 + i4", "i32 = cast", "bool = ne"]),
+        ("i64", "sub v1 v6", "eq v7 v11", ["i64 = index i1*32 + i2*8 + i3*4 + i4", "bool = eq v1"]),
+    ],
+)
+def test_positions_cancel(dtype: str, left: str, compare: str, expected: list[str]) -> None:
+    kernel = parse_kernel(POSITIONS.format(dtype=dtype, left=left, compare=compare))
+    after = cancel_positions(kernel)
+    lines = [line for line in str(after).splitlines() if "f32" not in line and "load" not in line]
+    assert all(any(part in line for line in lines) for part in expected), str(after)
+    assert not any(f"= {op} " in line for line in lines for op in ("add", "sub", "mul")), str(after)
+    same_results(kernel, after)
+
+
+def test_other_comparisons_stay() -> None:
+    """Of two values, of products with data, of an order: sums that wrap are not ordered as their parts are."""
+    for left, compare in (("mul v1 v6", "eq v7 v11"), ("add v1 v6", "lt v7 v11"), ("add v1 v6", "eq v7 v1")):
+        kernel = parse_kernel(POSITIONS.format(dtype="i64", left=left, compare=compare))
+        assert cancel_positions(kernel) is kernel
 
 
 def test_idle_axes_go_unless_something_is_added_up_along_them() -> None:

@@ -14,10 +14,11 @@ from graphc.ir.graph import Builder, Output
 from graphc.ir.types import f32
 from graphc.ops import infer
 from graphc.passes.base import PassContext
-from graphc.passes.pipeline import optimize
+from graphc.passes.pipeline import ROLL, optimize, run_pass
 from graphc.passes.repeats import find_runs
 from graphc.passes.roll import RollLoops
 from graphc.settings import Settings
+from tests.passes.planned import check_plan
 
 ROWS, WIDTH, TURNS = 2, 3, 11
 Shape = tuple[int, ...]
@@ -194,3 +195,14 @@ def test_runs_with_repeats_inside_repeats() -> None:
     runs = find_runs([9, *turn * 10, 9], 8)
     assert (runs[0].start, runs[0].period, runs[0].length) == (1, 8, 80)
     assert find_runs(list(range(50)), 8) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(recurrences())
+def test_plans_of_random_recurrences(graph: Graph) -> None:
+    """In memory that is shared as it will be: stacks over sequences, and where they would be copied to."""
+    RollLoops(at_least=3, long=1).run(graph, PassContext())
+    for item in ROLL[2:]:
+        run_pass(item, graph, PassContext(settings=Settings(verify_passes=True)))
+    optimize(graph, PassContext(roll=False))
+    check_plan(graph, list(_inputs(graph)))

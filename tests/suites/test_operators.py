@@ -8,8 +8,11 @@ import warnings
 import pytest
 import torch
 
+from tests.suites import __main__ as command
 from tests.suites import modules, operators, optimizers
-from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, Verdict, compare, judge, report
+from tests.suites.batches import Call, judge_all
+from tests.suites.tables import fused, load, markdown, merged, save
+from tests.suites.verdicts import COMPILED, RAISES, REFUSED, RIGHT, WRONG, Tally, Verdict, compare, judge, report
 
 COMPILER = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 
@@ -28,27 +31,44 @@ def _assert_good(tally: Tally, least: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "step", "least"), [("interpret", 15, 100), pytest.param("c", 60, 8, marks=COMPILER)]
+    ("form", "dtype", "step", "least"),
+    [
+        ("forward", torch.float32, 40, 20),
+        ("forward", torch.bfloat16, 80, 10),
+        ("forward", torch.int64, 80, 10),
+        ("forward", torch.complex64, 80, 6),
+        ("in-place", torch.float32, 40, 4),
+        ("method", torch.float32, 60, 6),
+        ("strided", torch.float32, 80, 10),
+        ("backward", torch.float32, 40, 20),
+        ("outside", torch.float32, 80, 8),
+        ("erroneous", torch.float32, 15, 20),
+    ],
 )
-def test_operators(backend, step, least) -> None:
+@COMPILER
+def test_operators(form, dtype, step, least) -> None:
     tally = Tally("operators")
-    for op in operators.operators(torch.float32)[::step]:
-        count = 2 if backend == "interpret" else 1
-        operators.sweep(tally, op, operators.samples(op, torch.float32, count), backend)
-        if op.inplace_variant is not None:
-            operators.sweep(tally, op, operators.samples(op, torch.float32, 1), backend, op.inplace_variant)
-        if backend == "interpret":
-            operators.sweep(tally, op, operators.errors(op), backend)
+    for op in operators.operators(dtype, form)[::step]:
+        operators.sweep(tally, op, "c", dtype, form, 2)
     _assert_good(tally, least)
 
 
-@pytest.mark.parametrize(("backend", "step", "least"), [("interpret", 6, 40), pytest.param("c", 40, 4, marks=COMPILER)])
+def test_operators_op_by_op() -> None:
+    tally = Tally("operators")
+    for op in operators.operators(torch.float32)[::20]:
+        operators.sweep(tally, op, "interpret", torch.float32, count=2)
+    _assert_good(tally, 50)
+
+
+@pytest.mark.parametrize(("backend", "step", "least"), [("interpret", 8, 40), pytest.param("c", 40, 4, marks=COMPILER)])
 def test_modules(backend, step, least) -> None:
-    tally = Tally("modules")
-    for info in modules.modules()[::step]:
-        for training in (False, True):
-            modules.sweep(tally, info, training, backend, 2 if backend == "interpret" else 1)
-    _assert_good(tally, least)
+    for mode in modules.MODES:
+        tally = Tally(f"modules, {mode}")
+        for info in modules.modules()[::step]:
+            modules.sweep(
+                tally, info, mode.startswith("train"), backend, 2 if backend == "interpret" else 1, "backward" in mode
+            )
+        _assert_good(tally, least // 2)
 
 
 def test_verdicts() -> None:
@@ -66,6 +86,44 @@ def test_verdicts() -> None:
     tally = Tally("suite", [Verdict("a", RIGHT), Verdict("b[0]", REFUSED, "why"), Verdict("c", WRONG, "off")])
     assert report([tally]) == 1
     assert report([Tally("suite", tally.verdicts[:2])]) == 0
+
+
+def test_batches() -> None:
+    """A batch is one program; what is wrong or refused in it is told apart from the rest."""
+    x = torch.ones(3)
+    good = Call("good", lambda t: t * 2, (x,))
+    bad = Call("bad", lambda t: t * (3 if torch.compiler.is_compiling() else 2), (x,))
+    refusing = Call("refusing", lambda t: t + t.numpy().sum(), (x,))
+    raising = Call("raising", lambda t: t + torch.ones(4), (x,))
+    found = judge_all([good, bad, refusing, raising, good], "interpret", size=5)
+    assert [verdict.kind for verdict in found] == [RIGHT, WRONG, REFUSED, RIGHT, RIGHT]
+    assert [verdict.how for verdict in found][3:] == [RAISES, COMPILED]
+    assert [verdict.name for verdict in judge_all([good] * 3, "interpret")] == ["good"] * 3
+    leaf = torch.ones(3, requires_grad=True)
+    slope = Call("slope", lambda t: t * t, (leaf,), [torch.ones(3)])
+    steep = Call("steep", lambda t: t * t * (2 if torch.compiler.is_compiling() else 1), (leaf,), [torch.ones(3)])
+    with torch.enable_grad():
+        assert [v.kind for v in judge_all([slope, steep], "interpret")] == [RIGHT, WRONG]
+
+
+def test_parts_are_put_together(tmp_path) -> None:
+    parts = [Tally("a", [Verdict("x[0]", RIGHT, externs=("aten.mm.default",)), Verdict("y[0]", RIGHT)], 1.0, ["note"])]
+    parts += [Tally("a", [Verdict("z[0]", REFUSED, "no | such"), Verdict("z[1]", WRONG, "off")], 2.0)]
+    save(parts, tmp_path / "tallies.json")
+    assert load(tmp_path / "tallies.json") == parts
+    (whole,) = merged(parts)
+    assert (len(whole.verdicts), whole.seconds, fused(whole)) == (4, 3.0, (1, 3))
+    page = markdown([whole], ["a note"])
+    assert "| a | 4 | 2 | 0 | 0 | 1 | 1 | 3 |" in page and "no \\| such" in page and "## Wrong" in page
+
+
+def test_a_part_that_dies_is_wrong(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(command, "WORKER", "tests.suites.no_such_worker")
+    (tally,) = command.run(command.Job("modules", ("--only", "none")), tmp_path, 0)
+    assert tally.count(WRONG) == 1 and "died" in tally.verdicts[0].reason
+    monkeypatch.undo()
+    tallies = command.run(command.Job("modules", ("--only", "nn.ReLU6", "--samples", "1")), tmp_path, 1)
+    assert [tally.count(RIGHT) for tally in tallies] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -20,12 +20,27 @@ from rich.console import Console
 from rich.table import Table
 
 import graphc
-from graphc.errors import GraphcError
+from graphc.errors import FallbackWarning, GraphcError
 from graphc.frontend import tree
 from tests.support import assert_contract
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
+COLUMNS = ("suite", "total", "right", "op by op", "raises as eager", "refused with reason", "wrong", "seconds")
+COMPILED, BY_OP, RAISES = "compiled", "op by op", "raises"
 SECONDS = 60
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+reported: list[Tally] = []
+"""What `report` was given in this process."""
+
+log: TextIO | None = None
+"""Where the name of each sample is written before it is judged, so that one that crashes is known."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +51,25 @@ class Verdict:
         name: which sample.
         kind: right, refused or wrong.
         reason: why it was refused, or what is wrong.
+        how: what was right: a compiled program, one run op by op, or an error that eager raises too.
+        externs: the ATen calls in the compiled program, where that was asked for.
     """
 
     name: str
     kind: str
     reason: str = ""
+    how: str = COMPILED
+    externs: tuple[str, ...] = ()
 
 
 @dataclass
 class Tally:
-    """The outcomes of one suite."""
+    """The outcomes of one suite; `notes` are lines for below the table."""
 
     suite: str
     verdicts: list[Verdict] = field(default_factory=list)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def count(self, kind: str) -> int:
         """How many samples came out so."""
@@ -84,7 +104,14 @@ def seed() -> None:
 
 
 def judge(
-    name: str, fn: Callable[..., Any], args: tuple[Any, ...], backend: str, *, values: bool = True
+    name: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    backend: str,
+    *,
+    values: bool = True,
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
+    explain: bool = False,
 ) -> Verdict | None:
     """Run a call in eager and compiled, on inputs of their own, and compare what comes back and what was written.
 
@@ -94,38 +121,57 @@ def judge(
         args: nested tensors and numbers.
         backend: of `graphc.compile`.
         values: False where eager itself returns memory as it finds it.
+        around: makes of a function, compiled or not, the function that is called, such as one that goes backward too.
+        explain: say in the verdict which ATen calls are left in the program.
 
     Returns:
         The verdict; None where there is nothing to compare, as eager's result is no dense tensor.
     """
+    if log is not None:
+        log.write(f"sample {name}\n")
     try:
         ours, theirs, precise = copy.deepcopy((fn, args)), copy.deepcopy((fn, args)), copy.deepcopy((fn, args))
     except (RuntimeError, TypeError, NotImplementedError):  # tensors of layouts that cannot be copied
         return None
-    with warnings.catch_warnings(), limited():
+    with warnings.catch_warnings(record=True) as caught, limited():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FallbackWarning)
         seed()
         state = torch.get_rng_state()
-        expected, eager_error = _outcome(*theirs)
+        expected, eager_error = _outcome(around(theirs[0]), theirs[1])
         draws = not torch.equal(torch.get_rng_state(), state)
-        compiled = graphc.compile(ours[0], backend=backend, numerics="eager" if draws else "default")
+        compiled: Any = graphc.compile(ours[0], backend=backend, numerics="eager" if draws else "default")
         try:
-            actual, error = _outcome(compiled, ours[1])
+            actual, error = _outcome(around(compiled), ours[1])
         except TooSlow:
             return Verdict(name, WRONG, f"more than {SECONDS} s")
         if isinstance(error, GraphcError):
             return Verdict(name, REFUSED, _first_line(error))
         if eager_error is not None or error is not None:
             if type(error) is type(eager_error):
-                return Verdict(name, RIGHT)
+                return Verdict(name, RIGHT, how=RAISES)
             return Verdict(name, WRONG, f"{_described(error)}; eager: {_described(eager_error)}")
         if not _dense(expected):
             return None
         try:
-            compare((actual, ours[1]), (expected, theirs[1]), lambda: (_outcome(*_wide(precise))[0], None), values)
+            compare(
+                (actual, *_left(*ours)),
+                (expected, *_left(*theirs)),
+                lambda: (_outcome(around(_wide(precise[0])), _wide(precise[1]))[0], None),
+                values,
+            )
         except AssertionError as mismatch:
             return Verdict(name, WRONG, str(mismatch).strip().replace("\n", " ")[:300])
-    return Verdict(name, RIGHT)
+        said = [_first_line(item.message) for item in caught if issubclass(item.category, FallbackWarning)]
+        if compiled.stats().eager_calls:
+            return Verdict(name, REFUSED, f"runs eager: {said[0]}") if said else Verdict(name, WRONG, "runs eager")
+        externs = tuple(compiled.explain(*copy.deepcopy(args)).stats.get("extern", ())) if explain else ()
+    return Verdict(name, RIGHT, how=BY_OP if said else COMPILED, externs=externs)
+
+
+def _left(fn: Any, args: Any) -> tuple[Any, ...]:
+    """What a call may have changed."""
+    return args, dict(fn.state_dict()) if isinstance(fn, torch.nn.Module) else {}
 
 
 def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
@@ -140,7 +186,7 @@ def _described(error: Exception | None) -> str:
     return "no error" if error is None else f"{type(error).__name__}: {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | Warning | str) -> str:
     return str(error).partition("\n")[0][:200]
 
 
@@ -157,12 +203,13 @@ def _wide(value: Any) -> Any:
     if isinstance(value, torch.nn.Module):
         return value.double()
     if isinstance(value, torch.Tensor):
-        return value.double() if value.dtype in (torch.float32, torch.float16, torch.bfloat16) else value
+        wide = WIDE.get(value.dtype)
+        return value if wide is None else value.detach().to(wide).requires_grad_(value.requires_grad)
     if isinstance(value, dict):
         return {key: _wide(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(map(_wide, value))
-    return torch.float64 if value is torch.float32 else value
+    return WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def compare(actual: Any, expected: Any, precise: Callable[[], Any], values: bool = True) -> None:
@@ -183,9 +230,16 @@ def compare(actual: Any, expected: Any, precise: Callable[[], Any], values: bool
             continue
         assert isinstance(mine, torch.Tensor), f"{mine!r}, eager a tensor"
         assert (mine.shape, mine.dtype) == (other.shape, other.dtype), f"{mine.shape} {mine.dtype}, eager {other.shape}"
-        assert mine.stride() == other.stride() or 0 in other.shape, f"strides {mine.stride()}, eager {other.stride()}"
+        assert _laid_out_alike(mine, other), f"strides {mine.stride()}, eager {other.stride()}"
         if values:
             _compare_values(mine, other, precise, index)
+
+
+def _laid_out_alike(mine: torch.Tensor, other: torch.Tensor) -> bool:
+    """Strides are equal, but for those by which nothing is found; of four and five dims they tell the memory format."""
+    idle = {1} if other.dim() not in (4, 5) else set()
+    strides = zip(other.shape, mine.stride(), other.stride())
+    return 0 in other.shape or all(size in idle or step == eager for size, step, eager in strides)
 
 
 def _compare_values(mine: torch.Tensor, other: torch.Tensor, precise: Callable[[], Any], index: int) -> None:
@@ -193,37 +247,59 @@ def _compare_values(mine: torch.Tensor, other: torch.Tensor, precise: Callable[[
         torch.testing.assert_close(mine, other, equal_nan=True)
     except AssertionError:
         exact = tree.flatten(precise())[0]
-        if not other.dtype.is_floating_point or len(exact) <= index or not isinstance(exact[index], torch.Tensor):
+        floats = other.dtype.is_floating_point or other.is_complex()
+        if not floats or len(exact) <= index or not isinstance(exact[index], torch.Tensor):
             raise
-        assert_contract(mine, other, exact[index])
+        assert_contract(*(_real(tensor.detach()) for tensor in (mine, other, exact[index])))
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def row(tally: Tally) -> tuple[str, ...]:
+    """The cells of one suite. What is right is all that was compiled, what ran op by op, and errors as in eager."""
+    right = Counter(verdict.how for verdict in tally.verdicts if verdict.kind == RIGHT)
+    counts = (
+        len(tally.verdicts), right.total(), right[BY_OP], right[RAISES], tally.count(REFUSED), tally.count(WRONG),
+    )  # fmt: skip
+    return tally.suite, *map(str, counts), f"{tally.seconds:.0f}"
 
 
 def table(tallies: list[Tally]) -> Table:
-    """Suite, samples, right, refused, wrong, seconds."""
+    """One row per suite."""
     made = Table(title="against eager PyTorch")
-    for column in ("suite", "total", "right", "refused with reason", "wrong", "seconds"):
+    for column in COLUMNS:
         made.add_column(column, justify="left" if column == "suite" else "right")
     for tally in tallies:
-        made.add_row(
-            tally.suite, str(len(tally.verdicts)), *(str(tally.count(kind)) for kind in (RIGHT, REFUSED, WRONG)),
-            f"{tally.seconds:.0f}",
-        )  # fmt: skip
+        made.add_row(*row(tally))
     return made
+
+
+def grouped(tally: Tally, kind: str) -> list[tuple[str, int, list[str]]]:
+    """(reason, samples, names) of what came out so, the most frequent reason first."""
+    reasons = Counter(verdict.reason for verdict in tally.verdicts if verdict.kind == kind)
+    return [
+        (reason, count, sorted({v.name.partition("[")[0] for v in tally.verdicts if v.reason == reason}))
+        for reason, count in reasons.most_common()
+    ]
 
 
 def report(tallies: list[Tally]) -> int:
     """Print what is wrong, why samples were refused, and the table; returns the exit status."""
+    reported.extend(tallies)
     console = Console(width=160)
     for tally in tallies:
         for verdict in tally.verdicts:
             if verdict.kind == WRONG:
-                console.print(f"[red]wrong[/] {tally.suite} {verdict.name}: {verdict.reason}", markup=True)
-        reasons = Counter(verdict.reason for verdict in tally.verdicts if verdict.kind == REFUSED)
-        for reason, count in reasons.most_common():
-            names = sorted({v.name.partition("[")[0] for v in tally.verdicts if v.reason == reason})
-            console.print(f"refused {count}x: {reason} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})",
-                          markup=False)  # fmt: skip
+                console.print(f"wrong {tally.suite} {verdict.name}: {verdict.reason}", markup=False)
+        for reason, count, names in grouped(tally, REFUSED):
+            shown = f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+            console.print(f"refused {count}x: {reason} ({shown})", markup=False)
     console.print(table(tallies))
+    for tally in tallies:
+        for note in tally.notes:
+            console.print(f"{tally.suite}: {note}", markup=False)
     return 1 if any(tally.count(WRONG) for tally in tallies) else 0
 
 

@@ -1,0 +1,165 @@
+"""Conditions on positions that make a value zero, as bounds of the loop over one of them.
+
+v2: bool = le v0 v1           key position <= query position
+v3 = where v2 s -inf          weights of all other keys are 0
+  -> the loop over keys ends at the last query of the block
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from graphc.ir.dims import Dim, Expr, Sym, symbols
+from graphc.loopir.kernel import Axis, Compute, Const, Index, Kernel, Load
+
+_NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
+_SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+Condition = tuple[str, Dim]
+"""An operator and a difference: `difference op 0`."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound of the loop's position: slope * row + offset, inclusive.
+
+    Args:
+        is_upper: else a lower bound.
+        slope: 1, 0 or -1.
+    """
+
+    is_upper: bool
+    slope: int
+    offset: int
+
+    def text(self, first: str, block: str) -> str:
+        """The bound for a block of rows from `first` on: what the most generous row asks for."""
+        generous = self.slope > 0 if self.is_upper else self.slope < 0
+        row = f"{first} + {block} - 1" if generous else first
+        if self.slope == 0:
+            return str(self.offset)
+        return f"({row}) + {self.offset}" if self.slope > 0 else f"{self.offset} - ({row})"
+
+
+class Conditions:
+    """Finds out what must hold of positions for values of a kernel to count."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.by_id = {s.id: s for s in kernel.defines}
+
+    def bounds(self, name: str, rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> list[Bound]:
+        """Bounds of the position along `steps` outside of which a value is zero, for a position along `rows`."""
+        if len(steps) != 1 or len(rows) > 1:
+            return []
+        row = rows[0].name if rows else ""
+        found = [self._bound(condition, row, steps[0].name) for condition in self._nonzero(name)]
+        return [bound for bound in dict.fromkeys(found) if bound is not None]
+
+    def _bound(self, condition: Condition, row: str, step: str) -> Bound | None:
+        op, difference = condition
+        if isinstance(difference, int) or not symbols(difference) <= {row, step}:
+            return None
+        parts = _coefficients(difference)
+        if parts is None:
+            return None
+        along, across, offset = parts.get(step, 0), parts.get(row, 0), parts.get("", 0)
+        if abs(along) != 1 or abs(across) > 1:
+            return None
+        if along < 0:  # -step + ... op 0
+            op, across, offset = _SWAPPED[op], -across, -offset
+        # step + across * row + offset op 0
+        strict = 1 if op in ("lt", "gt") else 0
+        if op in ("lt", "le"):
+            return Bound(True, -across, -offset - strict)
+        return Bound(False, -across, -offset + strict)
+
+    # what must hold for a value to differ from zero, or from minus infinity
+
+    def _nonzero(self, name: str) -> frozenset[Condition]:
+        s = self.by_id[name]
+        if not isinstance(s, Compute):
+            return frozenset()
+        if s.op in ("cast", "neg", "div"):
+            return self._nonzero(s.args[0])
+        if s.op == "mul":
+            return self._nonzero(s.args[0]) | self._nonzero(s.args[1])
+        if s.op in ("sub", "add"):
+            return self._nonzero(s.args[0]) & self._nonzero(s.args[1])
+        if s.op == "exp":
+            return self._finite(s.args[0])
+        if s.op == "where":
+            return self._chosen(s, 0.0, self._nonzero)
+        return frozenset()
+
+    def _finite(self, name: str) -> frozenset[Condition]:
+        s = self.by_id[name]
+        if not isinstance(s, Compute):
+            return frozenset()
+        if s.op in ("cast", "sub"):
+            return self._finite(s.args[0])
+        return self._chosen(s, -math.inf, self._finite) if s.op == "where" else frozenset()
+
+    def _chosen(
+        self, s: Compute, excluded: float, follow: Callable[[str], frozenset[Condition]]
+    ) -> frozenset[Condition]:
+        condition, first, second = s.args
+        if self._is(second, excluded):
+            return self._holds(condition, True) | follow(first)
+        return self._holds(condition, False) | follow(second) if self._is(first, excluded) else frozenset()
+
+    def _is(self, name: str, value: float) -> bool:
+        s = self.by_id[name]
+        return isinstance(s, Const) and s.value == value
+
+    # what follows from a condition
+
+    def _holds(self, name: str, truth: bool) -> frozenset[Condition]:
+        s = self.by_id[name]
+        if not isinstance(s, Compute):
+            return frozenset()
+        if s.op in ("bitwise_not", "logical_not"):
+            return self._holds(s.args[0], not truth)
+        if s.op in (("logical_and", "bitwise_and") if truth else ("logical_or", "bitwise_or")):
+            return self._holds(s.args[0], truth) | self._holds(s.args[1], truth)
+        if s.op in _NEGATED:
+            left, right = (self._affine(arg) for arg in s.args)
+            op = s.op if truth else _NEGATED[s.op]
+            return frozenset(((op, left - right),)) if left is not None and right is not None else frozenset()
+        if s.op == "where":
+            return self._of_choice(s, truth)
+        return frozenset()
+
+    def _of_choice(self, s: Compute, truth: bool) -> frozenset[Condition]:
+        condition, first, second = s.args
+        if self._is(second, not truth):  # the other branch gives the opposite
+            return self._holds(condition, True) | self._holds(first, truth)
+        return self._holds(condition, False) | self._holds(second, truth) if self._is(first, not truth) else frozenset()
+
+    def _affine(self, name: str) -> Dim | None:
+        """An integer as an expression of positions."""
+        s = self.by_id[name]
+        if isinstance(s, Index):
+            return s.expr
+        if isinstance(s, Const):
+            return int(s.value) if s.dtype.is_integral and s.dtype.kind != "bool" else None
+        if isinstance(s, Load) or not isinstance(s, Compute) or not s.dtype.is_integral:
+            return None
+        parts = [part for part in map(self._affine, s.args) if part is not None]
+        if len(parts) != len(s.args):
+            return None
+        if s.op == "cast":
+            return parts[0] if s.dtype.name in ("i32", "i64") else None
+        if s.op in ("add", "sub"):
+            return parts[0] + parts[1] if s.op == "add" else parts[0] - parts[1]
+        return parts[0] * -1 if s.op == "neg" else None
+
+
+def _coefficients(expr: Expr) -> dict[str, int] | None:
+    """Coefficient per symbol, the constant under ""; None when the expression is not linear."""
+    found: dict[str, int] = {}
+    for monomial, coefficient in expr.terms:
+        if len(monomial) > 1 or (monomial and not isinstance(monomial[0], Sym)):
+            return None
+        found[monomial[0].name if monomial else ""] = coefficient  # type: ignore[union-attr]  # a Sym
+    return found

@@ -1,0 +1,189 @@
+"""Tiles of products of matrices, per chip: data, and the choice among them.
+
+M x N x K            candidates of the chip, each with the rate it reaches on large products
+  -> the one whose waves of programs take the least time; and how many programs share a long sum (split)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graphc.codegen.triton.tiling import power_of_two
+from graphc.ir.types import DType
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a program works on a product.
+
+    Args:
+        rows, columns, depth: of the block it takes; depth in elements of two bytes, see `depth_of`.
+        warps: of 32 threads.
+        stages: of the software pipeline: blocks of operands on their way at once.
+        rate: relative to the best tile of the chip, on products of any size.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What tiles depend on.
+
+    Args:
+        processors: that run programs side by side.
+        shared: bytes of shared memory that a program may take.
+        tiles: for matrix units, best first.
+    """
+
+    processors: int
+    shared: int
+    tiles: tuple[Tile, ...]
+
+
+_SMALL = (
+    Tile(64, 64, 64, 4, 3, 0.6),
+    Tile(32, 64, 64, 4, 3, 0.4),
+    Tile(16, 64, 128, 4, 3, 0.25),
+    Tile(64, 16, 128, 4, 3, 0.25),
+    Tile(16, 32, 128, 2, 3, 0.15),
+    Tile(16, 16, 128, 1, 3, 0.08),
+)
+MACHINES: dict[str, Machine] = {
+    "cuda:80": Machine(
+        108, 163 << 10,
+        (Tile(128, 256, 32, 8, 3, 1.0), Tile(128, 128, 32, 4, 4, 0.95), Tile(128, 64, 32, 4, 4, 0.8),
+         Tile(64, 128, 32, 4, 4, 0.8), *_SMALL),
+    ),
+    "cuda:90": Machine(
+        132, 227 << 10,
+        (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
+         Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
+    ),
+    "cuda:100": Machine(
+        148, 227 << 10,
+        (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.7),
+         Tile(64, 128, 64, 4, 4, 0.6), *_SMALL),
+    ),
+    "hip:gfx942": Machine(
+        304, 64 << 10,
+        (Tile(256, 256, 64, 16, 1, 1.0), Tile(128, 128, 64, 8, 2, 0.9), Tile(128, 64, 64, 8, 2, 0.75),
+         Tile(64, 128, 64, 8, 2, 0.75), *(replace(tile, stages=2) for tile in _SMALL)),
+    ),
+}  # fmt: skip
+"""Rates are ranks until they have been measured: they only order the candidates."""
+DEFAULT_MACHINE = "cuda:90"
+SCALAR_TILES = (Tile(64, 64, 16, 4, 2, 1.0), Tile(32, 32, 32, 4, 2, 0.7), Tile(16, 16, 32, 1, 2, 0.3))
+"""Of products without matrix units, in f32 as it is."""
+GROUP = 8
+"""Rows of tiles that are walked together, so that programs that run at the same time share operands in the L2 cache."""
+MOST_PARTS, LEAST_STEPS = 16, 8
+"""Programs that share a sum at most, and steps of the loop that each of them makes at least."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tile and the number of programs that share each sum."""
+
+    tile: Tile
+    parts: int = 1
+
+
+def depth_of(tile: Tile, dtype: DType) -> int:
+    """Elements of the summed axis per step: as many bytes for every dtype."""
+    return max(16, tile.depth * 2 // dtype.itemsize)
+
+
+def choose_tile(
+    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool
+) -> Choice:
+    """The tile of a product.
+
+    Args:
+        target: `cuda:90`, ...; an unknown one is treated as the default one.
+        batch, rows, columns, inner: extents of the product; `inner` is summed over.
+        dtype: of the operands of the matrix units.
+        loaded: bytes of the widest element that is loaded for them.
+        scalar: the matrix units do not take the dtype as it is.
+    """
+    machine = MACHINES.get(target, MACHINES[DEFAULT_MACHINE])
+
+    def fits(tile: Tile) -> bool:
+        return 2 * tile.rows * tile.depth + 2 * tile.depth * tile.columns <= machine.shared
+
+    candidates = SCALAR_TILES if scalar else tuple(tile for tile in machine.tiles if fits(tile))
+
+    def cost(tile: Tile) -> float:
+        programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+        waves = -(-programs // machine.processors)
+        return waves * tile.rows * tile.columns / tile.rate
+
+    best = min(candidates, key=cost)
+    depth = min(depth_of(best, dtype), max(16 if dtype.itemsize > 1 else 32, power_of_two(inner)))
+    stages = best.stages
+    while stages > 1 and stages * depth * (best.rows + best.columns) * max(loaded, dtype.itemsize) > machine.shared:
+        stages -= 1
+    tile = replace(best, depth=depth, stages=stages)
+    programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+    steps = -(-inner // depth)
+    parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
+    return Choice(tile, max(1, parts))
+
+
+@dataclass(frozen=True)
+class ChainTile:
+    """How a program works on a product of products, such as attention.
+
+    Args:
+        rows: of the result that it computes.
+        steps: positions of the outer sum per step of the loop.
+        warps: of 32 threads.
+        stages: of the software pipeline.
+    """
+
+    rows: int
+    steps: int
+    warps: int
+    stages: int
+
+
+_CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile]]] = {
+    # by the widest row of an operand: with one product inside, and with several
+    "cuda:80": {
+        64: (ChainTile(128, 64, 4, 3), ChainTile(64, 64, 4, 2)),
+        128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2)),
+        256: (ChainTile(64, 32, 4, 2), ChainTile(32, 32, 4, 1)),
+    },
+    "cuda:90": {
+        64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2)),
+        128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2)),
+        256: (ChainTile(128, 64, 8, 2), ChainTile(64, 32, 8, 1)),
+    },
+    "hip:gfx942": {
+        64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1)),
+        128: (ChainTile(128, 64, 8, 1), ChainTile(64, 32, 8, 1)),
+        256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1)),
+    },
+}
+_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"]
+_SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
+
+
+def choose_chain_tile(target: str, width: int, dtype: DType, products: int) -> ChainTile:
+    """The tile of a product of products.
+
+    Args:
+        target: as for `choose_tile`.
+        width: elements of the widest operand row: head dimensions.
+        dtype: of the operands of the outer product.
+        products: how many are inside.
+    """
+    if dtype.itemsize > 2:
+        return _SCALAR_CHAIN_TILE
+    table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
+    return table[next(limit for limit in table if width <= limit)][products > 1]

@@ -1,0 +1,148 @@
+"""The part of fusion that deals with templates: products that kernels take in, and what is computed on their way."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from graphc.ir.graph import Op, Value
+from graphc.ops.registry import Kind, get
+from graphc.passes.access import Index, trace
+from graphc.passes.chains import Chain, find_chains
+from graphc.passes.group import Group, group_of
+from graphc.passes.layout import int_shape
+from graphc.passes.templates import PROLOGUE_WORK, Templates
+
+if TYPE_CHECKING:
+    from graphc.passes.fuse import Fuser
+
+
+class TemplateFusion:
+    """What fusion does with products of matrices when there are templates.
+
+    Args:
+        fuser: the sweep that this is a part of.
+        templates: the policy.
+
+    Attributes:
+        inside: values that are computed in kernels of chains, and never stored but for statistics.
+    """
+
+    def __init__(self, fuser: Fuser, templates: Templates) -> None:
+        self.fuser, self.templates = fuser, templates
+        self.chains: dict[Op, Chain] = {}  # by the product that ends them
+        self.inside: dict[Value, list[Chain]] = {}
+        self.holders: dict[Chain, Group] = {}
+
+    def find_chains(self) -> None:
+        """Find products of products that become kernels."""
+        fuser = self.fuser
+        kept = fuser.live | fuser.needed | fuser.overwritten.keys()
+        for chain in find_chains(fuser.ops, kept, self.templates.takes_chain):
+            self.chains[chain.outer] = chain
+            for value in chain.values:
+                self.inside.setdefault(value, []).append(chain)
+            for product in chain.products:
+                whole = fuser.wide.pop(product.results[0], None)
+                if whole is not None:
+                    fuser.stored.discard(whole)
+
+    def visit_inside(self, op: Op) -> None:
+        """A value within chains: computed by the kernel of each that needs it, except for a softmax's statistics."""
+        fuser, value = self.fuser, op.results[0]
+        groups = fuser.waiting.pop(value, [])
+        owner = next((chain for chain in self.inside[value] if value in chain.statistics), None)
+        holder = None if owner is None else self.holders.get(owner)
+        if holder is not None:
+            ((place, _),) = holder.visits[value].items()
+            if value in fuser.needed or any(group is not holder for group in groups):
+                holder.roots[value] = place
+                fuser.stored.add(value)
+            groups = [holder]
+        for group in groups:
+            if op.name == "matmul":
+                (place,) = group.visits[value]
+                admitted = group.admit_inner(op, place)
+                assert admitted, "tried out before"
+            fuser.expand(group, value)
+
+    def take(self, op: Op) -> bool:
+        """Make a product part of a kernel, that of what reads it if possible, when that pays."""
+        if not self.templates.can_hold(op):
+            return False
+        fuser, value = self.fuser, op.results[0]
+        if value in self.inside:
+            self.visit_inside(op)
+            return True
+        chain = self.chains.get(op)
+        whole = fuser.wide.get(value, value)
+        readers, is_needed = fuser.waiting.get(whole, []), whole in fuser.needed
+        if not readers and not is_needed:
+            return False
+        taker = readers[0] if len(readers) == 1 and not is_needed and not readers[0].contracts else None
+        place = None if taker is None else _place_in(taker, whole, value)
+        # what is stored for others as well is joined with those that read it later, in `merge`
+        saved, launches = (2, 1) if place is not None else (1, 1) if readers and is_needed else (0, 0)
+        size = math.prod(int_shape(value)) * value.dtype.itemsize
+        if chain is None and not self.templates.takes_product(op, saved * size, launches):
+            return False
+        if taker is None or place is None or not taker.admit_contraction(op, place):
+            taker = group_of(whole, fuser.position[op])
+            place = _place_in(taker, whole, value)
+            if place is None or not taker.admit_contraction(op, place):
+                return False
+            fuser.groups.append(taker)
+            fuser.stored.add(whole)
+        else:
+            fuser.stored.discard(whole)
+        if chain is not None:
+            self.holders[chain] = taker
+        fuser.waiting.pop(whole, None)
+        for inner in dict.fromkeys((whole, value)):
+            fuser.expand(taker, inner)
+        return True
+
+    def feeds_product(self, value: Value, groups: list[Group]) -> bool:
+        """Whether some group needs a value to make an operand of its product."""
+        return any(group.contracts and not _after_product(group, value) for group in groups)
+
+    def worth_computing(self, op: Op, value: Value, groups: list[Group]) -> bool:
+        """Whether products compute an operand as they read it, once for each block."""
+        from graphc.passes.fuse import MANY_PIECES, element_work, is_full
+
+        fuser, kind = self.fuser, get(op.name).kind
+        if kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
+            return True
+        if kind is not Kind.POINTWISE or value in fuser.drawn:
+            return False
+        holds_blocks = all(group.sums or not group.contracts for group in groups)  # which serve many scores
+        if value in fuser.cheap and (holds_blocks or not fuser.cheap[value][1]):
+            return True
+        if len(groups) > 1:
+            return False
+        (group,) = groups
+        if group.sums and element_work(op) <= PROLOGUE_WORK:
+            return True
+        if is_full(group) or len(op.operands) > MANY_PIECES or any(x.device != value.device for x in op.inputs):
+            return False
+        product = next(item.op for item in group.visits if item.op is not None and get(item.op.name).contract)
+        leaves = sum(math.prod(int_shape(item)) * item.dtype.itemsize for item in dict.fromkeys(op.inputs))
+        return self.templates.takes_operand(product, value, leaves, element_work(op))
+
+
+def _place_in(group: Group, whole: Value, product: Value) -> Index | None:
+    """The one element of a product that a group needs at each point, read through a reshape to `whole` or as it is."""
+    places = group.visits[whole]
+    if len(places) != 1 or any(visit.masked for visit in places.values()):
+        return None
+    (place,) = places
+    if whole is product:
+        return place
+    assert whole.op is not None
+    return trace(whole.op, place, group.ranges).reads[0].place
+
+
+def _after_product(group: Group, value: Value) -> bool:
+    """Whether a group that contracts needs a value for its results only, not for the operands of the product."""
+    rows = frozenset((*group.rows, *group.inner))
+    return bool(rows) and all(group.axes_of(place).isdisjoint(rows) for place in group.visits[value])

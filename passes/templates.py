@@ -1,0 +1,173 @@
+"""Which products of matrices become kernels with slots, and which stay library calls with kernels around them.
+
+    y = gelu(x @ w + b)      library:   gemm writes p; a kernel reads p and b, writes y
+                             template:  one kernel; the product never leaves registers
+
+The one place where this is decided. The library is taken to be as fast as the chip on the product itself, a template
+somewhat slower; what a template saves is the memory traffic of everything that it takes in, and launches. In f32
+without tf32 there is nothing for matrix units to do, and the library is better at the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graphc.ir.graph import Op, Value
+from graphc.ir.types import DType
+from graphc.ops.registry import get
+from graphc.passes.layout import int_shape
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What the model knows of a GPU.
+
+    Args:
+        bandwidth: of its memory, bytes per us.
+        flops: of its matrix units in bf16, dense, per us; half of it in tf32, twice of it on bytes.
+        launch: us that a kernel costs besides its work, inside a CUDA graph or with a full queue.
+    """
+
+    bandwidth: float
+    flops: float
+    launch: float = 2.0
+
+
+CHIPS: dict[str, Chip] = {
+    "cuda:80": Chip(1.55e6, 312e6),
+    "cuda:90": Chip(4.3e6, 790e6),
+    "cuda:100": Chip(7.0e6, 1_800e6),
+    "hip:gfx942": Chip(4.3e6, 1_000e6),
+}
+"""Bandwidth and rate: of an H200 as measured with plain PyTorch, of the others from their data sheets."""
+DEFAULT_TARGET = "cuda:90"
+
+EFFICIENCY = 0.92
+"""Rate of a template as a part of the library's. An assumption until it has been measured; `choices` overrides it."""
+PROLOGUE_EFFICIENCY = 0.75
+"""The same when an operand is computed on its way to the matrix units, through registers."""
+PROLOGUE_WORK = 8
+"""Cost of an element, in additions, above which it is not computed again for every tile."""
+SMALL = 1 << 16
+"""Elements of a product below which a kernel of its own is not worth compiling."""
+CHAIN_ROWS = 1 << 12
+"""Rows of a product of products from which on there are programs enough to fill a chip."""
+TILE = 128
+"""Rows and columns per program, for counting how often operands are read."""
+
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The policy of one compilation.
+
+    Args:
+        target: `cuda:90`, ... as in `CHIPS`; others are treated as the default one.
+        tf32: products in f32 may use tf32.
+        policy: `auto` = by the model; `always` and `never` for tests and for measuring.
+        choices: per `site` of a product whether it is a template, as measured; overrides the model.
+    """
+
+    target: str = DEFAULT_TARGET
+    tf32: bool = False
+    policy: str = AUTO
+    choices: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS.get(self.target, CHIPS[DEFAULT_TARGET])
+
+    def can_hold(self, op: Op) -> bool:
+        """Whether there is a template for the op at all."""
+        dtype = op.results[0].dtype
+        return get(op.name).contract is not None and dtype.name in ("bf16", "f16", "f32", "i32")
+
+    def takes_product(self, op: Op, saved: int, launches: int) -> bool:
+        """Whether a product becomes a template.
+
+        Args:
+            op: the product, for which there is one.
+            saved: bytes that are then neither written nor read.
+            launches: kernels that are then not launched.
+        """
+        chosen = self.choices.get(site(op))
+        if chosen is not None or self.policy != AUTO:
+            return self.policy == ALWAYS if chosen is None else chosen
+        if _narrow(op):
+            return True  # no library call takes these operands as they are
+        rate = self._rate(op.results[0].dtype)
+        if not rate or not launches or math.prod(int_shape(op.results[0])) < SMALL:
+            return False
+        library = self._time(op, rate) + saved / self.chip.bandwidth + launches * self.chip.launch
+        return self._time(op, rate * EFFICIENCY) < library
+
+    def takes_chain(self, scores: int, rows: int, dtype: DType) -> bool:
+        """Whether a product around other products is a kernel of its own; never storing the scores is what it is for.
+
+        Args:
+            scores: elements of what is then never stored.
+            rows: of the result, which are what programs share out among them.
+            dtype: of the products.
+        """
+        if self.policy != AUTO:
+            return self.policy == ALWAYS
+        return scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
+
+    def takes_operand(self, op: Op, value: Value, leaves: int, work: int) -> bool:
+        """Whether an operand of a template is computed in it, once for each tile that reads it.
+
+        Args:
+            op: the product.
+            value: what would be stored else.
+            leaves: bytes of what it is computed from.
+            work: cost of one element, in additions.
+        """
+        if self.policy == ALWAYS:
+            return True
+        rate = self._rate(op.results[0].dtype)
+        if not rate or work > PROLOGUE_WORK:
+            return False
+        size = _bytes(value)
+        rows, columns = int_shape(op.results[0])[-2:]
+        again = -(-(columns if value is op.operands[0] else rows) // TILE)
+        # what is read again comes from the cache in part; the model counts a quarter of it
+        fused = self._time(op, rate * PROLOGUE_EFFICIENCY) + (leaves - size) * (3 + again) / 4 / self.chip.bandwidth
+        apart = self._time(op, rate * EFFICIENCY) + (leaves + size) / self.chip.bandwidth + self.chip.launch
+        return fused < apart
+
+    def _rate(self, dtype: DType) -> float:
+        """Operations per us; 0 = nothing for matrix units."""
+        if dtype.is_reduced:
+            return self.chip.flops
+        if dtype.name == "f32":
+            return self.chip.flops / 2 if self.tf32 else 0.0
+        return 2 * self.chip.flops
+
+    def _time(self, op: Op, rate: float) -> float:
+        """The product alone, in us: as long as its operations or its bytes take, whichever is more."""
+        flops = get(op.name).flops
+        assert flops is not None
+        moved = sum(_bytes(value) for value in (*op.inputs, *op.results))
+        return max(float(str(flops(op))) / rate, moved / self.chip.bandwidth)
+
+
+def site(op: Op) -> str:
+    """What a measurement of a product is kept under: its dtype and shape."""
+    left, right = (int_shape(value) for value in op.inputs)
+    return f"{op.name} {op.results[0].dtype.name} {list(left)} {list(right)}"
+
+
+def _narrow(op: Op) -> bool:
+    """Bytes widened to i32 right before the product, whose sums are exact."""
+    sources = [value.op for value in op.inputs]
+    return op.results[0].dtype.name == "i32" and all(
+        source is not None and source.name == "cast" and next(iter(source.inputs)).dtype.itemsize == 1
+        for source in sources
+    )
+
+
+def _bytes(value: Value) -> int:
+    return math.prod(int_shape(value)) * value.dtype.itemsize

@@ -1,0 +1,138 @@
+"""`graphc.verify` against faults put into each stage: it names the stage, the op and the user's line."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import graphc
+from graphc.cli.main import main
+from graphc.errors import DataDependentError
+from graphc.frontend import dispatch
+from graphc.frontend.aten.registry import RULES, load_rules
+from graphc.ops import registry
+from graphc.passes import pipeline
+from graphc.passes.base import PassResult
+from graphc.settings import override
+
+COMPILER = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+pytestmark = COMPILER
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    """Programs that show faults go to a folder of the test; what is built with a fault is kept nowhere."""
+    monkeypatch.chdir(tmp_path)
+    with override(cache=False):
+        yield
+
+
+def wavy(x, scale):
+    bent = torch.atan(x * scale)
+    squeezed = torch.tanh(bent).sum(-1, keepdim=True)
+    return squeezed + torch.sin(x), bent.mean()
+
+
+def line_of(text: str) -> str:
+    lines = Path(__file__).read_text().splitlines()
+    return f"{__file__}:{next(number for number, line in enumerate(lines, 1) if text in line)}"
+
+
+def test_right() -> None:
+    report = graphc.verify(wavy, torch.randn(6, 5), 0.7)
+    assert report.right and report.fault is None
+    assert [output.name for output in report.outputs] == ["result[0]", "result[1]"]
+    assert all(output.errors.ours < 1e-5 for output in report.outputs)
+    assert "right" in str(report)
+
+
+def test_gradients_writes_and_state() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.GELU())
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    report = graphc.verify(net, torch.randn(5, 4))
+    assert report.right
+    names = [output.name for output in report.outputs]
+    assert "gradient of 0.weight" in names and "1.running_mean, written" in names
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_random_numbers() -> None:
+    assert graphc.verify(torch.nn.Dropout(0.5), torch.randn(50)).right
+    assert graphc.verify(graphc.compile(torch.nn.Dropout(0.5), numerics="eager"), torch.randn(50)).right
+
+
+def test_half_precision_in_kernels_is_right() -> None:
+    assert graphc.verify(lambda x: torch.softmax(x * 3, -1).sum(), torch.randn(6, 5).bfloat16()).right
+
+
+def test_a_broken_kernel(monkeypatch) -> None:
+    tanh = registry.get("tanh")
+
+    def lower(ctx, op, index):
+        value = tanh.lower(ctx, op, index)
+        return ctx.compute("mul", value, ctx.constant(1.01, op.results[0].dtype), dtype=op.results[0].dtype)
+
+    with monkeypatch.context() as broken:
+        broken.setitem(registry._REGISTRY, "tanh", replace(tanh, lower=lower))
+        report = graphc.verify(wavy, torch.randn(6, 5), 0.7)
+        assert not report.right and report.fault is not None
+        assert [bool(output.errors.miss) for output in report.outputs] == [True, False]
+        assert report.fault.stage.startswith("kernel ") and report.fault.op.startswith("tanh(")
+        assert report.fault.location == line_of("squeezed = torch.tanh")
+        assert report.fault.script == Path("out/verify/wavy.py")
+        assert run_script(report.fault.script) == 1
+    assert run_script(report.fault.script) == 0
+
+
+def run_script(path: Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path))
+    return int(ended.value.code)
+
+
+@dataclass(frozen=True)
+class TurnSums:
+    """A pass that gets sums of squeezed values wrong: an atan becomes a tanh."""
+
+    name: str = "turn-sums"
+
+    def run(self, graph, ctx):
+        for op in graph.ops:
+            if op.name == "atan":
+                op.name = "tanh"
+        return PassResult(False)
+
+
+def test_a_broken_pass(monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "PREPARE", (TurnSums(), *pipeline.PREPARE))
+    report = graphc.verify(wavy, torch.randn(6, 5), 0.7)
+    assert report.fault is not None and report.fault.stage == "pass turn-sums"
+
+
+def test_a_broken_capture(monkeypatch) -> None:
+    load_rules()
+    monkeypatch.setitem(RULES, "aten.sin.default", RULES["aten.cos.default"])
+    monkeypatch.setattr(dispatch, "_HANDLERS", {})
+    report = graphc.verify(wavy, torch.randn(6, 5), 0.7)
+    assert report.fault is not None and (report.fault.stage, report.fault.op) == ("capture", "aten.sin.default")
+    assert report.fault.location == line_of("return squeezed + torch.sin(x)")
+
+
+def test_branches_are_refused() -> None:
+    with pytest.raises(DataDependentError):
+        graphc.verify(lambda x: x + 1 if x.sum() > 0 else x, torch.randn(3))
+
+
+def test_command(tmp_path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\ndef soft(x):\n    return torch.softmax(x, -1)\n\n\n"
+        "def example_inputs():\n    return (torch.randn(3, 4),)\n"
+    )
+    done = CliRunner().invoke(main, ["verify", f"{tmp_path}/net.py:soft"])
+    assert done.exit_code == 0 and "right" in done.output, done.output

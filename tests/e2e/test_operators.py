@@ -1,0 +1,62 @@
+"""Single operators that compiled programs once got wrong, each a small case of what PyTorch's own samples found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import graphc
+from tests.support import assert_contract
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("backend", ["c", "interpret"])
+def test_padding_of_nothing(dtype, backend) -> None:
+    """An element that is read under a mask of an empty tensor is the filler, not 0."""
+    x = torch.empty(0, 3, dtype=dtype)
+    padded = graphc.compile(lambda t: torch.nn.functional.pad(t, (1, 1, 1, 1), value=1), backend=backend)(x)
+    assert_contract(padded, torch.ones(2, 5, dtype=dtype))
+
+
+def test_inverse_error_function_near_one() -> None:
+    """Its gradient is the exponential of its square, so what it loses near 1 is lost manifold."""
+    x = torch.cat([1 - torch.logspace(-7, 0, 100), torch.linspace(-1, 1, 101)])
+    compiled = graphc.compile(torch.erfinv, backend="c")(x)
+    assert_contract(compiled, torch.erfinv(x), torch.erfinv(x.double()))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 1)])
+def test_parts_of_complex_numbers_lie_as_in_eager(shape) -> None:
+    z = torch.randn(shape, dtype=torch.complex64)
+    parts = graphc.compile(lambda t: (t.real, t.imag.t(), torch.view_as_real(t)))(z)
+    for mine, other in zip(parts, (z.real, z.imag.t(), torch.view_as_real(z)), strict=True):
+        assert mine.stride() == other.stride() and torch.equal(mine, other)
+
+
+def test_zeros_that_autograd_makes() -> None:
+    """The gradient of sgn is a tensor of zeros without memory."""
+    x = torch.randn(4, requires_grad=True)
+    graphc.compile(torch.sgn)(x).sum().backward()
+    assert x.grad is not None and x.grad.device.index is None and torch.equal(x.grad, torch.zeros(4))
+
+
+def test_copies_of_storage_and_scatters_into_it() -> None:
+    """`as_strided` counts from the start of the storage, gaps and what lies before the tensor included."""
+    x, part = torch.arange(12.0)[1::2], torch.tensor([5.0, 6.0])
+    for fn in (
+        lambda t, _: torch.as_strided_copy(t, (3, 2), (2, 1), 1),
+        lambda t, new: torch.as_strided_scatter(t, new, (2,), (4,), 1),
+    ):
+        mine, other = graphc.compile(fn, backend="c")(x, part), fn(x, part)
+        assert mine.stride() == other.stride() and torch.equal(mine, other)
+
+
+def test_half_precision_that_overflows_in_eager_alone() -> None:
+    """Kernels keep intermediates in float32: a finite result is held to float64 then, not to eager's infinity."""
+    x = torch.tensor([-13.0, 2.0], dtype=torch.float16)
+    fn = lambda t: torch.log1p(torch.exp(-t))
+    mine, exact = graphc.compile(fn, backend="c")(x), fn(x.double())
+    assert not fn(x).isfinite().all() and mine.isfinite().all()
+    assert_contract(mine, fn(x), exact)
+    with pytest.raises(AssertionError):
+        assert_contract(mine + 1, fn(x), exact)

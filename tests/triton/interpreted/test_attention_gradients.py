@@ -1,0 +1,117 @@
+"""Gradients of attention in the forms people write it: kernels that compute the weights again, and keep no scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import graphc
+from graphc.settings import override
+from tests.support import assert_contract
+from tests.triton.attentions import FORMS, Form, dropped, inputs
+
+torch.set_num_threads(1)
+LARGE = 21 * 37 * 6
+
+
+def step_of(form: Form) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The form with the gradients of q, k and v."""
+
+    def step(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = (x.detach().requires_grad_() for x in args[:3])
+        out = form(q, k, v, *args[3:])
+        return (out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v)))
+
+    return step
+
+
+def _exact(args: list[Any]) -> list[Any]:
+    return [x.double() if x.is_floating_point() else x for x in args]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_gradients_keep_the_contract_and_no_scores(name: str) -> None:
+    dtype = torch.float16 if name == "causal" else torch.bfloat16
+    step, args = step_of(FORMS[name][0]), inputs(name, dtype)
+    with override(templates="always", cache=False):
+        compiled = graphc.compile(step, backend="triton")
+        found = compiled(*args)
+        plan = compiled.graph(*args, stage="scheduled")
+    assert not any(type(item).__name__ == "GemmStep" for item in plan.steps)
+    floats = [spec for spec in plan.buffers if spec.dtype.is_float and spec.kind != "input"]
+    assert all(spec.nbytes < LARGE * spec.dtype.itemsize for spec in floats), plan
+    for mine, theirs, true in zip(found, step(*args), step(*_exact(args)), strict=True):
+        assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("name", ["causal", "plain"])
+def test_gradients_in_float32_keep_the_contract(name: str) -> None:
+    step, args = step_of(FORMS[name][0]), inputs(name)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(*args)
+    for mine, theirs, true in zip(found, step(*args), step(*_exact(args)), strict=True):
+        assert_contract(mine, theirs, true)
+
+
+def test_gradients_through_dropout_have_the_mask_of_the_forward_pass() -> None:
+    args = inputs("plain", torch.bfloat16)
+    found = []
+    for backend, given in (("triton", args), ("interpret", args), ("interpret", [x.float() for x in args])):
+        torch.manual_seed(0)
+        with override(templates="always", cache=False):
+            compiled = graphc.compile(step_of(dropped), backend=backend)
+            found.append(compiled(*given))
+            if backend == "triton":
+                assert compiled.explain(*given).stats["gemm_calls"] == 0
+    for mine, theirs, true in zip(*found, strict=True):
+        assert_contract(mine, theirs, true)
+
+
+class Block(nn.Module):
+    """A small attention block as tutorials write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.register_buffer("mask", torch.tril(torch.ones(19, 19)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = (part.view(batch, length, 3, 8).transpose(1, 2) for part in self.qkv(x).split(width, dim=2))
+        scores = (q @ k.transpose(-2, -1)) * 8**-0.5
+        scores = scores.masked_fill(self.mask[:length, :length] == 0, float("-inf"))
+        y = F.softmax(scores, dim=-1) @ v
+        return self.out(y.transpose(1, 2).contiguous().view(batch, length, width))
+
+
+def _trained(block: Block, x: torch.Tensor, call: Callable[..., Any]) -> list[torch.Tensor]:
+    block.zero_grad()
+    call(x).square().sum().backward()
+    return [parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole step", "module"])
+def test_a_block_trains(whole: bool) -> None:
+    torch.manual_seed(0)
+    block, x = Block(), torch.randn(2, 19, 24)
+    wanted = _trained(block, x, block)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = block(x).square().sum()
+        loss.backward()
+        return loss
+
+    with override(templates="always", cache=False):
+        if whole:
+            block.zero_grad()
+            graphc.compile(step, backend="triton")(x)
+            found = [parameter.grad for parameter in block.parameters()]
+        else:
+            found = _trained(block, x, graphc.compile(block, backend="triton"))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,169 @@
+"""Products of matrices as kernels with slots, in Triton's interpreter: against eager, float64 and the plan's oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import graphc
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.tiles import Choice, Tile
+from graphc.ir.dims import symbol
+from graphc.ir.types import DTYPES, DType, i32
+from graphc.loopir.builder import KernelBuilder
+from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
+from graphc.runtime.triton_launcher import InterpretedKernel
+from graphc.settings import override
+from tests.plan_interpreter import run_plan
+from tests.support import assert_contract
+from tests.triton.products import CASES, kernel_calls, plan_of, products_left
+
+torch.set_num_threads(1)
+
+
+def _list(found: object) -> list[torch.Tensor]:
+    return list(found) if isinstance(found, (tuple, list)) else [found]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", CASES)
+def test_products_keep_the_contract(name: str, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    inputs = case.inputs(dtype)
+    with override(templates="always", cache=False):
+        found = _list(graphc.compile(case.function, backend="triton")(*inputs))
+    eager = _list(case.function(*inputs))
+    exact = _list(case.function(*(x.double() for x in inputs)))
+    for mine, theirs, true in zip(found, eager, exact, strict=True):
+        assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_oracle_runs_the_same_plan(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(torch.float32)
+    plan = plan_of(case, torch.float32)
+    assert (products_left(plan), kernel_calls(plan)) == (0, case.kernels)
+    for mine, true in zip(run_plan(plan, inputs), _list(case.function(*(x.double() for x in inputs))), strict=True):
+        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision() -> None:
+    case = CASES["two outputs"]
+    inputs = case.inputs(torch.float16)
+    with override(templates="always", cache=False):
+        found = graphc.compile(case.function, backend="triton")(*inputs)
+    for mine, theirs, true in zip(
+        found, case.function(*inputs), case.function(*(x.double() for x in inputs)), strict=True
+    ):
+        assert_contract(mine, theirs, true)
+
+
+def test_infinities_and_nan_stay_in_their_rows() -> None:
+    x, w = torch.randn(20, 24), torch.randn(24, 20)
+    x[3, 5], x[7, 2] = float("inf"), float("nan")
+
+    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ w)
+
+    with override(templates="always", cache=False):
+        found = graphc.compile(product, backend="triton")(x, w)
+    assert_contract(found, product(x, w), product(x.double(), w.double()))
+
+
+def test_weights_are_updated_in_the_product_that_makes_their_gradient() -> None:
+    def step(w: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> None:
+        w.sub_(0.1 * (x.mT @ g))
+
+    x, g, w = torch.randn(30, 17), torch.randn(30, 9), torch.randn(17, 9)
+    wanted, exact = w.clone(), w.double()
+    step(wanted, x, g)
+    step(exact, x.double(), g.double())
+    with override(templates="always", cache=False):
+        compiled = graphc.compile(step, backend="triton")
+        compiled(w, x, g)
+        assert compiled.explain(w, x, g).stats["kernel_calls"] == 1
+    assert_contract(w, wanted, exact)
+
+
+def test_bytes_are_multiplied_as_bytes() -> None:
+    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.int32) @ w.to(torch.int32) + 1
+
+    x, w = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((20, 70), (70, 9)))
+    with override(cache=False):
+        compiled = graphc.compile(product, backend="triton")
+        assert torch.equal(compiled(x, w), product(x, w))
+        (source,) = compiled.source(x, w).values()
+    assert "out_dtype=tl.int32" in source and "to(tl.int32)" not in source
+
+
+# kernels by themselves
+
+
+def product_kernel(rows: int, columns: int, inner: int, dtype: DType, tf32: bool = False) -> Kernel:
+    """out = relu(a @ b)."""
+    i, j, k = symbol("i"), symbol("j"), symbol("k")
+    b = KernelBuilder((Axis("i", rows), Axis("j", columns), Axis("k", inner, ROW)))
+    left, right = b.load("a", dtype, i * inner + k), b.load("b", dtype, k * columns + j)
+    made = b.contract(left, right, tf32)
+    result = b.compute("maximum", made, b.constant(0, dtype.compute))
+    b.store("out", i * columns + j, b.compute("cast", result, dtype=dtype))
+    return b.finish(
+        "product_relu",
+        (
+            Buffer("a", dtype, rows * inner, "in"),
+            Buffer("b", dtype, inner * columns, "in"),
+            Buffer("out", dtype, rows * columns, "out"),
+        ),
+    )
+
+
+def _run(kernel: Kernel, choice: Choice, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype)
+    InterpretedKernel(emit_kernel(kernel, choice=choice))([a, b, out])
+    return out
+
+
+SMALL = Tile(16, 32, 16, 4, 2, 1.0)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("shape", [(32, 64, 96), (33, 65, 100), (5, 7, 200), (300, 20, 48)])
+def test_tiles_in_any_number(shape: Sequence[int], parts: int) -> None:
+    rows, columns, inner = shape
+    for name in ("f32", "bf16"):
+        dtype = DTYPES[name]
+        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        a, b = (x.to(getattr(torch, dtype.torch_name)) for x in (a, b))
+        found = _run(product_kernel(rows, columns, inner, dtype), Choice(SMALL, parts), a, b)
+        assert_contract(found, torch.relu(a @ b), torch.relu(a.double() @ b.double()))
+
+
+def test_tf32_rounds_only_when_asked() -> None:
+    a, b = torch.randn(32, 64), torch.randn(64, 32)
+    exact = torch.relu(a.double() @ b.double())
+    plain, rough = (
+        (_run(product_kernel(32, 32, 64, DTYPES["f32"], tf32), Choice(SMALL), a, b).double() - exact).abs().max()
+        for tf32 in (False, True)
+    )
+    assert plain < 2e-5
+    assert 2e-4 < rough < 5e-2
+
+
+def test_integers_wrap_as_in_eager() -> None:
+    i, j, k = symbol("i"), symbol("j"), symbol("k")
+    b = KernelBuilder((Axis("i", 20), Axis("j", 17), Axis("k", 40, ROW)))
+    left, right = b.load("a", DTYPES["i8"], i * 40 + k), b.load("b", DTYPES["i8"], k * 17 + j)
+    made = b.contract(b.compute("cast", left, dtype=i32), b.compute("cast", right, dtype=i32))
+    b.store("out", i * 17 + j, made)
+    kernel = b.finish(
+        "product",
+        (Buffer("a", DTYPES["i8"], 800, "in"), Buffer("b", DTYPES["i8"], 680, "in"), Buffer("out", i32, 340, "out")),
+    )
+    x, w = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((20, 40), (40, 17)))
+    out = torch.empty(20, 17, dtype=torch.int32)
+    InterpretedKernel(emit_kernel(kernel, choice=Choice(SMALL)))([x, w, out])
+    assert torch.equal(out, x.int() @ w.int())

@@ -1,0 +1,122 @@
+"""Products of matrices as kernels: compiled for GPUs that are not there, and when the model makes them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import torch
+
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.tiles import MACHINES, choose_tile
+from graphc.ir.types import DTYPES, bf16
+from graphc.passes.templates import NEVER, Templates
+from graphc.runtime.triton_cross import TARGETS, compile_for
+from tests.triton.products import CASES, Case, kernel_calls, plan_of, products_left
+
+pytest.importorskip("triton")
+compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
+
+UNITS = {"cuda:80": "mma.sync", "cuda:90": "wgmma.mma_async", "cuda:100": "tcgen05.mma", "hip:gfx942": "v_mfma"}
+LARGE = Case(CASES["two outputs"].function, ((1024, 512), (512, 2048), (2048,)))
+RAGGED = Case(CASES["prologue"].function, ((1000, 513), (513, 2001), (1000, 1)))
+WIDE = Case(CASES["linear"].function, ((4096, 1024), (4096, 1024), (4096,)))
+
+
+def assembly(compiled: object) -> str:
+    asm = compiled.asm  # type: ignore[attr-defined]
+    return str(asm["ptx"] if "ptx" in asm else asm["amdgcn"])
+
+
+@compiles
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_run_on_matrix_units_and_do_not_spill(target: str) -> None:
+    (kernel,) = plan_of(LARGE, torch.bfloat16).kernels.values()
+    (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
+    assert UNITS[target] in assembly(compiled)
+    assert compiled.spills == 0, compiled
+    assert min(compiled.stores) >= 8, compiled
+
+
+@compiles
+@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx942"])
+def test_ragged_products_with_prologues_compile(target: str) -> None:
+    (kernel,) = plan_of(RAGGED, torch.float16).kernels.values()
+    (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
+    assert UNITS[target] in assembly(compiled)
+
+
+@compiles
+def test_large_products_copy_operands_ahead() -> None:
+    (kernel,) = plan_of(WIDE, torch.bfloat16).kernels.values()
+    (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
+    assert "cp.async" in assembly(compiled) and not compiled.loads.keys() - {16, 2}, compiled
+
+
+@compiles
+def test_f32_uses_matrix_units_when_tf32_is_allowed() -> None:
+    for tf32 in (False, True):
+        (kernel,) = plan_of(LARGE, torch.float32, Templates(tf32=tf32, policy="always")).kernels.values()
+        (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
+        assert bool(re.search(r"mma\.sync.*tf32", assembly(compiled))) == tf32
+
+
+@compiles
+def test_parts_of_a_long_sum_compile() -> None:
+    (kernel,) = plan_of(
+        Case(CASES["linear"].function, ((64, 16384), (64, 16384), (64,))), torch.bfloat16
+    ).kernels.values()
+    made = emit_kernel(kernel, target="cuda:90")
+    assert [launch.function for launch in made.launches] == [made.name, f"{made.name}_finish"]
+    assert all(compiled.spills == 0 for compiled in compile_for(made, "cuda:90"))
+
+
+# the choice
+
+
+def _chosen(case: Case, dtype: torch.dtype, templates: Templates) -> tuple[int, int]:
+    plan = plan_of(case, dtype, templates)
+    return products_left(plan), kernel_calls(plan)
+
+
+def test_the_library_keeps_plain_products() -> None:
+    plain = Case(CASES["plain"].function, ((1024, 512), (512, 2048)))
+    assert _chosen(plain, torch.bfloat16, Templates()) == (1, 0)
+
+
+def test_an_epilogue_makes_a_large_product_a_template() -> None:
+    assert _chosen(WIDE, torch.bfloat16, Templates()) == (0, 1)
+    assert _chosen(WIDE, torch.bfloat16, Templates(policy=NEVER)) == (1, 1)
+    assert _chosen(CASES["linear"], torch.bfloat16, Templates()) == (1, 1)
+
+
+def test_f32_is_left_to_the_library_unless_tf32_is_allowed() -> None:
+    assert _chosen(WIDE, torch.float32, Templates()) == (1, 1)
+    assert _chosen(WIDE, torch.float32, Templates(tf32=True)) == (0, 1)
+
+
+def test_what_was_measured_overrides_the_model() -> None:
+    site = "matmul bf16 [4096, 1024] [1024, 4096]"
+    assert _chosen(WIDE, torch.bfloat16, Templates(choices={site: False})) == (1, 1)
+
+
+def test_operands_are_computed_in_small_products_only() -> None:
+    for rows, kernels in ((64, 1), (16384, 2)):
+        case = Case(lambda x, w: torch.relu(x @ w.abs().mul(2).neg()), ((rows, 1024), (1024, 2048)))
+        assert _chosen(case, torch.bfloat16, Templates()) == (0, kernels)
+
+
+@pytest.mark.parametrize("target", MACHINES)
+def test_tiles_fit_the_chip(target: str) -> None:
+    machine = MACHINES[target]
+    for rows, columns, inner in ((8192, 8192, 8192), (64, 64, 65536), (1, 4096, 4096), (4096, 16, 64), (7, 7, 7)):
+        for name in ("bf16", "f32", "i8"):
+            dtype = DTYPES[name]
+            choice = choose_tile(target, 1, rows, columns, inner, dtype, loaded=dtype.itemsize, scalar=False)
+            tile = choice.tile
+            block = (tile.rows + tile.columns) * tile.depth * dtype.itemsize
+            assert block * max(1, tile.stages - 1) <= machine.shared
+            assert choice.parts == 1 or choice.parts * -(-rows // tile.rows) <= machine.processors
+    large = choose_tile(target, 1, 8192, 8192, 8192, bf16, loaded=2, scalar=False)
+    assert large.tile.rows * large.tile.columns >= 128 * 128 and large.parts == 1
