@@ -4,11 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-<<<<<<< HEAD
-.PHONY: demo test check format lint types layers bench suites fuzz clean
-=======
-.PHONY: demo test check format lint types layers bench gpu-static suites clean
->>>>>>> gpustatic
+.PHONY: demo test check format lint types layers bench gpu-static suites fuzz clean
 
 demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
@@ -33,17 +29,13 @@ layers: $(STAMP)
 bench: $(STAMP)  ## the tables of benchmarks/README.md
 	$(BIN)/graphc bench benchmarks/kernels.py --against eager,inductor
 
-<<<<<<< HEAD
+gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
+	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results
+
 suites: $(STAMP)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
 	$(BIN)/python -m tests.suites --markdown docs/coverage.md
 
 fuzz: $(STAMP)  ## long runs of random programs
-=======
-gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
-	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results
-
-suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's own databases
->>>>>>> gpustatic
 	$(BIN)/python -m pytest -q -m suite
 
 $(STAMP): pyproject.toml constraints.txt

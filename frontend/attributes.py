@@ -8,7 +8,7 @@ program, plain values are kept. A number that is found to change between calls b
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -74,7 +74,7 @@ class BindEffect:
     node: tree.Node | None
     leaves: tuple[OutputLeaf, ...] = ()
 
-    def apply(self, outputs: list[Any]) -> None:
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Bind it; `outputs` are the leaves of this run that are effects."""
         if self.node is None:
             _bind(self.home, self.key, _GONE)

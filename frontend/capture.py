@@ -37,6 +37,7 @@ from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
+from graphc.frontend.replays import Replays, find_replays
 from graphc.frontend.schedulers import Later
 from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, is_shape, whole
 from graphc.frontend.traced import TracedTensor
@@ -112,6 +113,7 @@ class _Returned:
     leaves: list[Any]
     node: tree.Node
     backward: Recorded | str | None
+    replays: Replays
     bound: list[tuple[Any, str, Any]]
 
 
@@ -173,6 +175,7 @@ class _Session:
             recorder.undo()
             undo.all()
             self._given.clear()
+            recorder.arguments.release()
             raise
 
     def _record(
@@ -204,6 +207,7 @@ class _Session:
         recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
         del given, returned
         self._given.clear()
+        recorder.arguments.release()
         _check_leaks(recorder.made)
         segment = None
         if recorder.decider is not None and self.steps:
@@ -215,6 +219,7 @@ class _Session:
         """What a run gives that ends at a decision without an answer."""
         assert recorder.decider is not None
         self._given.clear()
+        recorder.arguments.release()
         recorder.decider.check_end()
         return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
 
@@ -226,23 +231,33 @@ class _Session:
         bound, kept = effects_of(returned.bound, len(made))
         steps, given = recorder.schedules.effects(len(made) + len(kept))
         effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
-        found = finish.finish(recorder, [*returned.leaves, *made])
-        count = len(returned.leaves)
-        ends = Ends(returned.node, found[:count], effects, found[count:], gradients=recorder.gradient_facts())
-        recorded = returned.backward
-        reason = recorder.argument_gradients(self._given)
+        for find in (recorder.arguments.effects, recorder.scalers.effects):
+            more, given = find(len(made))
+            effects, made = [*effects, *more], [*made, *given]
+        replays = returned.replays
+        leaves = [*returned.leaves, *made, *replays.hidden]
+        found = finish.finish(recorder, leaves, replays.written)
+        count, last = len(returned.leaves), len(returned.leaves) + len(made)
+        again = replays.made(recorder, leaves, found)
+        facts = recorder.gradient_facts()
+        ends = Ends(returned.node, found[:count], effects, found[count:last], gradients=facts, replays=again)
+        recorded, branches = returned.backward, bool(self.steps)
+        reason = recorder.arguments.refusal(branches) or replays.refusal
+        if branches and replays:
+            reason = reason or "it writes to an argument or returns a view, behind a branch on data"
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
-        reason = reason or refusal(recorder, recorded)
-        numbers = {id(leaf): out.number for leaf, out in zip([*returned.leaves, *made], found, strict=True)}
-        graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
+        reason = reason or refusal(recorder)
+        numbers = {id(leaf): out.number for leaf, out in zip(leaves, found, strict=True)}
+        graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves], replays.written)
         return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
 
     def _captured(
         self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], segment: Segment | None, ends: Ends
     ) -> Captured:
         graph = ends.graph or recorder.graph
-        trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards]
+        trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards, recorder.scalers.guards]
+        trained.append(lambda g: recorder.arguments.guards(g, facts.local))
         if recorder.locator.differentiates:
             trained.append(recorder.gradients.hook_guards)
         looked_up = (b for b in recorder.bindings if b.kind is BindingKind.FOUND and b.number is None)
@@ -265,7 +280,8 @@ class _Session:
             modules=len(recorder.sources.modules),
             numbers=[*self.attributes.numbers.values(), *recorder.optimizers.numbers()],
             number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing} | found,
-            created=recorder.optimizers.created(),
+            created=[*recorder.optimizers.created(), *recorder.scalers.created()],
+            replays=ends.replays,
         )
 
     # before
@@ -318,7 +334,7 @@ class _Session:
                 if id(leaf) not in stand_ins:
                     binding = Binding(BindingKind.ARG, tensor=leaf, leaf=index)
                     state = recorder.add_input(leaf, Role.ARG, name, binding)
-                    stand_ins[id(leaf)] = recorder.stand_in(leaf, state, name)
+                    stand_ins[id(leaf)] = recorder.arguments.stand_in(leaf, state, name, index)
                 given.append(stand_ins[id(leaf)])
             elif index in dynamic and isinstance(leaf, (bool, int, float)):
                 given.append(recorder.scalar_input(leaf, name, index))
@@ -341,11 +357,12 @@ class _Session:
                 _check_results(leaves, node)
                 bound = self.attributes.changed()
                 kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
-                backward = record_backward(recorder, [*leaves, *kept], self._given)
+                replays = find_replays(recorder, [*leaves, *kept])
+                backward = record_backward(recorder, replays)
                 if isinstance(backward, Recorded) and any(is_shape(step) for step in self.steps or ()):
                     roll_back(recorder, backward.start)
                     backward = "a result that requires grad depends on a shape that data decide"
-                return _Returned(leaves, node, backward, bound)
+                return _Returned(leaves, node, backward, replays, bound)
         except GraphcError:
             raise
         except Exception as error:

@@ -14,6 +14,8 @@ from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
 from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.optimizers import CreatedState
+from graphc.frontend.replays import Replay
+from graphc.frontend.scalers import CreatedScale
 from graphc.frontend.segments import Segment
 from graphc.ir.graph import Graph
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 class Effect(Protocol):
     """Something a run changes outside of the program."""
 
-    def apply(self, outputs: list[Any]) -> None:
-        """Change it; `outputs` are the leaves of this run that are effects."""
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Change it; `outputs` are the leaves of this run that are effects, `inputs` those of the program."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Ends:
         effects, effect_leaves: what to change after each run, and the outputs that takes.
         gradients: (path, tensor, whether it has a gradient) of each whose gradient's existence was assumed.
         graph: of the forward pass, when the recorded graph holds a backward pass too.
-        joint, needs_grad: as in `Captured`.
+        joint, needs_grad, replays: as in `Captured`.
     """
 
     node: tree.Node = field(default_factory=lambda: tree.flatten(())[1])
@@ -48,6 +50,7 @@ class Ends:
     graph: Graph | None = None
     joint: Joint | None = None
     needs_grad: str = ""
+    replays: list[Replay] = field(default_factory=list)
 
 
 @dataclass
@@ -73,7 +76,8 @@ class Captured:
         numbers: Python numbers that its guards compare, or that are inputs.
         number_inputs: keys of those that are inputs, and of places whose tensors are looked up in each call.
         modules: how many modules its guards know.
-        created: state of optimizers that was made for real, for the program to update.
+        created: state of optimizers and scalers that was made for real, for the program to update.
+        replays: eager calls behind each run, for autograd to see.
     """
 
     graph: Graph
@@ -94,7 +98,8 @@ class Captured:
     modules: int = 0
     numbers: list[Number] = field(default_factory=list)
     number_inputs: frozenset[Hashable] = frozenset()
-    created: list[CreatedState] = field(default_factory=list)
+    created: list[CreatedState | CreatedScale] = field(default_factory=list)
+    replays: list[Replay] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -148,17 +153,21 @@ class Captured:
         """Keys of the places that hold another tensor than captured."""
         return {binding.accesses[0].key() for binding in self.bindings if binding.has_moved()}
 
-    def rebuild(self, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> Any:
+    def rebuild(self, outputs: list[Any], inputs: Sequence[Any] = ()) -> Any:
         """The value the user's function returns.
 
         Args:
             outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
             inputs: the program's inputs of this call.
         """
+        if self.replays:
+            with torch.enable_grad():
+                for replay in self.replays:
+                    replay.replay(outputs, inputs)
         if self.effects:
             made = [_leaf(leaf, outputs) for leaf in self.effect_leaves]
             for effect in self.effects:
-                effect.apply(made)
+                effect.apply(made, inputs)
         if self._alone >= 0:
             return outputs[self._alone]
         node = self.out_node

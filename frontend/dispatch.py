@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import DataDependentError, GraphcError, UnsupportedError
-from graphc.frontend import host, replay
+from graphc.frontend import dynamic_index, host, replay, scalers
+from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
 from graphc.frontend.aten.views import VIEW_RULES, StorageModeNeeded
@@ -67,6 +68,13 @@ def _choose(func: Any) -> Handler:
     name = str(func)
     if name in _SPECIAL:
         return _SPECIAL[name]
+    if name in _AT_A_PLACE:
+        return _place_handler(_AT_A_PLACE[name], _plain_handler(func, name))
+    return _plain_handler(func, name)
+
+
+def _plain_handler(func: Any, name: str) -> Handler:
+    """How calls of an overload are handled that is like others."""
     if func.namespace in ("profiler", "inductor_test_only"):
         return _as_is
     if name in VIEW_RULES:
@@ -159,6 +167,16 @@ def _view_handler(view: Callable[..., Any]) -> Handler:
     return handle
 
 
+def _place_handler(dynamic: Callable[..., Any], plain: Handler) -> Handler:
+    """Of overloads whose place, their last argument, may be a number that data decide."""
+
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = dynamic(recorder, *args) if isinstance(args[-1], torch.SymInt) else None
+        return plain(recorder, func, args, kwargs) if found is None else found
+
+    return handle
+
+
 def _view_tensor(recorder: Recorder, state: TensorState, source: TensorState, tensor: torch.Tensor) -> TracedTensor:
     here, step = recorder.builder.location, state
     while step is not source and step.parent is not None:
@@ -211,6 +229,25 @@ def _decompose(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
         return func.decompose(*args, **kwargs)
 
 
+def _as_strided_copy(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Reads the storage, from its start, and not the tensor: as the view does, of which this is a copy."""
+    with CaptureMode(recorder):
+        return torch.ops.aten.as_strided.default(*args, **kwargs).clone(memory_format=torch.contiguous_format)
+
+
+def _as_strided_scatter(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Writes to a copy of the storage, from its start on; a call of it would not know what lies before the tensor."""
+    tensor, start = args[0], args[0].storage_offset()
+    if start == 0 or len(args) < 4:
+        return _extern(recorder, func, args, kwargs)
+    strided = torch.ops.aten.as_strided.default
+    offset = args[4] if len(args) > 4 else kwargs.get("storage_offset")
+    with CaptureMode(recorder):
+        whole = strided(tensor, (start + layout.span(tensor.shape, tensor.stride()),), (1,), 0).clone()
+        strided(whole, args[2], args[3], start if offset is None else offset).copy_(args[1])
+        return strided(whole, tensor.shape, tensor.stride(), start)
+
+
 def _as_is(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
@@ -246,6 +283,16 @@ def _item(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     return item(recorder, args[0])
 
 
+def _composed(function: Callable[..., Any]) -> Handler:
+    """An overload that is written in others here."""
+
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with CaptureMode(recorder):
+            return function(*args, **kwargs)
+
+    return handle
+
+
 def _lift_fresh(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if type(args[0]) is TracedTensor:
         return args[0]
@@ -276,8 +323,12 @@ _SPECIAL: dict[str, Handler] = {
     "aten._has_same_storage_numel.default": _has_same_storage_numel,
     "aten._local_scalar_dense.default": _item,
     "aten.lift_fresh.default": _lift_fresh,
+    "aten.as_strided_copy.default": _as_strided_copy,
+    "aten.as_strided_scatter.default": _as_strided_scatter,
     "aten.copy_.default": copy_,
     "aten.resize_.default": _resize_,
+    "aten._amp_foreach_non_finite_check_and_unscale_.default": _composed(scalers.unscale),
+    "aten._amp_update_scale_.default": _composed(scalers.update_scale),
     "aten._assert_tensor_metadata.default": _nothing,
     **{
         f"aten.{name}": _refuse_storage_change
@@ -287,3 +338,8 @@ _SPECIAL: dict[str, Handler] = {
         )
     },
 }  # fmt: skip
+
+_AT_A_PLACE: dict[str, Callable[..., Any]] = {
+    "aten.select.int": dynamic_index.select,
+    "aten.select_backward.default": dynamic_index.select_backward,
+}

@@ -6,14 +6,17 @@ known: where it matters, since the view itself is returned, the number becomes a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from graphc.frontend import host
+from graphc.frontend.aten import layout
 from graphc.frontend.functionalize import DynamicSelect, TensorState, dynamic_links
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.traced import unwrapped
+from graphc.ir.graph import Value
 from graphc.ir.types import i64
 
 
@@ -78,7 +81,7 @@ def _view(recorder: Recorder, tensor: Any, index: Any) -> Any:
         return None  # eager raises
     recorder.builder.location = recorder.locator.here()
     for place, item in reversed(places):
-        view = _select(recorder, view, place, item)
+        view = view.select(place, _number(recorder, item))
     return view
 
 
@@ -89,21 +92,59 @@ def _is_dynamic(item: Any) -> bool:
     if type(item) in _BASIC:
         return False
     if isinstance(item, torch.Tensor):
-        return item.dim() == 0 and not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
-    node = host.node_of(item)
-    return node is not None and node.kind is int and node.hint is None
+        whole = not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
+        return item.dim() == 0 and whole and unwrapped(item) is not None
+    return _is_number(item)
 
 
-def _select(recorder: Recorder, tensor: torch.Tensor, dim: int, item: Any) -> torch.Tensor:
+def _number(recorder: Recorder, item: Any) -> Any:
+    """A place as a traced number."""
+    if not isinstance(item, torch.Tensor):
+        return item
+    tensor = unwrapped(item)
+    assert tensor is not None
+    recorder.builder.location = recorder.locator.here()
+    return host.wrap(host.HostNode(recorder, recorder.builder.op("item", recorder.value_of(tensor)), int))
+
+
+def select(recorder: Recorder, tensor: torch.Tensor, dim: int, item: Any) -> torch.Tensor | None:
+    """`tensor.select(dim, item)` at a place that data decide; None at any other."""
     source = recorder.state_of(tensor)
-    node = host.node_of(item)
-    place = recorder.value_of(item) if node is None else node.value
-    index = recorder.imp.tensor(place, i64, source.device)
+    if not _is_number(item) or not source.shape or not source.shape[dim]:
+        return None
+    dim %= len(source.shape)
     shape, strides = source.shape, source.strides
-    link = DynamicSelect(dim, index, shape[dim], strides[dim])
+    link = DynamicSelect(dim, _index(recorder, item, source.device), shape[dim], strides[dim])
     state = source.view(link, shape[:dim] + shape[dim + 1 :], strides[:dim] + strides[dim + 1 :])
     state.location = recorder.builder.location
     return recorder.make(state)
+
+
+def select_backward(
+    recorder: Recorder, grad: torch.Tensor, sizes: Sequence[int], dim: int, item: Any
+) -> torch.Tensor | None:
+    """The gradient of the tensor that `select` has taken a part of; None when the place is a plain number."""
+    if not _is_number(item):
+        return None
+    value = recorder.value_of(grad)
+    shape = tuple(int(size) for size in sizes)
+    zeros = recorder.imp.full(shape, 0, value.dtype, value.device)
+    index = _index(recorder, item, value.device)
+    result = recorder.builder.op("put", zeros, index, value, dim=dim % len(shape), mode="set")
+    return recorder.wrap(result, layout.contiguous(shape))
+
+
+def _index(recorder: Recorder, item: Any, device: str) -> Value:
+    """A place as a 0-d tensor, which it may have been before it was a number."""
+    place = item.node.value
+    if place.op is not None and place.op.name == "item":
+        place = place.op.operands[0]
+    return recorder.imp.tensor(place, i64, device)
+
+
+def _is_number(item: Any) -> bool:
+    node = host.node_of(item)
+    return node is not None and node.kind is int and node.hint is None
 
 
 SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {

@@ -1,4 +1,4 @@
-"""Python's `max` and `min` where torch.optim takes them of numbers that come from data, as Adafactor does of norms.
+"""Python's `max` and `min` where torch.optim takes them of numbers from data: Adafactor of norms, ASGD of steps.
 
 The builtins compare, which is a decision on data with two answers per parameter. Here they stay traced numbers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,15 +19,18 @@ from graphc.frontend import host
 
 @contextlib.contextmanager
 def traced_extremes() -> Iterator[None]:
-    """For the block, `max` and `min` in torch's Adafactor take traced numbers without a decision."""
+    """For the block, `max` and `min` in torch's Adafactor and ASGD take traced numbers without a decision."""
     thread = threading.get_ident()  # others may run in eager meanwhile
-    for name, better in (("max", "gt"), ("min", "lt")):
-        setattr(_adafactor, name, _traced(getattr(builtins, name), better, thread))  # shadows the builtin there
+    modules = [_adafactor, sys.modules["torch.optim.asgd"]]  # the class of that name hides the module
+    for module in modules:
+        for name, better in (("max", "gt"), ("min", "lt")):
+            setattr(module, name, _traced(getattr(builtins, name), better, thread))  # shadows the builtin there
     try:
         yield
     finally:
-        for name in ("max", "min"):
-            delattr(_adafactor, name)
+        for module in modules:
+            for name in ("max", "min"):
+                delattr(module, name)
 
 
 def _traced(builtin: Callable[..., Any], better: str, thread: int) -> Callable[..., Any]:

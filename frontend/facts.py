@@ -122,6 +122,10 @@ class Facts:
         self._apart(g, graph, bindings)
         return g.build(self._inputs(g, bindings))
 
+    def local(self, number: int) -> str:
+        """The name that holds an argument leaf in the guards."""
+        return self._locals[number]
+
     # arguments
 
     def _arguments(self, g: GuardBuilder) -> None:
@@ -201,6 +205,9 @@ class Facts:
                 if binding.number is not None:
                     name = binding.number.__name__
                     g.check(f"type({local}) is {name}", f"type of a number, compiled for {name}")
+            elif binding.kind is BindingKind.ARG_GRAD:
+                local = self._found[id(binding)] = f"w{len(self._found)}"
+                g.let(f"{local} = {self._locals[binding.leaf]}.grad", f"tensor {value.path} is gone")
 
     # torch's state
 
@@ -230,7 +237,7 @@ class Facts:
                 expressions.append(self._locals[index])
         gradients: list[tuple[str, torch.Tensor]] = []
         for value, binding in zip(graph.inputs, bindings, strict=True):
-            if binding.kind is BindingKind.FOUND and binding.tensor is not None:
+            if binding.kind in (BindingKind.FOUND, BindingKind.ARG_GRAD) and binding.tensor is not None:
                 if id(binding) in self._gradients:
                     gradients.append((f"tensor {value.path}", binding.tensor))
                     continue
@@ -354,7 +361,7 @@ class Facts:
             if binding.kind is BindingKind.STORAGE:
                 home = self._locals[binding.leaf] if binding.leaf >= 0 else g.hold(binding.tensor)
                 parts.append(f"{g.hold(whole_storage)}({home}, {binding.count})")
-            elif binding.kind is BindingKind.FOUND:
+            elif binding.kind in (BindingKind.FOUND, BindingKind.ARG_GRAD):
                 parts.append(self._found[id(binding)])
             else:
                 parts.append(self._locals[binding.leaf])

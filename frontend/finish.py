@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ from graphc.frontend.recorder import Recorder
 from graphc.ir.graph import Input, Output, StridedView, Value, Write
 
 
-def finish(recorder: Recorder, leaves: list[Any]) -> list[OutputLeaf]:
+def finish(recorder: Recorder, leaves: list[Any], written: Collection[Storage] = ()) -> list[OutputLeaf]:
     """Complete the graph with its writes and outputs.
 
     Args:
         leaves: of the value the function returned.
+        written: what is written to these is an output, and carried out after the run.
 
     Returns:
         What each leaf is.
     """
-    return _Finisher(recorder, leaves).run()
+    return _Finisher(recorder, leaves).run(written)
 
 
 class _Finisher:
@@ -37,7 +39,7 @@ class _Finisher:
         self.homes: dict[Storage, Value] = {}  # the value whose memory each fresh storage is
         self.taken: set[Value] = set()
 
-    def run(self) -> list[OutputLeaf]:
+    def run(self, written: Collection[Storage]) -> list[OutputLeaf]:
         recorder, graph = self.recorder, self.recorder.graph
         numbers: dict[int, int] = {}
         result: list[OutputLeaf] = []
@@ -51,7 +53,7 @@ class _Finisher:
                 graph.outputs.append(Output(node.value) if node is not None else self._output(self.states[id(leaf)]))
             result.append(OutputLeaf(numbers[id(leaf)], host=None if node is None else node.kind))
         for storage in recorder.storages:
-            if storage.visible and storage.base is not storage.source:
+            if storage.visible and storage.base is not storage.source and storage not in written:
                 assert storage.source is not None
                 graph.writes.append(Write(storage.source, storage.base))
         return result
@@ -105,7 +107,7 @@ class _Finisher:
         """The value whose memory a storage made by the function is."""
         if storage not in self.homes:
             root, value = storage.root, storage.base
-            with_gaps = value.op is not None and value.op.name != "extern" and not _is_packed(root.shape, root.strides)
+            with_gaps = value.op is not None and not _is_packed(root.shape, root.strides)
             self.homes[storage] = self._spread(value, root) if with_gaps else self._fresh(value, root.strides)
         return self.homes[storage]
 

@@ -20,6 +20,7 @@ import torch
 
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.views import select
+from graphc.frontend.forks import LIMIT, Forks, Run, Unforked, chosen, forking
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Builder, Graph, Op, Operand, Output, Role, Value
@@ -94,10 +95,10 @@ def grouped_call(
         function: may put tensors in the place of None in its lists.
         args, kwargs: lists as long as the first one hold tensors or None; the rest is the same for all items.
     """
-    if len(args[0]) < FEWEST:
-        function(*args, **kwargs)
-    else:
+    if args[0]:
         _Call(recorder, function, args, kwargs).run()
+    else:
+        function(*args, **kwargs)
 
 
 @dataclass
@@ -121,6 +122,52 @@ class _Part:
     numbers: set[int]
     mutates: list[int]
     before: dict[int, Value]
+
+
+class _Start:
+    """One parameter before the function runs for it.
+
+    Args:
+        own: its tensors by list.
+        values: what these hold.
+        before: its items of the lists.
+    """
+
+    def __init__(self, row: int, own: dict[int, TensorState], values: dict[int, Value], before: list[Any]) -> None:
+        self.row, self.own, self.values, self.before = row, own, values, before
+        self.versions = {at: state.storage.version for at, state in own.items()}
+        self._bases = {at: state.storage.base for at, state in own.items()}
+
+    def restore(self, lists: list[list[Any]]) -> None:
+        """Undo what a run has done."""
+        for at, state in self.own.items():
+            if state.storage.version != self.versions[at]:
+                state.storage.base, state.storage.version = self._bases[at], self.versions[at]
+                state.cached, state.version = None, -1
+        for column, item in zip(lists, self.before, strict=True):
+            column[self.row] = item
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one run for a parameter has come to.
+
+    Args:
+        made: numbers of the lists in which it left a new tensor.
+        mutates: numbers of the lists whose tensors it has written.
+        new: what these hold now.
+        is_regular: it did nothing but that.
+    """
+
+    forks: Forks
+    made: list[int]
+    mutates: list[int]
+    new: dict[int, Value]
+    is_regular: bool
+
+    def run(self, start: _Start, lists: list[int]) -> Run:
+        """What the tensors of these lists hold after it."""
+        return Run(self.forks, [self.new[at] if at in self.new else start.values[at] for at in lists])
 
 
 class _Call:
@@ -159,7 +206,7 @@ class _Call:
             kinds.setdefault(_kind([column[row] for column in states]), []).append(row)
         for kind, rows in kinds.items():
             if kind is None or len(rows) < FEWEST:
-                self._plain(rows)
+                self._few(rows, states)
                 continue
             rows.sort(key=lambda row: self._is_empty(states, row))
             part = self._representative(rows[0], states)
@@ -202,40 +249,107 @@ class _Call:
 
     def _representative(self, row: int, states: list[list[TensorState | None]]) -> _Part | None:
         """Run the function for one parameter; what it recorded is taken out again when it is a body."""
-        recorder = self.recorder
+        start, mark = self._start(row, states), len(self.recorder.graph.ops)
+        outcomes, forked = self._outcomes(start)
+        part = self._part(start, outcomes, mark) if outcomes else None
+        if part is not None:
+            self._forget(mark)
+        elif forked:
+            self._settle(start, outcomes, mark)
+        return part
+
+    def _few(self, rows: Sequence[int], states: list[list[TensorState | None]]) -> None:
+        """The function for some parameters, with values in the place of its decisions on data."""
+        for place, row in enumerate(rows):
+            start, mark = self._start(row, states), len(self.recorder.graph.ops)
+            outcomes, forked = self._outcomes(start)
+            if not forked:
+                self._plain(rows[place + 1 :])
+                return
+            self._settle(start, outcomes, mark)
+
+    def _start(self, row: int, states: list[list[TensorState | None]]) -> _Start:
         own = {at: state for at, column in enumerate(states) if (state := column[row]) is not None}
-        before = [column[row] for column in self.lists]
         with _hidden():
-            values = {at: recorder.value_of(before[at]) for at in own}
-        versions = {at: state.storage.version for at, state in own.items()}
-        taken, mark = _decisions(recorder), len(recorder.graph.ops)
-        with recorder.watching_writes() as written:
+            values = {at: self.recorder.value_of(self.lists[at][row]) for at in own}
+        return _Start(row, own, values, [column[row] for column in self.lists])
+
+    def _outcomes(self, start: _Start) -> tuple[list[_Outcome], bool]:
+        """What the function does for a parameter, for every answer to its decisions; empty when it does more than that.
+
+        Returns:
+            That, and whether answers were made up: else what the last run has done is what the function does.
+        """
+        found: list[_Outcome] = []
+        answers: list[bool] | None = []
+        while answers is not None:
+            start.restore(self.lists)
+            forks = Forks(answers)
+            try:
+                found.append(self._outcome(start, forks))
+            except Unforked:
+                return [], True
+            answers = forks.following()
+            if not found[-1].is_regular or (answers is not None and len(found) == LIMIT):
+                return [], bool(forks.conditions)
+        return found, bool(found[0].forks.conditions)
+
+    def _settle(self, start: _Start, outcomes: list[_Outcome], mark: int) -> None:
+        """Let one parameter be what the outcomes together say; where they cannot, its decisions are real ones."""
+        mutates = sorted({at for outcome in outcomes for at in outcome.mutates})
+        results = None
+        if outcomes and not any(outcome.made for outcome in outcomes):
+            results = chosen(self.recorder, [outcome.run(start, mutates) for outcome in outcomes])
+        start.restore(self.lists)
+        if results is None:
+            self._forget(mark)
+            self._plain([start.row])
+            return
+        with _hidden():
+            for at, value in zip(mutates, results, strict=True):
+                self.recorder.write(self.lists[at][start.row], value)
+
+    def _forget(self, mark: int) -> None:
+        """Take out what was recorded since `mark`."""
+        ops = self.recorder.graph.ops[mark:]
+        del self.recorder.graph.ops[mark:]
+        self.recorder.forget(ops)
+
+    def _outcome(self, start: _Start, forks: Forks) -> _Outcome:
+        """One run for a parameter, with these answers to its decisions."""
+        recorder, own, row = self.recorder, start.own, start.row
+        taken = _decisions(recorder)
+        with recorder.watching_writes() as written, forking(recorder, forks):
             self._plain([row])
-        made = [at for at, column in enumerate(self.lists) if column[row] is not before[at]]
-        mutates = [at for at, state in own.items() if state.storage.version != versions[at]]
+        made = [at for at, column in enumerate(self.lists) if column[row] is not start.before[at]]
+        mutates = [at for at, state in own.items() if state.storage.version != start.versions[at]]
         storages = {id(state.storage) for state in own.values()}
-        if (
-            _decisions(recorder) != taken
-            or any(storage.source is not None and id(storage) not in storages for storage in written)
-            or any(own[at].parent is not None for at in mutates)
-            or not all(before[at] is None and type(self.lists[at][row]) is TracedTensor for at in made)
-        ):
-            return None
-        shape = next((state.shape for state in own.values() if state.shape), ())
+        is_regular = (
+            _decisions(recorder) == taken
+            and not any(storage.source is not None and id(storage) not in storages for storage in written)
+            and not any(own[at].parent is not None for at in mutates)
+            and all(start.before[at] is None and type(self.lists[at][row]) is TracedTensor for at in made)
+        )
         with _hidden():
-            shapes = {at: recorder.state_of(self.lists[at][row]).shape for at in made}
-            if not all(found in (shape, ()) for found in shapes.values()):
-                return None
-            results = [recorder.value_of(self.lists[at][row]) for at in (*made, *mutates)]
-        ops = recorder.graph.ops[mark:]
-        numbers = {at for at, found in shapes.items() if found != shape}
-        found = _body(values, ops, results, mutates, len(numbers))
+            new = {at: recorder.value_of(self.lists[at][row]) for at in (*made, *mutates)} if is_regular else {}
+        return _Outcome(forks, made, mutates, new, is_regular)
+
+    def _part(self, start: _Start, outcomes: list[_Outcome], mark: int) -> _Part | None:
+        """What was recorded since `mark`, in one run for each outcome, as a body."""
+        made = outcomes[0].made
+        if any(outcome.made != made for outcome in outcomes):
+            return None
+        mutates = sorted({at for outcome in outcomes for at in outcome.mutates})
+        shape = next((state.shape for state in start.own.values() if state.shape), ())
+        results = chosen(self.recorder, [outcome.run(start, [*made, *mutates]) for outcome in outcomes])
+        if results is None or not all(value.shape in (shape, ()) for value in results[: len(made)]):
+            return None
+        numbers = {at for at, value in zip(made, results, strict=False) if value.shape != shape}
+        found = _body(start.values, self.recorder.graph.ops[mark:], results, mutates, len(numbers))
         if found is None:
             return None
-        del recorder.graph.ops[mark:]
-        recorder.forget(ops)
         body, lists, shared = found
-        return _Part(body, lists, shared, made, numbers, mutates, values)
+        return _Part(body, lists, shared, made, numbers, mutates, start.values)
 
     # all parameters
 

@@ -7,7 +7,7 @@ in place after each run, and those added to in place are inputs that the program
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class GradientEffect:
     number: int = -1
     dropped: bool = False
 
-    def apply(self, outputs: list[Any]) -> None:
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Put it there; `outputs` are the leaves of this run that are effects."""
         self.tensor.grad = outputs[self.number] if self.number >= 0 else None
 
@@ -89,6 +89,10 @@ class Gradients:
             if before is not None and not before.read and tensor.grad is before.grad:
                 before.reset = True
             tensor.grad = None
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the function has been seen to reach this tensor itself."""
+        return id(tensor) in self._tensors
 
     def _before(self, tensor: torch.Tensor) -> _Before | None:
         if type(tensor) is TracedTensor:

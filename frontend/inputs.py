@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
 
@@ -21,6 +22,7 @@ class BindingKind(Enum):
     SCALAR = "scalar"  # the same, a Python number
     FIXED = "fixed"  # always the same tensor object
     STORAGE = "storage"  # `count` elements of the whole storage of a tensor, 1-D
+    ARG_GRAD = "grad"  # the gradient of that argument
     FOUND = "found"  # whichever tensor, or Python number, is found at the first of `accesses`
 
 
@@ -156,7 +158,9 @@ class SourceMap:
         self._tensors.setdefault(id(tensor), _Found(tensor, Role.STATE, path, [access], BindingKind.FOUND))
 
     def note(self, tensor: torch.Tensor, role: Role, path: str, access: Access, rebindable: bool = False) -> None:
-        """A tensor that the function can reach."""
+        """A tensor that the function can reach; not one that it has put there itself."""
+        if type(tensor) is TracedTensor or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return
         found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, [], rebindable=rebindable))
         found.accesses.append(access)
 
@@ -164,9 +168,13 @@ class SourceMap:
 
     def enter(self, module: torch.nn.Module) -> None:
         """A module starts to run."""
+        self.learn(module)
+        self._stack.append(self.module_paths[id(module)])
+
+    def learn(self, module: torch.nn.Module) -> None:
+        """A module that the function has not been seen to reach is about to be used."""
         if id(module) not in self.module_paths:
             self.add_module(type(module).__name__.lower(), module)
-        self._stack.append(self.module_paths[id(module)])
 
     def leave(self) -> None:
         """The module entered last returns or raises."""

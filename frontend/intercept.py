@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
+from torch._functorch import eager_transforms
+from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.nn.modules import transformer
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
@@ -20,14 +23,12 @@ from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
-from graphc.frontend.mutation import check_leaf
 from graphc.frontend.recorder import Recorder, Uninitialized
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import TracedTensor, unwrapped
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
 _NO_DATA = "its data is not allocated yet"  # torch, where C++ asks a traced tensor for its memory
-_LEAF = "leaf Variable that requires grad"  # autograd, where such a tensor is written in place
 
 
 class FunctionMode(TorchFunctionMode):
@@ -53,14 +54,14 @@ class FunctionMode(TorchFunctionMode):
             where = self.recorder.locator.here()
             if _NO_DATA in str(error):
                 raise host.refuse(f"{_named(func)}, which reads numbers in a tensor,", where) from None
-            if _LEAF in str(error):
-                check_leaf(self.recorder, args[0])
             raise replay.with_location(error, where) from None
 
 
 def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`.item()` straight to the operator, so that the user gets our number class and not torch's."""
-    tensor = args[0]
+    tensor = unwrapped(args[0])
+    if tensor is None:
+        return func(*args, **kwargs)
     if tensor.numel() != 1:
         raise RuntimeError(f"a Tensor with {tensor.numel()} elements cannot be converted to Scalar")
     recorder.builder.location = recorder.locator.here()
@@ -69,11 +70,13 @@ def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`bool(t)`, `int(t)`, `float(t)`, and a tensor as an index of a list."""
+    tensor = unwrapped(args[0])
+    if tensor is None:
+        return func(*args, **kwargs)
     if recorder.decider is None or func is _TENSOR.__complex__:
         raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
-    tensor = args[0]
     _check_number(func, tensor)
-    node = _item(recorder, func, args, kwargs).node
+    node = _item(recorder, func, (tensor,), {}).node
     if func is _TENSOR.__bool__:
         return bool(host.wrap(node.convert(bool)))
     if func is _TENSOR.__float__:
@@ -90,7 +93,9 @@ def _check_number(func: Any, tensor: torch.Tensor) -> None:
 
 def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Few floats stay traced numbers; others are looked at, as Python does with them in nearly all uses."""
-    tensor = args[0]
+    tensor = unwrapped(args[0])
+    if tensor is None:
+        return func(*args, **kwargs)
     if recorder.decider is None:
         return _no_data(recorder, func, args, kwargs)
     if tensor.is_floating_point() and tensor.numel() <= _TRACED_ELEMENTS:
@@ -158,7 +163,14 @@ def _requires_grad(item: Any) -> bool:
 
 def _grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`tensor.grad`: that there is one, or none, becomes a fact."""
-    recorder.read_gradient(args[0])
+    if not recorder.arguments.read_gradient(args[0]):
+        recorder.gradients.read(args[0])
+    return func(*args, **kwargs)
+
+
+def _set_grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`tensor.grad = ...`"""
+    recorder.arguments.reset_gradient(args[0])
     return func(*args, **kwargs)
 
 
@@ -167,7 +179,9 @@ def _holds_traced(data: Any) -> bool:
         return False
     if isinstance(data, (list, tuple)):
         return any(map(_holds_traced, data))
-    return type(data) is TracedTensor or host.node_of(data) is not None
+    if isinstance(data, torch.Tensor):
+        return type(unwrapped(data)) is TracedTensor
+    return host.node_of(data) is not None
 
 
 def _stacked(data: Any) -> torch.Tensor:
@@ -217,15 +231,12 @@ def _equal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     if mine.shape != other.shape:
         return False
-    recorder.builder.location = recorder.locator.here()
-    return item(recorder, (mine == other).all())
+    return _item(recorder, func, ((mine == other).all(),), {})
 
 
 def _allclose(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`torch.allclose`, as `_equal`."""
-    close = torch.isclose(*args, **kwargs).all()
-    recorder.builder.location = recorder.locator.here()
-    return item(recorder, close)
+    return _item(recorder, func, (torch.isclose(*args, **kwargs).all(),), {})
 
 
 def _left_aligned(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
@@ -259,6 +270,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]
+    _TENSOR.grad.__set__: _set_grad,  # type: ignore[union-attr]
     torch.tensor_split: _tensor_split,
     _TENSOR.tensor_split: _tensor_split,
     **dict.fromkeys((torch.equal, _TENSOR.equal), _equal),
@@ -304,6 +316,28 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
             recorder.sources.leave()
 
     return call
+
+
+def _reparametrize(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.func.functional_call` puts other tensors into a module with: it is known from before that."""
+
+    @contextlib.contextmanager
+    def reparametrize(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Iterator[None]:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            with original(module, *args, **kwargs):
+                yield
+            return
+        recorder.sources.learn(module)
+        lists = [(m.__dict__, m._flat_weights) for m in module.modules() if isinstance(m, torch.nn.RNNBase)]
+        try:
+            with original(module, *args, **kwargs):
+                yield
+        finally:  # they go on holding the other tensors until they run again
+            for own, weights in lists:
+                own["_flat_weights"] = weights
+
+    return reparametrize
 
 
 def _has_torch_function(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -423,31 +457,69 @@ def _schedule(original: Callable[..., Any], reads: bool) -> Callable[..., Any]:
     return method
 
 
-def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+def _scaling(original: Callable[..., Any], uses_states: bool) -> Callable[..., Any]:
     """A method of a gradient scaler, which keeps tensors and stages of the step in Python tables."""
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder: Recorder | None = getattr(_running, "recorder", None)
         if recorder is not None and self.is_enabled():
-            raise EagerOnlyError(
-                "a GradScaler is used inside; compile the model or the loss, and leave scaling and the optimizer's "
-                "step to eager, or use bfloat16, which needs no scaling",
-                recorder.locator.here(),
-            )
+            recorder.scalers.enter(self, uses_states)
         return original(self, *args, **kwargs)
 
     return method
 
 
-_SCALING = ("scale", "unscale_", "step", "update")
+def _creating_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes a scaler's tensors, when it first scales something."""
+
+    @functools.wraps(original)
+    def create(self: Any, device: torch.device) -> None:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is None:
+            original(self, device)
+        else:
+            recorder.scalers.create(self, original, device)
+
+    return create
+
+
+_SCALING = ("scale", "unscale_", "step", "update", "get_scale")
+_SCALE_ONLY = ("scale", "get_scale")
+_LAZILY = "_lazy_init_scale_growth_tracker"
+
+
+def _tracing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.func.linearize` calls before it traces a function, which takes tensors with data."""
+
+    def disallow(function: Callable[..., Any]) -> Callable[..., Any]:
+        recorder: Recorder | None = getattr(_running, "recorder", None)
+        if recorder is not None:
+            raise EagerOnlyError(
+                "torch.func.linearize traces a function by itself; use torch.func.jvp, which is compiled",
+                recorder.locator.here(),
+            )
+        return original(function)
+
+    return disallow
+
+
+@contextlib.contextmanager
+def _watching_transforms() -> Iterator[None]:
+    disallow = eager_transforms.lazy_dynamo_disallow
+    eager_transforms.lazy_dynamo_disallow = _tracing(disallow)
+    try:
+        yield
+    finally:
+        eager_transforms.lazy_dynamo_disallow = disallow
 
 
 @contextlib.contextmanager
 def _watching_scalers() -> Iterator[None]:
-    methods = {name: vars(torch.amp.GradScaler)[name] for name in _SCALING}
+    methods = {name: vars(torch.amp.GradScaler)[name] for name in (*_SCALING, _LAZILY)}
     for name, original in methods.items():
-        setattr(torch.amp.GradScaler, name, _scaling(original))
+        watched = _creating_scale(original) if name == _LAZILY else _scaling(original, name not in _SCALE_ONLY)
+        setattr(torch.amp.GradScaler, name, watched)
     try:
         yield
     finally:
@@ -492,6 +564,28 @@ def _watching_backward(recorder: Recorder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _packing_detached() -> Iterator[None]:
+    """The function's own hooks of saved tensors get these without their place in autograd's graph.
+
+    A hook that keeps the tensor itself (`save_on_cpu` does, on a CPU) would make a circle that is never let go.
+    """
+    autograd: Any = torch._C._autograd
+    push = autograd._push_saved_tensors_default_hooks
+
+    def push_detached(pack: Callable[[torch.Tensor], Any], unpack: Callable[[Any], torch.Tensor]) -> None:
+        if getattr(_running, "recorder", None) is None:
+            push(pack, unpack)
+        else:
+            push(lambda tensor: pack(tensor.detach()), unpack)
+
+    autograd._push_saved_tensors_default_hooks = push_detached
+    try:
+        yield
+    finally:
+        autograd._push_saved_tensors_default_hooks = push
+
+
+@contextlib.contextmanager
 def _without_saved_tensors_hooks() -> Iterator[None]:
     """What autograd saves in the capture is not handed to the caller's hooks, which expect tensors with data."""
     autograd, hooks = torch._C._autograd, []
@@ -514,12 +608,14 @@ def watching(recorder: Recorder) -> Iterator[None]:
     """
     call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
     overridden, causal = torch.overrides.has_torch_function, transformer._detect_is_causal_mask
+    reparametrized = stateless._reparametrize_module
     cache = torch.is_autocast_cache_enabled()
     _running.recorder = recorder
     torch.nn.Module.__call__ = _call_module(call)  # type: ignore[method-assign]
     torch.compile = _compile(compile_)
     torch.overrides.has_torch_function = _has_torch_function(overridden)  # type: ignore[assignment]
     transformer._detect_is_causal_mask = no_causal_hint
+    stateless._reparametrize_module = _reparametrize(reparametrized)
     torch.compiler._is_compiling_flag = True
     torch.set_autocast_cache_enabled(False)
     seeding = [
@@ -534,9 +630,10 @@ def watching(recorder: Recorder) -> Iterator[None]:
     grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
     try:
         with (
-            plain, _without_saved_tensors_hooks(), batch_momentum.traced_batch_counts(recorder), traced_extremes(),
+            plain, _without_saved_tensors_hooks(), _packing_detached(), _force_original_view_tracking(True),
+            batch_momentum.traced_batch_counts(recorder), traced_extremes(),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
-            _watching_backward(recorder),
+            _watching_transforms(), _watching_backward(recorder),
         ):  # fmt: skip
             yield
     finally:
@@ -548,5 +645,6 @@ def watching(recorder: Recorder) -> Iterator[None]:
         torch.compile = compile_
         torch.overrides.has_torch_function = overridden
         transformer._detect_is_causal_mask = causal
+        stateless._reparametrize_module = reparametrized
         torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         _running.recorder = None

@@ -8,7 +8,7 @@ grad. `graphc.passes.partition` splits the joint graph in two.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch
 from graphc.frontend import functionalize
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import tensor_type
-from graphc.frontend.functionalize import TensorState, root_state
+from graphc.frontend.functionalize import Storage, root_state
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.replays import Replays
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 
@@ -34,11 +35,13 @@ class Joint:
         graph: the joint graph.
         results: outputs of the forward pass that are differentiable, by number, in the order of the cotangents.
         wanted: inputs whose gradients the last outputs are, by number, in the order of those outputs.
+        overwritten: inputs that get new contents when the forward pass has run, by number.
     """
 
     graph: Graph
     results: list[int]
     wanted: list[int]
+    overwritten: list[int]
 
 
 @dataclass(frozen=True)
@@ -58,30 +61,31 @@ class Recorded:
     gradients: list[tuple[Input, Value, tuple[int, ...]]]
 
 
-def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | str | None:
+def record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | None:
     """Record the backward pass from the results of a function.
 
     Args:
-        leaves: of the returned value.
-        given: stand-ins for the arguments.
+        replays: knows which results the program itself has to differentiate.
 
     Returns:
         The gradients, None when nothing returned can still be differentiated, or why this call must run eager.
     """
     differentiates = recorder.locator.differentiates
     try:
-        return _record_backward(recorder, leaves, given)
+        return _record_backward(recorder, replays)
     finally:
         recorder.locator.differentiates = differentiates
 
 
-def _record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | str | None:
-    results = list({id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor and leaf.requires_grad}.values())
-    results = [leaf for leaf in results if leaf.grad_fn is not None]
+def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | None:
+    results = list(replays.results)
+    hooked = next((m for m in recorder.sources.modules if m._backward_hooks or m._backward_pre_hooks), None)
+    if results and hooked is not None:
+        return f"the module {recorder.sources.module_paths[id(hooked)]!r} has backward hooks"
     while results:
         mark = len(recorder.graph.ops)
         cotangents, stand_ins = _cotangents(recorder, results)
-        wanted = _differentiable_inputs(recorder, given)
+        wanted = _differentiable_inputs(recorder)
         tensors = [tensor for tensor, _ in wanted]
         try:
             with _without_hooks(tensors):
@@ -91,6 +95,8 @@ def _record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) ->
             _drop_waiting_nodes()
             if _SECOND_TIME not in str(error):
                 return f"its backward pass cannot be captured: {error}"
+            if replays:
+                return "it writes to an argument or returns a view, and has run a backward pass through that"
             results = [leaf for leaf in results if not _is_used_up(recorder, leaf)]
             continue
         gradients = [
@@ -107,7 +113,7 @@ def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
     """A backward pass inside the function has freed what another one would need."""
     mark = len(recorder.graph.ops)
     _, stand_ins = _cotangents(recorder, [leaf])
-    wanted = [tensor for tensor, _ in _differentiable_inputs(recorder, [])]
+    wanted = [tensor for tensor, _ in _differentiable_inputs(recorder)]
     try:
         with _without_hooks(wanted):
             torch.autograd.grad([leaf], wanted, stand_ins, retain_graph=True, allow_unused=True)
@@ -165,9 +171,9 @@ def _cotangents(recorder: Recorder, results: list[TracedTensor]) -> tuple[list[I
     return inputs, stand_ins
 
 
-def _differentiable_inputs(recorder: Recorder, given: list[Any]) -> list[tuple[torch.Tensor, Input]]:
+def _differentiable_inputs(recorder: Recorder) -> list[tuple[torch.Tensor, Input]]:
     pairs: list[tuple[torch.Tensor, Input]] = []
-    stand_ins = {id(t.state): t for t in given if type(t) is TracedTensor and t.requires_grad}
+    origins = {argument.number: argument.origin for argument in recorder.arguments}
     for value, binding in zip(recorder.graph.inputs, recorder.bindings, strict=False):
         tensor = binding.tensor
         if tensor is None or not tensor.requires_grad or binding.kind is BindingKind.STORAGE:
@@ -175,38 +181,37 @@ def _differentiable_inputs(recorder: Recorder, given: list[Any]) -> list[tuple[t
         if binding.leaf < 0:
             pairs.append((tensor, value))
             continue
-        state = recorder.state_of(tensor)
-        if id(state) in stand_ins:
-            pairs.append((stand_ins[id(state)], value))
+        if binding.leaf in origins:
+            pairs.append((origins[binding.leaf], value))
     return pairs
 
 
-def refusal(recorder: Recorder, recorded: Recorded) -> str:
+def refusal(recorder: Recorder) -> str:
     """Why the results cannot be handed out by one autograd function, or an empty string."""
     graph = recorder.graph
-    for module in recorder.sources.modules:
-        if module._backward_hooks or module._backward_pre_hooks:
-            return f"the module {recorder.sources.module_paths[id(module)]!r} has backward hooks"
+    for argument in recorder.arguments:
+        if argument.sets_flag:
+            return f"it sets requires_grad of the argument {argument.name}"
     written = {write.target for write in graph.writes}
     for value, binding in zip(graph.inputs, recorder.bindings, strict=False):
-        if value in written and binding.tensor is not None and binding.tensor.requires_grad:
+        tensor = binding.tensor
+        if tensor is None or not tensor.requires_grad:
+            continue
+        if value in written and binding.leaf < 0 and not tensor.is_leaf:
             return f"it writes to {value.path}, which requires grad"
-        if binding.kind is BindingKind.STORAGE and binding.tensor is not None and binding.tensor.requires_grad:
+        if binding.kind is BindingKind.STORAGE:
             return f"{value.path} requires grad and shares memory with another input that is written"
-    states: dict[int, TensorState] = {id(leaf): leaf.state for leaf in recorded.leaves}
-    homes = [state.storage for state in states.values()]
-    if any(storage.visible for storage in homes):
-        return "a result that requires grad is an input or a view of one"
-    if len(set(map(id, homes))) < len(homes):
-        return "two results that require grad share memory"
     return ""
 
 
-def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> tuple[Graph, Joint]:
+def close(
+    recorder: Recorder, recorded: Recorded, numbers: list[int], overwritten: Collection[Storage]
+) -> tuple[Graph, Joint]:
     """Complete the joint graph, behind whose results the gradients are put; and the forward pass alone.
 
     Args:
         numbers: output of the graph that each differentiable result is.
+        overwritten: storages that get new contents after the forward pass.
     """
     graph = recorder.graph
     cotangents = set(recorded.cotangents)
@@ -219,7 +224,8 @@ def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> tuple[G
         value = _own(recorder, value, strides, taken)
         taken.add(value)
         graph.outputs.append(Output(value))
-    return forward, Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients])
+    changing = [positions[storage.source] for storage in overwritten if storage.source is not None]
+    return forward, Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients], changing)
 
 
 def _forward_ops(graph: Graph, start: int) -> list[Op]:

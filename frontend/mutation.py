@@ -58,8 +58,8 @@ def _check_history(
 ) -> None:
     """In eager, autograd follows what is written to a tensor in place; a program cannot put that into the user's own.
 
-    Of an argument the capture takes note, as it has a stand-in for it. Another tensor must not be written at all, since
-    autograd would make the capture a part of its history.
+    An argument has a stand-in, and what is written to it is written again after the run (see `replays`). Another tensor
+    must not be written at all, since autograd would make the capture a part of its history.
 
     Raises:
         EagerOnlyError: such a write to a tensor that is no argument.
@@ -78,21 +78,6 @@ def _check_history(
             if type(base) is not TracedTensor:
                 advice = "do that under torch.no_grad(), or write a detached tensor"
                 raise EagerOnlyError(f"{reason}; {advice}", recorder.locator.here())
-            if id(base) in recorder.arguments:
-                recorder.followed = recorder.followed or reason
-
-
-def check_leaf(recorder: Recorder, tensor: torch.Tensor) -> None:
-    """What autograd says no to: writing in place to a leaf, or to a view of one, that requires grad.
-
-    Raises:
-        EagerOnlyError: it is a leaf only here, as the stand-in of an argument that is none.
-    """
-    with torch._C.DisableTorchFunction():
-        base = tensor if tensor._base is None else tensor._base
-    name, given = recorder.arguments.get(id(base), ("", None))
-    if given is not None and not given.is_leaf:
-        raise EagerOnlyError(f"it writes to {name} in place what autograd follows", recorder.locator.here())
 
 
 def _one_by_one(

@@ -9,7 +9,7 @@ a schedule cycles, are inputs of the program. Everything else in the parameter g
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,7 +64,7 @@ class StateEffect:
     key: Any
     number: int
 
-    def apply(self, outputs: list[Any]) -> None:
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Put it there; `outputs` are the leaves of this run that are effects."""
         self.home[self.key] = outputs[self.number]
 

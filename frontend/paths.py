@@ -135,6 +135,8 @@ class Decider:
         self._begin()
 
     def _ask(self, kind: str, what: str, operands: list[Value], **call: Any) -> Any:
+        if self._recorder.forks is not None:
+            self._recorder.forks.give_up()
         if self.segment is not None:
             raise Stop  # the user's code caught the first one
         location = self._recorder.locator.here()

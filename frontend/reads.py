@@ -7,6 +7,7 @@ then hold its value. Functions the user's function calls are read too.
 from __future__ import annotations
 
 import dis
+import functools
 import types
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
@@ -157,6 +158,11 @@ class Reads:
             if is_user_code(item.__code__):
                 self._identity(path, access, item)
                 self.function(item)
+            elif item.__closure__:
+                self._wrapper(path, access, item)
+            return True
+        if isinstance(item, functools.partial):
+            self._partial(path, access, item)
             return True
         if isinstance(item, types.MethodType):
             self._bound(path, access, item)
@@ -198,6 +204,28 @@ class Reads:
         self._identity(f"{path}.__self__", Access(access.root, access.suffix + ".__self__"), method.__self__)
         self.function(method.__func__, (path, Access(method, ".__self__")))
 
+    def _wrapper(self, path: str, access: Access, function: types.FunctionType) -> None:
+        """A function that a library made of functions of the user's, such as `vmap(grad(loss))`."""
+        if not self._first(Access(function, "")):
+            return
+        self._identity(path, access, function)
+        for cell in function.__closure__ or ():
+            inner = Access(cell, ".cell_contents")
+            try:
+                held = inner.resolve()
+            except ValueError:  # an empty cell
+                continue
+            if isinstance(held, _CALLABLES):
+                self._settle(path, inner, held, final=True)
+
+    def _partial(self, path: str, access: Access, call: functools.partial[Any]) -> None:
+        self._identity(path, access, call)
+        self._settle(f"{path}.func", Access(call, ".func"), call.func, final=True)
+        for number, item in enumerate(call.args):
+            self._settle(f"{path}.args[{number}]", Access(call, f".args[{number}]"), item, final=True)
+        for key, item in call.keywords.items():
+            self._settle(f"{path}.keywords[{key!r}]", Access(call, f".keywords[{key!r}]"), item, final=True)
+
     def _value(self, path: str, access: Access, item: Any) -> None:
         if self._first(access):
             self.values.append((path, access, snapshot(item)))
@@ -212,6 +240,9 @@ class Reads:
             return False
         self._noted.add(key)
         return True
+
+
+_CALLABLES = (types.FunctionType, types.MethodType, functools.partial, torch.nn.Module)
 
 
 def _is_library(item: Any) -> bool:

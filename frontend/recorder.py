@@ -12,15 +12,18 @@ import torch
 
 from graphc.errors import CaptureError, EagerOnlyError, UnsupportedError
 from graphc.frontend import functionalize, host
+from graphc.frontend.argument_tensors import ArgumentTensors
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.encoder import Encoders
+from graphc.frontend.forks import Forks
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.locations import Locator
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
+from graphc.frontend.scalers import Scalers
 from graphc.frontend.schedulers import Schedules
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
@@ -80,11 +83,10 @@ class Recorder:
         self.bindings: list[Binding] = []
         self.warnings: list[str] = []
         self.gradients = Gradients(sources)
-        self.arguments: dict[int, tuple[str, torch.Tensor]] = {}  # by stand-in: name and tensor
-        self.followed = ""  # why autograd would follow an argument after the call
-        self._gradients_read: set[int] = set()
+        self.arguments = ArgumentTensors(self)
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
+        self.scalers = Scalers(self)
         self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
         self._states: dict[int, TensorState] = {}
@@ -98,6 +100,7 @@ class Recorder:
         self.made: list[weakref.ref[TracedTensor]] = []
         self.numbers: list[weakref.ref[host.HostNode]] = []
         self.decider: Decider | None = None  # None: decisions on data are refused
+        self.forks: Forks | None = None  # which answers decisions, while one parameter stands for many
         self._written: list[Storage] | None = None  # where writes are noted, while somebody asks
         self.encoders = Encoders()
         self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
@@ -183,39 +186,6 @@ class Recorder:
         value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
         self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,), number=kind))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((key,))))
-
-    def stand_in(self, tensor: torch.Tensor, state: TensorState, name: str) -> TracedTensor:
-        """A traced tensor for an argument."""
-        made = self.make(state, tensor.requires_grad)
-        self.arguments[id(made)] = name, tensor
-        return made
-
-    def read_gradient(self, tensor: torch.Tensor) -> None:
-        """Python reads `tensor.grad`.
-
-        Raises:
-            UnsupportedError: of an argument that has one.
-        """
-        name, given = self.arguments.get(id(tensor), ("", None))
-        if given is None:
-            self.gradients.read(tensor)
-        elif given.grad is not None:
-            raise UnsupportedError(
-                f"the gradient of the argument {name} is read, which a program is not given; reach the tensor through "
-                "a module, a closure or a global, or pass its gradient as an argument",
-                self.locator.here(),
-            )
-        else:
-            self._gradients_read.add(id(tensor))
-
-    def argument_gradients(self, given: list[Any]) -> str:
-        """Why a call must run eager whose function reads or leaves gradients or history of its arguments, or ''."""
-        if self.followed:
-            return self.followed
-        for item in given:
-            if type(item) is TracedTensor and (item.grad is not None or id(item) in self._gradients_read):
-                return f"it reads or leaves the gradient of the argument {self.arguments[id(item)][0]}"
-        return ""
 
     def make(self, state: TensorState, requires_grad: bool = False) -> TracedTensor:
         """A traced tensor for a state."""
@@ -309,6 +279,7 @@ class Recorder:
     def settle(self) -> None:
         """After a good run: gradients, state of optimizers and schedules, and version counters as before."""
         self.schedules.restore()
+        self.scalers.settle()
         self.optimizers.settle()
         self.gradients.restore()
         set_versions(self._versions)
@@ -316,6 +287,7 @@ class Recorder:
     def undo(self) -> None:
         """After a failed run: as `settle`, and state made by the way is gone."""
         self.schedules.restore()
+        self.scalers.undo()
         self.optimizers.undo()
         self.gradients.restore()
         set_versions(self._versions)
@@ -341,6 +313,8 @@ class Recorder:
 
     def specialize(self, node: host.HostNode) -> bool | int | float:
         decider = self.decider
+        if self.forks is not None and not self.forks.closed and node.hint is None and node.kind is bool:
+            return self.forks.answer(node)
         if node.hint is not None and self.optimizers.assume(node):
             return node.hint
         if node.hint is not None and (decider is None or not (decider.taken or _is_branch(node))):

@@ -7,7 +7,7 @@ program gives for its arguments (`ReduceLROnPlateau` takes a loss). What it will
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class ScheduleEffect:
     node: tree.Node
     leaves: tuple[OutputLeaf, ...]
 
-    def apply(self, outputs: list[Any]) -> None:
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Make it; `outputs` are the leaves of this run that are effects."""
         args, kwargs = tree.rebuild(
             self.node, iter([outputs[leaf.number] if leaf.number >= 0 else leaf.constant for leaf in self.leaves])

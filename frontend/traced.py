@@ -83,3 +83,13 @@ def _device(name: str) -> torch.device:
     if found is None:
         found = _devices[name] = torch.device(name)
     return found
+
+
+def unwrapped(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor without the wrappers that the gradients of torch.func put around it; None when it is one of a batch."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return None
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor

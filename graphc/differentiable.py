@@ -70,7 +70,8 @@ class Differentiable:
         made = self._forward(inputs)
         outputs.extend(made[: self._outputs])
         kept = [made[number] for number in self._saved_from] + [inputs[number] for number in self._reused]
-        return kept, tuple(made[number] for number in self._results)
+        results = (made[number] for number in self._results)
+        return kept, tuple(result.detach() if result._is_view() else result for result in results)  # to be written to
 
     def run_backward(self, kept: list[Any], cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradients, one per wanted input."""

@@ -126,7 +126,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     with _collector_paused():
         graph = joint.graph.copy()
         again = prepare_split(graph, _context(options, _choose_backend(graph, options)))
-        split = partition(graph, len(joint.results), len(joint.wanted), again)
+        split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 

@@ -13,7 +13,7 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
@@ -47,8 +47,8 @@ RANDOM_WORK = 2
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
-WORK_OF_STORING = 2
-"""Scalar operations that take as long as storing an element and reading it back."""
+WORK_OF_STORING = {"c": 0, "triton": 2}
+"""Scalar operations that take as long as storing an element and reading it back: none where caches hold it."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
@@ -397,7 +397,7 @@ class Fuser:
                 fits = same_strides(place.shape, place.strides, wanted_strides(value))
                 if is_library and fits and base not in taken and base not in self.overwritten.values():
                     taken.add(base)
-                    self.output_places[number] = place
+                    self.output_places[number] = replace(place, strides=wanted_strides(value))  # dims of size 1 too
                     self.needed.add(base)
                     continue
             self.needed.add(value)
@@ -603,7 +603,7 @@ class Fuser:
         size, effort = element_count(value), element_work(op)
         points = sum(iterations(group, place) for place in group.visits[value])
         # storing and reading it back would take as long as a few scalar operations on each of its elements
-        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING * size)
+        return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING[self.backend] * size)
 
     def _frees_table(self, op: Op, value: Value) -> bool:
         """Whether gathering early lets go of a large table, of which but a little is read."""

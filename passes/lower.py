@@ -20,7 +20,7 @@ from graphc.ir.types import HOST, UNFAILED, DType, bool_, f32, f64, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
-from graphc.loopir.transform import drop_dead
+from graphc.loopir.transform import drop_dead, drop_idle_axes
 from graphc.ops.registry import KeptIndex, Kind, get
 from graphc.ops.rules import broadcast_index
 from graphc.passes.access import Index, attrs_key, normalise
@@ -313,7 +313,9 @@ class _Writer:
             buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
         name = kernel_name(outline.ops, self.group) + ("_checks" if part == CHECKS_ONLY else "")
         whole = builder.finish(name, buffers, notes(outline.ops))
-        kernel = tidy(cancel_positions(whole if part == WHOLE else drop_dead(whole)))
+        if part != WHOLE:
+            whole = drop_idle_axes(drop_dead(whole))  # checks of numbers are made once
+        kernel = tidy(cancel_positions(whole))
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 

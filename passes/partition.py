@@ -9,7 +9,7 @@ ops may lie behind the cut, since they fuse into the kernels that need them; pro
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 
 from graphc.ir.dims import Dim
@@ -42,13 +42,16 @@ class Split:
     reused: list[int]
 
 
-def partition(graph: Graph, cotangents: int, gradients: int, again: Container[Op] = ()) -> Split:
+def partition(
+    graph: Graph, cotangents: int, gradients: int, again: Container[Op] = (), overwritten: Collection[int] = ()
+) -> Split:
     """Split a joint graph.
 
     Args:
         cotangents: how many of its last inputs are cotangents.
         gradients: how many of its last outputs are gradients.
         again: products that may be computed again, since their results are too large to be saved.
+        overwritten: inputs that are written after the forward graph has run, by number.
     """
     given = set(graph.inputs[len(graph.inputs) - cotangents :])
     late: set[Value] = set(given)
@@ -58,7 +61,7 @@ def partition(graph: Graph, cotangents: int, gradients: int, again: Container[Op
     count = len(graph.outputs) - gradients
     wanted = [output.value for output in graph.outputs[count:]]
     needed = _needed_late(graph, late, wanted)
-    written = {write.target for write in graph.writes}
+    written = {write.target for write in graph.writes} | {graph.inputs[number] for number in overwritten}
     saved = _cut(graph, needed, written, again)
     return _Splitter(graph, given, late, saved, written, count).run()
 

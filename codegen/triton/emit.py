@@ -30,6 +30,7 @@ from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
 from graphc.codegen.triton.matmul import emit_product
+from graphc.codegen.triton.moments import close_lanes, combined_parts, open_lanes, part_length, update_lanes
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiles import Choice
@@ -161,7 +162,7 @@ class _Writer:
             body.line(f"# pass {number + 1} of {passes.count}")
             self._loop(body, passes, reductions, stores)
             for s in reductions:
-                self._close(body, s)
+                self._close(body, s, passes)
         self._row_values(body, passes, passes.count)
         for store in passes.row_stores:
             body.store(store)
@@ -181,7 +182,7 @@ class _Writer:
             body.line(f"part = {body.index_type('tl.program_id(1)')}")
             self._loop(body, passes, reductions, passes.element_stores if last else [])
             for s in reductions:
-                self._store_partial(body, s)
+                self._store_partial(body, s, passes)
             if last and not reductions:
                 self._row_stores_by_first(body, passes)
             self._finish(body, f"{self.name}_pass{number + 1}", self.tiling.split)
@@ -227,7 +228,7 @@ class _Writer:
         row = body.row
         assert row is not None
         for reduction in reductions:
-            self._open(body, reduction)
+            self._open(body, reduction, passes)
         statements = passes.elements(reductions, stores)
         for s in statements:
             if isinstance(s, Scan):
@@ -236,8 +237,7 @@ class _Writer:
         outer = dict(body.values), dict(body.shapes)
         first, length = "row_start", row.extent
         if self.tiling.split > 1:
-            steps = -(-row.extent // row.block)
-            length = -(-steps // self.tiling.split) * row.block
+            length = part_length(row)
             first = f"part * {length} + row_start"
         body.line(f"for row_start in range(0, {length}, {row.constexpr}):")
         body.depth += 1
@@ -250,21 +250,28 @@ class _Writer:
             else:
                 body.define(s)
         for reduction in reductions:
-            self._accumulate(body, reduction)
+            self._accumulate(body, reduction, passes)
         for store in stores:
             body.store(store)
         body.depth -= 1
         body.values, body.shapes = outer
 
-    def _open(self, body: Body, s: Reduce) -> None:
+    def _open(self, body: Body, s: Reduce, passes: Passes) -> None:
         """Accumulators before the loop, one per lane."""
+        if s.id in passes.moments:
+            open_lanes(body, passes.moments[s.id])
+            return
         dtype = self._arg_dtype(s)
         body.line(f"{s.id}_acc = {_full(body, body.full, literal(neutral(s.op, dtype), dtype), dtype)}")
         if s.op in ("argmax", "argmin"):
             index = body.index_dtype()
             body.line(f"{s.id}_at = {_full(body, body.full, str(2 ** (index.itemsize * 8 - 1) - 1), index)}")
 
-    def _accumulate(self, body: Body, s: Reduce) -> None:
+    def _accumulate(self, body: Body, s: Reduce, passes: Passes) -> None:
+        if s.id in passes.moments:
+            assert body.row is not None
+            update_lanes(body, passes.moments[s.id], body.row)
+            return
         value = body.inside(s.arg, s.op)
         if s.op in ("argmax", "argmin"):
             self.context.helpers.add(f"_{s.op}")
@@ -273,8 +280,12 @@ class _Writer:
             text = body.combined(s.op, f"{s.id}_acc", value, self._arg_dtype(s))
             body.line(f"{s.id}_acc = {text}")
 
-    def _close(self, body: Body, s: Reduce) -> None:
-        if s.op in ("argmax", "argmin"):
+    def _close(self, body: Body, s: Reduce, passes: Passes) -> None:
+        pair = passes.moments.get(s.id)
+        if pair is not None:
+            assert body.row is not None
+            body.bind(s, close_lanes(body, pair, body.row), body.reduced)
+        elif s.op in ("argmax", "argmin"):
             body.arg_reduction(s, f"{s.id}_acc", f"{s.id}_at")
         else:
             body.bind(s, body.reduced_text(s.op, f"{s.id}_acc", s.dtype), body.reduced)
@@ -297,9 +308,13 @@ class _Writer:
         parallel = self.tiling.parallel
         return parallel[0].name if parallel else "0"
 
-    def _store_partial(self, body: Body, s: Reduce) -> None:
+    def _store_partial(self, body: Body, s: Reduce, passes: Passes) -> None:
         parts = self.partials[s.id]
-        if len(parts) == 2:
+        pair = passes.moments.get(s.id)
+        if pair is not None:
+            assert body.row is not None
+            body.line(f"{s.id}_part = {close_lanes(body, pair, body.row)}")
+        elif len(parts) == 2:
             keep = ", keep_dims=True" if len(body.blocked) > 1 else ""
             self.context.helpers.add(f"_{s.op}")
             names = f"{s.id}_part, {s.id}_part_at"
@@ -323,25 +338,33 @@ class _Writer:
                 break
             for s in passes.reductions(earlier):
                 if s.id in wanted:
-                    self._load_partial(body, s)
+                    self._load_partial(body, s, passes)
 
-    def _load_partial(self, body: Body, s: Reduce) -> None:
-        split = self.tiling.split
-        lanes = power_of_two(split)
-        places = f"tl.arange(0, {lanes})"
+    def _load_partial(self, body: Body, s: Reduce, passes: Passes) -> None:
+        places = f"tl.arange(0, {power_of_two(self.tiling.split)})"
         if len(body.blocked) > 1:
             places += "[None, :]"
         body.line(f"parts = {places}")
+        values = self._partial_values(body, s)
+        pair = passes.moments.get(s.id)
+        if pair is not None:
+            assert body.row is not None
+            (totals,) = self._partial_values(body, pair.total)
+            body.bind(s, combined_parts(body, pair, body.row, totals, values[0]), body.reduced)
+        elif len(values) == 2:
+            body.arg_reduction(s, values[0], values[1])
+        else:
+            body.bind(s, body.reduced_text(s.op, values[0], s.dtype), body.reduced)
+
+    def _partial_values(self, body: Body, s: Reduce) -> list[str]:
+        """Loads of what the programs that share a row have left of a reduction, along `parts`."""
         values: list[str] = []
         for partial in self.partials[s.id]:
             fill = neutral(s.op, partial.dtype) if not values else 0
             address = f"{partial.pointer} + (parts * {_rows(self.tiling)} + {self._row_offset()})"
-            masks = [f"(parts < {split})", *body.edge_masks(body.reduced)]
+            masks = [f"(parts < {self.tiling.split})", *body.edge_masks(body.reduced)]
             values.append(f"tl.load({address}, mask={' & '.join(masks)}, other={literal(fill, partial.dtype)})")
-        if len(values) == 2:
-            body.arg_reduction(s, values[0], values[1])
-        else:
-            body.bind(s, body.reduced_text(s.op, values[0], s.dtype), body.reduced)
+        return values
 
     def _row_stores_by_first(self, body: Body, passes: Passes) -> None:
         if not passes.row_stores:

@@ -136,6 +136,8 @@ def native_group_norm(
 ) -> tuple[Value, ...]:
     _mixes(input, weight, bias)
     fits = input.type.rank >= 2 and input.shape[:2] == (N, C) and input.type.numel == N * C * HxW
+    shape, strides = composite.static(input.shape, "native_group_norm"), imp.strides(input)
+    fits = fits and (layout.is_contiguous(shape, strides) or layout.is_channels_last(shape, strides))
     if not fits or group <= 0 or C % group != 0 or any(p.type.numel != C for p in _present(weight, bias)):
         raise Decline("eager raises, or a layout of its own")
     attrs = {"groups": group, "eps": number(eps), "weight": weight is not None, "bias": bias is not None}

@@ -39,6 +39,8 @@ def _pieces(imp: Importer, self: Value, sizes: Sequence[int], axis: int) -> list
     found, start = [], 0
     for size in sizes:
         piece = imp.slice(self, axis, start, start + size)
-        found.append(piece if piece is self else imp.with_strides(piece, imp.strides(self)))
+        if piece is self:
+            piece = imp.b.op("cast", self, dtype=self.dtype)  # a value of its own, for the strides
+        found.append(imp.with_strides(piece, imp.strides(self)))
         start += size
     return found

@@ -12,6 +12,7 @@ from math import gcd
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Ranges, Sym, floordiv, mod, simplify, substitute, symbol, symbols
 from graphc.ir.types import bool_, i64
 from graphc.loopir.kernel import (
+    ROW,
     Axis,
     Compute,
     Const,
@@ -63,6 +64,15 @@ def drop_dead(kernel: Kernel) -> Kernel:
             needed.update(operands(s))
             kept.append(s)
     return kernel if len(kept) == len(kernel.body) else replace(kernel, body=tuple(reversed(kept)))
+
+
+def drop_idle_axes(kernel: Kernel) -> Kernel:
+    """Without parallel axes along which the same is stored again and again: no index has to do with them."""
+    if any(isinstance(s, Store) and s.mode == "add" for s in kernel.body):
+        return kernel
+    used = frozenset[str]().union(*(symbols(index) for index in indices(kernel)))
+    axes = tuple(axis for axis in kernel.axes if axis.kind == ROW or axis.name in used or axis.extent == 0)
+    return kernel if len(axes) == len(kernel.axes) else replace(kernel, axes=axes)
 
 
 def drop_unit_axes(kernel: Kernel) -> Kernel:

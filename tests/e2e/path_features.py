@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.e2e.features import Compiler, data, net, program
 
 
-@program(eager=1)
+@program()
 def case_view_of_arg(c: Compiler) -> Any:
     f = c(lambda x: x.view(-1))
     x = data(0).requires_grad_()
@@ -20,7 +20,7 @@ def case_view_of_arg(c: Compiler) -> Any:
     return x.grad, y
 
 
-@program(eager=1)
+@program()
 def case_view_of_arg_and_more(c: Compiler) -> Any:
     f = c(lambda x: (x[1:], x.sin()))
     x = data(0).requires_grad_()
@@ -48,7 +48,7 @@ def case_flatten_module(c: Compiler) -> Any:
     return x.grad
 
 
-@program(eager=1)
+@program()
 def case_two_views_shared(c: Compiler) -> Any:
     @c
     def f(x):
@@ -61,7 +61,7 @@ def case_two_views_shared(c: Compiler) -> Any:
     return x.grad
 
 
-@program(eager=1)
+@program()
 def case_chunk_outputs(c: Compiler) -> Any:
     m = nn.Linear(4, 6)
 
@@ -83,7 +83,7 @@ def case_lstm_outputs(c: Compiler) -> Any:
     return o, h, m
 
 
-@program(eager=1)
+@program()
 def case_param_returned(c: Compiler) -> Any:
     class T(nn.Module):
         def __init__(self):

@@ -48,7 +48,7 @@ def case_gradscaler_disabled(c: Compiler) -> Any:
     return loop(step), m, s.get_scale()
 
 
-@program(eager=4)
+@program(compiles=2)
 def case_gradscaler(c: Compiler) -> Any:
     m = net().float()
     opt = torch.optim.SGD(m.parameters(), 0.1)
@@ -66,7 +66,7 @@ def case_gradscaler(c: Compiler) -> Any:
     return loop(step), m, s.get_scale(), s.state_dict()
 
 
-@program(eager=6)
+@program()
 def case_gradscaler_inf(c: Compiler) -> Any:
     m = net().float()
     opt = torch.optim.Adam(m.parameters(), 0.01)
@@ -84,8 +84,8 @@ def case_gradscaler_inf(c: Compiler) -> Any:
         s.update()
         return loss.detach()
 
-    out = [(step(data(i) * (float("inf") if i == 2 else 1)), s.get_scale()) for i in range(6)]
-    return out, m, s.state_dict()
+    out = [(step(data(i) * (float("inf") if i == 2 else 1)).bfloat16(), s.get_scale()) for i in range(6)]
+    return out, m.bfloat16(), s.state_dict()
 
 
 @program()

@@ -25,8 +25,9 @@ def test_inverse_error_function_near_one() -> None:
     assert_contract(compiled, torch.erfinv(x), torch.erfinv(x.double()))
 
 
-def test_parts_of_complex_numbers_lie_as_in_eager() -> None:
-    z = torch.randn(3, 4, dtype=torch.complex64)
+@pytest.mark.parametrize("shape", [(3, 4), (1, 1)])
+def test_parts_of_complex_numbers_lie_as_in_eager(shape) -> None:
+    z = torch.randn(shape, dtype=torch.complex64)
     parts = graphc.compile(lambda t: (t.real, t.imag.t(), torch.view_as_real(t)))(z)
     for mine, other in zip(parts, (z.real, z.imag.t(), torch.view_as_real(z)), strict=True):
         assert mine.stride() == other.stride() and torch.equal(mine, other)
@@ -37,3 +38,25 @@ def test_zeros_that_autograd_makes() -> None:
     x = torch.randn(4, requires_grad=True)
     graphc.compile(torch.sgn)(x).sum().backward()
     assert x.grad is not None and x.grad.device.index is None and torch.equal(x.grad, torch.zeros(4))
+
+
+def test_copies_of_storage_and_scatters_into_it() -> None:
+    """`as_strided` counts from the start of the storage, gaps and what lies before the tensor included."""
+    x, part = torch.arange(12.0)[1::2], torch.tensor([5.0, 6.0])
+    for fn in (
+        lambda t, _: torch.as_strided_copy(t, (3, 2), (2, 1), 1),
+        lambda t, new: torch.as_strided_scatter(t, new, (2,), (4,), 1),
+    ):
+        mine, other = graphc.compile(fn, backend="c")(x, part), fn(x, part)
+        assert mine.stride() == other.stride() and torch.equal(mine, other)
+
+
+def test_half_precision_that_overflows_in_eager_alone() -> None:
+    """Kernels keep intermediates in float32: a finite result is held to float64 then, not to eager's infinity."""
+    x = torch.tensor([-13.0, 2.0], dtype=torch.float16)
+    fn = lambda t: torch.log1p(torch.exp(-t))
+    mine, exact = graphc.compile(fn, backend="c")(x), fn(x.double())
+    assert not fn(x).isfinite().all() and mine.isfinite().all()
+    assert_contract(mine, fn(x), exact)
+    with pytest.raises(AssertionError):
+        assert_contract(mine + 1, fn(x), exact)

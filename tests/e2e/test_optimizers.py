@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,89 @@ def test_tensor_learning_rate() -> None:
         for optimizer in (pair.mine, pair.other):
             optimizer.param_groups[0]["lr"].mul_(0.5)
     pair.check()
+
+
+@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: torch.optim.RAdam(p, 1e-2, weight_decay=0.1),
+        lambda p: torch.optim.RAdam(p, 1e-2, betas=(0.9, 0.5), decoupled_weight_decay=True, weight_decay=0.1),
+        lambda p: torch.optim.ASGD(p, 1e-2, t0=3, weight_decay=0.1),
+        lambda p: torch.optim.ASGD(p, 1e-2, t0=3, foreach=True, maximize=True),
+    ],
+)
+def test_steps_that_branch_on_their_number(build: Callable[[list[nn.Parameter]], Any], count: int) -> None:
+    """What decides is the count of each parameter: both sides are in the one op, and one program is all."""
+    pair = Pair(build, lambda: make()[:count])
+    for number in range(8):
+        pair.step(number, without=1 if number in (2, 3) else -1)
+    assert pair.compiled.stats().compiles == 2  # with a gradient for that parameter, and without
+    graph = str(pair.compiled.graph())
+    assert (" = foreach(" in graph) == (count == 12)
+    for mine, other in zip(pair.ours, pair.theirs, strict=True):
+        same(mine, other)
+        for key, item in pair.other.state[other].items():
+            same(pair.mine.state[mine][key], item)
+
+
+def nested(p: torch.Tensor, g: torch.Tensor) -> None:
+    if p.sum() > 0:
+        p.add_(g, alpha=-0.5) if g.sum() > 0 else p.mul_(0.5)
+    else:
+        p.sub_(p.abs().max() * 0.1)
+
+
+def number_behind(p: torch.Tensor, g: torch.Tensor) -> None:
+    if p.sum() > 0:
+        p.mul_(2.0)
+    p.add_(g, alpha=-0.1 * round(float(g.sum())))
+
+
+def number_before(p: torch.Tensor, g: torch.Tensor) -> None:
+    scale = -0.1 * round(float(g.sum()))
+    if p.sum() > 0:
+        p.add_(g, alpha=scale)
+
+
+def many_branches(p: torch.Tensor, g: torch.Tensor) -> None:
+    for number in range(4):
+        if p.sum() > number / 10:
+            p.mul_(0.9)
+
+
+def elementwise(p: torch.Tensor, g: torch.Tensor) -> None:
+    if g.reshape(-1)[0] > 0:
+        p.copy_(p * 2 - g)
+        g.neg_()
+
+
+@pytest.mark.parametrize("body", [nested, number_behind, number_before, many_branches, elementwise])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_branches_of_other_kinds(body: Callable[..., None], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an update asks of data, it gets the answer of its own parameter."""
+
+    def update(params: list[torch.Tensor], grads: list[torch.Tensor], *rest: Any, **options: Any) -> None:
+        for param, grad in zip(params, grads, strict=True):
+            body(param, grad)
+
+    monkeypatch.setattr(sys.modules["torch.optim.sgd"], "_single_tensor_sgd", update)
+    monkeypatch.setenv("GRAPHC_MAX_PATHS", "300")
+    generator = torch.Generator().manual_seed(1)
+    params = [nn.Parameter(torch.randn(2, 3, generator=generator)) for _ in range(count)]
+    others = [nn.Parameter(p.detach().clone()) for p in params]
+    mine = torch.optim.SGD(params, 0.1, foreach=False)
+    other = torch.optim.SGD(others, 0.1, foreach=False)
+    compiled = graphc.compile(lambda: mine.step(), backend="interpret")
+    for _ in range(3):
+        for a, b in zip(params, others, strict=True):
+            a.grad = torch.randn(2, 3, generator=generator)
+            b.grad = a.grad.clone()
+        compiled()
+        other.step()
+        for a, b in zip(params, others, strict=True):
+            torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_a_parameter_without_gradient_comes_and_goes() -> None:

@@ -111,7 +111,7 @@ def test_models(name: str, form: str) -> None:
     assert run(name, form, adam).stats().compiles == 1
 
 
-# how to build one, and how many programs a training run takes; 0 for steps that branch on their number, by path
+# how to build one, and how many programs a training run takes
 OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], int]] = {
     "SGD": (lambda p: torch.optim.SGD(p, 1e-2), 1),
     "SGD momentum": (lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, nesterov=True, weight_decay=0.1), 2),
@@ -123,8 +123,9 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], int]] = {
     "Adamax": (lambda p: torch.optim.Adamax(p, 1e-2), 1),
     "NAdam": (lambda p: torch.optim.NAdam(p, 1e-2), 1),
     "Rprop": (lambda p: torch.optim.Rprop(p, 1e-2), 1),
-    "RAdam": (lambda p: torch.optim.RAdam(p, 1e-2), 0),
-    "ASGD": (lambda p: torch.optim.ASGD(p, 1e-2, t0=3), 0),
+    "RAdam": (lambda p: torch.optim.RAdam(p, 1e-2), 1),
+    "ASGD": (lambda p: torch.optim.ASGD(p, 1e-2, t0=3), 1),
+    "Adafactor": (lambda p: torch.optim.Adafactor(p, 1e-2), 1),
 }
 
 
@@ -132,7 +133,7 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], int]] = {
 def test_optimizers(name: str) -> None:
     build, compiles = OPTIMIZERS[name]
     stats = run("mlp", "step", build, 8).stats()
-    assert stats.compiles == compiles or not compiles
+    assert stats.compiles == compiles
     assert not torch.compiler.is_compiling()
 
 
@@ -476,20 +477,20 @@ def test_a_failing_step_changes_nothing() -> None:
 def test_gradients_of_arguments_are_left_as_eager_leaves_them() -> None:
     f = graphc.compile(lambda t: (t * t).sum().backward())
     x = batch(0).requires_grad_()
-    with pytest.warns(graphc.errors.FallbackWarning, match="leaves the gradient of the argument t"):
-        f(x)
+    f(x)
     torch.testing.assert_close(x.grad, 2 * x.detach())
     h = x * 3  # its graph goes on outside of the function
-    f(h)
+    with pytest.warns(graphc.errors.FallbackWarning, match="leaves the gradient of the argument t"):
+        f(h)
+    assert f.stats().eager_calls == 1
     torch.testing.assert_close(x.grad, 20 * x.detach())
     both = graphc.compile(lambda t, u: ((t * t).sum().backward(), u.exp())[1])  # and a result to differentiate
     y = batch(1).requires_grad_()
-    with pytest.warns(graphc.errors.FallbackWarning, match="gradient of the argument t"):
-        both(x, y).sum().backward()
+    both(x, y).sum().backward()
+    assert both.stats().eager_calls == 0
     torch.testing.assert_close(x.grad, 22 * x.detach())
     torch.testing.assert_close(y.grad, y.detach().exp())
-    with pytest.raises(graphc.errors.UnsupportedError, match=r"gradient of the argument t is read"):
-        graphc.compile(lambda t: t.grad * 2)(x)
+    torch.testing.assert_close(graphc.compile(lambda t: t.grad * 2)(x), 44 * x.detach())
 
 
 def test_two_steps_of_one_optimizer_in_a_function() -> None:
@@ -516,8 +517,8 @@ def test_two_steps_of_one_optimizer_in_a_function() -> None:
 
 def test_what_must_run_eager_says_why() -> None:
     x = batch(0).requires_grad_()
-    f = graphc.compile(lambda t: t.view(-1))
-    with pytest.warns(graphc.errors.FallbackWarning, match="view"):
+    f = graphc.compile(lambda t: t.view(-1) if t.sum() > 0 else t.t())
+    with pytest.warns(graphc.errors.FallbackWarning, match="returns a view, behind a branch on data"):
         out = f(x)
     out.sum().backward()
     assert f.stats().eager_calls == 1 and x.grad is not None
@@ -543,7 +544,7 @@ def test_no_warning_from_ordinary_training() -> None:
 
 @pytest.mark.parametrize("place", ["buffer", "part of a buffer", "result", "argument", "part of an argument"])
 def test_autograd_follows_what_is_written_in_place(place: str) -> None:
-    """Writes that become part of autograd's history run eager, and leave eager's history; without grad they compile."""
+    """Writes that become part of autograd's history run eager, unless to arguments; all leave eager's history."""
 
     def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[..., None]]:
         weight, argument = torch.ones(3, requires_grad=True), batch(0)[0, :3].clone()
@@ -563,8 +564,9 @@ def test_autograd_follows_what_is_written_in_place(place: str) -> None:
             for _ in range(2):
                 compiled(argument)
                 eager(given)
-        assert compiled.stats().eager_calls == (2 if grad else 0)
-        assert bool(caught) == grad and all(issubclass(w.category, graphc.errors.FallbackWarning) for w in caught)
+        runs_eager = grad and "argument" not in place
+        assert compiled.stats().eager_calls == (2 if runs_eager else 0)
+        assert bool(caught) == runs_eager and all(issubclass(w.category, graphc.errors.FallbackWarning) for w in caught)
         assert target.requires_grad == expected.requires_grad
         torch.testing.assert_close(target, expected)
         if grad:

@@ -13,12 +13,17 @@ from torch import nn
 import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from tests.e2e import (  # noqa: F401  # their programs are registered
+    functional_features,
+    gradient_features,
+    inplace_features,
     module_features,
     object_features,
     path_features,
+    scaler_features,
     step_features,
     transform_features,
     update_features,
+    view_features,
 )
 from tests.e2e.features import CASES, agree, data, net
 
@@ -43,7 +48,10 @@ NATIVE = [
     "many_outputs", "modes", "post_accumulate_hook_in_step", "hook_added_between", "counter", "state_attr_tensor",
     "branch_on_data", "early_exit", "branch_dropout", "schedule_onecycle_inside", "plateau_inside", "gan",
     "custom_op_step", "fn_dirty", "spectral_norm_old", "weight_norm", "checkpoint_step", "resume",
-    "gradscaler_disabled",
+    "gradscaler_disabled", "per_sample_tutorial", "place_as_data_is_differentiated", "save_on_cpu", "arg_grad_zero",
+    "arg_attack_loop", "inplace_relu_on_arg_nonleaf", "arg_written_nonleaf2", "needs_old_value", "kv_cache",
+    "view_of_result", "view_results_many", "chunk_results2",
+    "scaler_skips_steps", "scaler_skips_the_first_step", "scaler_float16", "gradscaler_inf",
 ]  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 
 import numpy as np
@@ -383,8 +382,8 @@ def test_a_parameter_as_argument_is_seen() -> None:
 
 def test_a_tensor_found_nowhere_is_guarded_by_its_metadata() -> None:
     hidden = torch.ones(3)
-    give = functools.partial(getattr, types.SimpleNamespace(deep=hidden), "deep")
-    captured = capture(lambda x: x + give(), (torch.ones(3),))
+    give = types.SimpleNamespace(deep=hidden).__getattribute__
+    captured = capture(lambda x: x + give("deep"), (torch.ones(3),))
     assert captured.warnings
     assert captured.match((torch.ones(3),), {}) is not None
     hidden.data = torch.ones(3, dtype=torch.float64)

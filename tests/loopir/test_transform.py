@@ -12,6 +12,7 @@ from graphc.loopir.analysis import KernelFacts, breakpoints, known_truths
 from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.transform import (
     drop_dead,
+    drop_idle_axes,
     drop_unit_axes,
     lower_arg_reductions,
     merge_axes,
@@ -170,3 +171,19 @@ def test_other_comparisons_stay() -> None:
     for left, compare in (("mul v1 v6", "eq v7 v11"), ("add v1 v6", "lt v7 v11"), ("add v1 v6", "eq v7 v1")):
         kernel = parse_kernel(POSITIONS.format(dtype="i64", left=left, compare=compare))
         assert cancel_positions(kernel) is kernel
+
+
+def test_idle_axes_go_unless_something_is_added_up_along_them() -> None:
+    text = """
+kernel k(x: in f32[4], y: {access} f32[4]) axes(i: 4 parallel, j: 9 parallel, k: 5 row) {{
+  v0: f32 = load x[i]
+  v1: f32 = reduce sum v0
+  store y[i] = v1{mode}
+}}
+"""
+    stored = parse_kernel(text.format(access="out", mode=""))
+    assert [axis.name for axis in drop_idle_axes(stored).axes] == ["i", "k"]
+    added = parse_kernel(text.format(access="inout", mode=" mode add"))
+    assert drop_idle_axes(added) is added
+    nothing = parse_kernel(text.format(access="out", mode="").replace("j: 9", "j: 0"))
+    assert drop_idle_axes(nothing) is nothing

@@ -8,8 +8,8 @@ import torch
 import graphc
 from graphc.errors import InvalidGraphError
 from graphc.ir import parse, run, verify
-from graphc.passes.base import PassContext
-from graphc.passes.foreach import ExpandForeach, stages_of
+from graphc.passes.base import PassContext, Rewriter
+from graphc.passes.foreach import ExpandForeach, expand, stages_of
 from graphc.passes.pipeline import run_pass
 
 TEXT = """graph g(
@@ -66,7 +66,7 @@ def test_meaning(backend: str) -> None:
 
 def test_expansion_means_the_same() -> None:
     graph = parse(TEXT)
-    assert run_pass(ExpandForeach(), graph, PassContext(target="cuda")).modified
+    Rewriter(graph, PassContext()).run(lambda rewriter, op: expand(rewriter.builder, op), ("foreach",))
     assert not any(op.name == "foreach" for op in graph.ops)
     verify(graph)
     expected, inputs = _expected(_inputs()), _inputs()
@@ -77,8 +77,9 @@ def test_expansion_means_the_same() -> None:
 def test_kernels_are_of_any_size() -> None:
     """Kernels for the counters of all rows and what is checked of them, and one for the elements of all rows."""
     graph = parse(TEXT)
-    assert not run_pass(ExpandForeach(), graph, PassContext(target="cpu")).modified
-    stages = stages_of(graph.ops[0], "default")
+    for target in ("cpu", "cuda"):
+        assert not run_pass(ExpandForeach(), graph, PassContext(target=target)).modified
+    stages = stages_of(graph.ops[0], "default", "cpu")
     assert stages is not None
     *counters, elements = stages.kernels
     assert counters and not any(kernel.axes for kernel in counters)

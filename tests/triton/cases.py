@@ -98,6 +98,31 @@ def channel_mean(n: int, c: int, hw: int) -> Kernel:
     return b.finish("channel_mean", (given("x", f32, n * c * hw), out("m", f32, c), out("y", f32, n * c * hw)))
 
 
+def channel_moments(n: int, c: int, hw: int, dtype: DType = f32) -> Kernel:
+    """Batch norm in training: mean and variance of channels, and what is normalised with them."""
+    b = KernelBuilder((Axis("i", c), Axis("j", n, ROW), Axis("k", hw, ROW)))
+    at = Y * (c * hw) + X * hw + Z
+    x, size = load(b, "x", dtype, at), b.constant(float(n * hw), dtype.compute)
+    mean = b.compute("div", b.reduce("sum", x), size)
+    d = b.compute("sub", x, mean)
+    variance = b.compute("div", b.reduce("sum", b.compute("mul", d, d)), size)
+    b.store("m", X, mean)
+    b.store("v", X, variance)
+    scaled = b.compute("mul", d, b.compute("rsqrt", b.compute("add", variance, b.constant(1e-5, dtype.compute))))
+    b.store("y", at, b.compute("cast", scaled, dtype=dtype))
+    made = (out("m", dtype.compute, c), out("v", dtype.compute, c), out("y", dtype, n * c * hw))
+    return b.finish("channel_moments", (given("x", dtype, n * c * hw), *made))
+
+
+def row_moments(n: int, m: int, strided: bool = False) -> Kernel:
+    """Variance alone, of rows or of columns."""
+    b = rows(n, m)
+    x, size = b.load("x", f32, Y * n + X if strided else X * m + Y), b.constant(float(m), f32)
+    d = b.compute("sub", x, b.compute("div", b.reduce("sum", x), size))
+    b.store("v", X, b.compute("div", b.reduce("sum", b.compute("mul", d, d)), size))
+    return b.finish("variance", (given("x", f32, n * m), out("v", f32, n)))
+
+
 def reduce_all(n: int, op: str, dtype: DType = f32) -> Kernel:
     b = KernelBuilder((Axis("j", n, ROW),))
     value = b.reduce(op, b.load("x", dtype, Y))
@@ -276,6 +301,11 @@ CASES: dict[str, Callable[[], Kernel]] = {
     "column_sum": lambda: column_sum(50, 90),
     "middle_sum": lambda: middle_sum(3, 20, 36),
     "channel_mean": lambda: channel_mean(4, 6, 35),
+    "channel_moments": lambda: channel_moments(4, 6, 35),
+    "channel_moments_bf16": lambda: channel_moments(4, 3, 64, bf16),
+    "variance": lambda: row_moments(5, 96),
+    "variance_odd": lambda: row_moments(5, 71),
+    "variance_strided": lambda: row_moments(40, 45, strided=True),
     "sum_all": lambda: reduce_all(1000, "sum"),
     "sum_of_nothing": lambda: reduce_all(0, "sum"),
     "max_all": lambda: reduce_all(700, "max"),

@@ -10,7 +10,7 @@ from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.loopir.kernel import Kernel
 from graphc.loopir.verifier import verify
 from graphc.runtime.triton_launcher import InterpretedKernel
-from tests.triton.cases import CASES, scalar_op_cases
+from tests.triton.cases import CASES, row_moments, scalar_op_cases
 from tests.triton.data import as_array, as_tensor, assert_same, expected, make_arrays
 
 torch.set_num_threads(1)
@@ -52,7 +52,8 @@ def test_small_tiles_agree_with_the_oracle(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["chain", "softmax", "layer_norm", "max_all", "min_rows", "argmax_all", "argmin_rows",
-                                  "argmax_strided", "cummax", "sum_all", "masked_store", "transpose"])  # fmt: skip
+                                  "argmax_strided", "cummax", "sum_all", "masked_store", "transpose",
+                                  "variance_odd"])  # fmt: skip
 @pytest.mark.parametrize("form", ["whole", "split"])
 def test_nan_and_inf_pass_through(name: str, form: str) -> None:
     check(CASES[name](), FORMS[form], special=True)
@@ -61,3 +62,17 @@ def test_nan_and_inf_pass_through(name: str, form: str) -> None:
 @pytest.mark.parametrize("name", scalar_op_cases())
 def test_scalar_operators(name: str) -> None:
     check(scalar_op_cases()[name](), Limits(), special=True, slack=4)
+
+
+@pytest.mark.parametrize("form", ["looped", "split"])
+@pytest.mark.parametrize("length", [512, 500])
+def test_variance_of_numbers_far_from_zero(form: str, length: int) -> None:
+    kernel = row_moments(3, length)
+    tiling = choose_tiling(kernel, FORMS[form])
+    made = emit_kernel(kernel, tiling=tiling)
+    assert len(made.launches) == (2 if form == "split" else 1) and made.text.count("for row_start in") == 1
+    x, v = 1e4 + torch.randn(3, length), torch.empty(3)
+    InterpretedKernel(made)([x.flatten(), v])
+    # parts of a row hand on their sums, rounded, as their means; x itself is rounded to a thousandth
+    tolerance = 2e-4 if form == "split" else 2e-5
+    torch.testing.assert_close(v.double(), x.double().var(1, correction=0), rtol=tolerance, atol=0)

@@ -1,0 +1,243 @@
+"""What autograd has to see happen to the user's own tensors: done by eager calls behind each run of a program.
+
+A program hands out values. Where the function writes to an argument what requires grad, the new contents are one more
+result, and copied into the argument after the run; where a result that requires grad is a view, of an argument or of
+another result, the view is made after the run. So autograd outside knows the writes and the views, and their bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+from graphc.frontend.argument_tensors import shares_storage
+from graphc.frontend.functionalize import Storage
+from graphc.frontend.inputs import BindingKind
+from graphc.frontend.leaves import OutputLeaf
+from graphc.frontend.traced import TracedTensor
+from graphc.ir.graph import StridedView
+
+if TYPE_CHECKING:
+    from graphc.frontend.recorder import Recorder
+
+_CHAIN_LIMIT = 1000
+
+
+class Replay(Protocol):
+    """One eager call behind a run."""
+
+    def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Make it, on the program's outputs and inputs of this run."""
+
+
+@dataclass(frozen=True)
+class WriteAgain:
+    """An argument gets new contents.
+
+    Args:
+        target: the input.
+        number: the output that holds them.
+    """
+
+    target: int
+    number: int
+
+    def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Copy them."""
+        inputs[self.target].copy_(outputs[self.number])
+
+
+@dataclass(frozen=True)
+class ViewAgain:
+    """A result is a view.
+
+    Args:
+        number: the output.
+        base: the input, or the other output, that it is a view of.
+        of_input: which of the two.
+        view: its geometry; the offset counts from the base's first element.
+    """
+
+    number: int
+    base: int
+    of_input: bool
+    view: StridedView
+
+    def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Make the view."""
+        base, view = (inputs if self.of_input else outputs)[self.base], self.view
+        outputs[self.number] = base.as_strided(view.shape, view.strides, base.storage_offset() + view.offset)
+
+
+@dataclass(frozen=True)
+class DetachAgain:
+    """A result sees the memory of an input, and autograd is to know nothing of that.
+
+    Args:
+        number: the output.
+    """
+
+    number: int
+
+    def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Detach it."""
+        outputs[self.number] = outputs[self.number].detach()
+
+
+@dataclass
+class Replays:
+    """What a capture finds to be done behind each run.
+
+    Attributes:
+        results: what is left to be differentiated as results of the program, those of `hidden` among them.
+        hidden: tensors that are outputs for the sake of replays alone.
+        writes: number of the argument, and the tensor that holds what is written to it.
+        views: result and base.
+        written: storages that the program itself need not write to.
+        refusal: why there can be none; empty when there can.
+    """
+
+    results: list[TracedTensor] = field(default_factory=list)
+    hidden: list[TracedTensor] = field(default_factory=list)
+    writes: list[tuple[int, TracedTensor]] = field(default_factory=list)
+    views: list[tuple[TracedTensor, torch.Tensor]] = field(default_factory=list)
+    written: set[Storage] = field(default_factory=set)
+    refusal: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.writes or self.views)
+
+    def made(self, recorder: Recorder, leaves: Sequence[Any], found: Sequence[OutputLeaf]) -> list[Replay]:
+        """The replays, once the outputs of the graph are known.
+
+        Args:
+            leaves, found: what outputs there are, and what has become of each.
+        """
+        numbers = {id(leaf): out.number for leaf, out in zip(leaves, found, strict=True)}
+        places = _places(recorder)
+        replays: list[Replay] = [WriteAgain(places[number], numbers[id(new)]) for number, new in self.writes]
+        for leaf, base in self.views:
+            number = numbers[id(leaf)]
+            output = recorder.graph.outputs[number]
+            view = output.view
+            if view is None:  # of the whole
+                state = leaf.state
+                view = StridedView(state.shape, state.strides, 0)
+            argument = recorder.arguments.find(base)
+            if id(base) in numbers:
+                replays.append(ViewAgain(number, numbers[id(base)], False, view))
+            else:
+                place = places[argument.number] if argument is not None else _place_of(recorder, base)
+                replays.append(ViewAgain(number, place, True, view))
+        return replays + [DetachAgain(number) for number in _detached(recorder, leaves, found)]
+
+
+def _detached(recorder: Recorder, leaves: Sequence[Any], found: Sequence[OutputLeaf]) -> set[int]:
+    """Outputs that lie in an input's memory and do not require grad, other than the input itself."""
+    return {
+        out.number
+        for leaf, out in zip(leaves, found, strict=True)
+        if type(leaf) is TracedTensor
+        and not leaf.requires_grad
+        and leaf.state.storage.visible
+        and id(leaf.state) not in recorder.very_tensors
+    }
+
+
+def _places(recorder: Recorder) -> dict[int, int]:
+    """By argument: the input that it is."""
+    return {b.leaf: place for place, b in enumerate(recorder.bindings) if b.kind is BindingKind.ARG}
+
+
+def _place_of(recorder: Recorder, tensor: torch.Tensor) -> int:
+    return next(place for place, b in enumerate(recorder.bindings) if b.tensor is tensor and b.leaf < 0)
+
+
+def find_replays(recorder: Recorder, leaves: Sequence[Any]) -> Replays:
+    """Sort the results of a function, and what it has written, into what the program gives and what is replayed.
+
+    Args:
+        leaves: of the returned value. Those that require grad are meant.
+    """
+    given = {id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor and leaf.requires_grad}
+    found = Replays()
+    _find_writes(recorder, found)
+    shared: dict[Storage, list[TracedTensor]] = {}
+    for leaf in given.values():
+        if leaf.grad_fn is None or recorder.arguments.find(leaf) is not None:
+            continue  # a leaf of the function's own, or an argument itself
+        if leaf.state.storage.visible:
+            _add_view_of_input(recorder, found, leaf)
+        else:
+            shared.setdefault(leaf.state.storage, []).append(leaf)
+    for together in shared.values():
+        _add_shared(found, together)
+    found.results += found.hidden
+    return found
+
+
+def _find_writes(recorder: Recorder, found: Replays) -> None:
+    for argument in recorder.arguments:
+        if not argument.is_rewritten:
+            continue
+        state = argument.stand_in.state
+        others = [other.tensor for other in recorder.arguments if other is not argument]
+        with torch._C.DisableTorchFunction():
+            shared = state.parent is not None or shares_storage(argument.tensor, others)
+        if shared:
+            found.refusal = f"{argument.name} is written, requires grad and shares memory with another argument"
+            return
+        with torch.enable_grad():
+            new = argument.stand_in.clone()
+        assert isinstance(new, TracedTensor)
+        found.hidden.append(new)
+        found.writes.append((argument.number, new))
+        found.written.add(state.storage)
+
+
+def _add_view_of_input(recorder: Recorder, found: Replays, leaf: TracedTensor) -> None:
+    base = leaf._base
+    known = base is not None and (
+        recorder.arguments.find(base) is not None or any(b.tensor is base and b.leaf < 0 for b in recorder.bindings)
+    )
+    if not known or not _is_plain_view(leaf, base):
+        found.refusal = "a result that requires grad is a view of an input that autograd does not know as one"
+        return
+    found.views.append((leaf, base))  # type: ignore[arg-type]  # there is one
+
+
+def _add_shared(found: Replays, together: list[TracedTensor]) -> None:
+    """Results that lie in one memory, which the function has made."""
+    if len(together) == 1:
+        found.results += together
+        return
+    bases: list[Any] = [leaf._base if leaf._base is not None else leaf for leaf in together]
+    base = bases[0]
+    same = all(other is base for other in bases) and type(base) is TracedTensor and base.state.parent is None
+    views = [leaf for leaf in together if leaf is not base]
+    if not same or not all(_is_plain_view(leaf, base) for leaf in views):
+        found.refusal = "two results that require grad share memory in a way that autograd does not know"
+        return
+    if any(leaf is base for leaf in together):
+        found.results.append(base)
+    else:
+        found.hidden.append(base)
+    found.views += [(leaf, base) for leaf in views]
+
+
+def _is_plain_view(leaf: torch.Tensor, base: Any) -> bool:
+    """Autograd goes from one to the other through operators alone: no function or hook of the user's lies between."""
+    node: Any = leaf.grad_fn
+    stop = base.grad_fn
+    for _ in range(_CHAIN_LIMIT):
+        if node is stop or node is None or type(node).__name__ == "AccumulateGrad":
+            return not leaf._backward_hooks
+        following = [after for after, _ in node.next_functions if after is not None]
+        if isinstance(node, BackwardCFunction) or len(following) != 1:
+            return False
+        (node,) = following
+    return False

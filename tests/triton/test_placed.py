@@ -1,0 +1,60 @@
+"""Programs put on a device that is not there: what the device does, and what stays with the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from graphc.codegen.triton.program import generate, host_kernels, triton_kernels
+from graphc.program.plan import ForeachStep
+from graphc.program.triton_kernel import host_source, triton_source
+from graphc.report import placed
+from graphc.report.static_kernels import launches_of
+
+
+def adam(count: int) -> Callable[[], None]:
+    parameters = [nn.Parameter(torch.empty(4, number + 1)) for number in range(count)]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = torch.optim.Adam(parameters)
+
+    def step() -> None:
+        optimizer.step()
+
+    return step
+
+
+def test_step_counters_stay_with_the_cpu() -> None:
+    plan = placed.placed_plan(adam(10), ())
+    (step,) = plan.steps
+    assert isinstance(step, ForeachStep) and launches_of(plan) == {"launches": 1, "library": 0}
+    counters = {row[4] for row in step.rows}
+    assert {spec.device for spec in plan.buffers if spec.index in counters} == {"cpu"}
+    tensors = [spec for spec in plan.buffers if not spec.host and spec.kind == "input" and spec.index not in counters]
+    assert {spec.device for spec in tensors} == {"cuda:0"}
+
+
+def test_counters_on_the_device_are_computed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placed, "_stays", lambda item: False)
+    plan = placed.placed_plan(adam(10), ())
+    assert not any(isinstance(step, ForeachStep) for step in plan.steps) and launches_of(plan)["launches"] > 10
+
+
+def test_kernels_on_the_cpus_numbers_are_kept_in_loop_ir() -> None:
+    plan = placed.placed_plan(adam(3), ())
+    there, here = triton_kernels(plan), host_kernels(plan)
+    assert there and here and not set(there) & set(here)
+    record = generate(plan)
+    assert set(record.sources) == {*map(triton_source, there), *map(host_source, here)}
+    assert all("axes()" in record.sources[host_source(name)] for name in here)
+
+
+def test_devices_follow_from_those_of_inputs() -> None:
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return (x + torch.ones(4)).sort(0).values * torch.arange(4)
+
+    plan = placed.placed_plan(run, (torch.empty(4),), "cuda:1")
+    assert {spec.device for spec in plan.buffers} == {"cuda:1"}
