@@ -152,7 +152,7 @@ class CompiledFunction(PathCalls):
             self._add_entry(args, kwargs, merged)
 
     def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> _Entry:
-        with self._lock:
+        with self._lock, driver.collector_paused():
             for entry in self._entries:  # another thread may have compiled it meanwhile
                 if entry.captured.match(args, kwargs) is not None:
                     return entry

@@ -105,7 +105,7 @@ def capture(
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
 
-    with _collector_paused():
+    with collector_paused():
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
             numerics=options.numerics,
@@ -123,7 +123,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
 
     joint = captured.joint
     assert joint is not None
-    with _collector_paused():
+    with collector_paused():
         graph = joint.graph.copy()
         again = prepare_split(graph, _context(options, _choose_backend(graph, options)))
         split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
@@ -237,7 +237,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Python's cyclic garbage collector off: with a large graph alive its scans took a third of compile time."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -268,7 +268,7 @@ def compile_graph(graph: Graph, options: Options) -> Compilation:
     Raises:
         BackendUnavailableError: the backend asked for cannot run here.
     """
-    with _collector_paused():
+    with collector_paused():
         compilation = _compile(graph, options)
     _log(compilation)
     return compilation
@@ -365,7 +365,7 @@ def _plan(
 
 def plan_for(graph: Graph, options: Options, backend: str) -> Plan:
     """The plan of a graph for a backend, whether that can run here or not."""
-    with _collector_paused():
+    with collector_paused():
         found: Plan = Compilation(graph, options, backend).stage("scheduled")
     return found
 
