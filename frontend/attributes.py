@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from graphc.frontend import host, tree
+from graphc.frontend import tree
 from graphc.frontend.guards import is_plain, same, snapshot
 from graphc.frontend.inputs import Access, Binding, BindingKind
 from graphc.frontend.leaves import OutputLeaf
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.objects import is_traced
 
 if TYPE_CHECKING:
     from graphc.frontend.modules import ModuleFacts
@@ -158,7 +158,7 @@ def effects_of(changed: list[tuple[Home, str, Any]], first: int) -> tuple[list[B
         leaves, node = tree.flatten(value)
         outputs = []
         for leaf in leaves:
-            if _is_traced(leaf):
+            if is_traced(leaf):
                 outputs.append(OutputLeaf(first + len(made)))
                 made.append(leaf)
             else:
@@ -220,12 +220,8 @@ def _bind(home: Home, name: str, value: Any) -> None:
 
 def _is_effect(new: Any, old: Any) -> bool:
     """Something that can be bound again: a deletion, a plain value, a structure with traced tensors or numbers."""
-    if new is _GONE or _is_traced(new):
+    if new is _GONE or is_traced(new):
         return True
     if is_plain(new):
         return not same(new, old)
-    return isinstance(new, (list, tuple, dict)) and any(map(_is_traced, tree.flatten(new)[0]))
-
-
-def _is_traced(value: Any) -> bool:
-    return type(value) is TracedTensor or host.node_of(value) is not None
+    return isinstance(new, (list, tuple, dict)) and any(map(is_traced, tree.flatten(new)[0]))

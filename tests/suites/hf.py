@@ -84,8 +84,12 @@ def gradients(model: torch.nn.Module, inputs: Inputs) -> Any:
     results = model(**inputs)
     loss = getattr(results, "loss", None)
     if loss is None:
-        floats = [leaf for leaf in tree.flatten(plain(results))[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        loss = sum((leaf * torch.linspace(-1, 1, leaf.numel(), dtype=leaf.dtype).reshape(leaf.shape)).sum() for leaf in floats)
+        floats = [
+            leaf for leaf in tree.flatten(plain(results))[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        ]
+        loss = sum(
+            (leaf * torch.linspace(-1, 1, leaf.numel(), dtype=leaf.dtype).reshape(leaf.shape)).sum() for leaf in floats
+        )
     loss.backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {"results": plain(results), "gradients": grads, "buffers": dict(model.named_buffers())}

@@ -149,7 +149,9 @@ def _translator(name: str, prefix: str, head: str = "ForConditionalGeneration", 
     return Spec(name, prefix + head, f"{prefix}Config", translation, "encoder-decoder", {**_TRANSLATOR, **arguments})
 
 
-def _vision(name: str, prefix: str, head: str = "ForImageClassification", inputs: Any = classified_image, **a: Any) -> Spec:
+def _vision(
+    name: str, prefix: str, head: str = "ForImageClassification", inputs: Any = classified_image, **a: Any
+) -> Spec:
     return Spec(name, prefix + head, f"{prefix}Config", inputs, "vision", a)
 
 
@@ -174,7 +176,6 @@ SPECS = [
              num_feedforward_networks=2),
     _encoder("FNet", "FNet", inputs=lambda: {k: v for k, v in language().items() if k != "attention_mask"}),
     _encoder("ConvBERT", "ConvBert", embedding_size=32),
-    _encoder("Nystromformer", "Nystromformer", num_landmarks=4, segment_means_seq_len=8),
     _encoder("BigBird", "BigBird", attention_type="original_full"),
     _encoder("XLM-RoBERTa", "XLMRoberta"),
     Spec("XLNet", "XLNetLMHeadModel", "XLNetConfig", language, "encoder",
@@ -236,7 +237,7 @@ SPECS = [
     _decoder("Qwen3-MoE", "Qwen3Moe", "experts", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
     _decoder("OLMoE", "Olmoe", "experts", num_experts=4, num_experts_per_tok=2),
     _decoder("DeepSeek-V3", "DeepseekV3", "experts", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=2,
-             topk_group=1, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8),
+             topk_group=1, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, num_key_value_heads=4),
     _decoder("GPT-OSS", "GptOss", "experts", head_dim=8, sliding_window=4, **_EXPERTS),
     _decoder("GraniteMoE", "GraniteMoe", "experts", **_EXPERTS),
     _decoder("PhiMoE", "Phimoe", "experts", **_EXPERTS),
@@ -316,20 +317,17 @@ SPECS = [
     _vision("MobileNetV2", "MobileNetV2", image_size=IMAGE, depth_multiplier=0.25),
     _vision("MobileViT", "MobileViT", image_size=64, hidden_sizes=[16, 20, 24], neck_hidden_sizes=[8, 8, 12, 16, 20, 24, 32], num_attention_heads=4,
             inputs=lambda: {**large_image(), "labels": torch.randint(0, 2, (BATCH,))}),
-    _vision("EfficientNet", "EfficientNet", width_coefficient=0.25, depth_coefficient=0.25, image_size=IMAGE, hidden_dim=16),
+    _vision("EfficientNet", "EfficientNet", width_coefficient=0.25, depth_coefficient=0.25, image_size=IMAGE, hidden_dim=320),
     _vision("PoolFormer", "PoolFormer", hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1]),
     _vision("PVT v2", "PvtV2", image_size=IMAGE, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], sr_ratios=[8, 4, 2, 1]),
     _vision("LeViT", "Levit", image_size=64, hidden_sizes=[16, 32, 48], num_attention_heads=[1, 2, 3], depths=[1, 1, 1], key_dim=[8, 8, 8],
             inputs=lambda: {**large_image(), "labels": torch.randint(0, 2, (BATCH,))}),
-    _vision("CvT", "Cvt", embed_dim=[8, 12, 16], num_heads=[1, 1, 2], depth=[1, 1, 2]),
     _vision("FocalNet", "FocalNet", image_size=IMAGE, embed_dim=16, depths=[1, 1], hidden_sizes=[16, 32], focal_levels=[2, 2], focal_windows=[3, 3]),
     _vision("SegFormer", "Segformer", "ForSemanticSegmentation", segmented_image, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1],
             num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16),
-    _vision("DPT", "DPT", "ForDepthEstimation", image, **_VISION, is_hybrid=False, neck_hidden_sizes=[8, 8, 16, 16], backbone_out_indices=[0, 0, 1, 1],
-            fusion_hidden_size=16, num_hidden_layers_=2),
     _vision("ViT MAE", "ViTMAE", "ForPreTraining", image, **_VISION, decoder_hidden_size=16, decoder_num_attention_heads=2,
             decoder_num_hidden_layers=1, decoder_intermediate_size=16),
-    _vision("VideoMAE", "VideoMAE", inputs=lambda: {"pixel_values": torch.randn(BATCH, 4, 3, IMAGE, IMAGE), "labels": torch.randint(0, 2, (BATCH,))},
+    _vision("VideoMAE", "VideoMAE", "ForVideoClassification", inputs=lambda: {"pixel_values": torch.randn(BATCH, 4, 3, IMAGE, IMAGE), "labels": torch.randint(0, 2, (BATCH,))},
             **_VISION, num_frames=4, tubelet_size=2),
     _vision("Swin2SR", "Swin2SR", "ForImageSuperResolution", image, image_size=IMAGE, patch_size=1, embed_dim=16, depths=[1, 1], num_heads=[2, 2],
             window_size=4, upscale=2),
