@@ -47,7 +47,12 @@ class ArgumentEffect:
             call: (args, kwargs).
         """
         found = [(find(call, change.path), change, _items(change, outputs, call)) for change in self.changes]
-        return lambda: [_fill(home, change.keys, items) for home, change, items in found] and None
+
+        def change_all() -> None:
+            for home, change, items in found:
+                _fill(home, change.keys, items)
+
+        return change_all
 
 
 def _items(change: Change, outputs: list[Any], call: Any) -> list[Any]:

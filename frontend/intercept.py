@@ -64,6 +64,9 @@ def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`bool(t)`, `int(t)`, `float(t)`, and a tensor as an index of a list."""
+    if (known := recorder.known_tensor(args[0])) is not None:
+        with torch._C._DisableTorchDispatch():
+            return func(known)
     if recorder.decider is None or func is _TENSOR.__complex__:
         raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
     tensor = args[0]
@@ -86,6 +89,9 @@ def _check_number(func: Any, tensor: torch.Tensor) -> None:
 def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Few floats stay traced numbers; others are looked at, as Python does with them in nearly all uses."""
     tensor = args[0]
+    if (known := recorder.known_tensor(tensor)) is not None:
+        with torch._C._DisableTorchDispatch():
+            return known.tolist()
     if recorder.decider is None:
         return _no_data(recorder, func, args, kwargs)
     if tensor.is_floating_point() and tensor.numel() <= _TRACED_ELEMENTS:

@@ -111,7 +111,7 @@ class Closed:
 
 def _homes(value: Any) -> Iterator[Any]:
     """The dicts, lists and tables of attributes in an object, itself included."""
-    queue, seen = [value], set()
+    queue, seen = [value], set[int]()
     while queue and len(seen) < _LIMIT:
         item = queue.pop()
         if id(item) in seen:

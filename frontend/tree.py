@@ -127,7 +127,7 @@ def _rebuild(node: Node, leaves: Iterator[Any], objects: list[Any]) -> Any:
     if node.kind == "again":
         return objects[node.keys[0]]
     if node.kind == "object":
-        made = object.__new__(node.cls)
+        made: Any = object.__new__(node.cls)
         objects.append(made)
         for name, child in zip(node.keys, node.children, strict=True):
             made.__dict__[name] = _rebuild(child, leaves, objects)
