@@ -32,7 +32,7 @@ from graphc.frontend.global_state import GlobalState
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
-from graphc.frontend.joint import Recorded, close, record_backward, refusal, roll_back
+from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.objects import Closed, Restart
 from graphc.frontend.optimizers import StateEffect
@@ -40,7 +40,7 @@ from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
 from graphc.frontend.schedulers import Later
-from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, is_shape, whole
+from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, whole
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
@@ -243,17 +243,18 @@ class _Session:
         assert self._copies is not None
         change, items = argument_effect(self._copies, returned.changed, len(made))
         made += items
+        recorded = returned.backward
+        made += recorded.leaves if isinstance(recorded, Recorded) else []
         found = finish.finish(recorder, [*returned.leaves, *made])
         count = len(returned.leaves)
         leaves = self._copies.located(returned.leaves, found[:count])
         ends = Ends(returned.node, leaves, effects, found[count:], change, gradients=recorder.gradient_facts())
-        recorded = returned.backward
         reason = recorder.argument_gradients(self._given)
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder, recorded)
         numbers = {id(leaf): out.number for leaf, out in zip([*returned.leaves, *made], found, strict=True)}
-        graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves])
+        graph, joint = close(recorder, recorded, numbers)
         return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
 
     def _captured(
@@ -374,9 +375,6 @@ class _Session:
                 kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
                 kept += [leaf for change in changed for leaf in change.leaves]
                 backward = record_backward(recorder, [*leaves, *kept], self._given)
-                if isinstance(backward, Recorded) and any(is_shape(step) for step in self.steps or ()):
-                    roll_back(recorder, backward.start)
-                    backward = "a result that requires grad depends on a shape that data decide"
                 return _Returned(leaves, node, backward, bound, changed)
         except GraphcError:
             raise

@@ -79,6 +79,15 @@ def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return int(recorder.specialize(node.unary("trunc") if node.kind is float else node))
 
 
+def _format(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`f"{t}"` shows the number in a tensor without dims, which Python then looks at."""
+    tensor, spec = args[0], args[1]
+    if tensor.dim() or recorder.decider is None:
+        return func(*args, **kwargs)
+    number = _tolist(recorder, func, (tensor,), {})
+    return format(number if type(number) in (bool, int, float) else float(number), spec)
+
+
 def _check_number(func: Any, tensor: torch.Tensor) -> None:
     """Raise what eager raises for a tensor that is no single number."""
     if tensor.numel() != 1 or func is _TENSOR.__index__:
@@ -110,7 +119,10 @@ def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
     )
 
 
-def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
+def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> None:
+    """`tensor.data = other`; of itself it is nothing, which is what `module.to(...)` comes to most often."""
+    if func == _TENSOR.data.__set__ and recorder.state_of(args[1]) is recorder.state_of(args[0]):  # type: ignore[attr-defined]
+        return
     raise UnsupportedError(
         f"{_named(func)} changes the storage of an existing tensor, which a compiled program cannot; use copy_() or "
         "make a new tensor",
@@ -254,6 +266,7 @@ def _named(func: Any) -> str:
 _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
+    _TENSOR.__format__: _format,
     **dynamic_index.SPECIAL,
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.lstm: _lstm,

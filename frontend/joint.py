@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from graphc.frontend.aten.importer import tensor_type
 from graphc.frontend.functionalize import TensorState, root_state
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.segments import Stop
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 
@@ -34,11 +35,15 @@ class Joint:
         graph: the joint graph.
         results: outputs of the forward pass that are differentiable, by number, in the order of the cotangents.
         wanted: inputs whose gradients the last outputs are, by number, in the order of those outputs.
+        views: (output, output that it is a view of): made anew from what autograd gives for the latter.
+        input_views: (output, input that it is a view of).
     """
 
     graph: Graph
     results: list[int]
     wanted: list[int]
+    views: list[tuple[int, int]] = field(default_factory=list)
+    input_views: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,18 @@ class Recorded:
     Attributes:
         start: how many ops the forward pass has.
         cotangents: one input per differentiable result.
-        leaves: the differentiable results.
+        leaves: the differentiable results; of those that share memory, what all are views of.
         gradients: input and gradient.
+        views: differentiable results that are views of one of `leaves`.
+        input_views: those that are views of an input.
     """
 
     start: int
     cotangents: list[Input]
     leaves: list[TracedTensor]
     gradients: list[tuple[Input, Value, tuple[int, ...]]]
+    views: list[tuple[TracedTensor, TracedTensor]] = field(default_factory=list)
+    input_views: list[tuple[TracedTensor, Input]] = field(default_factory=list)
 
 
 def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | str | None:
@@ -77,7 +86,7 @@ def record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> 
 
 def _record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) -> Recorded | str | None:
     results = list({id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor and leaf.requires_grad}.values())
-    results = [leaf for leaf in results if leaf.grad_fn is not None]
+    results, views, input_views = _bases([leaf for leaf in results if leaf.grad_fn is not None])
     while results:
         mark = len(recorder.graph.ops)
         cotangents, stand_ins = _cotangents(recorder, results)
@@ -86,12 +95,19 @@ def _record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) ->
         try:
             with _without_hooks(tensors):
                 found = torch.autograd.grad(results, tensors, stand_ins, retain_graph=True, allow_unused=True)
+        except Stop:  # the programs of a path know nothing of cotangents
+            assert recorder.decider is not None
+            recorder.decider.drop_question()
+            roll_back(recorder, mark)
+            _drop_waiting_nodes()
+            return "its backward pass decides on data"
         except RuntimeError as error:
             roll_back(recorder, mark)
             _drop_waiting_nodes()
             if _SECOND_TIME not in str(error):
                 return f"its backward pass cannot be captured: {error}"
             results = [leaf for leaf in results if not _is_used_up(recorder, leaf)]
+            views = [(view, base) for view, base in views if any(base is leaf for leaf in results)]
             continue
         gradients = [
             (value, functionalize.read(recorder.builder, recorder.state_of(grad)), tuple(grad.stride()))
@@ -99,8 +115,40 @@ def _record_backward(recorder: Recorder, leaves: list[Any], given: list[Any]) ->
             if grad is not None
         ]
         del found, stand_ins
-        return Recorded(mark, cotangents, results, gradients)
-    return None
+        return Recorded(mark, cotangents, results, gradients, views, input_views)
+    return Recorded(len(recorder.graph.ops), [], [], [], [], input_views) if input_views else None
+
+
+def _bases(
+    results: list[TracedTensor],
+) -> tuple[list[TracedTensor], list[tuple[TracedTensor, TracedTensor]], list[tuple[TracedTensor, Input]]]:
+    """Results to be differentiated, and those that are views: of one of these, and of inputs that nothing writes.
+
+    A function of autograd cannot give two results that share memory. So autograd is given what they are views of, and they
+    are views of what it returns.
+    """
+    homes: dict[int, list[TracedTensor]] = {}
+    for leaf in results:
+        homes.setdefault(id(leaf.state.storage), []).append(leaf)
+    plain: list[TracedTensor] = []
+    views: list[tuple[TracedTensor, TracedTensor]] = []
+    input_views: list[tuple[TracedTensor, Input]] = []
+    for leaves in homes.values():
+        storage, bases = leaves[0].state.storage, {id(base): base for base in map(_base, leaves)}
+        (base, *others) = bases.values()
+        if storage.visible and storage.version == 0 and not others and base.grad_fn is None:
+            assert storage.source is not None
+            input_views += [(leaf, storage.source) for leaf in leaves]
+        elif storage.visible or len(leaves) == 1 or others or type(base) is not TracedTensor:
+            plain += leaves
+        else:
+            plain.append(base)
+            views += [(leaf, base) for leaf in leaves if leaf is not base]
+    return plain, views, input_views
+
+
+def _base(leaf: TracedTensor) -> Any:
+    return leaf if leaf._base is None else leaf._base
 
 
 def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
@@ -202,11 +250,11 @@ def refusal(recorder: Recorder, recorded: Recorded) -> str:
     return ""
 
 
-def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> tuple[Graph, Joint]:
+def close(recorder: Recorder, recorded: Recorded, numbers: dict[int, int]) -> tuple[Graph, Joint]:
     """Complete the joint graph, behind whose results the gradients are put; and the forward pass alone.
 
     Args:
-        numbers: output of the graph that each differentiable result is.
+        numbers: output of the graph that each result is, by id.
     """
     graph = recorder.graph
     cotangents = set(recorded.cotangents)
@@ -219,7 +267,13 @@ def close(recorder: Recorder, recorded: Recorded, numbers: list[int]) -> tuple[G
         value = _own(recorder, value, strides, taken)
         taken.add(value)
         graph.outputs.append(Output(value))
-    return forward, Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients])
+    return forward, Joint(
+        graph,
+        [numbers[id(leaf)] for leaf in recorded.leaves],
+        [positions[value] for value, _, _ in recorded.gradients],
+        [(numbers[id(view)], numbers[id(base)]) for view, base in recorded.views],
+        [(numbers[id(view)], positions[value]) for view, value in recorded.input_views],
+    )
 
 
 def _forward_ops(graph: Graph, start: int) -> list[Op]:

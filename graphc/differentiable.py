@@ -33,6 +33,7 @@ class Differentiable:
     ) -> None:
         self.name = name
         self._results, self._wanted = joint.results, joint.wanted
+        self._views, self._input_views = joint.views, joint.input_views
         self._outputs = len(split.forward.outputs) - split.saved
         self._constant = [number for number in range(self._outputs) if number not in joint.results]
         self._reused = split.reused
@@ -50,19 +51,25 @@ class Differentiable:
         Returns:
             Its outputs without the saved values; those that can be differentiated are attached to autograd's graph.
         """
-        outputs: list[Any] = []
-        wanted = [inputs[number] for number in self._wanted]
         if torch.is_grad_enabled():
-            results = _Function.apply(self, inputs, outputs, *wanted)
-        else:  # the function itself turned it on
-            with torch.enable_grad():
-                results = _Function.apply(self, inputs, outputs, *wanted)
+            return self._run(inputs)
+        with torch.enable_grad():  # the function itself turned it on
+            return self._run(inputs)
+
+    def _run(self, inputs: list[Any]) -> list[Any]:
+        outputs: list[Any] = []
+        results = _Function.apply(self, inputs, outputs, *(inputs[number] for number in self._wanted))
+        marked = {result.untyped_storage()._cdata for result in results}
+        for number in self._constant:  # autograd has marked what else sees this memory as well, undetached
+            item = outputs[number]
+            if isinstance(item, torch.Tensor) and item.requires_grad and item.untyped_storage()._cdata in marked:
+                outputs[number] = item.detach()
         for number, result in zip(self._results, results, strict=True):
             outputs[number] = result
-        for number in self._constant:  # autograd has marked a tensor that is another result as well, undetached
-            item = outputs[number]
-            if isinstance(item, torch.Tensor) and item.requires_grad and any(item is result for result in results):
-                outputs[number] = item.detach()
+        for number, base in self._views:
+            outputs[number] = _view(outputs[base], outputs[number])
+        for number, base in self._input_views:
+            outputs[number] = _view(inputs[base], outputs[number])
         return outputs
 
     def run_forward(self, inputs: list[Any], outputs: list[Any]) -> tuple[list[Any], tuple[torch.Tensor, ...]]:
@@ -79,6 +86,11 @@ class Differentiable:
                 if self._backward is None:
                     self._backward = self._compile_backward()
         return self._backward([*kept, *(cotangent.contiguous() for cotangent in cotangents)])
+
+
+def _view(base: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A view of `base` that sees what `like` sees of the same memory."""
+    return base.as_strided(like.shape, like.stride(), like.storage_offset())
 
 
 class _Function(torch.autograd.Function):

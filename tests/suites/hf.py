@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import graphc
-from graphc.errors import GraphcError
+from graphc.errors import GraphcError, GraphcWarning
 from graphc.frontend import tree
 from tests.suites.hf_models import SPECS, Inputs, Spec
 from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, Verdict, compare, limited, report, seed, timed
@@ -120,7 +120,9 @@ def _judge(
     try:
         seed()
         start = time.perf_counter()
-        actual = run(compiled, copy.deepcopy(inputs))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            actual = run(compiled, copy.deepcopy(inputs))
         first = time.perf_counter() - start
     except GraphcError as error:
         return Verdict(name, REFUSED, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
@@ -129,7 +131,7 @@ def _judge(
     stats = compiled.stats()
     outcome.programs[kind] = stats.compiles
     if stats.eager_calls:
-        return Verdict(name, REFUSED, "runs eager")
+        return Verdict(name, REFUSED, f"runs eager: {'; '.join(str(m.message) for m in said if isinstance(m.message, GraphcWarning))}")
 
     def exact() -> Any:
         seed()
@@ -199,9 +201,10 @@ def summary(outcomes: list[Outcome]) -> Table:
 @click.command()
 @click.option("--backend", default="c", show_default=True)
 @click.option("--only", default="", help="Models whose name starts so.")
+@click.option("--families", default="", help="Kinds of architecture, by comma; all by default.")
 @click.option("--part", default="0/1", show_default=True, help="i/n: every n-th model, from the i-th.")
 @click.option("--kinds", default="eval,train,generate", show_default=True, help="What to run.")
-def main(backend: str, only: str, part: str, kinds: str) -> None:
+def main(backend: str, only: str, families: str, part: str, kinds: str) -> None:
     """Compare every model with eager; exits with 1 when an answer is wrong."""
     import transformers
 
@@ -211,7 +214,7 @@ def main(backend: str, only: str, part: str, kinds: str) -> None:
     tallies = {kind: Tally(f"transformers, {kind}, {backend}") for kind in kinds.split(",")}
     outcomes = []
     for spec in SPECS[first::step]:
-        if not spec.name.startswith(only):
+        if not spec.name.startswith(only) or (families and spec.family not in families.split(",")):
             continue
         outcome = Outcome(spec)
         for kind, tally in tallies.items():
