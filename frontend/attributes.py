@@ -1,4 +1,4 @@
-"""Attributes, closure cells and globals that a function changes: `self.n += 1`, `self.h = h.detach()`.
+"""Attributes, closure cells, globals and hooks that a function changes: `self.n += 1`, `self.h = h.detach()`.
 
 The function runs once, while it is captured, and whatever it binds then must be bound again after every run. So what it
 has bound is put back when the capture ends, and becomes an effect: tensors and traced numbers are outputs of the
@@ -98,6 +98,9 @@ class Attributes:
         for module in modules.modules():
             homes.update({id(table): table for table in (module.__dict__, module._buffers)})
         homes.update({id(table): table for table in reads.holders})
+        hooks = {id(table): table for table in modules.hook_tables()}
+        homes.update(hooks)
+        self._hooks = frozenset(hooks)
         self._before = [(home, dict(home)) for home in homes.values()]
         places = [access.place() for _, access, _ in (*reads.values, *reads.identities)]
         places += [access.place() for _, access in reads.objects]
@@ -118,8 +121,12 @@ class Attributes:
         return [
             (home, name, new)
             for home, name, old, new in self._differences()
-            if new is not self._placed.get((id(home), name), old) and _is_effect(new, old)
+            if new is not self._placed.get((id(home), name), old) and self._is_effect(home, new, old)
         ]
+
+    def _is_effect(self, home: Home, new: Any, old: Any) -> bool:
+        """Something that can be bound again after each run; hooks always can."""
+        return id(home) in self._hooks or _is_effect(new, old)
 
     def _differences(self) -> Iterator[tuple[Home, str, Any, Any]]:
         for home, before in self._before:
@@ -143,7 +150,7 @@ class Attributes:
     def restore(self) -> None:
         """Bind every name to what it was bound to before, where `changed` tells of it."""
         for home, name, old, new in list(self._differences()):
-            if _is_effect(new, old) or (id(home), name) in self._placed:
+            if self._is_effect(home, new, old) or (id(home), name) in self._placed:
                 _bind(home, name, old)
 
 

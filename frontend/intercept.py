@@ -79,15 +79,6 @@ def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return int(recorder.specialize(node.unary("trunc") if node.kind is float else node))
 
 
-def _format(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """`f"{t}"` shows the number in a tensor without dims, which Python then looks at."""
-    tensor, spec = args[0], args[1]
-    if tensor.dim() or recorder.decider is None:
-        return func(*args, **kwargs)
-    number = _tolist(recorder, func, (tensor,), {})
-    return format(number if type(number) in (bool, int, float) else float(number), spec)
-
-
 def _check_number(func: Any, tensor: torch.Tensor) -> None:
     """Raise what eager raises for a tensor that is no single number."""
     if tensor.numel() != 1 or func is _TENSOR.__index__:
@@ -266,7 +257,6 @@ def _named(func: Any) -> str:
 _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
-    _TENSOR.__format__: _format,
     **dynamic_index.SPECIAL,
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.lstm: _lstm,

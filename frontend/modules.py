@@ -85,6 +85,12 @@ class ModuleFacts:
         """The modules known."""
         return [state.module for state in self._states.values()]
 
+    def hook_tables(self) -> Iterator[dict[Any, Any]]:
+        """Where hooks are registered."""
+        for state in self._states.values():
+            own = state.module.__dict__
+            yield from (own[name] for name in own if "_hooks" in name and isinstance(own[name], dict))
+
     def restore(self) -> None:
         """Undo what the function did to attributes of modules."""
         for state in self._states.values():
