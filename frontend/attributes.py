@@ -95,8 +95,7 @@ class Attributes:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
         self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
         homes: dict[int, Home] = {}
-        for module in modules.modules():
-            homes.update({id(table): table for table in (module.__dict__, module._buffers)})
+        homes.update({id(table): table for table in modules.tables()})
         homes.update({id(table): table for table in reads.holders})
         hooks = {id(table): table for table in modules.hook_tables()}
         homes.update(hooks)

@@ -258,3 +258,26 @@ def test_hooks_registered_when_first_called() -> None:
         assert torch.equal(compiled(x), x.tanh() * 2)
         assert len(module.inner._forward_hooks) == 1 and module.ready
     assert (compiled.stats().compiles, compiled.stats().hits) == (2, 2)
+
+
+def test_tensors_kept_in_a_dict_of_a_module() -> None:
+    class Biased(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3))
+            self.cache: dict[str, torch.Tensor] = {}
+
+        def forward(self, x: torch.Tensor, key: str) -> torch.Tensor:
+            if key not in self.cache:
+                self.cache[key] = self.weight * 2
+            return x + self.cache[key]
+
+    module, x = Biased(), torch.randn(3)
+    compiled = graphc.compile(module, backend="interpret")
+    with torch.no_grad():
+        for key in ("a", "a", "a", "b", "b", "b"):
+            assert torch.equal(compiled(x, key), x + module.weight * 2)
+            assert key in module.cache
+        module.cache["a"] = x
+        assert torch.equal(compiled(x, "a"), x + x)
+    assert compiled.stats().hits
