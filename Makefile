@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SUITES := $(VENV)/.suites
 
 .PHONY: demo test check format lint types layers bench suites clean
 
@@ -29,15 +30,20 @@ layers: $(STAMP)
 bench: $(STAMP)  ## the tables of benchmarks/README.md
 	$(BIN)/graphc bench benchmarks/kernels.py --against eager,inductor
 
-suites: $(STAMP)  ## long runs: more random programs, all samples of PyTorch's own databases
+suites: $(SUITES)  ## long runs: more random programs, all samples of PyTorch's own databases, models of transformers
 	$(BIN)/python -m pytest -q -m suite
 	$(BIN)/python -m tests.suites.operators
 	$(BIN)/python -m tests.suites.modules
 	$(BIN)/python -m tests.suites.optimizers
+	$(BIN)/python -m tests.suites.hf
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(SUITES): $(STAMP)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,suites]"
 	touch $@
 
 clean:

@@ -109,8 +109,8 @@ def is_capturing() -> bool:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What the function returned, flat, the backward pass from there (or why there can be none), names it bound, and what
-    it changed in containers and objects of its arguments."""
+    """What the function returned, flat, the backward pass from there (or why there can be none), names it bound, and
+    what it changed in containers and objects of its arguments."""
 
     leaves: list[Any]
     node: tree.Node

@@ -124,8 +124,8 @@ def _bases(
 ) -> tuple[list[TracedTensor], list[tuple[TracedTensor, TracedTensor]], list[tuple[TracedTensor, Input]]]:
     """Results to be differentiated, and those that are views: of one of these, and of inputs that nothing writes.
 
-    A function of autograd cannot give two results that share memory. So autograd is given what they are views of, and they
-    are views of what it returns.
+    A function of autograd cannot give two results that share memory. So autograd is given what they are views of, and
+    they are views of what it returns.
     """
     homes: dict[int, list[TracedTensor]] = {}
     for leaf in results:

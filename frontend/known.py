@@ -1,7 +1,7 @@
 """Values that no input of a function decides: `torch.linspace(0, rate, n)[i].item()` is a number while capturing.
 
-Where Python looks at such a value, or an operator's result has a shape that such values decide, the answer is computed at
-once, by the ops' own references, and the capture goes on: it is no decision on data.
+Where Python looks at such a value, or an operator's result has a shape that such values decide, the answer is computed
+at once, by the ops' own references, and the capture goes on: it is no decision on data.
 """
 
 from __future__ import annotations

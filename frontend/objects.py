@@ -1,8 +1,8 @@
 """Plain Python objects that hold tensors, such as a cache of keys and values, among arguments and results.
 
 An argument of such a class is taken as its attributes: tensors in it are inputs, the rest is guarded by value, and the
-function is given a copy, so that another object with the same contents is another call of the same program. Which classes
-these are is seen from an object that holds tensors, or that the function has put one in while it was captured.
+function is given a copy, so that another object with the same contents is another call of the same program. Which
+classes these are is seen from an object that holds tensors, or that the function has put one in while it was captured.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def holders(value: Any, holds: Callable[[Any], bool]) -> dict[int, Any]:
         children = tree.parts(item)
         if children is not None:
             seen.add(id(item))
-            return any([search(child) for child in children[2]])
+            return sum(map(search, children[2])) > 0  # all of them, for `found`
         if not is_plain_object(item):
             return False
         seen.add(id(item))
-        if any([search(child) for child in list(vars(item).values())]):
+        if sum(map(search, list(vars(item).values()))):
             found[id(item)] = item
             return True
         return False

@@ -94,6 +94,7 @@ class Recorder:
         self._covered: dict[int, list[tuple[int, int, int]]] = {}  # by storage in the graph: (key, start, stop)
         self._roots: dict[int, TensorState] = {}
         self.storages: list[Storage] = []
+        self.copied: set[Storage] = set()  # stand for a view in eager, which writes would be seen through
         self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
         self.made: list[weakref.ref[TracedTensor]] = []
         self.numbers: list[weakref.ref[host.HostNode]] = []
@@ -274,6 +275,12 @@ class Recorder:
             RestartCapture: another input overlaps it.
         """
         state = self.state_of(tensor)
+        if state.storage in self.copied:
+            raise UnsupportedError(
+                "x[t], with t a tensor and x a tensor that is differentiated, is written in place; write x[t] = ... "
+                "instead, or index with an int",
+                self.locator.here(),
+            )
         functionalize.write(self.builder, state, new)
         if self._written is not None:
             self._written.append(state.storage)

@@ -1,8 +1,8 @@
 """Models of Hugging Face transformers, compiled and in eager: `python -m tests.suites.hf`.
 
-Each is made offline from a tiny random configuration, with dropout as its configuration has it, and run three times, each
-time compiled with `numerics="eager"`, so that random numbers are eager's own: forward in eval mode; forward and backward
-in train mode, gradients of all parameters compared; and decoders by `generate` with a cache, tokens compared.
+Each is made offline from a tiny random configuration and run compiled: forward in eval mode; forward and backward in
+train mode, with dropout as its configuration has it and `numerics="eager"`, so that masks are eager's own, gradients of
+all parameters and buffers compared; and decoders by `generate` with a cache, tokens compared.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from rich.table import Table
 import graphc
 from graphc.errors import GraphcError, GraphcWarning
 from graphc.frontend import tree
-from tests.suites.hf_models import SPECS, Inputs, Spec
+from tests.suites.hf_media import MEDIA
+from tests.suites.hf_models import Inputs, Spec
+from tests.suites.hf_text import TEXT
 from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, Verdict, compare, limited, report, seed, timed
 
 SECONDS = 120
 TOKENS = 4
+SPECS = [*TEXT, *MEDIA]
 
 
 @dataclass
@@ -129,7 +132,8 @@ def _judge(
     except Exception as error:
         return Verdict(name, WRONG, f"{type(error).__name__}: {str(error).strip()[:300]}")
     if compiled.stats().eager_calls:
-        return Verdict(name, REFUSED, f"runs eager: {'; '.join(str(m.message) for m in said if isinstance(m.message, GraphcWarning))}")
+        reasons = [str(warning.message) for warning in said if isinstance(warning.message, GraphcWarning)]
+        return Verdict(name, REFUSED, f"runs eager: {'; '.join(reasons)}")
 
     def exact() -> Any:
         seed()
@@ -137,8 +141,10 @@ def _judge(
 
     try:
         compare(actual, expected, exact)
+        seed()
         run(compiled, copy.deepcopy(inputs))  # what gets ready in its first call is another program in the second
         outcome.programs[kind] = compiled.stats().compiles
+        seed()
         start = time.perf_counter()
         run(compiled, copy.deepcopy(inputs))
         outcome.seconds += first - (time.perf_counter() - start)
