@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -203,13 +204,69 @@ def summary(outcomes: list[Outcome]) -> Table:
     return made
 
 
+_LIBRARY = ("lstm", "gru", "rnn")
+"""Recurrent layers, which are library calls as products, convolutions and attention are."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What generated kernels do of a model's programs.
+
+    Args:
+        ops: share of the graphs' ops that they compute.
+        bytes: share of all bytes moved that they and library calls for products, convolutions, attention and
+            recurrent layers move: what is left are other ATen calls.
+        calls: bytes of those other calls, by name.
+    """
+
+    ops: float
+    bytes: float
+    calls: dict[str, int]
+
+
+def coverage(stats: list[dict[str, Any]]) -> Coverage:
+    """Of several programs together."""
+    total = sum(one["bytes_read"] + one["bytes_written"] for one in stats)
+    calls: Counter[str] = Counter()
+    for one in stats:
+        for name, moved in one["extern_bytes"].items():
+            if one["extern_reasons"].get(name) != "library call" and not any(part in name for part in _LIBRARY):
+                calls[name] += moved
+    ops = sum(one["graph_ops"] for one in stats)
+    return Coverage(
+        sum(one["fused_ops"] for one in stats) / max(ops, 1),
+        1 - calls.total() / max(total, 1),
+        dict(calls.most_common()),
+    )
+
+
+def markdown(outcomes: list[Outcome]) -> str:
+    """A table of `coverage`, a line per model, and one of the calls that move most."""
+    lines = [
+        "| model | kind | ops in kernels | bytes outside other ATen calls | other calls |",
+        "|---|---|--:|--:|---|",
+    ]
+    total: Counter[str] = Counter()
+    for outcome in outcomes:
+        if not outcome.stats:
+            continue
+        found = coverage(outcome.stats)
+        total.update(found.calls)
+        names = ", ".join(f"`{name.removeprefix('aten.')}`" for name in list(found.calls)[:3])
+        lines.append(f"| {outcome.spec.name} | {outcome.spec.family} | {found.ops:.0%} | {found.bytes:.1%} | {names} |")
+    lines += ["", "| other ATen call | bytes in all models |", "|---|--:|"]
+    lines += [f"| `{name}` | {moved} |" for name, moved in total.most_common(15)]
+    return "\n".join(lines) + "\n"
+
+
 @click.command()
 @click.option("--backend", default="c", show_default=True)
 @click.option("--only", default="", help="Models whose name starts so.")
 @click.option("--families", default="", help="Kinds of architecture, by comma; all by default.")
 @click.option("--part", default="0/1", show_default=True, help="i/n: every n-th model, from the i-th.")
+@click.option("--markdown", "table", type=click.Path(path_type=Path), help="Writes the coverage table there too.")
 @click.option("--kinds", default="eval,train,generate", show_default=True, help="What to run.")
-def main(backend: str, only: str, families: str, part: str, kinds: str) -> None:
+def main(backend: str, only: str, families: str, part: str, kinds: str, table: Path | None) -> None:
     """Compare every model with eager; exits with 1 when an answer is wrong."""
     import transformers
 
@@ -234,6 +291,10 @@ def main(backend: str, only: str, families: str, part: str, kinds: str) -> None:
                 print(f"{spec.name}: {kind} {verdict.kind} {verdict.reason}", flush=True)
         outcomes.append(outcome)
     Console(width=160).print(summary(outcomes))
+    if backend != "interpret":
+        print(markdown(outcomes))
+    if table is not None:
+        table.write_text(markdown(outcomes))
     raise SystemExit(report(list(tallies.values())))
 
 
