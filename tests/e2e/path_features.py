@@ -172,6 +172,27 @@ def case_early_exit(c: Compiler) -> Any:
     return out, m
 
 
+class _Halving(torch.autograd.Function):
+    """Large gradients are halved, which its backward pass decides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
+        return cotangent / 2 if cotangent.abs().sum() > 5 else cotangent
+
+
+@program(eager=2)
+def case_backward_decides(c: Compiler) -> Any:
+    f = c(lambda x: _Halving.apply(x))
+    x = data(0).requires_grad_()
+    f(x).sum().backward()
+    (f(x) / 1000).sum().backward()
+    return x.grad
+
+
 @program(compiles=None)
 def case_masked(c: Compiler) -> Any:
     m = nn.Linear(4, 1)
