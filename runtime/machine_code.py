@@ -25,11 +25,11 @@ _AMD_BYTES = {
 }  # fmt: skip
 _AMD_MATRIX = re.compile(r"\bv_mfma_\w+")
 _LLVM_ACCESS = re.compile(
-    r"(?:load|store) (?P<plain><\d+ x \w+>|\w+)(?: %\w+| \S+)?, ptr addrspace\(1\) (?P<pointer>%\w+)"
-    r"|@llvm\.amdgcn\.raw\.ptr\.buffer\.(?:load|store)\.(?P<buffer>\w+)\(.*?ptr addrspace\(8\) (?P<resource>%\w+)"
+    r"(?:load|store) (?P<plain><\d+ x \w+>|\w+)(?: %\w+| \S+)?, ptr addrspace\(1\) (?P<pointer>%[\w.]+)"
+    r"|@llvm\.amdgcn\.raw\.ptr\.buffer\.(?:load|store)\.(?P<buffer>\w+)\(.*?ptr addrspace\(8\) (?P<resource>%[\w.]+)"
 )
 _LLVM_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
-_REGISTER = re.compile(r"%\w+")
+_REGISTER = re.compile(r"%[\w.]+")
 
 Widths = dict[int, tuple[int, ...]]
 
@@ -87,8 +87,11 @@ def read_amd(assembly: str, llvm: str) -> MachineCode:
             accesses.append((found["pointer"] or found["resource"], _llvm_bytes(found["plain"] or found["buffer"])))
         elif line.lstrip().startswith("%") and " load " not in line:
             moves.append(_REGISTER.findall(line))
+    # the last passes make one access of several neighbours
+    made = sorted({*counts["load"], *counts["store"]})
+    merged = [(pointer, next((wide for wide in made if wide >= width), width)) for pointer, width in accesses]
     matrix = len(_AMD_MATRIX.findall(assembly))
-    return MachineCode(dict(counts["load"]), dict(counts["store"]), matrix, _widths(roots, moves, accesses))
+    return MachineCode(dict(counts["load"]), dict(counts["store"]), matrix, _widths(roots, moves, merged))
 
 
 def _llvm_bytes(type: str) -> int:

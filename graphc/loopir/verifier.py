@@ -227,8 +227,8 @@ class _Verifier:
         if s.dtype != left.compute:
             raise self.fail(f"contract of {left.name} gives {left.compute.name}, not {s.dtype.name}")
         self.check_over(s.over)
-        others = [other for other in self.kernel.body if isinstance(other, (Contract, Reduce)) and not other.over]
-        if len(others) > 1 or any(isinstance(other, Scan) for other in self.kernel.body):
+        others = [other for other in self.kernel.body if isinstance(other, (Contract, Reduce, Scan))]
+        if len(others) > 1 and not all(not isinstance(other, Scan) and other.over for other in others):
             raise self.fail(
                 "a kernel that contracts has no scan, and names the axes of all reductions if it has several"
             )

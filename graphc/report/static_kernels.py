@@ -210,7 +210,9 @@ def faults(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
         found.append("a matrix product without tensor cores")
     if item.traffic is not None:
         found += _narrow(item, launch, fact)
-        if item.traffic.least >= SMALL and item.traffic.moved > MOST_TIMES * item.traffic.least:
+        # what tiles of products read again, they find in a cache
+        large = item.traffic.least >= SMALL and not multiplies
+        if large and item.traffic.moved > MOST_TIMES * item.traffic.least:
             found.append(f"moves {item.traffic.moved / item.traffic.least:.1f} times the least possible")
     return found
 

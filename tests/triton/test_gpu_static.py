@@ -169,14 +169,18 @@ def test_widths_are_told_by_pointer() -> None:
     assert (code.loads, code.stores, code.tensor_core) == ({16: 1, 8: 2}, {2: 1}, 1)
     llvm = """
 define amdgpu_kernel void @f(ptr addrspace(1) inreg readonly captures(none) %0, ptr addrspace(1) inreg %1) {
-  %3 = getelementptr i8, ptr addrspace(1) %0, i64 %2
-  %4 = load <4 x float>, ptr addrspace(1) %3, align 16
+  %.pre = getelementptr i8, ptr addrspace(1) %0, i64 %2
+  %.lcssa = phi ptr addrspace(1) [ %.pre, %.entry ]
+  %4 = load <4 x float>, ptr addrspace(1) %.lcssa, align 16
   store <1 x bfloat> %9, ptr addrspace(1) %1, align 2
 }
 """
     code = read_amd("global_load_dwordx4 v[0:3]\nglobal_store_short v0\nv_mfma_f32_32x32x8_f16 a\n", llvm)
     assert code.widths == {0: (16,), 1: (2,)}
     assert (code.loads, code.stores, code.tensor_core) == ({16: 1}, {2: 1}, 1)
+    # loads of single elements that have become one
+    code = read_amd("global_load_dwordx4 v[0:3]\nglobal_store_short v0\n", llvm.replace("<4 x float>", "float"))
+    assert code.widths == {0: (16,), 1: (2,)}
 
 
 def test_least_times_are_those_of_data_sheets() -> None:
