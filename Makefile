@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SUITES := $(VENV)/.suites
 
 .PHONY: demo test check format lint types layers bench gpu-static suites fuzz clean
 
@@ -32,7 +33,7 @@ bench: $(STAMP)  ## the tables of benchmarks/README.md
 gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
 	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results
 
-suites: $(STAMP)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
+suites: $(SUITES)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
 	$(BIN)/python -m tests.suites --markdown docs/coverage.md
 
 fuzz: $(STAMP)  ## long runs of random programs
@@ -41,6 +42,10 @@ fuzz: $(STAMP)  ## long runs of random programs
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(SUITES): $(STAMP)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,suites]"
 	touch $@
 
 clean:

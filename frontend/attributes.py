@@ -1,4 +1,4 @@
-"""Attributes, closure cells and globals that a function changes: `self.n += 1`, `self.h = h.detach()`.
+"""Attributes, closure cells, globals and hooks that a function changes: `self.n += 1`, `self.h = h.detach()`.
 
 The function runs once, while it is captured, and whatever it binds then must be bound again after every run. So what it
 has bound is put back when the capture ends, and becomes an effect: tensors and traced numbers are outputs of the
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from graphc.frontend import host, tree
+from graphc.frontend import tree
 from graphc.frontend.guards import is_plain, same, snapshot
 from graphc.frontend.inputs import Access, Binding, BindingKind
 from graphc.frontend.leaves import OutputLeaf
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.objects import is_traced
 
 if TYPE_CHECKING:
     from graphc.frontend.modules import ModuleFacts
@@ -95,9 +95,11 @@ class Attributes:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
         self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
         homes: dict[int, Home] = {}
-        for module in modules.modules():
-            homes.update({id(table): table for table in (module.__dict__, module._buffers)})
+        homes.update({id(table): table for table in modules.tables()})
         homes.update({id(table): table for table in reads.holders})
+        hooks = {id(table): table for table in modules.hook_tables()}
+        homes.update(hooks)
+        self._hooks = frozenset(hooks)
         self._before = [(home, dict(home)) for home in homes.values()]
         places = [access.place() for _, access, _ in (*reads.values, *reads.identities)]
         places += [access.place() for _, access in reads.objects]
@@ -118,8 +120,12 @@ class Attributes:
         return [
             (home, name, new)
             for home, name, old, new in self._differences()
-            if new is not self._placed.get((id(home), name), old) and _is_effect(new, old)
+            if new is not self._placed.get((id(home), name), old) and self._is_effect(home, new, old)
         ]
+
+    def _is_effect(self, home: Home, new: Any, old: Any) -> bool:
+        """Something that can be bound again after each run; hooks always can."""
+        return id(home) in self._hooks or _is_effect(new, old)
 
     def _differences(self) -> Iterator[tuple[Home, str, Any, Any]]:
         for home, before in self._before:
@@ -143,7 +149,7 @@ class Attributes:
     def restore(self) -> None:
         """Bind every name to what it was bound to before, where `changed` tells of it."""
         for home, name, old, new in list(self._differences()):
-            if _is_effect(new, old) or (id(home), name) in self._placed:
+            if self._is_effect(home, new, old) or (id(home), name) in self._placed:
                 _bind(home, name, old)
 
 
@@ -158,7 +164,7 @@ def effects_of(changed: list[tuple[Home, str, Any]], first: int) -> tuple[list[B
         leaves, node = tree.flatten(value)
         outputs = []
         for leaf in leaves:
-            if _is_traced(leaf):
+            if is_traced(leaf):
                 outputs.append(OutputLeaf(first + len(made)))
                 made.append(leaf)
             else:
@@ -220,12 +226,8 @@ def _bind(home: Home, name: str, value: Any) -> None:
 
 def _is_effect(new: Any, old: Any) -> bool:
     """Something that can be bound again: a deletion, a plain value, a structure with traced tensors or numbers."""
-    if new is _GONE or _is_traced(new):
+    if new is _GONE or is_traced(new):
         return True
     if is_plain(new):
         return not same(new, old)
-    return isinstance(new, (list, tuple, dict)) and any(map(_is_traced, tree.flatten(new)[0]))
-
-
-def _is_traced(value: Any) -> bool:
-    return type(value) is TracedTensor or host.node_of(value) is not None
+    return isinstance(new, (list, tuple, dict)) and any(map(is_traced, tree.flatten(new)[0]))

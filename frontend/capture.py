@@ -2,7 +2,7 @@
 
 captured = capture(model, (x,), {})
 inputs = captured.match((x,), {})          # None when a guard fails
-result = captured.rebuild(run(captured.graph, inputs), inputs)
+result = captured.rebuild(run(captured.graph, inputs), inputs, ((x,), {}))
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from torch.nn.parameter import is_lazy
 
 from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
 from graphc.frontend import finish, tree
+from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
-from graphc.frontend.captured import Captured, Effect, Ends
+from graphc.frontend.captured import Captured, Effect, Ends, flatten_call
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
 from graphc.frontend.global_state import GlobalState
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
-from graphc.frontend.joint import Recorded, close, record_backward, refusal, roll_back
+from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.objects import Closed, Restart
 from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
 from graphc.frontend.replays import Replays, find_replays
 from graphc.frontend.schedulers import Later
-from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, is_shape, whole
+from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, whole
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
@@ -108,13 +110,15 @@ def is_capturing() -> bool:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What the function returned, flat, the backward pass from there (or why there can be none), and names it bound."""
+    """What the function returned, flat, the backward pass from there (or why there can be none), names it bound, and
+    what it changed in containers and objects of its arguments."""
 
     leaves: list[Any]
     node: tree.Node
     backward: Recorded | str | None
     replays: Replays
     bound: list[tuple[Any, str, Any]]
+    changed: list[Changed]
 
 
 class _Session:
@@ -126,10 +130,14 @@ class _Session:
     ) -> None:  # fmt: skip
         self.numerics, self.numbers = numerics, numbers
         self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
-        self.leaves, self.node = tree.flatten((args, kwargs))
-        self.names = _argument_names(fn, self.node)
+        self._open()
         self.name = name or _function_name(fn)
         self._given: list[Any] = []
+        self._copies: Given | None = None
+
+    def _open(self) -> None:
+        self.leaves, self.node = flatten_call(self.args, self.kwargs)
+        self.names = _argument_names(self.fn, self.node)
 
     def run(self, dynamic: frozenset[int], merged: frozenset[int]) -> Captured:
         constants: frozenset[Hashable] = frozenset()
@@ -143,6 +151,10 @@ class _Session:
             except Specialize as specialize:
                 dynamic -= specialize.leaves
                 constants |= specialize.leaves
+            except Restart:
+                if self.steps:
+                    raise Regrow(merged) from None
+                self._open()
             except Diverged as different:
                 raise CaptureError(
                     f"{self.name} is not deterministic: run again with the same answers it does something else: "
@@ -169,13 +181,14 @@ class _Session:
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         self.attributes = Attributes(reads, modules, self.numbers - constants)
         undo = _Undo(modules, self.leaves, self.attributes)
+        self._closed = Closed(self.leaves)
         try:
             return self._record(recorder, facts, modules, undo, dynamic)
         except BaseException:
             recorder.undo()
             undo.all()
-            self._given.clear()
-            recorder.arguments.release()
+            self._closed.restore()
+            self._forget(recorder)
             raise
 
     def _record(
@@ -190,11 +203,11 @@ class _Session:
                 raise Stop  # which the function has caught
             modules.update()
             undo.check_flags(self.name)
-            self._check_arguments(given)
             recorder.imp.tape.check_end()
             ends = self._finish(recorder, returned)
             recorder.settle()
         except Stop:
+            self._closed.check()
             ends = Ends(gradients=recorder.gradient_facts())
             recorder.settle()
             rebound = self.attributes.rebound()
@@ -206,8 +219,7 @@ class _Session:
         undo.settled()
         recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
         del given, returned
-        self._given.clear()
-        recorder.arguments.release()
+        self._forget(recorder)
         _check_leaks(recorder.made)
         segment = None
         if recorder.decider is not None and self.steps:
@@ -218,8 +230,7 @@ class _Session:
     def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], ends: Ends) -> Captured:
         """What a run gives that ends at a decision without an answer."""
         assert recorder.decider is not None
-        self._given.clear()
-        recorder.arguments.release()
+        self._forget(recorder)
         recorder.decider.check_end()
         return self._captured(recorder, facts, dynamic, recorder.decider.segment, ends)
 
@@ -234,13 +245,22 @@ class _Session:
         for find in (recorder.arguments.effects, recorder.scalers.effects):
             more, given = find(len(made))
             effects, made = [*effects, *more], [*made, *given]
+        assert self._copies is not None
+        change, items = argument_effect(self._copies, returned.changed, len(made))
+        made += items
         replays = returned.replays
         leaves = [*returned.leaves, *made, *replays.hidden]
         found = finish.finish(recorder, leaves, replays.written)
         count, last = len(returned.leaves), len(returned.leaves) + len(made)
-        again = replays.made(recorder, leaves, found)
-        facts = recorder.gradient_facts()
-        ends = Ends(returned.node, found[:count], effects, found[count:last], gradients=facts, replays=again)
+        ends = Ends(
+            returned.node,
+            self._copies.located(returned.leaves, found[:count]),
+            effects,
+            found[count:last],
+            change,
+            gradients=recorder.gradient_facts(),
+            replays=replays.made(recorder, leaves, found),
+        )
         recorded, branches = returned.backward, bool(self.steps)
         reason = recorder.arguments.refusal(branches) or replays.refusal
         if branches and replays:
@@ -269,9 +289,10 @@ class _Session:
             ends.node,
             ends.leaves,
             self.node,
-            {index: leaf for index, leaf in enumerate(self.leaves) if type(leaf) is float},
+            self._numbers(),
             ends.effects,
             ends.effect_leaves,
+            ends.argument_effect,
             ends.joint,
             ends.needs_grad,
             recorder.warnings,
@@ -343,8 +364,19 @@ class _Session:
             else:
                 given.append(leaf)
         rebuilt: tuple[tuple[Any, ...], dict[str, Any]] = tree.rebuild(self.node, iter(given))
-        self._given = given
+        self._given, self._copies = given, Given(rebuilt)
         return rebuilt
+
+    def _forget(self, recorder: Recorder) -> None:
+        """Nothing of the run holds its tensors any more."""
+        self._given.clear()
+        recorder.arguments.release()
+        self._copies = None
+
+    def _numbers(self) -> dict[int, int | float]:
+        """Argument leaves that may become inputs when they change: floats, and counters in objects."""
+        pairs = enumerate(zip(self.names, self.leaves, strict=True))
+        return {i: n for i, (name, n) in pairs if type(n) is float or (type(n) is int and "." in name)}
 
     # the run
 
@@ -353,16 +385,16 @@ class _Session:
         try:
             with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
                 result = self.fn(*given[0], **given[1])
-                leaves, node = tree.flatten(result)
+                self._closed.check()
+                assert self._copies is not None
+                leaves, node = self._copies.flatten(result)
                 _check_results(leaves, node)
-                bound = self.attributes.changed()
+                bound, changed = self.attributes.changed(), self._copies.changed()
                 kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
+                kept += [leaf for change in changed for leaf in change.leaves]
                 replays = find_replays(recorder, [*leaves, *kept])
                 backward = record_backward(recorder, replays)
-                if isinstance(backward, Recorded) and any(is_shape(step) for step in self.steps or ()):
-                    roll_back(recorder, backward.start)
-                    backward = "a result that requires grad depends on a shape that data decide"
-                return _Returned(leaves, node, backward, replays, bound)
+                return _Returned(leaves, node, backward, replays, bound, changed)
         except GraphcError:
             raise
         except Exception as error:
@@ -371,18 +403,6 @@ class _Session:
             if decider is not None and decider.taken and decider.taken == len(self.steps or ()):
                 raise PathRaises(error) from None
             raise
-
-    # after
-
-    def _check_arguments(self, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-        """The function may not change containers it was given: that would happen only while it is captured."""
-        leaves, node = tree.flatten(given)
-        same = node == self.node and all(a is b for a, b in zip(leaves, self._given, strict=True))
-        if not same:
-            raise CaptureError(
-                f"{self.name} changes a list, dict or object among its arguments, which a compiled program cannot; "
-                "return the new values instead (writing into tensors is fine)"
-            )
 
 
 def _effects(

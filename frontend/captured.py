@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from graphc.frontend import tree
+from graphc.frontend.argument_effects import ArgumentEffect
 from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
-from graphc.frontend.leaves import OutputLeaf
+from graphc.frontend.leaves import OutputLeaf, find
+from graphc.frontend.objects import opened_arguments
 from graphc.frontend.optimizers import CreatedState
 from graphc.frontend.replays import Replay
 from graphc.frontend.scalers import CreatedScale
@@ -36,7 +38,7 @@ class Ends:
 
     Attributes:
         node, leaves: the returned structure and its leaves.
-        effects, effect_leaves: what to change after each run, and the outputs that takes.
+        effects, effect_leaves, argument_effect: what to change after each run, and the outputs that takes.
         gradients: (path, tensor, whether it has a gradient) of each whose gradient's existence was assumed.
         graph: of the forward pass, when the recorded graph holds a backward pass too.
         joint, needs_grad, replays: as in `Captured`.
@@ -46,6 +48,7 @@ class Ends:
     leaves: list[OutputLeaf] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     effect_leaves: list[OutputLeaf] = field(default_factory=list)
+    argument_effect: ArgumentEffect | None = None
     gradients: list[tuple[str, torch.Tensor, bool]] = field(default_factory=list)
     graph: Graph | None = None
     joint: Joint | None = None
@@ -64,9 +67,10 @@ class Captured:
         out_node: structure of the returned value.
         out_leaves: its leaves.
         arg_node: structure of (args, kwargs).
-        floats: argument leaves that were Python floats, with their values.
+        floats: argument leaves that were Python floats, and ints in objects, with their values.
         effects: what to change after each run: gradients, state of optimizers.
         effect_leaves: the outputs they take.
+        argument_effect: what to change in containers and objects of the arguments after each run.
         joint: the graph with its backward pass, when results can be differentiated; `graph` is to be its forward half.
         needs_grad: why calls that need gradients must run eager; empty when they need not.
         warnings: what the user should know: calls kept as they are against expectation, tensors bound by identity, ...
@@ -86,9 +90,10 @@ class Captured:
     out_node: tree.Node
     out_leaves: list[OutputLeaf]
     arg_node: tree.Node
-    floats: dict[int, float] = field(default_factory=dict)
+    floats: dict[int, int | float] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     effect_leaves: list[OutputLeaf] = field(default_factory=list)
+    argument_effect: ArgumentEffect | None = None
     joint: Joint | None = None
     needs_grad: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -129,7 +134,7 @@ class Captured:
         whole = [binding for binding in self.bindings if binding.kind is BindingKind.STORAGE]
         if not whole:
             return frozenset()
-        leaves, _ = tree.flatten((tuple(args), kwargs))
+        leaves, _ = flatten_call(tuple(args), kwargs)
         tensors: list[Any] = [leaves[binding.leaf] if binding.leaf >= 0 else binding.tensor for binding in whole]
         return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
 
@@ -138,11 +143,11 @@ class Captured:
         return self.guards.explain(args, kwargs)
 
     def changed_floats(self, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int]:
-        """Argument leaves whose Python float is another one than when captured."""
-        leaves, node = tree.flatten((tuple(args), kwargs))
+        """Argument leaves whose Python number is another one than when captured."""
+        leaves, node = flatten_call(tuple(args), kwargs)
         if node != self.arg_node:
             return set()
-        return {i for i, then in self.floats.items() if type(leaves[i]) is float and leaves[i] != then}
+        return {i for i, then in self.floats.items() if type(leaves[i]) is type(then) and leaves[i] != then}
 
     def changed_numbers(self) -> set[Hashable]:
         """Keys of the places that hold another number or tensor than captured, and of all inputs found at places."""
@@ -153,33 +158,54 @@ class Captured:
         """Keys of the places that hold another tensor than captured."""
         return {binding.accesses[0].key() for binding in self.bindings if binding.has_moved()}
 
-    def rebuild(self, outputs: list[Any], inputs: Sequence[Any] = ()) -> Any:
+    def rebuild(
+        self, outputs: list[Any], inputs: Sequence[Any] = (), call: tuple[Sequence[Any], dict[str, Any]] = ((), {})
+    ) -> Any:
         """The value the user's function returns.
 
         Args:
             outputs: what the program gave, in the order of `graph.outputs`: tensors, and numbers for host values.
             inputs: the program's inputs of this call.
+            call: (args, kwargs), in which the function's effects on containers and objects are carried out.
         """
         if self.replays:
             with torch.enable_grad():
                 for replay in self.replays:
                     replay.replay(outputs, inputs)
-        if self.effects:
-            made = [_leaf(leaf, outputs) for leaf in self.effect_leaves]
-            for effect in self.effects:
-                effect.apply(made, inputs)
+        if self.effects or self.argument_effect is not None:
+            return self._with_effects(outputs, inputs, call)
+        return self._returned(outputs, call)
+
+    def _with_effects(self, outputs: Sequence[Any], inputs: Sequence[Any], call: Any) -> Any:
+        made = [_leaf(leaf, outputs, call) for leaf in self.effect_leaves]
+        change = None if self.argument_effect is None else self.argument_effect.ready(made, call)
+        returned = self._returned(outputs, call)
+        for effect in self.effects:
+            effect.apply(made, inputs)
+        if change is not None:
+            change()
+        return returned
+
+    def _returned(self, outputs: Sequence[Any], call: Any) -> Any:
         if self._alone >= 0:
             return outputs[self._alone]
         node = self.out_node
         if node.kind == "leaf":
-            return _leaf(self.out_leaves[0], outputs)
-        leaves = [_leaf(leaf, outputs) for leaf in self.out_leaves]
+            return _leaf(self.out_leaves[0], outputs, call)
+        leaves = [_leaf(leaf, outputs, call) for leaf in self.out_leaves]
         if node.kind in ("tuple", "list") and len(node.children) == len(leaves) and node.flat:
             return tuple(leaves) if node.kind == "tuple" else leaves
         return tree.rebuild(node, iter(leaves))
 
 
-def _leaf(leaf: OutputLeaf, outputs: Sequence[Any]) -> Any:
+def flatten_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tree.Node]:
+    """Leaves and structure of the arguments of a call; objects that hold tensors are opened."""
+    return tree.flatten((args, kwargs), opened_arguments((args, kwargs)))
+
+
+def _leaf(leaf: OutputLeaf, outputs: Sequence[Any], call: Any) -> Any:
+    if leaf.path is not None:
+        return find(call, leaf.path)
     if leaf.number < 0:
         return leaf.constant
     value = outputs[leaf.number]

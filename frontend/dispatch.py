@@ -271,12 +271,20 @@ def _refuse_storage_change(recorder: Recorder, func: Any, args: tuple[Any, ...],
 
 def item(recorder: Recorder, tensor: torch.Tensor) -> Any:
     """`tensor.item()` as a traced number."""
+    known = recorder.known_tensor(tensor)
+    if known is not None:
+        return _known_item(known)
     value = recorder.value_of(tensor)
     if value.dtype.kind == "complex":
         raise DataDependentError("`.item()` of a complex tensor is not supported; take the real and imaginary parts")
     number = recorder.builder.op("item", recorder.imp.reshape(value, ()))
     kind = float if value.dtype.is_float else bool if value.dtype.kind == "bool" else int
     return host.wrap(host.HostNode(recorder, number, kind))
+
+
+def _known_item(tensor: torch.Tensor) -> Any:
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        return tensor.item()
 
 
 def _item(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -81,6 +81,7 @@ class Facts:
         self._inference = torch.is_inference_mode_enabled()
         self._function_modes = torch._C._len_torch_function_stack()
         self._locals: list[str] = []
+        self._objects: list[str] = []  # locals that hold objects among the arguments, in order
         self._found: dict[int, str] = {}  # by binding: the local that holds what was looked up
         self._gradients: dict[int, int] = {}  # by binding: the place in the list of gradients, which one line looks up
 
@@ -149,8 +150,19 @@ class Facts:
             self._leaf(g, local, next(names))
             return
         what = f"structure of argument ({node.cls.__name__} expected)"
+        if node.kind == "again":
+            g.check(f"{local} is {self._objects[node.keys[0]]}", what)
+            return
         g.check(f"type({local}) is {g.hold(node.cls)}", what)
         inner = local
+        if node.kind == "object":
+            self._objects.append(local)
+            inner = f"{local}_attributes"
+            g.let(f"{inner} = {local}.__dict__")
+            g.check(
+                f"tuple({inner}) == {g.hold(node.keys)}",
+                f"attributes of an object, compiled for {', '.join(node.keys)}",
+            )
         if node.kind == "registered":
             inner = f"{local}_parts"
             context = f"{local}_context"
@@ -386,7 +398,7 @@ def _span_bytes(tensor: torch.Tensor) -> int:
 def _part(g: GuardBuilder, node: tree.Node, expression: str, index: int) -> str:
     if node.kind == "dataclass":
         return f"{expression}.{node.keys[index]}"
-    if node.kind in ("dict", "userdict"):
+    if node.kind in ("dict", "userdict", "object"):
         key = node.keys[index]
         return f"{expression}[{repr(key) if isinstance(key, (str, int)) else g.hold(key)}]"
     return f"{expression}[{index}]"

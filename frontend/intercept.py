@@ -73,6 +73,9 @@ def _number(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = unwrapped(args[0])
     if tensor is None:
         return func(*args, **kwargs)
+    if (known := recorder.known_tensor(tensor)) is not None:
+        with torch._C._DisableTorchDispatch():
+            return func(known)
     if recorder.decider is None or func is _TENSOR.__complex__:
         raise host.refuse(f"{_named(func)} of a tensor (a Python branch or number)", recorder.locator.here())
     _check_number(func, tensor)
@@ -96,6 +99,9 @@ def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = unwrapped(args[0])
     if tensor is None:
         return func(*args, **kwargs)
+    if (known := recorder.known_tensor(tensor)) is not None:
+        with torch._C._DisableTorchDispatch():
+            return known.tolist()
     if recorder.decider is None:
         return _no_data(recorder, func, args, kwargs)
     if tensor.is_floating_point() and tensor.numel() <= _TRACED_ELEMENTS:
@@ -114,7 +120,10 @@ def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
     )
 
 
-def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
+def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> None:
+    """`tensor.data = other`; of itself it is nothing, which is what `module.to(...)` comes to most often."""
+    if func == _TENSOR.data.__set__ and recorder.state_of(args[1]) is recorder.state_of(args[0]):  # type: ignore[attr-defined]
+        return
     raise UnsupportedError(
         f"{_named(func)} changes the storage of an existing tensor, which a compiled program cannot; use copy_() or "
         "make a new tensor",

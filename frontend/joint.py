@@ -21,6 +21,7 @@ from graphc.frontend.functionalize import Storage, root_state
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.replays import Replays
+from graphc.frontend.segments import Stop
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 
@@ -90,6 +91,12 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
         try:
             with _without_hooks(tensors):
                 found = torch.autograd.grad(results, tensors, stand_ins, retain_graph=True, allow_unused=True)
+        except Stop:  # the programs of a path know nothing of cotangents
+            assert recorder.decider is not None
+            recorder.decider.drop_question()
+            roll_back(recorder, mark)
+            _drop_waiting_nodes()
+            return "its backward pass decides on data"
         except RuntimeError as error:
             roll_back(recorder, mark)
             _drop_waiting_nodes()

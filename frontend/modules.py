@@ -38,6 +38,11 @@ class ModuleState:
             for key, value in own.items()
             if key not in _INTERNAL and (names is None or key in names) and is_plain(value)
         }
+        self.keys = {
+            key: tuple(value)
+            for key, value in own.items()
+            if type(value) is dict and key not in _INTERNAL and key not in self.plain
+        }
 
     def restore(self) -> None:
         """Put back every attribute, parameter, buffer, child and hook."""
@@ -84,6 +89,19 @@ class ModuleFacts:
     def modules(self) -> list[torch.nn.Module]:
         """The modules known."""
         return [state.module for state in self._states.values()]
+
+    def tables(self) -> Iterator[dict[Any, Any]]:
+        """Where modules keep names: their attributes, buffers, and attributes that are dicts."""
+        for state in self._states.values():
+            own = state.module.__dict__
+            yield from (own, own["_buffers"])
+            yield from (value for key, value in own.items() if type(value) is dict and key not in _INTERNAL)
+
+    def hook_tables(self) -> Iterator[dict[Any, Any]]:
+        """Where hooks are registered."""
+        for state in self._states.values():
+            own = state.module.__dict__
+            yield from (own[name] for name in own if "_hooks" in name and isinstance(own[name], dict))
 
     def restore(self) -> None:
         """Undo what the function did to attributes of modules."""
@@ -141,6 +159,8 @@ def _hooks(module: torch.nn.Module) -> dict[str, tuple[Any, ...]]:
 
 def _module_guards(g: GuardBuilder, state: ModuleState) -> None:
     where = f"{state.path}." if state.path else ""
+    for key, names in state.keys.items():
+        g.check(f"tuple({g.hold(state.module.__dict__)}[{key!r}]) == {g.hold(names)}", f"names in {where}{key}")
     for name, then in state.tables.items():
         if then:
             g.is_object(Access(state.module.__dict__, f"[{name!r}]"), state.module.__dict__[name], f"{where}{name}")

@@ -79,6 +79,10 @@ class Decider:
         """Decisions met so far, in this run."""
         return self._taken
 
+    def drop_question(self) -> None:
+        """What asked the last question has been given up, and nothing is to be answered."""
+        self.segment = None
+
     def number(self, node: HostNode) -> bool | int | float:
         """The value of a traced number that Python looks at.
 

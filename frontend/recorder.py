@@ -20,6 +20,7 @@ from graphc.frontend.forks import Forks
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
+from graphc.frontend.known import Known
 from graphc.frontend.locations import Locator
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
@@ -101,6 +102,7 @@ class Recorder:
         self.numbers: list[weakref.ref[host.HostNode]] = []
         self.decider: Decider | None = None  # None: decisions on data are refused
         self.forks: Forks | None = None  # which answers decisions, while one parameter stands for many
+        self.imp.known = self.known = Known(self._constant_tensor)
         self._written: list[Storage] | None = None  # where writes are noted, while somebody asks
         self.encoders = Encoders()
         self.function_modes = torch._C._len_torch_function_stack() + 1  # the user's and the capture's own
@@ -222,7 +224,17 @@ class Recorder:
         name = f"const{len(self.bindings)}"
         return self.add_input(tensor, Role.CONST, name, Binding(BindingKind.FIXED, tensor=tensor))
 
+    def _constant_tensor(self, value: Input) -> torch.Tensor | None:
+        """The tensor behind an input that was made from Python data."""
+        pairs = zip(self.graph.inputs, self.bindings, strict=False)  # cotangents have no binding
+        return next((binding.tensor for known, binding in pairs if known is value), None)
+
     # values
+
+    def known_tensor(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The data of a tensor that no input decides, or None."""
+        found = self.known.of(self.value_of(tensor))
+        return found if isinstance(found, torch.Tensor) else None
 
     def value_of(self, tensor: torch.Tensor) -> Value:
         """The present value of any tensor."""

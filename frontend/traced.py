@@ -66,7 +66,10 @@ class TracedTensor(torch.Tensor):
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        return repr(self)
+        """Integers are looked at, since names are made of them; other numbers are only ever shown."""
+        if self.dim() or self.is_floating_point() or self.is_complex() or self.recorder.decider is None:
+            return repr(self)
+        return format(self.tolist(), spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self.clone()

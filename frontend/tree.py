@@ -1,16 +1,17 @@
 """Nested Python structures of arguments and results: flattened to leaves, rebuilt from them, and described in code.
 
 Handled: list, tuple, NamedTuple, dict and its subclasses (OrderedDict, defaultdict, Hugging Face's ModelOutput),
-UserDict, dataclasses, and whatever is registered with `torch.utils._pytree`. Anything else is a leaf.
+UserDict, dataclasses, and whatever is registered with `torch.utils._pytree`. Anything else is a leaf, unless the caller
+asks for plain objects (a cache of keys and values) to be opened: those consist of their attributes.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree
@@ -21,9 +22,11 @@ class Node:
     """The structure of a value.
 
     Args:
-        kind: leaf, list, tuple, namedtuple, dict, userdict, dataclass or registered.
+        kind: leaf, list, tuple, namedtuple, dict, userdict, dataclass, registered, object; or again for an object that
+            is met a second time.
         cls: its class; `object` for a leaf.
-        keys: keys of a mapping, field names of a dataclass, or the context of a registered class.
+        keys: keys of a mapping, names of a dataclass's fields or of an object's attributes, the context of a registered
+            class, or the number of the object met again, among all objects in order.
         children: structures of the parts, in order.
         extra: what is no leaf: a default factory, attributes beside the fields of a dataclass or UserDict.
     """
@@ -45,6 +48,7 @@ class Node:
 
 
 LEAF = Node("leaf")
+Test: TypeAlias = Callable[[Any], bool]
 _ATOMS = frozenset((torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), complex, torch.Size))
 
 
@@ -73,19 +77,35 @@ def parts(value: Any) -> tuple[str, tuple[Any, ...], list[Any]] | None:
     return None
 
 
-def flatten(value: Any) -> tuple[list[Any], Node]:
-    """Leaves in order, and the structure."""
-    found = parts(value)
-    if found is None:
-        return [value], LEAF
-    kind, keys, children = found
+def flatten(value: Any, opened: Test | None = None, closed: Test | None = None) -> tuple[list[Any], Node]:
+    """Leaves in order, and the structure.
+
+    Args:
+        opened: says which objects that would be leaves are taken as their attributes; none by default.
+        closed: says which containers and objects are leaves all the same; none by default.
+    """
     leaves: list[Any] = []
-    nodes = []
-    for child in children:
-        below, node = flatten(child)
-        leaves.extend(below)
-        nodes.append(node)
-    return leaves, Node(kind, type(value), keys, tuple(nodes), _extra(kind, keys, value))
+    return leaves, _flatten(value, leaves, opened, closed, {})
+
+
+def _flatten(value: Any, leaves: list[Any], opened: Test | None, closed: Test | None, met: dict[int, int]) -> Node:
+    found = parts(value)
+    if (found is not None or opened is not None) and closed is not None and closed(value):
+        leaves.append(value)
+        return LEAF
+    if found is not None:
+        kind, keys, children = found
+        nodes = tuple(_flatten(child, leaves, opened, closed, met) for child in children)
+        return Node(kind, type(value), keys, nodes, _extra(kind, keys, value))
+    if opened is None or type(value) in _ATOMS or not opened(value):
+        leaves.append(value)
+        return LEAF
+    if id(value) in met:
+        return Node("again", type(value), (met[id(value)],))
+    met[id(value)] = len(met)
+    attributes = vars(value)
+    nodes = tuple(_flatten(child, leaves, opened, closed, met) for child in attributes.values())
+    return Node("object", type(value), tuple(attributes), nodes)
 
 
 def _extra(kind: str, keys: tuple[Any, ...], value: Any) -> Any:
@@ -98,9 +118,21 @@ def _extra(kind: str, keys: tuple[Any, ...], value: Any) -> Any:
 
 def rebuild(node: Node, leaves: Iterator[Any]) -> Any:
     """The value with this structure and these leaves."""
+    return _rebuild(node, leaves, [])
+
+
+def _rebuild(node: Node, leaves: Iterator[Any], objects: list[Any]) -> Any:
     if node.kind == "leaf":
         return next(leaves)
-    return assemble(node, [rebuild(child, leaves) for child in node.children])
+    if node.kind == "again":
+        return objects[node.keys[0]]
+    if node.kind == "object":
+        made: Any = object.__new__(node.cls)
+        objects.append(made)
+        for name, child in zip(node.keys, node.children, strict=True):
+            made.__dict__[name] = _rebuild(child, leaves, objects)
+        return made
+    return assemble(node, [_rebuild(child, leaves, objects) for child in node.children])
 
 
 def assemble(node: Node, children: list[Any]) -> Any:
@@ -139,7 +171,6 @@ def paths(node: Node, name: str) -> Iterator[str]:
     """A readable path for each leaf: `x[0]['ids'].mask`."""
     if node.kind == "leaf":
         yield name
-        return
     for index, child in enumerate(node.children):
         yield from paths(child, name + step(node, index))
 
@@ -148,6 +179,6 @@ def step(node: Node, index: int) -> str:
     """How part `index` of a container is written in Python."""
     if node.kind in ("dict", "userdict"):
         return f"[{node.keys[index]!r}]"
-    if node.kind in ("dataclass", "namedtuple"):
+    if node.kind in ("dataclass", "namedtuple", "object"):
         return f".{node.keys[index]}"
     return f"[{index}]"

@@ -128,7 +128,7 @@ class CompiledFunction(PathCalls):
         if not fresh:
             self._stats.hits += 1
         if entry.reclaimer is None:
-            return entry.captured.rebuild(entry.execute(inputs), inputs)
+            return entry.captured.rebuild(entry.execute(inputs), inputs, (args, kwargs))
         spare: Spare = {}
         try:
             entry.reclaimer.take(spare)
@@ -136,7 +136,7 @@ class CompiledFunction(PathCalls):
         except BaseException:
             entry.reclaimer.put_back(spare)
             raise
-        return entry.captured.rebuild(outputs, inputs)
+        return entry.captured.rebuild(outputs, inputs, (args, kwargs))
 
     def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no program can answer, counted; each reason is said once."""

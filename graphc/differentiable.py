@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from graphc.errors import UnsupportedError
+from graphc.frontend.argument_tensors import shares_storage
 
 if TYPE_CHECKING:
     from graphc.frontend.joint import Joint
@@ -59,9 +60,9 @@ class Differentiable:
                 results = _Function.apply(self, inputs, outputs, *wanted)
         for number, result in zip(self._results, results, strict=True):
             outputs[number] = result
-        for number in self._constant:  # autograd has marked a tensor that is another result as well, undetached
+        for number in self._constant:  # autograd has marked what else sees the memory of a result, undetached
             item = outputs[number]
-            if isinstance(item, torch.Tensor) and item.requires_grad and any(item is result for result in results):
+            if isinstance(item, torch.Tensor) and item.requires_grad and shares_storage(item, results):
                 outputs[number] = item.detach()
         return outputs
 

@@ -194,7 +194,9 @@ class Compilation:
     def report(self) -> Report:
         """Counters and reasons of this compilation."""
         stats = self.program.stats if self.program is not None else {}
-        return Report(self.options.name, self.backend, self.cached, dict(self.seconds), dict(stats), str(self.graph))
+        backward = self.backward.report() if self.backward is not None else None
+        name, seconds = self.options.name, dict(self.seconds)
+        return Report(name, self.backend, self.cached, seconds, dict(stats), str(self.graph), backward)
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ class Report:
         name, backend, cached, seconds: as in `Compilation`.
         stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ...
         graph: text of the captured graph.
+        backward: of the backward pass, once it has run.
     """
 
     name: str
@@ -213,6 +216,7 @@ class Report:
     seconds: dict[str, float]
     stats: dict[str, Any]
     graph: str
+    backward: Report | None = None
 
     def __str__(self) -> str:
         origin = "from the disk cache" if self.cached else "compiled"
@@ -224,6 +228,8 @@ class Report:
                 lines.extend(f"    {name}: {detail}" for name, detail in value.items())
             else:
                 lines.append(f"  {key}: {value}")
+        if self.backward is not None:
+            lines.append(str(self.backward))
         return "\n".join(lines)
 
 

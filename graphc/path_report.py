@@ -41,7 +41,8 @@ def report_path(tree: PathTree, nodes: Sequence[Node]) -> PathReport:
         _add(stats, program.stats)
     graphs = "\n".join(program.graph for program in programs)
     cached = all(program.cached for program in programs)
-    return PathReport(tree.name, backend, cached, seconds, stats, graphs, programs, describe(tree))
+    backward = programs[-1].backward if programs else None
+    return PathReport(tree.name, backend, cached, seconds, stats, graphs, backward, programs, describe(tree))
 
 
 def _add(total: dict[str, Any], part: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ class PathTree:
             raise
         self._beyond = 0
         assert node.captured is not None
-        return node.captured.rebuild(outputs, walk.inputs), walk.compiles
+        return node.captured.rebuild(outputs, walk.inputs, (args, kwargs)), walk.compiles
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Any]) -> list[Node]:
         """The programs a call runs, in order; effects are not carried out.

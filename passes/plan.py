@@ -29,7 +29,7 @@ from graphc.passes.overlay import Overlays, best_overlays
 from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
-from graphc.passes.steps import call_of, normal_product, reason, resolve, traffic
+from graphc.passes.steps import call_of, call_traffic, normal_product, reason, resolve, traffic
 from graphc.passes.templates import Templates
 from graphc.passes.transient import EMPTY, coming_and_going, insert_allocations
 from graphc.passes.updates import IN_PLACE_CALLS
@@ -84,8 +84,8 @@ def make_plan(
 
     Returns:
         The plan. `stats` counts: `graph_ops`, `fused_ops` (done by kernels), `kernels` (distinct), `kernel_calls`,
-        `gemm_calls`, `extern` (ATen calls by name), `extern_reasons`, `bytes_read`, `bytes_written`, `arena_bytes`, and
-        `arena_bytes_without_reuse`.
+        `gemm_calls`, `extern` (ATen calls by name), `extern_reasons`, `extern_bytes`, `bytes_read`,
+        `bytes_written`, `arena_bytes`, and `arena_bytes_without_reuse`.
 
     Raises:
         LoweringError: an op has neither a lowering nor a library call, or an input has a symbolic size.
@@ -760,6 +760,7 @@ class Planner:
             },
             "extern": dict(externs),
             "extern_reasons": {name: reason(op) for op, name in self.calls},
+            "extern_bytes": {name: count for name, count in call_traffic(plan).items() if name != EMPTY},
             "bytes_read": read,
             "bytes_written": written,
             "arena_bytes": plan.arena_bytes,

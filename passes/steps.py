@@ -89,6 +89,23 @@ def traffic(plan: Plan) -> tuple[int, int]:
     return read, written
 
 
+def call_traffic(plan: Plan) -> dict[str, int]:
+    """Bytes that ATen calls read and write, by name of the call."""
+    found: dict[str, int] = {}
+
+    def add(step: Step, buffers: Sequence[BufferSpec], times: int) -> None:
+        if isinstance(step, AtenStep):
+            found[step.op] = found.get(step.op, 0) + times * sum(_traffic(plan, step, buffers))
+
+    for step in plan.steps:
+        if isinstance(step, LoopStep):
+            for inner in step.steps:
+                add(inner, step.specs, step.length)
+        else:
+            add(step, plan.buffers, 1)
+    return found
+
+
 def _traffic(plan: Plan, step: Step, buffers: Sequence[BufferSpec]) -> tuple[int, int]:
     """The same of one step, which is no loop."""
     if isinstance(step, KernelStep):

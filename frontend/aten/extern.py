@@ -27,6 +27,8 @@ _UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
 """Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
 _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
 
+_BY_INDICES = frozenset(("aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.masked_select.default"))
+"""Calls whose second argument alone decides the shapes of their results."""
 MakeTensor: TypeAlias = Callable[[Value], Any]
 
 
@@ -69,10 +71,12 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     try:
         trial = _try(imp, func, args, kwargs)
     except DataDependentError:
-        decided = imp.decisions
-        if decided is None or written:
-            raise
-        trial = decided.results(func, encoder.operands, call_args, call_kwargs)
+        trial = None if written else _run_known(imp, func, args, kwargs)
+        if trial is None:
+            decided = imp.decisions
+            if decided is None or written:
+                raise
+            trial = decided.results(func, encoder.operands, call_args, call_kwargs)
     own: list[tuple[TensorType, tuple[int, ...] | None]] = []
     structure = _structure(func, trial, own)
     attrs: dict[str, Attr] = {"op": str(func), "args": call_args, "kwargs": call_kwargs}
@@ -93,6 +97,16 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     if decided is not None:
         decided.answered(op)
     return Imported(_fill(structure, iter(op.results)), op.results[len(own) :])
+
+
+def _run_known(imp: Importer, func: Any, args: Any, kwargs: Any) -> Any:
+    """What the call returns, as far as metadata goes, when no input decides its shape; else None."""
+    deciding = list(_values(args[1] if str(func) in _BY_INDICES else [args, kwargs]))
+    data = imp.known.all(deciding) if imp.known is not None else None
+    if data is None:
+        return None
+    given = dict(zip(deciding, data, strict=True))
+    return _call_on(func, args, kwargs, lambda value: given[value] if value in given else _filled(imp, value, 0))
 
 
 def as_eager_lays_out(imp: Importer, item: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -12,6 +12,9 @@ from graphc.frontend.keys import Keys
 from graphc.frontend.random_tape import RandomTape
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, contiguous_strides
+
+if TYPE_CHECKING:
+    from graphc.frontend.known import Known
 
 
 class Decisions(Protocol):
@@ -40,6 +43,7 @@ class Importer:
         self.tape = RandomTape()
         self.keys = Keys(builder, self.tape, numerics != "eager")
         self.decisions: Decisions | None = None  # asked for results whose shape depends on data
+        self.known: Known | None = None  # values that no input decides
 
     # dtypes and devices
 

@@ -44,7 +44,7 @@ def run(graph: Graph, inputs: Sequence[Datum], get_def: GetDefinition | None = N
     lookup = get_def or registry()
     last_use = _last_uses(graph)
     for op in graph.ops:
-        _run_op(op, environment, lookup)
+        run_op(op, environment, lookup)
         for value in last_use.get(op, ()):
             del environment[value]
     return _finish(graph, environment, inputs)
@@ -73,7 +73,12 @@ def _last_uses(graph: Graph) -> dict[Op, list[Value]]:
     return found
 
 
-def _run_op(op: Op, environment: dict[Value, Datum], lookup: GetDefinition) -> None:
+def run_op(op: Op, environment: dict[Value, Datum], lookup: GetDefinition) -> None:
+    """Run one op on the data of its operands in `environment`, which receives its results.
+
+    Raises:
+        What eager raises for the data, with the user's source line added.
+    """
     operands = [environment[item] if isinstance(item, Value) else item for item in op.operands]
     if op.name == "extern":  # the call may depend on strides
         operands = [

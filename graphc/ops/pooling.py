@@ -230,13 +230,14 @@ def _expand_avg_pool(b: Builder, op: Op) -> Sequence[Value]:
 def _reference_avg_pool(x: torch.Tensor, **attrs: Any) -> torch.Tensor:
     spatial = len(attrs["kernel"])
     lead = x.shape[:-spatial]
-    # one and two dims as three, which takes a divisor in every rank but no reduced floats
-    missing = 3 - spatial
+    # one dim as two, which takes a divisor; reduced floats are not taken in every rank
+    missing = max(2 - spatial, 0)
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     volume = wide.reshape(1, -1, *(1,) * missing, *x.shape[-spatial:])
     kernel, stride = ((1,) * missing + tuple(attrs[name]) for name in ("kernel", "stride"))
     padding = (0,) * missing + tuple(attrs["padding"])
-    y = F.avg_pool3d(volume, kernel, stride, padding, attrs["ceil_mode"], attrs["count_include_pad"], attrs["divisor"])
+    pool = F.avg_pool3d if spatial == 3 else F.avg_pool2d
+    y = pool(volume, kernel, stride, padding, attrs["ceil_mode"], attrs["count_include_pad"], attrs["divisor"])
     return y.reshape(*lead, *y.shape[-spatial:]).to(x.dtype)
 
 

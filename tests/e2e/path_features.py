@@ -75,6 +75,37 @@ def case_chunk_outputs(c: Compiler) -> Any:
 
 
 @program()
+def case_views_after_a_write(c: Compiler) -> Any:
+    m = nn.Linear(4, 6)
+
+    @c
+    def f(x):
+        h = m(x)
+        h[:, :2].mul_(2)
+        return h.t(), h.detach(), *h.unbind(0)[:2], h[1:, 1:]
+
+    rows = f(data(0))
+    sum(row.square().sum() * (i + 1) for i, row in enumerate(rows)).backward()
+    return rows, [row.requires_grad for row in rows], m
+
+
+@program()
+def case_logits_both_ways(c: Compiler) -> Any:
+    m = nn.Linear(4, 4)
+
+    @c
+    def f(x):
+        logits = m(x) @ x.t()
+        return {"per_image": logits, "per_text": logits.t(), "loss": F.cross_entropy(logits, torch.arange(len(x)))}
+
+    out = f(data(0))
+    out["loss"].backward(retain_graph=True)
+    first = m.weight.grad.clone()
+    out["per_text"].softmax(-1)[0, 1].backward()
+    return out, first, m
+
+
+@program()
 def case_lstm_outputs(c: Compiler) -> Any:
     m = nn.LSTM(4, 3, batch_first=True)
     cm = c(m)
@@ -141,7 +172,28 @@ def case_early_exit(c: Compiler) -> Any:
     return out, m
 
 
-@program(eager=4)
+class _Halving(torch.autograd.Function):
+    """Large gradients are halved, which its backward pass decides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
+        return cotangent / 2 if cotangent.abs().sum() > 5 else cotangent
+
+
+@program(eager=2)
+def case_backward_decides(c: Compiler) -> Any:
+    f = c(lambda x: _Halving.apply(x))
+    x = data(0).requires_grad_()
+    f(x).sum().backward()
+    (f(x) / 1000).sum().backward()
+    return x.grad
+
+
+@program(compiles=None)
 def case_masked(c: Compiler) -> Any:
     m = nn.Linear(4, 1)
 

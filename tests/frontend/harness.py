@@ -41,7 +41,7 @@ def call(captured: Captured, *args: Any, **kwargs: Any) -> Any:
     """One call of the captured program."""
     inputs = captured.match(args, kwargs)
     assert inputs is not None, captured.explain_miss(args, kwargs)
-    return captured.rebuild(run(captured.graph, inputs), inputs)
+    return captured.rebuild(run(captured.graph, inputs), inputs, (args, kwargs))
 
 
 def state(fn: Any) -> list[torch.Tensor]:

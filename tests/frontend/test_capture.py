@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import graphc
 from graphc.frontend.capture import capture
 from graphc.ir.graph import Role
 from tests.frontend.harness import call, check
@@ -235,3 +236,48 @@ def test_autocast_casts_are_captured() -> None:
     module = nn.Linear(4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check(module, torch.randn(2, 4))
+
+
+def test_hooks_registered_when_first_called() -> None:
+    """A module that gets ready in its first call, as eager does: hooks and the flag that says so are effects."""
+
+    class Lazy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.ready, self.seen = torch.nn.Tanh(), False, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.ready:
+                self.inner.register_forward_hook(lambda module, args, out: out * 2)
+                self.ready = True
+            return self.inner(x)
+
+    module, x = Lazy(), torch.randn(3)
+    compiled = graphc.compile(module, backend="interpret")
+    for _ in range(4):
+        assert torch.equal(compiled(x), x.tanh() * 2)
+        assert len(module.inner._forward_hooks) == 1 and module.ready
+    assert (compiled.stats().compiles, compiled.stats().hits) == (2, 2)
+
+
+def test_tensors_kept_in_a_dict_of_a_module() -> None:
+    class Biased(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3))
+            self.cache: dict[str, torch.Tensor] = {}
+
+        def forward(self, x: torch.Tensor, key: str) -> torch.Tensor:
+            if key not in self.cache:
+                self.cache[key] = self.weight * 2
+            return x + self.cache[key]
+
+    module, x = Biased(), torch.randn(3)
+    compiled = graphc.compile(module, backend="interpret")
+    with torch.no_grad():
+        for key in ("a", "a", "a", "b", "b", "b"):
+            assert torch.equal(compiled(x, key), x + module.weight * 2)
+            assert key in module.cache
+        module.cache["a"] = x
+        assert torch.equal(compiled(x, "a"), x + x)
+    assert compiled.stats().hits
