@@ -14,7 +14,7 @@ from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
 from graphc.ops.foreach import NUMBER, rows_of
-from graphc.passes.again import run_again
+from graphc.passes.arena import place_arena
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import Library, fuse
@@ -22,19 +22,15 @@ from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Lowering, memory_dtype
-from graphc.passes.memory import Block, place_blocks
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
-from graphc.passes.overlay import Overlays, best_overlays
-from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import call_of, call_traffic, normal_product, reason, resolve, traffic
 from graphc.passes.templates import Templates
-from graphc.passes.transient import EMPTY, coming_and_going, insert_allocations
+from graphc.passes.transient import EMPTY
 from graphc.passes.updates import IN_PLACE_CALLS
 from graphc.passes.whole import whole_outputs
-from graphc.program.lifetimes import step_buffers
 from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     ARENA,
@@ -53,15 +49,6 @@ from graphc.program.plan import (
     Step,
     View,
 )
-
-FRESH = frozenset(
-    f"aten.{name}.default"
-    for name in (
-        "convolution", "convolution_backward", "embedding_dense_backward",
-        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward",
-    )
-)  # fmt: skip
-"""Calls whose results share memory with nothing."""
 
 
 def make_plan(
@@ -139,9 +126,8 @@ class Planner:
         self.cut: list[tuple[Group, Group]] = []  # checks, and what they have been cut out of
         self.checks_of: dict[str, int] = {}
         self.op_numbers: dict[Op, int] = {}
-        self.arena_bytes = self.plain_bytes = 0
+        self.plain_bytes = 0
         self.traffic = (0, 0)
-        self.open: set[int] = set()
 
     def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
         self._lower()
@@ -165,7 +151,9 @@ class Planner:
         plan.buffers = self.buffers
         self.traffic = traffic(plan)
         plan.checks = self.checks
-        self._place_arena(plan)
+        handed = {self.buffer_of[value] for value in self.live if value in self.buffer_of}
+        size = place_arena(self.steps, self.buffers, plan.kernels, self.sharing, handed)
+        plan.arena_bytes, self.plain_bytes = size
         plan.outputs = whole_outputs(plan, self._outputs())
         plan.stats = self._stats(plan)
         moved = plan.stats["bytes_read"] + plan.stats["bytes_written"]
@@ -347,195 +335,6 @@ class Planner:
         order = order_tasks(tasks, sizes, kept)
         cut = [group for _, group in self.cut]
         self.order = commits_last(self.nodes, [self.order[at] for at in order], cut)
-
-    def _place_arena(self, plan: Plan) -> None:
-        """Offsets for all arena buffers, with outputs of kernels in the place of inputs that end there, and stacks of
-        loops in the place of sequences."""
-        self.steps[:] = run_again(self.steps, self.buffers, plan.kernels)
-        tied = self._tied()
-        free = {s.index for s in self.buffers if s.kind == ARENA and not s.host and s.index not in tied}
-        overlays = best_overlays(self.steps, self.buffers, plan.kernels, free, self.sharing)
-        self.steps[:] = [step for at, step in enumerate(self.steps) if at not in overlays.spared]
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for at, step in enumerate(self.steps):
-            for index in step_buffers(step):
-                first.setdefault(index, at)
-                last[index] = at
-        arena = [spec for spec in self.buffers if spec.kind == ARENA and spec.index in first]
-        merged = self._reuse(plan, first, last, overlays)
-        starts = self._stack_up(merged, overlays)
-        owners = [spec for spec in arena if merged.get(spec.index, spec.index) == spec.index]
-        ends = dict(last)
-        sizes = {spec.index: spec.nbytes for spec in self.buffers}
-        sizes |= {index: start + sizes[index] for index, start in starts.items()}
-        begins = dict(first)
-        for index, owner in merged.items():
-            begins[owner] = min(begins[owner], first[index])
-            ends[owner] = max(ends[owner], last[index])
-            sizes[owner] = max(sizes[owner], sizes[index])
-        blocks = {spec.index: Block(begins[spec.index], ends[spec.index], sizes[spec.index]) for spec in owners}
-        self.plain_bytes = sum(-(-spec.nbytes // 64) * 64 for spec in arena)
-        stuck = {merged.get(spec.index, spec.index) for spec in arena if spec.index not in free}
-        housed = self._house(arena, merged, stuck, blocks, first)
-        wanted = self._free_at_times(stuck, blocks, merged, housed, first, last)
-        housed = {index: (place, byte + starts.get(index, 0)) for index, (place, byte) in housed.items()}
-        self._move(housed)
-        self.steps[:] = insert_allocations(self.steps, wanted)
-        owners = [spec for spec in owners if spec.index not in housed]
-        offsets, self.arena_bytes = place_blocks([blocks[spec.index] for spec in owners])
-        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
-        for spec in arena:
-            if spec.index in housed:  # no step names it any more
-                self.buffers[spec.index] = replace(spec, shape=(0,), strides=(1,), nbytes=0, arena_offset=0)
-            else:
-                self.buffers[spec.index] = _at(
-                    spec, where[merged.get(spec.index, spec.index)] + starts.get(spec.index, 0)
-                )
-        plan.buffers = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
-        plan.arena_bytes = self.arena_bytes
-
-    def _house(
-        self,
-        arena: list[BufferSpec],
-        merged: dict[int, int],
-        stuck: set[int],
-        blocks: dict[int, Block],
-        first: dict[int, int],
-    ) -> dict[int, tuple[int, int]]:
-        """Arena buffers that lie elsewhere: in a call's result, or in a result that is stored later."""
-        widths = {spec.index: spec.dtype.itemsize for spec in arena}
-        by_kind: dict[tuple[str, int], list[Room]] = {}
-        for spec in self.buffers:
-            if spec.kind == OUTPUT and not spec.host and spec.index in first:
-                room = Room(spec.index, first[spec.index], spec.nbytes)
-                by_kind.setdefault((spec.device, spec.dtype.itemsize), []).append(room)
-        places: dict[int, tuple[int, int]] = {}
-        for (device, width), rooms in by_kind.items():
-            fitting = {
-                index: block
-                for index, block in blocks.items()
-                if index not in stuck and widths[index] == width and self.buffers[index].device == device
-            }
-            places |= fill_rooms(fitting, rooms)
-        places |= {owner: (owner, 0) for owner in merged.values() if self.buffers[owner].kind == EXTERNAL}
-        owners = {spec.index: merged.get(spec.index, spec.index) for spec in arena}
-        return {index: places[owner] for index, owner in owners.items() if owner in places}
-
-    def _tied(self) -> set[int]:
-        """Buffers that steps cannot name as a part of another one."""
-        tied = {index for step in self.steps if isinstance(step, AtenStep) for index in step.outs}
-        for step in self.steps:
-            if isinstance(step, ForeachStep):
-                tied |= {step.scratch, *step.shared}
-        return tied
-
-    def _stack_up(self, merged: dict[int, int], overlays: Overlays) -> dict[int, int]:
-        """Adds stacks that lie over sequences to `merged`; the bytes at which these and what is below them start."""
-        offsets: dict[int, dict[int, int]] = {}
-        for made in overlays.place:
-            below, elements = overlays.root(made)
-            owner = merged.get(below, below)
-            members = offsets.setdefault(owner, dict.fromkeys((owner, below), 0))
-            members |= {index: 0 for index, other in merged.items() if other == owner and index not in members}
-            members[made] = elements * self.buffers[made].dtype.itemsize
-            merged[made] = owner
-        found: dict[int, int] = {}
-        for members in offsets.values():
-            lowest = min(members.values())
-            found |= {index: at - lowest for index, at in members.items()}
-        return found
-
-    def _free_at_times(
-        self,
-        stuck: set[int],
-        blocks: dict[int, Block],
-        merged: dict[int, int],
-        housed: dict[int, tuple[int, int]],
-        first: dict[int, int],
-        last: dict[int, int],
-    ) -> dict[int, list[BufferSpec]]:
-        """Blocks that come and go: gives them buffers, notes in `housed` what lies there, tells what is made before
-        which step."""
-        held = [
-            Block(first[spec.index], last[spec.index], spec.nbytes)
-            for spec in self.buffers
-            if spec.kind == EXTERNAL and spec.index in first
-        ]
-        staying = {
-            index: block
-            for index, block in blocks.items()
-            if index not in housed and index not in stuck and self.buffers[index].device == "cpu"
-        }
-        wanted: dict[int, list[BufferSpec]] = {}
-        for owner in coming_and_going(staying, held):
-            dtype, index = self.buffers[owner].dtype, len(self.buffers)
-            count = -(-blocks[owner].size // dtype.itemsize)
-            self.buffers.append(BufferSpec(index, EXTERNAL, dtype, (count,), (1,), count * dtype.itemsize))
-            wanted.setdefault(blocks[owner].first, []).append(self.buffers[-1])
-            housed |= dict.fromkeys((owner, *(m for m, other in merged.items() if other == owner)), (index, 0))
-        return wanted
-
-    def _move(self, housed: dict[int, tuple[int, int]]) -> None:
-        if housed:
-            mover = Mover(self.buffers, housed)
-            self.steps[:] = [mover.step(step) for step in self.steps]
-
-    def _reuse(self, plan: Plan, first: dict[int, int], last: dict[int, int], overlays: Overlays) -> dict[int, int]:
-        """Arena buffer -> the earlier one, in the arena or of a call, in whose place it lies from its first step on."""
-        owner: dict[int, int] = {}
-        below = {index for index, _ in overlays.place.values()}  # there is more in their place than what ends with them
-        self.open = {spec.index for spec in self.buffers if spec.kind == ARENA} | self._own_results()
-        self.open -= below | overlays.place.keys()
-        for at, step in enumerate(self.steps):
-            if not isinstance(step, KernelStep):
-                continue
-            kernel = plan.kernels[step.kernel]
-            taken: set[int] = set()
-            for position, argument in enumerate(kernel.buffers):
-                made = step.buffers[position]
-                if argument.access != "out" or self.buffers[made].kind != ARENA or first[made] != at or made in owner:
-                    continue
-                for other in dict.fromkeys(step.buffers):
-                    if (
-                        other in taken
-                        or other == made
-                        or (made in below and self.buffers[owner.get(other, other)].kind != ARENA)
-                        or not self._can_take(step, kernel, at, made, other, first, last)
-                    ):
-                        continue
-                    owner[made] = owner.get(other, other)
-                    taken.add(other)
-                    break
-        return owner
-
-    def _own_results(self) -> set[int]:
-        """Results of calls that are known to make memory of their own, and which nobody is handed."""
-        made = [step.outs for step in self.steps if isinstance(step, AtenStep) and step.op in FRESH]
-        handed = {self.buffer_of[value] for value in self.live if value in self.buffer_of}
-        found = {index for outs in made for index in outs if index >= 0 and index not in handed}
-        return {index for index in found if self.buffers[index].kind == EXTERNAL}
-
-    def _can_take(
-        self,
-        step: KernelStep,
-        kernel: Kernel,
-        at: int,
-        made: int,
-        other: int,
-        first: dict[int, int],
-        last: dict[int, int],
-    ) -> bool:
-        dying, fresh = self.buffers[other], self.buffers[made]
-        if other not in self.open or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
-            return False
-        if dying.dtype.itemsize != fresh.dtype.itemsize or fresh.nbytes == 0 or fresh.host != dying.host:
-            return False
-        places = [p for p, index in enumerate(step.buffers) if index == other]
-        stored = step.buffers.index(made)
-        if any(kernel.buffers[p].access != "in" or step.offsets[p] != step.offsets[stored] for p in places):
-            return False
-        return self.sharing.allows(kernel, [kernel.buffers[p].name for p in places], kernel.buffers[stored].name)
 
     # steps
 
@@ -782,11 +581,6 @@ def _device_launches(step: Step) -> int:
     if isinstance(step, ForeachStep):
         return sum(any(item.elementwise for item in found) for found in step.arguments)
     return _launches(step)
-
-
-def _at(spec: BufferSpec, offset: int) -> BufferSpec:
-    s = spec  # a call of the constructor takes a tenth of the time of `replace`
-    return BufferSpec(s.index, s.kind, s.dtype, s.shape, s.strides, s.nbytes, s.device, s.source, offset, s.host)
 
 
 def _row_width(op: Op) -> int:
