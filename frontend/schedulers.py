@@ -15,9 +15,9 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from graphc.errors import UnsupportedError
-from graphc.frontend import host, tree
+from graphc.frontend import tree
 from graphc.frontend.leaves import OutputLeaf
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.objects import is_traced
 
 if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
@@ -106,7 +106,7 @@ class Schedules:
             leaves, node = tree.flatten((args, kwargs))
             given = []
             for leaf in leaves:
-                traced = type(leaf) is TracedTensor or host.node_of(leaf) is not None
+                traced = is_traced(leaf)
                 given.append(OutputLeaf(first + len(made)) if traced else OutputLeaf(constant=leaf))
                 made += [leaf] if traced else []
             effects.append(ScheduleEffect(step, node, tuple(given)))
