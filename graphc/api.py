@@ -127,7 +127,7 @@ class CompiledFunction(PathCalls):
             return self.target(*args, **kwargs)
         if not fresh:
             self._stats.hits += 1
-        if entry.reclaimer is None:
+        if entry.reclaimer is None or settings().keep_gradients:
             return entry.captured.rebuild(entry.execute(inputs), inputs, (args, kwargs))
         spare: Spare = {}
         try:

@@ -84,6 +84,12 @@ class Settings:
         "matrix products as Triton kernels with what comes before and behind in them: auto, always, never",
         default="auto",
     )
+    keep_gradients: bool = _setting(
+        "GRAPHC_KEEP_GRADIENTS",
+        _parse_bool,
+        "gradients that a step drops stay until it has run: one that fails leaves them, at the price of their memory",
+        default=False,
+    )
     max_recompiles: int = _setting(
         "GRAPHC_MAX_RECOMPILES",
         int,
