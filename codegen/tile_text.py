@@ -12,7 +12,7 @@ Source: the loop order is that of K. Goto and R. van de Geijn, Anatomy of High-P
 from __future__ import annotations
 
 # Where these are used: measured on AMD's Zen 3 and, with AVX-512, on Zen 5 (which gcc 12 takes for a Zen 3), where the
-# BLAS in libtorch runs at half the speed: it uses AVX-512 on Intel's chips only. Attention, which skips what a causal
+# BLAS in libtorch is slower: it uses AVX-512 on Intel's chips only. Attention, which skips what a causal
 # mask hides, is taken to win on other chips with AVX2 too, products are not.
 PRODUCT_WINS = "defined(__znver3__) || defined(__znver4__) || defined(__znver5__)"
 ATTENTION_WINS = f"defined(__AVX2__) && (!defined(__AVX512F__) || {PRODUCT_WINS})"

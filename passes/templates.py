@@ -17,33 +17,11 @@ from dataclasses import dataclass, field
 from graphc.ir.graph import Op, Value
 from graphc.ir.types import DType
 from graphc.ops.registry import get
+from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of
 from graphc.passes.layout import int_shape
 
-
-@dataclass(frozen=True)
-class Chip:
-    """What the model knows of a GPU.
-
-    Args:
-        bandwidth: of its memory, bytes per us.
-        flops: of its matrix units in bf16, dense, per us; half of it in tf32, twice of it on bytes.
-        launch: us that a kernel costs besides its work, inside a CUDA graph or with a full queue.
-    """
-
-    bandwidth: float
-    flops: float
-    launch: float = 2.0
-
-
-CHIPS: dict[str, Chip] = {
-    "cuda:80": Chip(1.55e6, 312e6),
-    "cuda:90": Chip(4.3e6, 790e6),
-    "cuda:100": Chip(7.0e6, 1_800e6),
-    "hip:gfx942": Chip(4.3e6, 1_000e6),
-}
-"""Bandwidth and rate: of an H200 as measured with plain PyTorch, of the others from their data sheets."""
-DEFAULT_TARGET = "cuda:90"
-
+LAUNCH = 2.0
+"""us that a kernel costs besides its work, inside a CUDA graph or with a full queue."""
 EFFICIENCY = 0.92
 """Rate of a template as a part of the library's. An assumption until it has been measured; `choices` overrides it."""
 PROLOGUE_EFFICIENCY = 0.75
@@ -65,7 +43,7 @@ class Templates:
     """The policy of one compilation.
 
     Args:
-        target: `cuda:90`, ... as in `CHIPS`; others are treated as the default one.
+        target: `cuda:90`, ... as in `graphc.passes.chips`; others are treated as the default one.
         tf32: products in f32 may use tf32.
         policy: `auto` = by the model; `always` and `never` for tests and for measuring.
         choices: per `site` of a product whether it is a template, as measured; overrides the model.
@@ -78,7 +56,7 @@ class Templates:
 
     @property
     def chip(self) -> Chip:
-        return CHIPS.get(self.target, CHIPS[DEFAULT_TARGET])
+        return chip_of(self.target)
 
     def can_hold(self, op: Op) -> bool:
         """Whether there is a template for the op at all."""
@@ -101,7 +79,7 @@ class Templates:
         rate = self._rate(op.results[0].dtype)
         if not rate or not launches or math.prod(int_shape(op.results[0])) < SMALL:
             return False
-        library = self._time(op, rate) + saved / self.chip.bandwidth + launches * self.chip.launch
+        library = self._time(op, rate) + saved / self._bandwidth + launches * LAUNCH
         return self._time(op, rate * EFFICIENCY) < library
 
     def takes_chain(self, scores: int, rows: int, dtype: DType) -> bool:
@@ -134,24 +112,30 @@ class Templates:
         rows, columns = int_shape(op.results[0])[-2:]
         again = -(-(columns if value is op.operands[0] else rows) // TILE)
         # what is read again comes from the cache in part; the model counts a quarter of it
-        fused = self._time(op, rate * PROLOGUE_EFFICIENCY) + (leaves - size) * (3 + again) / 4 / self.chip.bandwidth
-        apart = self._time(op, rate * EFFICIENCY) + (leaves + size) / self.chip.bandwidth + self.chip.launch
+        fused = self._time(op, rate * PROLOGUE_EFFICIENCY) + (leaves - size) * (3 + again) / 4 / self._bandwidth
+        apart = self._time(op, rate * EFFICIENCY) + (leaves + size) / self._bandwidth + LAUNCH
         return fused < apart
 
+    @property
+    def _bandwidth(self) -> float:
+        """Bytes per us."""
+        return self.chip.bandwidth / 1e6
+
     def _rate(self, dtype: DType) -> float:
-        """Operations per us; 0 = nothing for matrix units."""
+        """Operations per us: half of bf16's in tf32, twice on bytes; 0 = nothing for matrix units."""
+        whole = self.chip.tensor_flops / 1e6
         if dtype.is_reduced:
-            return self.chip.flops
+            return whole
         if dtype.name == "f32":
-            return self.chip.flops / 2 if self.tf32 else 0.0
-        return 2 * self.chip.flops
+            return whole / 2 if self.tf32 else 0.0
+        return 2 * whole
 
     def _time(self, op: Op, rate: float) -> float:
         """The product alone, in us: as long as its operations or its bytes take, whichever is more."""
         flops = get(op.name).flops
         assert flops is not None
         moved = sum(_bytes(value) for value in (*op.inputs, *op.results))
-        return max(float(str(flops(op))) / rate, moved / self.chip.bandwidth)
+        return max(float(str(flops(op))) / rate, moved / self._bandwidth)
 
 
 def site(op: Op) -> str:

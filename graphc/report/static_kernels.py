@@ -19,10 +19,10 @@ from typing import Any
 
 from graphc.codegen.triton.program import triton_kernels
 from graphc.codegen.triton.tiling import choose_tiling
+from graphc.passes.chips import CHIPS
 from graphc.program.loops import unroll
 from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan
 from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
-from graphc.report.chips import CHIPS
 from graphc.report.kernel_traffic import SMALL, TABLE, Traffic, kernel_traffic, table_traffic
 from graphc.runtime.triton_cross import compile_for
 from graphc.runtime.triton_launcher import OPTIONS

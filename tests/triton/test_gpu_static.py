@@ -14,8 +14,8 @@ from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import DEFAULT_LIMITS, Limits, Tiling, choose_tiling
 from graphc.ir.types import bf16
 from graphc.loopir.kernel import Kernel
+from graphc.passes.chips import CHIPS
 from graphc.program.triton_kernel import TritonKernel
-from graphc.report.chips import CHIPS
 from graphc.report.kernel_traffic import kernel_traffic
 from graphc.report.static_kernels import Candidate, inspect
 from graphc.runtime.machine_code import read_amd, read_ptx

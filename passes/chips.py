@@ -1,4 +1,4 @@
-"""What GPUs can do at best, for roofline times of kernels that are compiled for them.
+"""What GPUs can do at best: for the choice of templates, and for roofline times of kernels that are compiled for them.
 
 Sources (dense rates, without sparsity), the makers' data sheets: NVIDIA A100 80GB SXM (2,039 GB/s; 19.5 TFLOP/s f32;
 312 bf16), H100 SXM (3.35 TB/s; 67; 989), H200 SXM (4.8 TB/s; 67; 989), HGX B200, an eighth of it (8 TB/s; 75; 2,250);
@@ -33,6 +33,7 @@ class Chip:
         return max(nbytes / self.bandwidth, work / (self.flops / 2))
 
 
+DEFAULT_TARGET = "cuda:90"
 CHIPS: tuple[Chip, ...] = (
     Chip("A100 80GB", "cuda:80", 2.039e12, 19.5e12, 312e12),
     Chip("H100", "cuda:90", 3.35e12, 67e12, 989e12),
@@ -40,3 +41,9 @@ CHIPS: tuple[Chip, ...] = (
     Chip("B200", "cuda:100", 8.0e12, 75e12, 2250e12),
     Chip("MI300X", "hip:gfx942", 5.3e12, 163.4e12, 1307e12),
 )
+
+
+def chip_of(target: str) -> Chip:
+    """The last chip in the table with this target; that of `cuda:90` for a target that is not there."""
+    found = {chip.target: chip for chip in CHIPS}
+    return found.get(target, found[DEFAULT_TARGET])
