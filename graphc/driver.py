@@ -334,7 +334,7 @@ def _context(options: Options, backend: str) -> PassContext:
     templates = templates_for(backend)
     if templates is None:
         return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="cuda", tf32=templates.tf32)
+    return PassContext(numerics=options.numerics, target="cuda", templates=templates)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
