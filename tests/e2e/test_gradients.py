@@ -127,6 +127,25 @@ def test_class_losses(reduction: str, weighted: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("zero_infinity", [False, True])
+def test_ctc_is_one_program_whatever_the_lengths(reduction: str, zero_infinity: bool) -> None:
+    """Texts that do not fit their input, empty ones and all lengths: the numbers of the library call itself."""
+    targets = torch.tensor([[1, 2, 2, 3], [4, 1, 1, 2], [3, 3, 0, 0]])
+    f = lambda x, heard, sizes: F.ctc_loss(
+        x.log_softmax(-1), targets, heard, sizes, reduction=reduction, zero_infinity=zero_infinity
+    )
+    compiled = graphc.compile(f)
+    for heard, sizes in (([9, 8, 7], [4, 2, 3]), ([9, 2, 7], [3, 3, 0]), ([1, 1, 1], [1, 1, 1])):
+        x = values(torch.float32)[:3, :5].expand(9, 3, 5).contiguous().requires_grad_()
+        lengths = torch.tensor(heard), torch.tensor(sizes)
+        (found,), (eager,) = (gradients(lambda x, g=g: g(x, *lengths), x) for g in (compiled, f))
+        torch.testing.assert_close(found, eager, equal_nan=True)
+    assert (compiled.stats().compiles, compiled.stats().paths) == (1, 0)
+    with pytest.raises(RuntimeError, match="Expected input_lengths to have value at most 9, but got value 10"):
+        compiled(x, torch.tensor([10, 1, 1]), torch.tensor([1, 1, 1]))
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5), (2, 4, 3, 3)])
 @pytest.mark.parametrize("train", [True, False])
 def test_norm_parameters(shape: tuple[int, ...], train: bool) -> None:
