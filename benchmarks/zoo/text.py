@@ -35,7 +35,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: token ids (B, T) int64 -> logits (B, T, vocabulary)."""
 
-    def __init__(self, layers: int, width: int, heads: int, vocabulary: int, tokens: int) -> None:
+    def __init__(
+        self, layers: int = 4, width: int = 256, heads: int = 8, vocabulary: int = 4096, tokens: int = 256
+    ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(tokens, width)
