@@ -127,6 +127,30 @@ def test_class_losses(reduction: str, weighted: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_nearest_upsampling(mode: str, channels_last: bool) -> None:
+    """By whole factors, each dim its own, the gradient is a sum; by others it is the library's."""
+    generator = torch.Generator().manual_seed(0)
+    for shape, size, fused in (((2, 3, 5), (10,), True), ((2, 3, 3, 4), (9, 8), True), ((2, 3, 3, 4), (3, 4), True),
+                               ((1, 2, 2, 3, 2), (4, 3, 8), True), ((2, 3, 3, 4), (7, 8), False)):  # fmt: skip
+        x = torch.randn(shape, generator=generator)
+        if channels_last and len(shape) == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        weights = torch.rand(*shape[:2], *size, generator=generator)
+
+        def slope(x: torch.Tensor, weights: torch.Tensor, size: tuple[int, ...] = size) -> torch.Tensor:
+            out = F.interpolate(x, size=size, mode=mode)
+            return torch.autograd.grad(out, x, weights.to(out).as_strided(out.shape, out.stride()))[0]
+
+        compiled = graphc.compile(slope)
+        x.requires_grad_()
+        ours, theirs = compiled(x, weights), slope(x, weights)
+        assert_contract(ours, theirs, slope(x.detach().double().requires_grad_(), weights))
+        assert ours.stride() == theirs.stride()
+        assert (compiled.explain(x, weights).stats["extern"] == {}) == fused
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("zero_infinity", [False, True])
 def test_ctc_is_one_program_whatever_the_lengths(reduction: str, zero_infinity: bool) -> None:
