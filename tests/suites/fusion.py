@@ -127,10 +127,11 @@ def of_transformers(name: str) -> Iterator[Line]:
             yield Line(name, form, 0.0, {}, {}, f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
 
-def markdown(title: str, lines: list[Line]) -> str:
-    """The table of one suite, with all of it together and what moves most."""
+def markdown(title: str, lines: list[Line], step: int = 1) -> str:
+    """The table of one suite, or of every `step`-th model of it, with all of it together and what moves most."""
     kinds = ("kernels", *LIBRARIES, "other")
-    rows = [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", f"|---|---|{'--:|' * (len(COLUMNS) - 3)}---|"]
+    rows = [f"## {title}", "", *([f"Every {step}th model of the suite.", ""] if step > 1 else [])]
+    rows += [f"| {' | '.join(COLUMNS)} |", f"|---|---|{'--:|' * (len(COLUMNS) - 3)}---|"]
     for line in lines:
         if line.refused:
             rows.append(f"| {line.model} | {line.form} |{' |' * (len(kinds) + 1)} {line.refused} |")
@@ -162,21 +163,23 @@ def page(sections: dict[str, str], before: str) -> str:
 @click.command()
 @click.option("--suites", default=",".join(TITLES), show_default=True, help="What to look at, by comma.")
 @click.option("--only", default="", help="Models whose name starts so.")
+@click.option("--part", default="0/1", show_default=True, help="i/n: every n-th model, from the i-th.")
 @click.option("--markdown", "target", type=click.Path(path_type=Path), help="Writes the page there too.")
-def main(suites: str, only: str, target: Path | None) -> None:
+def main(suites: str, only: str, part: str, target: Path | None) -> None:
     """Plan every model and show what kernels and calls do of it."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    first, step = map(int, part.split("/"))
     sections = {}
     for suite in suites.split(","):
         lines: list[Line] = []
-        for name in names_of(suite):
+        for name in names_of(suite)[first::step]:
             if not name.startswith(only):
                 continue
             for line in of_zoo(name) if suite == "zoo" else of_transformers(name):
                 lines.append(line)
                 print(f"{name} {line.form}: other {line.share('other'):.1%} {line.refused}{line.calls}", flush=True)
-        sections[suite] = markdown(TITLES[suite], lines)
+        sections[suite] = markdown(TITLES[suite], lines, step)
         print(sections[suite])
     if target is not None:
         target.write_text(page(sections, target.read_text() if target.exists() else ""))
