@@ -355,7 +355,8 @@ def templates_for(backend: str) -> Templates | None:
     from graphc.passes.templates import Templates
     from graphc.runtime.triton_launcher import current_target
 
-    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates, deterministic)
 
 
 def _plan(

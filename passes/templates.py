@@ -40,18 +40,20 @@ AUTO, ALWAYS, NEVER = "auto", "always", "never"
 
 @dataclass(frozen=True)
 class Templates:
-    """The policy of one compilation.
+    """The policy of one compilation for a GPU.
 
     Args:
         target: `cuda:90`, ... as in `graphc.passes.chips`; others are treated as the default one.
         tf32: products in f32 may use tf32.
         policy: `auto` = by the model; `always` and `never` for tests and for measuring.
+        deterministic: floats are not added by atomic additions, whose order differs from run to run.
         choices: per `site` of a product whether it is a template, as measured; overrides the model.
     """
 
     target: str = DEFAULT_TARGET
     tf32: bool = False
     policy: str = AUTO
+    deterministic: bool = False
     choices: Mapping[str, bool] = field(default_factory=dict)
 
     @property
