@@ -249,7 +249,7 @@ class _Session:
         change, items = argument_effect(self._copies, returned.changed, len(made))
         made += items
         replays = returned.replays
-        leaves = [*returned.leaves, *made, *replays.hidden]
+        leaves = [*returned.leaves, *made, *replays.unreturned]
         found = finish.finish(recorder, leaves, replays.written)
         count, last = len(returned.leaves), len(returned.leaves) + len(made)
         ends = Ends(

@@ -124,9 +124,8 @@ def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str) -
     torch.manual_seed(0)
     try:
         results = call(arguments)
-        for module, result in zip(modules, results, strict=True):
-            if module.names["GRADIENTS"]:
-                module.names["backward"](result)
+        if modules[0].names["GRADIENTS"]:  # one pass over all, as they may be results of one function of autograd
+            modules[0].names["backward"]([tensor for result in results for tensor in result])
     except Exception as error:
         return Outcome(error)
     tensors = [tensor for group in (*results, *arguments) for tensor in group]
