@@ -489,6 +489,9 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
     del alive
     gc.collect()
     alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
+    _break_circles(alive)
+    del alive
+    alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
     if alive:
         kept = next((tensor for tensor in alive if tensor.state.storage.base.op is not None), alive[0])
         op = kept.state.storage.base.op
@@ -497,6 +500,18 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
             "a compiled program cannot; return it instead",
             op.location if op is not None else None,
         )
+
+
+def _break_circles(alive: list[Any]) -> None:
+    """Free what autograd alone holds: `x *= x` saves x in the history of x, and so keeps itself, in eager too."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        for tensor in alive:
+            held = any(holder is not alive for holder in gc.get_referrers(tensor) if not isinstance(holder, _FRAME))
+            if not held and not tensor.is_leaf and not tensor._is_view():  # the bases of views are here too
+                tensor.detach_()
+
+
+_FRAME = types.FrameType
 
 
 def _is_object(leaf: Any) -> bool:

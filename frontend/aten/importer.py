@@ -158,12 +158,14 @@ class Importer:
         return layout.format_strides(_static(value), self.strides(value), memory_format)
 
     def pointwise_strides(
-        self, result: Value, operands: Sequence[Value], uncast: Sequence[Value] = ()
+        self, result: Value, operands: Sequence[Operand], uncast: Sequence[Value] = ()
     ) -> tuple[int, ...]:
         """Strides TensorIterator gives a fresh result computed from `operands`; those `uncast` keep their dtype."""
-        tensors = [(value, self.strides(value)) for value in operands if not value.type.is_host]
-        kept = [(_static(value), self.strides(value)) for value in uncast]
-        return layout.tensor_iterator_strides(_static(result), kept + promoted_layouts(tensors, result.dtype))
+        tensors = [v for v in operands if isinstance(v, Value) and not v.type.is_host]
+        known = [(_static(value), self.strides(value)) for value in uncast]
+        known += promoted_layouts([(value, self.strides(value)) for value in tensors], result.dtype)
+        known += [((), ())] * (len(operands) > len(tensors))  # a number is a 0-d tensor
+        return layout.tensor_iterator_strides(_static(result), known)
 
     # mutation
 

@@ -164,8 +164,7 @@ def sub(imp: Importer, self: Operand, other: Operand, alpha: Operand = 1) -> Val
 def rsub(imp: Importer, self: Value, other: Operand, alpha: Operand = 1) -> Value:
     result: Value = sub(imp, other, self, alpha)
     # eager calls sub, so it iterates over the operands in that order
-    tensors = [operand for operand in (other, self) if isinstance(operand, Value)]
-    return imp.with_strides(result, imp.pointwise_strides(result, tensors))
+    return imp.with_strides(result, imp.pointwise_strides(result, [other, self]))
 
 
 @rule("aten.mul.Tensor", "aten.mul.Scalar", layout=POINTWISE)

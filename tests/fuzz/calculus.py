@@ -13,12 +13,14 @@ def sums(g: Draw) -> str:
     x = g.any()
     dim, keep = g.dim(x), g.one("", "", ", keepdim=True")
     where = g.one(f"{dim}{keep}", f"{dim}{keep}", f"{g.dims(x)}{keep}", "")
+    # of infinities, eager's running mean is NaN or not as they are ordered, and its gradient of a product is NaN
+    tame = x if g.finite(x) else f"torch.isfinite({x})"
     return g.one(
         f"{x}.sum({where})", f"{x}.sum({where})", f"{x}.sum({where}{', ' if where else ''}dtype={g.float_dtype()})",
-        f"{x}.mean({where})", f"{x}.prod({dim}{keep})", f"{x}.prod()", f"{x}.var({where})", f"{x}.nansum({where})",
+        f"{x}.mean({where})", f"{tame}.prod({dim}{keep})", f"{tame}.prod()", f"{x}.var({where})", f"{x}.nansum({where})",
         f"{x}.std({dim}, correction={g.one(0, 1)}{keep})", f"{x}.logsumexp({dim}{keep})", f"{x}.norm()", f"{x}.nanmean({where})",
         f"torch.linalg.vector_norm({x}, {g.one(1, 2, 3)})", f"{x}.norm({g.one(1, 2)}, {dim}{keep})", f"{x}.trace()",
-        f"torch.var_mean({x}, {dim}{keep})[{g.one(0, 1)}]", f"F.normalize({x}, dim={dim})",
+        f"torch.var_mean({tame}, {dim}{keep})[{g.one(0, 1)}]", f"F.normalize({x}, dim={dim})",
     )  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def scans(g: Draw) -> str:
     dim = g.dim(x)
     exact = g.any(exact=True)
     return g.one(
-        f"{x}.cumsum({dim})", f"{x}.cumsum({dim})", f"{x}.cumprod({dim})", f"torch.logcumsumexp({x}, {dim})",
+        f"{x}.cumsum({dim})", f"{x}.cumsum({dim})", f"{x if g.finite(x) else exact}.cumprod(-1)", f"torch.logcumsumexp({x}, {dim})",
         f"{exact}.cummax({g.dim(exact)})[{g.one(0, 1)}]", f"{exact}.cummin({g.dim(exact)}).values",
         f"torch.diff({x}, dim={dim})", f"{x}.cumsum({dim}, dtype={g.float_dtype()})", f"torch.trapezoid({x}, dim={dim})",
     )  # fmt: skip

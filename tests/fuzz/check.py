@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import graphc
-from graphc.errors import FallbackWarning, GraphcError
+from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from graphc.report.numerics import errors_of
 from tests.fuzz.program import NARROW, WIDE, Module, Program
 from tests.suites.verdicts import RAISES, REFUSED, RIGHT, WRONG, TooSlow, Verdict, limited
@@ -63,7 +63,7 @@ def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verd
                 ours = _outcome(modules, call, inputs)
             except TooSlow:
                 return Verdict(name, WRONG, "too slow")
-            if isinstance(ours.error, GraphcError):
+            if isinstance(ours.error, (UnsupportedError, CaptureError)):
                 return Verdict(name, REFUSED, f"{type(ours.error).__name__}: {_line(ours.error)}")
             if ours.error is not None or theirs.error is not None:
                 if type(ours.error) is type(theirs.error):

@@ -151,7 +151,7 @@ def _inputs_text(name: str, call: Inputs) -> str:
         values = ", ".join(_literal(value) for value in storage.values)
         lines.append(f"    s{number} = torch.tensor([{values}], dtype=torch.{storage.dtype})")
     for view in call.views:
-        grad = ".requires_grad_()" if view.requires_grad else ""
+        grad = ".data.requires_grad_()" if view.requires_grad else ""  # with history of its own
         where = f"{view.shape}, {view.strides}, {view.offset}"
         lines.append(f"    {view.name} = s{view.storage}.as_strided({where}){grad}")
     lines.append(f"    return {_tuple([view.name for view in call.views])}")

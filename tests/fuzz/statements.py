@@ -45,7 +45,7 @@ def write(g: Draw) -> str:
 
 def assign(g: Draw) -> str:
     """To a part of a tensor."""
-    x = g.any()
+    x = g.pick(lambda t: not any(size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride())))
     where = structure.subscript(g, x)
     value = g.one(g.number(x), g.any(), g.beside(x))
     if g.chance(6):
