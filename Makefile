@@ -36,7 +36,7 @@ gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four
 suites: $(SUITES)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
 	$(BIN)/python -m tests.suites --markdown docs/coverage.md
 
-fuzz: $(STAMP)  ## long runs of random programs
+fuzz: $(STAMP)  ## 100,000 random programs, and other long runs; what has been judged is kept in out/fuzz
 	$(BIN)/python -m pytest -q -m suite
 
 $(STAMP): pyproject.toml constraints.txt

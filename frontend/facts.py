@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import torch

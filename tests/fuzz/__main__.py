@@ -1,7 +1,7 @@
 """`python -m tests.fuzz`: random programs by the thousand, in processes of their own; a run that was stopped goes on.
 
-    python -m tests.fuzz --programs 100000 --processes 2      # all of them, or those that are left
-    python -m tests.fuzz --seeds 17:18 --show                 # one program, judged, cut down and printed
+python -m tests.fuzz --programs 100000 --processes 2      # all of them, or those that are left
+python -m tests.fuzz --seeds 17:18 --show                 # one program, judged, cut down and printed
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.suites.verdicts import RIGHT, WRONG, Verdict
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 200
 """Programs of one process: what it leaks ends with it."""
+CPUS = len(os.sched_getaffinity(0))
 CRASHED = "the process died"
 
 
@@ -38,24 +39,41 @@ def main() -> int:
         return _chunk(first, last, options.backend)
     if options.show:
         return _show(first, last, options.backend)
-    folder = Path(options.out)
+    return run(first, last, options.backend, Path(options.out), options.processes)
+
+
+def run(first: int, last: int, backend: str, folder: Path, processes: int = CPUS) -> int:
+    """Judge the programs of some seeds that have not been judged yet, and report on all of them.
+
+    Args:
+        first, last: seeds; `last` is left out.
+        backend: of `graphc.compile`.
+        folder: of the verdicts, a file per chunk.
+        processes: at the same time.
+
+    Returns:
+        1 when a program is wrong, else 0.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     spans = [(start, min(start + CHUNK, last)) for start in range(first, last, CHUNK)]
-    left = [span for span in spans if not _file(folder, span, options.backend).exists()]
+    left = [span for span in spans if not _file(folder, span, backend).exists()]
     start = time.perf_counter()
-    with ThreadPoolExecutor(options.processes) as pool:
-        for done, span in enumerate(pool.map(lambda span: _run(folder, span, options.backend), left), 1):
+    with ThreadPoolExecutor(processes) as pool:
+        for done, span in enumerate(pool.map(lambda span: _run(folder, span, backend), left), 1):
             seconds = time.perf_counter() - start
             rate = done * CHUNK / seconds
-            print(f"{span[1]} of {last}, {rate:.1f} programs/s, {(len(left) - done) * CHUNK / rate / 60:.0f} min left", flush=True)
-    return _report([_file(folder, span, options.backend) for span in spans])
+            print(
+                f"{span[1]} of {last}, {rate:.1f} programs/s, {(len(left) - done) * CHUNK / rate / 60:.0f} min left",
+                flush=True,
+            )
+    return _report([_file(folder, span, backend) for span in spans])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--programs", type=int, default=100_000, help="how many, from seed 0 on")
     parser.add_argument("--seeds", help="FIRST:LAST instead; LAST is left out")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=CPUS)
     parser.add_argument("--backend", default="c", choices=("c", "interpret", "triton"))
     parser.add_argument("--out", default="out/fuzz", help="where verdicts are kept; what is there is not done again")
     parser.add_argument("--show", action="store_true", help="judge one by one; print what is not right, cut down")
@@ -102,7 +120,9 @@ def _in_process(span: tuple[int, int], backend: str) -> list[dict[str, str]] | N
 def _chunk(first: int, last: int, backend: str) -> int:
     with tempfile.TemporaryDirectory() as cache, override(cache_dir=Path(cache)):
         for verdict in judge_all([generate(seed) for seed in range(first, last)], backend):
-            print(json.dumps({"name": verdict.name, "kind": verdict.kind, "how": verdict.how, "reason": verdict.reason}))
+            print(
+                json.dumps({"name": verdict.name, "kind": verdict.kind, "how": verdict.how, "reason": verdict.reason})
+            )
     return 0
 
 
@@ -114,7 +134,9 @@ def _show(first: int, last: int, backend: str) -> int:
         if verdict.kind != RIGHT:
             status = 1
             smallest = shrink(program, lambda other: _alike(judge([other.script()], backend), verdict))
-            print(smallest.script(f"Random program {seed}, {verdict.kind}: {judge([smallest.script()], backend).reason}"))
+            print(
+                smallest.script(f"Random program {seed}, {verdict.kind}: {judge([smallest.script()], backend).reason}")
+            )
     return status
 
 

@@ -78,13 +78,16 @@ def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verd
     return Verdict(name, RIGHT)
 
 
-def judge_all(programs: Sequence[Program], backend: str, size: int = BATCH) -> list[Verdict]:
+def judge_all(
+    programs: Sequence[Program], backend: str, size: int = BATCH, alone_on: str | None = None
+) -> list[Verdict]:
     """Judge programs in batches compiled as one; those of a batch that is not right are judged one by one.
 
     Args:
         programs: in any order; those that raise, branch or have settings of their own are put with their kind.
         backend: of `graphc.compile`.
         size: most programs of a batch.
+        alone_on: another backend for programs that cannot be part of a batch.
 
     Returns:
         The verdicts of the programs, by seed.
@@ -100,7 +103,8 @@ def judge_all(programs: Sequence[Program], backend: str, size: int = BATCH) -> l
             if whole is not None and whole.kind == RIGHT and whole.how != RAISES:
                 found += [Verdict(str(program.seed), RIGHT) for program in batch]
                 continue
-            each = [judge([p.script()], backend, [str(p.seed)]) for p in batch]
+            single = alone_on if alone and alone_on else backend
+            each = [judge([p.script()], single, [str(p.seed)]) for p in batch]
             found += each
             if whole is not None and whole.kind == WRONG and all(verdict.kind == RIGHT for verdict in each):
                 found.append(Verdict(" ".join(str(p.seed) for p in batch), WRONG, f"together only: {whole.reason}"))
@@ -108,7 +112,8 @@ def judge_all(programs: Sequence[Program], backend: str, size: int = BATCH) -> l
 
 
 def _kind(program: Program) -> tuple[Any, ...]:
-    return program.fails or program.branches, program.resized, program.backward, program.numerics
+    complex_numbers = "complex" in program.script()  # which have programs run op by op
+    return program.fails or program.branches, complex_numbers, program.resized, program.backward, program.numerics
 
 
 def _joined(fns: Sequence[Callable[..., Any]]) -> Callable[..., Any]:

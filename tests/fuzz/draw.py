@@ -73,7 +73,9 @@ class Draw:
     def real(self, exact: bool = False) -> str:
         """Floats, or now and then integers."""
         floats = bool(self.random.randrange(5))
-        return self.pick(lambda t: not t.is_complex() and t.dtype != torch.bool and t.is_floating_point() >= floats, exact)
+        return self.pick(
+            lambda t: not t.is_complex() and t.dtype != torch.bool and t.is_floating_point() >= floats, exact
+        )
 
     def floats(self, exact: bool = False) -> str:
         """Floats."""

@@ -106,7 +106,7 @@ class Environments:
         return None
 
     def backward(self, results: tuple[str, ...]) -> bool:
-        """Whether results can be differentiated, with gradients that rounding does not decide; the runs are then over."""
+        """Whether results have gradients that rounding does not decide; the runs are then over."""
         names: dict[str, Any] = {"torch": torch}
         exec(BACKWARD, names)
         if not any(self[name].requires_grad for name in results):

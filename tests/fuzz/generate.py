@@ -19,22 +19,24 @@ MISFITS = (Rejected, IndexError, RuntimeError, TypeError, ValueError)
 """What a maker raises when the tensors it drew are not of its kind."""
 
 
-def generate(seed: int, branches: bool | None = None) -> Program:
+def generate(seed: int, focus: str = "") -> Program:
     """The program of a seed.
 
     Args:
         seed: decides everything.
-        branches: True for programs whose data decide where they go; None for some of them.
+        focus: `branches` for programs whose data decide where they go, `memory` for one view and write after the
+            other; empty for everything, these among it.
     """
     random = Random(seed)
     kind = random.randrange(100)
     gradients, draws, fails = kind < 35, 35 <= kind < 45, 45 <= kind < 50
-    branching = 50 <= kind < 56 if branches is None else branches
+    branching = focus == "branches" or (not focus and 50 <= kind < 56)
+    memory = focus == "memory" or (not focus and 56 <= kind < 64)
     resized = not random.randrange(6) and not fails
     calls = draw_inputs(random, resized, gradients)
     environments = Environments(calls)
     g = Draw(random, environments, resized)
-    makers = _makers(gradients, draws, branching)
+    makers = _makers(gradients, draws, branching, memory)
     for _ in range(random.choice(LENGTHS)):
         _add(g, makers)
     made = Program(
@@ -53,7 +55,7 @@ def generate(seed: int, branches: bool | None = None) -> Program:
     return made
 
 
-def _makers(gradients: bool, draws: bool, branching: bool) -> tuple[tuple[int, statements.Maker], ...]:
+def _makers(gradients: bool, draws: bool, branching: bool, memory: bool) -> tuple[tuple[int, statements.Maker], ...]:
     found: list[tuple[int, statements.Maker]] = [
         (80, _assignment(statements.expression)), (8, statements.write), (6, statements.assign), (4, statements.loop),
     ]  # fmt: skip
@@ -61,6 +63,8 @@ def _makers(gradients: bool, draws: bool, branching: bool) -> tuple[tuple[int, s
         found.append((10, statements.gradient_control))
     if draws:
         found.append((30, _assignment(calculus.random)))
+    if memory:
+        found += [(120, _assignment(statements.view)), (60, statements.write), (60, statements.assign)]
     if branching:
         found.append((30, statements.branch))
     return tuple(found)
@@ -90,7 +94,9 @@ def _failing(g: Draw, program: Program) -> Program:
     for _ in range(TRIES):
         statement = statements.failing(g)
         if g.environments.error_of(statement) is not None:
-            return replace(program, statements=(*program.statements, statement), fails=True)
+            # what nobody asks for is not computed, and then not refused either
+            results = ("r",) if statement.startswith("r = ") else program.results
+            return replace(program, statements=(*program.statements, statement), results=results, fails=True)
     return program
 
 

@@ -8,25 +8,96 @@ from tests.fuzz.draw import Draw
 from tests.fuzz.environments import Rejected
 
 SMOOTH = (
-    "sin", "cos", "tan", "tanh", "sigmoid", "erf", "erfc", "exp", "expm1", "log1p", "sqrt", "rsqrt", "reciprocal",
-    "square", "atan", "asinh", "acosh", "atanh", "sinh", "cosh", "log", "log2", "log10", "exp2", "acos", "asin", "lgamma",
-    "digamma", "logit", "erfinv", "sinc", "neg", "positive", "deg2rad", "i0",
-)  # fmt: skip
+    "sin",
+    "cos",
+    "tan",
+    "tanh",
+    "sigmoid",
+    "erf",
+    "erfc",
+    "exp",
+    "expm1",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "square",
+    "atan",
+    "asinh",
+    "acosh",
+    "atanh",
+    "sinh",
+    "cosh",
+    "log",
+    "log2",
+    "log10",
+    "exp2",
+    "acos",
+    "asin",
+    "lgamma",
+    "digamma",
+    "logit",
+    "erfinv",
+    "sinc",
+    "neg",
+    "positive",
+    "deg2rad",
+    "i0",
+)
 SMOOTH_LAYERS = (
-    "F.softplus({})", "F.silu({})", "F.gelu({})", 'F.gelu({}, approximate="tanh")', "F.mish({})", "F.elu({}, 0.5)",
-    "F.logsigmoid({})", "F.tanhshrink({})", "torch.special.ndtr({})", "torch.special.entr({})", "torch.special.i1({})",
-    "torch.special.log_ndtr({})", "F.celu({})", "torch.special.xlog1py({}, 0.5)", "torch.special.erfcx({})",
-)  # fmt: skip
+    "F.softplus({})",
+    "F.silu({})",
+    "F.gelu({})",
+    'F.gelu({}, approximate="tanh")',
+    "F.mish({})",
+    "F.elu({}, 0.5)",
+    "F.logsigmoid({})",
+    "F.tanhshrink({})",
+    "torch.special.ndtr({})",
+    "torch.special.entr({})",
+    "torch.special.i1({})",
+    "torch.special.log_ndtr({})",
+    "F.celu({})",
+    "torch.special.xlog1py({}, 0.5)",
+    "torch.special.erfcx({})",
+)
 KINKED = (
-    "torch.abs({})", "torch.relu({})", "F.relu6({})", "F.hardtanh({})", "F.leaky_relu({}, 0.1)", "F.softshrink({})",
-    "F.hardswish({})", "F.hardsigmoid({})", "{}.clamp(-1, 1)", "{}.clamp(min=0.5)", "{}.clamp(max=0)", "F.selu({})",
-    "F.softsign({})", "torch.nan_to_num({}, 1.0, 2.0, -2.0)", "F.threshold({}, 0.5, 2.0)", "F.hardshrink({})",
-)  # fmt: skip
+    "torch.abs({})",
+    "torch.relu({})",
+    "F.relu6({})",
+    "F.hardtanh({})",
+    "F.leaky_relu({}, 0.1)",
+    "F.softshrink({})",
+    "F.hardswish({})",
+    "F.hardsigmoid({})",
+    "{}.clamp(-1, 1)",
+    "{}.clamp(min=0.5)",
+    "{}.clamp(max=0)",
+    "F.selu({})",
+    "F.softsign({})",
+    "torch.nan_to_num({}, 1.0, 2.0, -2.0)",
+    "F.threshold({}, 0.5, 2.0)",
+    "F.hardshrink({})",
+)
 STEPS = (
-    "torch.floor({})", "torch.ceil({})", "torch.round({})", "torch.trunc({})", "torch.sign({})", "torch.frac({})",
-    "torch.round({}, decimals=1)", "torch.signbit({})", "torch.isnan({})", "torch.isfinite({})", "torch.isinf({})",
-    "{}.logical_not()", "{}.bool()", "torch.sgn({})", "torch.isposinf({})", "F.hardshrink({})", "torch.isreal({})",
-)  # fmt: skip
+    "torch.floor({})",
+    "torch.ceil({})",
+    "torch.round({})",
+    "torch.trunc({})",
+    "torch.sign({})",
+    "torch.frac({})",
+    "torch.round({}, decimals=1)",
+    "torch.signbit({})",
+    "torch.isnan({})",
+    "torch.isfinite({})",
+    "torch.isinf({})",
+    "{}.logical_not()",
+    "{}.bool()",
+    "torch.sgn({})",
+    "torch.isposinf({})",
+    "F.hardshrink({})",
+    "torch.isreal({})",
+)
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 
@@ -71,9 +142,14 @@ def division(g: Draw) -> str:
     if not g[x].is_floating_point():
         y = f"({y}).to(torch.int64).bitwise_or(1)" if not y[-1].isdigit() else g.one("2", "-3", "5", "0.5")
     return g.one(
-        f"{x} // {y}", f"{x} % {y}", f"torch.fmod({x}, {y})", f'torch.div({x}, {y}, rounding_mode="trunc")',
-        f'torch.div({x}, {y}, rounding_mode="floor")', f"torch.remainder({x}, {y})", f"torch.floor_divide({x}, {y})",
-    )  # fmt: skip
+        f"{x} // {y}",
+        f"{x} % {y}",
+        f"torch.fmod({x}, {y})",
+        f'torch.div({x}, {y}, rounding_mode="trunc")',
+        f'torch.div({x}, {y}, rounding_mode="floor")',
+        f"torch.remainder({x}, {y})",
+        f"torch.floor_divide({x}, {y})",
+    )
 
 
 def power(g: Draw) -> str:
@@ -88,13 +164,22 @@ def two(g: Draw) -> str:
     y = g.beside(x)
     z = g.beside(x)
     return g.one(
-        f"torch.hypot({x}, {y})", f"torch.logaddexp({x}, {y})", f"torch.logaddexp2({x}, {y})", f"torch.xlogy({x}, {y})",
-        f"torch.lerp({x}, {y}, {g.one('0.25', '0.5', z)})", f"torch.addcmul({x}, {y}, {z}, value={g.number(x)})",
-        f"torch.addcdiv({x}, {y}, {z}, value=0.5)", f"torch.ldexp({x}, {y})", f"F.mse_loss({x}, {y}, reduction='none')",
-        f"torch.dist({x}, {y})", f"F.prelu({x}, torch.tensor([0.25], dtype=torch.float32))",
-        f"F.binary_cross_entropy_with_logits({x}, {y})", f"F.smooth_l1_loss({x}, {y}, beta=0.5)",
-        f"F.huber_loss({x}, {y})", f"F.kl_div({x}, {y}, reduction='sum')",
-    )  # fmt: skip
+        f"torch.hypot({x}, {y})",
+        f"torch.logaddexp({x}, {y})",
+        f"torch.logaddexp2({x}, {y})",
+        f"torch.xlogy({x}, {y})",
+        f"torch.lerp({x}, {y}, {g.one('0.25', '0.5', z)})",
+        f"torch.addcmul({x}, {y}, {z}, value={g.number(x)})",
+        f"torch.addcdiv({x}, {y}, {z}, value=0.5)",
+        f"torch.ldexp({x}, {y})",
+        f"F.mse_loss({x}, {y}, reduction='none')",
+        f"torch.dist({x}, {y})",
+        f"F.prelu({x}, torch.tensor([0.25], dtype=torch.float32))",
+        f"F.binary_cross_entropy_with_logits({x}, {y})",
+        f"F.smooth_l1_loss({x}, {y}, beta=0.5)",
+        f"F.huber_loss({x}, {y})",
+        f"F.kl_div({x}, {y}, reduction='sum')",
+    )
 
 
 def jumps(g: Draw) -> str:
@@ -102,10 +187,18 @@ def jumps(g: Draw) -> str:
     x = g.real(exact=True)
     y = g.beside(x, exact=True)
     return g.one(
-        f"torch.copysign({x}, {y})", f"torch.atan2({x}, {y})", f"torch.heaviside({x}, {y})", f"torch.nextafter({x}, {y})",
-        f"torch.isclose({x}, {y})", f"torch.equal({x}, {y})", f"torch.float_power({x}, 2)", f"torch.gcd({x}, {y})",
-        f"torch.lcm({x}, {y})", f"torch.clamp({x}, {y}, {g.beside(x, exact=True)})", f"torch.isin({x}, {y})",
-    )  # fmt: skip
+        f"torch.copysign({x}, {y})",
+        f"torch.atan2({x}, {y})",
+        f"torch.heaviside({x}, {y})",
+        f"torch.nextafter({x}, {y})",
+        f"torch.isclose({x}, {y})",
+        f"torch.equal({x}, {y})",
+        f"torch.float_power({x}, 2)",
+        f"torch.gcd({x}, {y})",
+        f"torch.lcm({x}, {y})",
+        f"torch.clamp({x}, {y}, {g.beside(x, exact=True)})",
+        f"torch.isin({x}, {y})",
+    )
 
 
 def compare(g: Draw) -> str:
@@ -144,7 +237,11 @@ def cast(g: Draw) -> str:
         x = g.any()
         if g[x].is_complex():
             raise Rejected
-        return g.one(f"{x}.to({g.float_dtype()})", f"{x}.type_as({g.floats()})", f"{x} + torch.zeros((), dtype={g.float_dtype()})")
+        return g.one(
+            f"{x}.to({g.float_dtype()})",
+            f"{x}.type_as({g.floats()})",
+            f"{x} + torch.zeros((), dtype={g.float_dtype()})",
+        )
     x = g.any(exact=True)
     if g[x].is_complex() or not g.finite(x):
         raise Rejected
@@ -158,13 +255,35 @@ def complexes(g: Draw) -> str:
         return g.one(f"torch.complex({x}, {y})", f"torch.polar({x}, {y})")
     x = g.complexes()
     return g.one(
-        f"{x}.conj()", f"{x}.real", f"{x}.imag", f"{x}.abs()", f"{x}.angle()", f"torch.view_as_real({x})",
-        f"{x}.conj_physical()", f"{x} * 1j", f"{x}.resolve_conj()", f"torch.conj({x}) * {g.beside(x)}",
-    )  # fmt: skip
+        f"{x}.conj().clone()",
+        f"{x}.real.clone()",
+        f"{x}.imag.clone()",
+        f"{x}.abs()",
+        f"{x}.angle()",
+        f"torch.view_as_real({x}).clone()",
+        f"{x}.conj_physical()",
+        f"{x} * 1j",
+        f"{x}.resolve_conj()",
+        f"torch.conj({x}) * {g.beside(x)}",
+    )
 
 
 FAMILIES = (
-    (12, smooth), (7, kinked), (5, steps), (16, arithmetic), (2, alpha), (4, extremes), (4, division), (3, power),
-    (5, two), (3, jumps), (6, compare), (3, logic), (4, bits), (7, where), (5, cast), (3, complexes),
-)  # fmt: skip
+    (12, smooth),
+    (7, kinked),
+    (5, steps),
+    (16, arithmetic),
+    (2, alpha),
+    (4, extremes),
+    (4, division),
+    (3, power),
+    (5, two),
+    (3, jumps),
+    (6, compare),
+    (3, logic),
+    (4, bits),
+    (7, where),
+    (5, cast),
+    (3, complexes),
+)
 """(how often, makes an expression)"""

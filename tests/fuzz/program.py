@@ -21,14 +21,14 @@ NUMERICS, GRADIENTS = "{numerics}", {backward}
 
 
 '''
-BACKWARD = '''
+BACKWARD = """
 def backward(results):
     wanted = [result for result in results if result.requires_grad]
     torch.autograd.backward(wanted, [(torch.arange(r.numel()) % 5 - 1.5).reshape(r.shape).to(r.dtype) for r in wanted])
-'''
+"""
 """Gradients from outside, with cotangents that are not all alike."""
 
-_TAIL = '''
+_TAIL = """
 
 
 if __name__ == "__main__":
@@ -43,7 +43,7 @@ if __name__ == "__main__":
             if GRADIENTS:
                 backward(results)
             print(name, *results, "arguments:", *args, "gradients:", *[arg.grad for arg in args], sep="\\n")
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,17 @@ class Module:
     """A program's text, executed.
 
     Attributes:
-        names: what the text defines.
+        names: what the text defines, or what stands in its place where it leaves something out.
     """
 
     text: str
     names: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.names["__name__"] = "fuzz"
+        self.names.update(__name__="fuzz", NUMERICS="default", GRADIENTS=False, torch=torch)
+        exec(BACKWARD, self.names)
         exec(compile(self.text, "<fuzz>", "exec"), self.names)
+        self.names.setdefault("second", self.names["first"])
 
     def with_dtypes(self, changed: dict[str, str]) -> Module:
         """The same program with other dtypes everywhere."""

@@ -77,7 +77,9 @@ def _plain(call: Inputs, name: str) -> Inputs:
         strides.insert(0, length)
         length *= max(size, 1)
     dtype = call.storages[view.storage].dtype
-    values = tuple(bool(n % 2) if dtype == "bool" else n % 2 + 1 if "int" in dtype else n % 2 + 1.0 for n in range(length))
+    values = tuple(
+        bool(n % 2) if dtype == "bool" else n % 2 + 1 if "int" in dtype else n % 2 + 1.0 for n in range(length)
+    )
     made = View(name, len(call.storages), view.shape, tuple(strides), 0, view.requires_grad)
     if call.storages[view.storage] == Storage(dtype, values):
         return call
