@@ -39,7 +39,7 @@ suites: $(SUITES)  ## all samples of PyTorch's own databases, and models, agains
 fusion: $(SUITES)  ## how much of the zoo and of the models of transformers generated kernels do: docs/fusion.md
 	$(BIN)/python -m tests.suites.fusion --markdown docs/fusion.md
 
-fuzz: $(STAMP)  ## long runs of random programs
+fuzz: $(STAMP)  ## 100,000 random programs, and other long runs; what has been judged is kept in out/fuzz
 	$(BIN)/python -m pytest -q -m suite
 
 $(STAMP): pyproject.toml constraints.txt

@@ -210,7 +210,7 @@ class ArgumentTensors:
         Args:
             first: number of the first of these tensors.
         """
-        places = [b.leaf for b in self._recorder.bindings if b.kind is not BindingKind.STORAGE]
+        places = [b.leaf if b.kind is not BindingKind.STORAGE else -1 for b in self._recorder.bindings]
         effects: list[ArgumentGradient | ArgumentFlag] = []
         made: list[torch.Tensor] = []
         for argument in self:

@@ -11,6 +11,7 @@ from graphc.errors import CaptureError, UnsupportedError
 from graphc.frontend import host, replay
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
+from graphc.frontend.aten.importer import promoted_layouts
 from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, Rule
 from graphc.frontend.functionalize import read
 from graphc.frontend.recorder import Recorder
@@ -23,12 +24,14 @@ class Operands(dict[Value, tuple[int, ...]]):
     """Eager's strides of the tensors of a call, by value.
 
     Attributes:
-        layouts: shape and strides of each tensor; one value may stand for two tensors that are laid out differently.
+        tensors: each with its strides; one value may stand for two tensors that are laid out differently.
+        has_number: a Python number is among the operands that TensorIterator sees, as a 0-d tensor.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.layouts: list[layout.Layout] = []
+        self.tensors: list[tuple[Value, tuple[int, ...]]] = []
+        self.has_number = False
 
 
 def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
@@ -38,7 +41,7 @@ def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
         state = recorder.state_of(item)
         value = read(recorder.builder, state)
         operands[value] = state.strides
-        operands.layouts.append((state.shape, state.strides))
+        operands.tensors.append((value, state.strides))
         return value
     if kind in _PLAIN:
         return item
@@ -104,7 +107,8 @@ def _result_strides(recorder: Recorder, value: Value, rule_layout: str, operands
         pointwise = get(value.op.name).kind is Kind.POINTWISE
     if not pointwise or len(shape) <= 1:
         return layout.contiguous(shape)
-    return layout.tensor_iterator_strides(shape, operands.layouts)
+    numbers: list[layout.Layout] = [((), ())] if operands.has_number else []
+    return layout.tensor_iterator_strides(shape, promoted_layouts(operands.tensors, value.dtype) + numbers)
 
 
 def has_no_rules(value: Value) -> bool:

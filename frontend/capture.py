@@ -249,7 +249,7 @@ class _Session:
         change, items = argument_effect(self._copies, returned.changed, len(made))
         made += items
         replays = returned.replays
-        leaves = [*returned.leaves, *made, *replays.hidden]
+        leaves = [*returned.leaves, *made, *replays.unreturned]
         found = finish.finish(recorder, leaves, replays.written)
         count, last = len(returned.leaves), len(returned.leaves) + len(made)
         ends = Ends(
@@ -489,6 +489,9 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
     del alive
     gc.collect()
     alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
+    _break_circles(alive)
+    del alive
+    alive = [tensor for ref in stand_ins if (tensor := ref()) is not None]
     if alive:
         kept = next((tensor for tensor in alive if tensor.state.storage.base.op is not None), alive[0])
         op = kept.state.storage.base.op
@@ -497,6 +500,18 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
             "a compiled program cannot; return it instead",
             op.location if op is not None else None,
         )
+
+
+def _break_circles(alive: list[Any]) -> None:
+    """Free what autograd alone holds: `x *= x` saves x in the history of x, and so keeps itself, in eager too."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        for tensor in alive:
+            held = any(holder is not alive for holder in gc.get_referrers(tensor) if not isinstance(holder, _FRAME))
+            if not held and not tensor.is_leaf and not tensor._is_view():  # the bases of views are here too
+                tensor.detach_()
+
+
+_FRAME = types.FrameType
 
 
 def _is_object(leaf: Any) -> bool:

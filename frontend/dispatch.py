@@ -111,7 +111,7 @@ def _rule_handler(func: Any, rule: Rule) -> Handler:
         values, keywords = call_values(recorder, func, args, kwargs, operands)
         result = import_functional(recorder, rule, func, values, keywords, operands)
         if with_scalar or any(type(args[i]) in _NUMBERS for i in tensor_positions if i < len(args)):
-            operands.layouts.append(((), ()))  # ATen makes a 0-d tensor of the number, which TensorIterator sees
+            operands.has_number = True  # ATen makes a 0-d tensor of the number, which TensorIterator sees
         if recorder.imp.writes:
             _write_arguments(recorder, [*args, *kwargs.values()], [*values, *keywords.values()])
         return wrap_results(recorder, result, rule.layout, operands)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import torch
@@ -331,22 +331,26 @@ class Facts:
     def _apart(self, g: GuardBuilder, graph: Graph, bindings: Sequence[Binding]) -> None:
         """Written tensors overlap no other one, unless they did when compiled."""
         written = {id(write.target) for write in graph.writes}
+        pairs = list(zip(graph.inputs, bindings, strict=True))
+        written_leaves = {binding.leaf for value, binding in pairs if id(value) in written}
         merged = {b.leaf for b in bindings if b.kind is BindingKind.STORAGE}
         keys = {self._leaves[leaf].untyped_storage()._cdata for leaf in merged if leaf >= 0}
-        expressions, spans = [], []
+        expressions, spans, flags = [], [], []
         for index, leaf in enumerate(self._leaves):
             first = isinstance(leaf, torch.Tensor) and not any(leaf is self._leaves[i] for i in range(index))
             if first and leaf.untyped_storage()._cdata not in keys:
                 expressions.append(self._locals[index])
                 spans.append(_span_bytes(leaf))
+                flags.append(any(self._leaves[other] is leaf for other in written_leaves if other >= 0))
         if not written or not expressions:
             return
-        for value, binding in zip(graph.inputs, bindings, strict=True):
+        for value, binding in pairs:
             if binding.kind is BindingKind.FIXED and binding.tensor is not None and id(value) in written:
                 expressions.append(g.hold(binding.tensor))
                 spans.append(_span_bytes(binding.tensor))
+                flags.append(True)
         if len(expressions) > 1:
-            test = f"{g.hold(apart)}(({', '.join(expressions)}), {g.hold(tuple(spans))})"
+            test = f"{g.hold(apart)}(({', '.join(expressions)}), {g.hold(tuple(spans))}, {g.hold(tuple(flags))})"
             g.check(test, "arguments overlap in memory, compiled for arguments that do not")
 
     def _inputs(self, g: GuardBuilder, bindings: Sequence[Binding]) -> str:
@@ -385,10 +389,17 @@ def whole_storage(tensor: torch.Tensor, count: int) -> torch.Tensor:
     return tensor.detach().as_strided((count,), (1,), 0)
 
 
-def apart(tensors: tuple[torch.Tensor, ...], spans: tuple[int, ...]) -> bool:
-    """No two tensors overlap in memory; `spans` are their extents in bytes."""
-    ranges = sorted((t.data_ptr(), t.data_ptr() + span) for t, span in zip(tensors, spans, strict=True) if span)
-    return all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
+def apart(tensors: tuple[torch.Tensor, ...], spans: tuple[int, ...], written: tuple[bool, ...]) -> bool:
+    """No tensor that is written overlaps another one in memory; `spans` are their extents in bytes."""
+    ranges = sorted((t.data_ptr(), span, flag) for t, span, flag in zip(tensors, spans, written, strict=True) if span)
+    last = last_written = 0
+    for start, span, is_written in ranges:
+        if start < (last if is_written else last_written):
+            return False
+        last = max(last, start + span)
+        if is_written:
+            last_written = last
+    return True
 
 
 def _span_bytes(tensor: torch.Tensor) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from graphc.errors import UnsupportedError
 from graphc.ir.graph import Builder, Input, Value
 from graphc.ir.types import UNKNOWN, DType
 
@@ -118,6 +119,11 @@ class Strided(Link):
         return b.op("as_strided", parent, shape=self.shape, strides=self.strides, offset=self.offset)
 
     def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        if _overlap(self.shape, self.strides):
+            raise UnsupportedError(
+                "a write through windows that overlap, whose result eager does not define; clone() the view before",
+                b.location,
+            )
         return b.op("update_strided", parent(), new, shape=self.shape, strides=self.strides, offset=self.offset)
 
 
@@ -255,6 +261,8 @@ def write(b: Builder, state: TensorState, new: Value) -> None:
     Raises:
         RuntimeError: several of its elements are one place in memory, as in eager.
     """
+    if 0 in state.shape:
+        return
     if any(stride == 0 and size > 1 for size, stride in zip(state.shape, state.strides, strict=True)):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
@@ -267,14 +275,14 @@ def write(b: Builder, state: TensorState, new: Value) -> None:
         view = parent
     state.storage.base = value
     state.storage.version += 1
-    if state.parent is not None and not _overlaps(state):
+    if state.parent is not None and not _overlap(state.shape, state.strides):
         state.cached, state.version = new, state.storage.version
 
 
-def _overlaps(state: TensorState) -> bool:
+def _overlap(shape: Shape, strides: Shape) -> bool:
     """Two elements may be one place in memory, so that the value read back is not the value written."""
     reach = 0
-    for stride, size in sorted((st, sz) for st, sz in zip(state.strides, state.shape, strict=True) if sz > 1):
+    for stride, size in sorted((st, sz) for st, sz in zip(strides, shape, strict=True) if sz > 1):
         if stride <= reach:
             return True
         reach += stride * (size - 1)

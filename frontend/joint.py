@@ -8,7 +8,7 @@ grad. `graphc.passes.partition` splits the joint graph in two.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
     hooked = next((m for m in recorder.sources.modules if m._backward_hooks or m._backward_pre_hooks), None)
     if results and hooked is not None:
         return f"the module {recorder.sources.module_paths[id(hooked)]!r} has backward hooks"
+    if results and _reaches(results, _own_leaves(recorder)):
+        return "a result can be differentiated by a leaf tensor that the function makes"
     while results:
         mark = len(recorder.graph.ops)
         cotangents, stand_ins = _cotangents(recorder, results)
@@ -114,6 +116,35 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
         del found, stand_ins
         return Recorded(mark, cotangents, results, gradients)
     return None
+
+
+def _own_leaves(recorder: Recorder) -> list[TracedTensor]:
+    """Tensors of the function's own that collect gradients."""
+    given = {id(tensor) for argument in recorder.arguments for tensor in (argument.stand_in, argument.origin)}
+    with torch._C.DisableTorchFunction():
+        return [
+            tensor
+            for ref in recorder.made
+            if (tensor := ref()) is not None and tensor.requires_grad and tensor.is_leaf
+            and id(tensor) not in given and id(tensor.state) not in recorder.very_tensors
+        ]  # fmt: skip
+
+
+def _reaches(results: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether a backward pass from one of the results comes to one of the leaves."""
+    if not leaves:
+        return False
+    wanted, seen = {id(leaf) for leaf in leaves}, set()
+    nodes = [result.grad_fn for result in results]
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:

@@ -3,6 +3,7 @@
 A program hands out values. Where the function writes to an argument what requires grad, the new contents are one more
 result, and copied into the argument after the run; where a result that requires grad is a view, of an argument or of
 another result, the view is made after the run. So autograd outside knows the writes and the views, and their bases.
+Leaves that the function makes and returns become leaves again.
 """
 
 from __future__ import annotations
@@ -88,6 +89,24 @@ class DetachAgain:
         outputs[self.number] = outputs[self.number].detach()
 
 
+@dataclass(frozen=True)
+class LeafAgain:
+    """A result is a leaf of autograd's that the function has made, with the gradient that it has left there.
+
+    Args:
+        number: the output.
+        gradient: the output that is its gradient, or -1 for none.
+    """
+
+    number: int
+    gradient: int
+
+    def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Make it one."""
+        leaf = outputs[self.number] = outputs[self.number].detach().requires_grad_()
+        leaf.grad = outputs[self.gradient] if self.gradient >= 0 else None
+
+
 @dataclass
 class Replays:
     """What a capture finds to be done behind each run.
@@ -97,6 +116,7 @@ class Replays:
         hidden: tensors that are outputs for the sake of replays alone.
         writes: number of the argument, and the tensor that holds what is written to it.
         views: result and base.
+        own_leaves: results that are leaves of autograd's made by the function, each with its gradient.
         written: storages that the program itself need not write to.
         refusal: why there can be none; empty when there can.
     """
@@ -105,11 +125,17 @@ class Replays:
     hidden: list[TracedTensor] = field(default_factory=list)
     writes: list[tuple[int, TracedTensor]] = field(default_factory=list)
     views: list[tuple[TracedTensor, torch.Tensor]] = field(default_factory=list)
+    own_leaves: list[tuple[TracedTensor, torch.Tensor | None]] = field(default_factory=list)
     written: set[Storage] = field(default_factory=set)
     refusal: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.writes or self.views)
+
+    @property
+    def unreturned(self) -> list[torch.Tensor]:
+        """Tensors that have to be outputs for the sake of replays."""
+        return [*self.hidden, *(gradient for _, gradient in self.own_leaves if gradient is not None)]
 
     def made(self, recorder: Recorder, leaves: Sequence[Any], found: Sequence[OutputLeaf]) -> list[Replay]:
         """The replays, once the outputs of the graph are known.
@@ -133,6 +159,8 @@ class Replays:
             else:
                 place = places[argument.number] if argument is not None else _place_of(recorder, base)
                 replays.append(ViewAgain(number, place, True, view))
+        for leaf, gradient in self.own_leaves:
+            replays.append(LeafAgain(numbers[id(leaf)], -1 if gradient is None else numbers[id(gradient)]))
         return replays + [DetachAgain(number) for number in _detached(recorder, leaves, found)]
 
 
@@ -168,8 +196,12 @@ def find_replays(recorder: Recorder, leaves: Sequence[Any]) -> Replays:
     _find_writes(recorder, found)
     shared: dict[Storage, list[TracedTensor]] = {}
     for leaf in given.values():
-        if leaf.grad_fn is None or recorder.arguments.find(leaf) is not None:
-            continue  # a leaf of the function's own, or an argument itself
+        if recorder.arguments.find(leaf) is not None:
+            continue
+        if leaf.grad_fn is None:
+            if id(leaf.state) not in recorder.very_tensors:
+                found.own_leaves.append((leaf, leaf.grad))
+            continue
         if leaf.state.storage.visible:
             _add_view_of_input(recorder, found, leaf)
         else:

@@ -157,10 +157,15 @@ class Importer:
         """Strides of a fresh tensor of the shape of `value` made with a `memory_format=` argument (None preserves)."""
         return layout.format_strides(_static(value), self.strides(value), memory_format)
 
-    def pointwise_strides(self, shape: Sequence[int], operands: Sequence[Value]) -> tuple[int, ...]:
-        """Strides TensorIterator gives a fresh result of `shape` computed from `operands`."""
-        known = [(_static(v), self.strides(v)) for v in operands if not v.type.is_host]
-        return layout.tensor_iterator_strides(tuple(shape), known)
+    def pointwise_strides(
+        self, result: Value, operands: Sequence[Operand], uncast: Sequence[Value] = ()
+    ) -> tuple[int, ...]:
+        """Strides TensorIterator gives a fresh result computed from `operands`; those `uncast` keep their dtype."""
+        tensors = [v for v in operands if isinstance(v, Value) and not v.type.is_host]
+        known = [(_static(value), self.strides(value)) for value in uncast]
+        known += promoted_layouts([(value, self.strides(value)) for value in tensors], result.dtype)
+        known += [((), ())] * (len(operands) > len(tensors))  # a number is a 0-d tensor
+        return layout.tensor_iterator_strides(_static(result), known)
 
     # mutation
 
@@ -223,3 +228,20 @@ def _device_name(device: torch.device) -> str:
 
 def _static(value: Value) -> tuple[int, ...]:
     return value.shape  # type: ignore[return-value]
+
+
+def promoted_layouts(operands: Sequence[tuple[Value, tuple[int, ...]]], result: DType) -> list[layout.Layout]:
+    """Shapes and strides of operands as TensorIterator meets them: what has another dtype has been copied before.
+
+    Args:
+        operands: tensors, each with its strides.
+        result: dtype of what is computed.
+    """
+    if not operands:
+        return []
+    common = promotion.common_dtype(value for value, _ in operands)
+    common = result if result.is_float and common.is_integral else common
+    return [
+        (_static(value), strides if value.dtype == common else layout.dense_strides(_static(value), strides))
+        for value, strides in operands
+    ]

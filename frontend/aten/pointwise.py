@@ -164,8 +164,7 @@ def sub(imp: Importer, self: Operand, other: Operand, alpha: Operand = 1) -> Val
 def rsub(imp: Importer, self: Value, other: Operand, alpha: Operand = 1) -> Value:
     result: Value = sub(imp, other, self, alpha)
     # eager calls sub, so it iterates over the operands in that order
-    tensors = [operand for operand in (other, self) if isinstance(operand, Value)]
-    return imp.with_strides(result, imp.pointwise_strides(result.shape, tensors))  # type: ignore[arg-type]  # static
+    return imp.with_strides(result, imp.pointwise_strides(result, [other, self]))
 
 
 @rule("aten.mul.Tensor", "aten.mul.Scalar", layout=POINTWISE)
@@ -361,7 +360,8 @@ _shift("bitwise_right_shift.Tensor_Scalar __rshift__.Scalar", "shr")
 def where(imp: Importer, condition: Value, self: Value, other: Value) -> Value:
     if condition.dtype != bool_:
         raise Decline("a condition that is not bool")
-    return imp.b.op("where", condition, *comparable(imp, self, other))
+    result = imp.b.op("where", condition, *comparable(imp, self, other))
+    return imp.with_strides(result, imp.pointwise_strides(result, [self, other], uncast=[condition]))
 
 
 @rule("aten.masked_fill.Scalar", "aten.masked_fill.Tensor", layout=CONTIGUOUS)

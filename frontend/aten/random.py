@@ -227,7 +227,7 @@ def normal_of_tensors(imp: Importer, mean: Operand, std: Operand = 1.0, generato
         raise Decline("a library call")
     shape = broadcast("normal", [item.shape for item in tensors])
     value = _gaussian(mean, std)(imp, shape, tensors[0].dtype, tensors[0].device)  # type: ignore[arg-type]  # static
-    return imp.with_strides(value, imp.pointwise_strides(shape, tensors))  # type: ignore[arg-type]
+    return imp.with_strides(value, imp.pointwise_strides(value, tensors))
 
 
 @rule("aten.normal.float_float", layout=CONTIGUOUS)

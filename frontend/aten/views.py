@@ -179,7 +179,7 @@ def unsqueeze(self: TensorState, dim: int) -> TensorState:
 def squeeze(self: TensorState, dim: int | Sequence[int] | None = None) -> TensorState:
     rank = len(self.shape)
     chosen = range(rank) if dim is None else (dim,) if isinstance(dim, int) else dim
-    gone = {_wrap(d, rank) for d in chosen} if rank else set()
+    gone = {_wrap(d, rank) for d in chosen}
     kept = [d for d in range(rank) if d not in gone or self.shape[d] != 1]
     return _reshaped(self, tuple(self.shape[d] for d in kept), tuple(self.strides[d] for d in kept))
 

@@ -82,8 +82,10 @@ def _infer_take(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seque
 
 
 def _take(x: torch.Tensor, indices: torch.Tensor, dim: int, check: str = "index") -> torch.Tensor:
-    flat = torch.index_select(x, dim, checks.checked_indices(indices, x.shape[dim], check).reshape(-1))
-    return flat.reshape((*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]))
+    shape = (*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :])
+    if check == "index" and 0 in shape:  # eager looks at indices as it reads elements
+        return x.new_empty(shape)
+    return torch.index_select(x, dim, checks.checked_indices(indices, x.shape[dim], check).reshape(-1)).reshape(shape)
 
 
 def _lower_take(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
@@ -130,8 +132,12 @@ def _infer_index(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequ
 def _index(x: torch.Tensor, *indices: torch.Tensor, dims: tuple[int, ...], at: int) -> torch.Tensor:
     common: tuple[int, ...] = rules.broadcast("index", [tuple(i.shape) for i in indices])  # type: ignore[assignment]
     kept = [d for d in range(x.dim()) if d not in dims]
-    places = [checks.checked_indices(i, x.shape[d], "index", n) for n, (i, d) in enumerate(zip(indices, dims))]
-    found = x.permute(*dims, *kept)[tuple(places)]
+    rest = x.permute(*dims, *kept)
+    if 0 in (*common, *rest.shape[len(dims) :]):  # eager looks at indices as it reads elements
+        found = x.new_empty((*common, *rest.shape[len(dims) :]))
+    else:
+        places = [checks.checked_indices(i, x.shape[d], "index", n) for n, (i, d) in enumerate(zip(indices, dims))]
+        found = rest[tuple(places)]
     order = [*range(len(common), len(common) + at), *range(len(common)), *range(len(common) + at, found.dim())]
     return found.permute(order).clone()
 

@@ -277,7 +277,8 @@ def _reference_group_norm(x: torch.Tensor, *parameters: torch.Tensor, **attrs: A
     weight, bias = rest.pop(0) if attrs["weight"] else None, rest.pop(0) if attrs["bias"] else None
     batch, channels = x.shape[:2]
     pixels = x[0, 0].numel() if x.numel() else 0
-    return torch.native_group_norm(x, weight, bias, batch, channels, pixels, attrs["groups"], attrs["eps"])
+    args = (weight, bias, batch, channels, pixels, attrs["groups"], attrs["eps"])
+    return torch.native_group_norm(x.contiguous(), *args)
 
 
 register(

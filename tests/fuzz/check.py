@@ -1,0 +1,207 @@
+"""Programs compiled against eager: values by the numerics contract, and everything else that a user can see."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import graphc
+from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
+from graphc.report.numerics import errors_of
+from tests.fuzz.program import NARROW, WIDE, Module, Program
+from tests.suites.verdicts import RAISES, REFUSED, RIGHT, WRONG, TooSlow, Verdict, limited
+
+BATCH = 20
+SINGLE_ROUNDING = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+
+
+@dataclass
+class Outcome:
+    """What one call of several programs left.
+
+    Args:
+        error: what was raised.
+        values: results, arguments afterwards, gradients of arguments, and the next random number.
+        facts: strides, which values lie in one memory and how far apart, what is differentiable and what a leaf.
+    """
+
+    error: Exception | None = None
+    values: Sequence[Any] = ()
+    facts: Sequence[Any] = ()
+
+
+def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verdict:
+    """Compile programs as one function, call it twice, and compare with eager.
+
+    Args:
+        texts: of programs with the same settings.
+        backend: of `graphc.compile`.
+        names: of the programs.
+    """
+    name = ", ".join(names)
+    modules = [Module(text) for text in texts]
+    first = modules[0].names
+    fns = [module.names["program"] for module in modules]
+    with warnings.catch_warnings(record=True) as caught, limited():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FallbackWarning)
+        compiled: Any = graphc.compile(
+            fns[0] if len(fns) == 1 else _joined(fns),
+            backend=backend,
+            numerics=first["NUMERICS"],
+        )
+        call = (lambda args: [compiled(*args[0])]) if len(fns) == 1 else compiled
+        eager = _joined(fns)
+        for inputs in ("first", "second"):
+            theirs = _outcome(modules, eager, inputs)
+            try:
+                ours = _outcome(modules, call, inputs)
+            except TooSlow:
+                return Verdict(name, WRONG, "too slow")
+            if isinstance(ours.error, (UnsupportedError, CaptureError)):
+                return Verdict(name, REFUSED, f"{type(ours.error).__name__}: {_line(ours.error)}")
+            if ours.error is not None or theirs.error is not None:
+                if type(ours.error) is type(theirs.error):
+                    return Verdict(name, RIGHT, how=RAISES)
+                return Verdict(name, WRONG, f"{inputs} call: {_described(ours)}; eager: {_described(theirs)}")
+            miss = _miss(ours, theirs, lambda: _references(modules, inputs))
+            if miss:
+                return Verdict(name, WRONG, f"{inputs} call: {miss}")
+    stats = compiled.stats()
+    if stats.eager_calls:
+        return Verdict(name, REFUSED, f"runs eager: {_line(caught[0].message) if caught else 'silently'}")
+    return Verdict(name, RIGHT)
+
+
+def judge_all(
+    programs: Sequence[Program], backend: str, size: int = BATCH, alone_on: str | None = None
+) -> list[Verdict]:
+    """Judge programs in batches compiled as one; those of a batch that is not right are judged one by one.
+
+    Args:
+        programs: in any order; those that raise, branch or have settings of their own are put with their kind.
+        backend: of `graphc.compile`.
+        size: most programs of a batch.
+        alone_on: another backend for programs that cannot be part of a batch.
+
+    Returns:
+        The verdicts of the programs, by seed.
+    """
+    found: list[Verdict] = []
+    kinds = itertools.groupby(sorted(programs, key=_kind), _kind)
+    for (alone, *_), members in kinds:
+        group = list(members)
+        step = 1 if alone else size
+        for first in range(0, len(group), step):
+            batch = group[first : first + step]
+            whole = judge([p.script() for p in batch], backend) if len(batch) > 1 else None
+            if whole is not None and whole.kind == RIGHT and whole.how != RAISES:
+                found += [Verdict(str(program.seed), RIGHT) for program in batch]
+                continue
+            single = alone_on if alone and alone_on else backend
+            each = [judge([p.script()], single, [str(p.seed)]) for p in batch]
+            found += each
+            if whole is not None and whole.kind == WRONG and all(verdict.kind == RIGHT for verdict in each):
+                found.append(Verdict(" ".join(str(p.seed) for p in batch), WRONG, f"together only: {whole.reason}"))
+    return found
+
+
+def _kind(program: Program) -> tuple[Any, ...]:
+    complex_numbers = "complex" in program.script()  # which have programs run op by op
+    return program.fails or program.branches, complex_numbers, program.resized, program.backward, program.numerics
+
+
+def _joined(fns: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    def batch(arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [fn(*args) for fn, args in zip(fns, arguments)]
+
+    return batch
+
+
+def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str) -> Outcome:
+    """Call programs on inputs of their own, and look at everything that is left."""
+    arguments = [module.names[inputs]() for module in modules]
+    torch.manual_seed(0)
+    try:
+        results = call(arguments)
+        if modules[0].names["GRADIENTS"]:  # one pass over all, as they may be results of one function of autograd
+            modules[0].names["backward"]([tensor for result in results for tensor in result])
+    except Exception as error:
+        return Outcome(error)
+    tensors = [tensor for group in (*results, *arguments) for tensor in group]
+    gradients = [arg.grad for group in arguments for arg in group if arg.is_leaf]
+    state = torch.rand(1)
+    seen = [(t.requires_grad, t.is_leaf) for t in tensors]
+    facts = [[_layout(t) for t in (*tensors, *gradients)], _sharing(tensors), seen, [g is None for g in gradients]]
+    return Outcome(None, [t.detach() for t in (*tensors, *gradients) if t is not None] + [state], facts)
+
+
+def _references(modules: Sequence[Module], inputs: str) -> tuple[Outcome, Outcome]:
+    """The same in float64, and with float32 for float64."""
+    wide = [module.with_dtypes(WIDE) for module in modules]
+    narrow = [module.with_dtypes(NARROW) for module in modules]
+    torch.set_default_dtype(torch.float64)
+    try:
+        exact = _outcome(wide, _joined([module.names["program"] for module in wide]), inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return exact, _outcome(narrow, _joined([module.names["program"] for module in narrow]), inputs)
+
+
+def _layout(tensor: torch.Tensor | None) -> Any:
+    """Strides by which something is found."""
+    if tensor is None or 0 in tensor.shape:
+        return None
+    idle = {1} if tensor.dim() not in (4, 5) else set()
+    return [stride for size, stride in zip(tensor.shape, tensor.stride()) if size not in idle]
+
+
+def _sharing(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
+    """Pairs of tensors in one memory, with their distance in bytes."""
+    keys = [t.untyped_storage().data_ptr() if t.numel() else -i - 1 for i, t in enumerate(tensors)]
+    return [
+        (i, j, tensors[j].data_ptr() - tensors[i].data_ptr())
+        for j in range(len(keys))
+        for i in range(j)
+        if keys[i] == keys[j]
+    ]
+
+
+def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], tuple[Outcome, Outcome]]) -> str:
+    """How a compiled call differs from eager's; empty when it does not."""
+    for what, mine, other in zip(("strides", "memory", "autograd", "gradients"), ours.facts, theirs.facts):
+        if mine != other:
+            return f"{what} {mine}, eager {other}"
+    found = [errors_of(mine, other).miss for mine, other in zip(ours.values, theirs.values, strict=True)]
+    if not any(found):
+        return ""
+    wide, narrow = references()
+    for number, (mine, other) in enumerate(zip(ours.values, theirs.values, strict=True)):
+        exact = _exact(other, wide.values[number], narrow.values[number]) if wide.values and narrow.values else None
+        miss = errors_of(mine, other, exact).miss
+        if miss:
+            return f"value {number}, {other.dtype}{list(other.shape)}: {miss}"
+    return ""
+
+
+def _exact(eager: Any, wide: Any, narrow: Any) -> Any:
+    """The result without rounding. That of float64 is believed to be as far away as float32's error tells."""
+    if not (eager.is_floating_point() or eager.is_complex()):
+        return None
+    if eager.dtype not in (torch.float64, torch.complex128) or not torch.equal(eager, wide):
+        return wide
+    error = (narrow.to(wide.dtype) - wide) * SINGLE_ROUNDING
+    return torch.where(torch.isfinite(error), wide + error, wide)
+
+
+def _described(outcome: Outcome) -> str:
+    return "no error" if outcome.error is None else f"{type(outcome.error).__name__}: {_line(outcome.error)}"
+
+
+def _line(error: Exception | Warning | str) -> str:
+    return str(error).partition("\n")[0][:200]

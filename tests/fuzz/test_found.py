@@ -1,0 +1,24 @@
+"""The smallest programs of faults that random programs have found: each once wrong, and now as in eager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.check import judge
+from tests.suites.verdicts import RIGHT
+
+FOUND = sorted(Path(__file__).with_name("found").glob("*.py"))
+RUN_EAGER = {"leaf_made_and_used"}
+"""Where being right means to leave the call to eager, with a warning."""
+
+
+@pytest.mark.parametrize("file", FOUND, ids=lambda file: file.stem)
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+def test_found(file: Path, backend: str) -> None:
+    verdict = judge([file.read_text()], backend)
+    if file.stem in RUN_EAGER:
+        assert verdict.reason.startswith("runs eager: program: gradients are needed"), verdict
+    else:
+        assert verdict.kind == RIGHT, verdict
