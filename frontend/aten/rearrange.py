@@ -126,10 +126,18 @@ def slice_backward(
     axis = wrap_dim(dim, len(input_sizes))
     size = input_sizes[axis]
     first, last, _ = slice(start, end, 1).indices(size)
-    shape = (*input_sizes[:axis], max(last - first, 0), *input_sizes[axis + 1 :])
-    if step != 1 or _shape(grad_output) != shape:
-        raise Decline("gaps, or eager raises")
-    return _among_zeros(imp, grad_output, axis, first if shape[axis] else 0, size)
+    count = len(range(first, last, step)) if step > 0 else 0
+    shape = (*input_sizes[:axis], count, *input_sizes[axis + 1 :])
+    if step < 1 or _shape(grad_output) != shape:
+        raise Decline("eager raises")
+    if step == 1 or not count:
+        return _among_zeros(imp, grad_output, axis, first if count else 0, size)
+    # each element with its gap behind it, as rows of a new dim, of which the last may not end in the result
+    rows = imp.reshape(grad_output, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
+    spread = _among_zeros(imp, rows, axis + 1, 0, step)
+    long = imp.reshape(spread, (*shape[:axis], count * step, *shape[axis + 1 :]))
+    fitting_part = imp.slice(long, axis, 0, min(count * step, size - first))
+    return _among_zeros(imp, fitting_part, axis, first, size)
 
 
 @rule("aten.select_backward.default", layout=CONTIGUOUS)
