@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from graphc.frontend.aten import layout
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.expression import Term, wide
 from graphc.frontend.aten.importer import Importer
@@ -124,6 +125,8 @@ def weight_norm_interface_backward(
     rest = weight_norm_dims(saved_v, saved_g, dim)
     if grad_w.shape != saved_v.shape or grad_w.dtype != saved_v.dtype or saved_norms.shape != saved_g.shape:
         raise Decline("eager raises")
+    if not layout.is_contiguous(grad_w.shape, imp.strides(grad_w)):  # type: ignore[arg-type]  # static shapes
+        raise Decline("eager reads it as if it were")
     grad, v, g, norm = (wide(imp, value) for value in (grad_w, saved_v, saved_g, saved_norms))
     along = (grad * v).sum(rest)
     direction = g / norm * (grad - v * (along / (norm * norm)))
