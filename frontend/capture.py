@@ -277,8 +277,6 @@ class _Session:
         )
         recorded, branches = returned.backward, bool(self.steps)
         reason = recorder.arguments.refusal(branches) or replays.refusal
-        if branches and replays:
-            reason = reason or "it writes to an argument or returns a view, behind a branch on data"
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder)

@@ -244,6 +244,46 @@ def test_gradients_on_one_path() -> None:
     assert compiled.stats().eager_calls == 0 and compiled.stats().paths == 2
 
 
+def _doubled(x, flag):
+    if flag.sum() > 0:
+        x.mul_(2)
+    return (x * 3).sum()
+
+
+def _views_of_argument(x, flag):
+    if flag.sum() > 0:
+        return x[1:], x * 2
+    return x[:-1], x + 1
+
+
+def _views_of_result(x, flag):
+    h = x * 2
+    if flag.sum() > 0:
+        h = h + 1
+    return h, h[0], h.t()
+
+
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+@pytest.mark.parametrize("fn", [_doubled, _views_of_argument, _views_of_result], ids=lambda fn: fn.__name__)
+def test_writes_and_views_behind_a_branch_under_autograd(fn: Any, backend: str) -> None:
+    def use(call: Any, sign: float) -> list[torch.Tensor]:
+        weight = torch.arange(6.0).reshape(2, 3).requires_grad_()
+        x = weight * 1.5
+        given = call(x, torch.tensor([sign]))
+        results = given if isinstance(given, tuple) else (given,)
+        (sum(result.square().sum() for result in results) + x.sum()).backward()
+        facts = torch.tensor([*(float(result._base is x) for result in results), float(x._version)])
+        strides = [torch.tensor(result.stride()) for result in results]
+        assert weight.grad is not None
+        return [weight.grad, x.detach(), *(result.detach() for result in results), facts, *strides]
+
+    compiled = graphc.compile(fn, backend=backend)
+    for sign in (1.0, -1.0, 1.0):
+        for ours, theirs in zip(use(compiled, sign), use(fn, sign), strict=True):
+            assert torch.equal(ours, theirs)
+    assert (compiled.stats().eager_calls, compiled.stats().paths) == (0, 2)
+
+
 def test_arguments_that_overlap() -> None:
     def fn(x, y):
         if x.sum() > 0:
