@@ -422,3 +422,22 @@ def test_weight_norm(dtype: torch.dtype, dim: int) -> None:
         aten._weight_norm_interface_backward(grad, v, g, norms, dim)
     assert not checked.mistakes
     assert not checked.declined and checked.used.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 2), {}),
+        ((9, 1), {"padding": (4, 0)}),
+        ((2, 2), {"stride": 2, "padding": 1}),
+        ((2, 3), {"dilation": (2, 1), "stride": (1, 3), "padding": (0, 2)}),
+        ((1, 1), {}),
+    ],
+)
+def test_windows_as_columns_and_back(kernel: tuple[int, int], options: dict[str, Any]) -> None:
+    with CheckRules() as checked:
+        for x in (random((2, 3, 9, 7)), random((3, 9, 7), torch.float64), random((2, 9, 7, 3)).permute(0, 3, 1, 2)):
+            columns = torch.nn.functional.unfold(x, kernel, **options)
+            torch.nn.functional.fold(random(columns.shape, columns.dtype, seed=1), (9, 7), kernel, **options)
+    assert not checked.mistakes
+    assert (checked.used["aten.im2col.default"], checked.used["aten.col2im.default"]) == (3, 3)
