@@ -160,6 +160,13 @@ def batch_norm_channels_last_grad() -> Program:
 
 
 @program
+def convolution_relu() -> Program:
+    """Few channels side by side: bytes are what takes the time, so it is a product of windows with an epilogue."""
+    convolution = nn.Conv2d(32, 32, 3, padding=1, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    return lambda x: convolution(x).relu(), (half(64, 32, 112, 112).to(memory_format=torch.channels_last),)
+
+
+@program
 def argmax() -> Program:
     return lambda x: x.argmax(-1), (half(8192, 50304),)
 

@@ -29,7 +29,7 @@ from graphc.passes.sharing import Sharing
 from graphc.passes.steps import call_of, call_traffic, normal_product, reason, resolve, traffic
 from graphc.passes.templates import Templates
 from graphc.passes.transient import EMPTY
-from graphc.passes.updates import IN_PLACE_CALLS
+from graphc.passes.updates import IN_PLACE_CALLS, source_of
 from graphc.passes.whole import whole_outputs
 from graphc.program.loops import LoopStep
 from graphc.program.plan import (
@@ -248,8 +248,7 @@ class Planner:
     def _store_later(self, group: Group, value: Value) -> Group:
         """Take a store that comes too early out of a kernel: the value is kept, and stored by a kernel of its own."""
         assert value.op is not None
-        source = value.op.operands[1 if value in group.stores else 0]
-        assert isinstance(source, Value)
+        source = source_of(value.op) if value in group.stores else next(iter(value.op.inputs))
         later = group_of(source, group.position)
         later.roots = {value: later.roots.pop(source)}
         if value in group.stores:
