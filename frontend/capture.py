@@ -33,6 +33,7 @@ from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
 from graphc.frontend.joint import Recorded, close, record_backward, refusal
+from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.objects import Closed, Restart
 from graphc.frontend.optimizers import StateEffect
@@ -61,6 +62,7 @@ def capture(
     merged: frozenset[int] = frozenset(),
     numerics: str = "default",
     numbers: frozenset[Hashable] = frozenset(),
+    assumes: bool = True,
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -76,6 +78,8 @@ def capture(
         numerics: `default`; or `eager`: random numbers are drawn by ATen, each when and as eager would.
         numbers: keys of attributes, closure cells and globals (see `attributes.Number`) whose Python numbers shall be
             inputs of the program, as `dynamic_scalars`, and of those that held another tensor before.
+        assumes: where decisions are taken, those of which one side only raises are none: the program checks that it is
+            on the other side; see `graphc.frontend.assumptions`.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -95,7 +99,7 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics, numbers)
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics, numbers, assumes)
             captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
@@ -126,12 +130,14 @@ class _Session:
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
-        steps: Sequence[Step] | None, numerics: str, numbers: frozenset[Hashable],
+        steps: Sequence[Step] | None, numerics: str, numbers: frozenset[Hashable], assumes: bool,
     ) -> None:  # fmt: skip
-        self.numerics, self.numbers = numerics, numbers
+        self.numerics, self.numbers, self.assumes = numerics, numbers, assumes
         self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
         self._open()
         self.name = name or _function_name(fn)
+        self._messages = Messages(allowed=True)
+        self._unshown: Exception | None = None  # why text of tensors was taken to be more than messages
         self._given: list[Any] = []
         self._copies: Given | None = None
 
@@ -155,7 +161,14 @@ class _Session:
                 if self.steps:
                     raise Regrow(merged) from None
                 self._open()
+            except NeedsText as needs:
+                self._messages, self._unshown = Messages(allowed=False), needs.error
             except Diverged as different:
+                if self._messages.made:  # the runs before had the numbers
+                    self._messages = Messages(allowed=False)
+                    continue
+                if self._unshown is not None:
+                    raise PathRaises(self._unshown) from None
                 raise CaptureError(
                     f"{self.name} is not deterministic: run again with the same answers it does something else: "
                     f"before, {different.before}; now, {different.now}. What follows a decision on data is compiled "
@@ -173,11 +186,12 @@ class _Session:
         roots = self._read(reads)
         sources = SourceMap(roots, [*reads.objects, *self._argument_objects()])
         modules = ModuleFacts(sources)
-        recorder = Recorder(self.name, sources, merged, constants, self.numerics)
+        recorder = Recorder(self.name, sources, merged, constants, self.numerics, self.assumes)
         modules.note_gradients(recorder.gradients)
         recorder.dynamic_numbers = self.numbers
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
+            recorder.messages = self._messages
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         self.attributes = Attributes(reads, modules, self.numbers - constants)
         undo = _Undo(modules, self.leaves, self.attributes)
@@ -249,7 +263,7 @@ class _Session:
         change, items = argument_effect(self._copies, returned.changed, len(made))
         made += items
         replays = returned.replays
-        leaves = [*returned.leaves, *made, *replays.unreturned]
+        leaves = [*returned.leaves, *made, *replays.unreturned, *recorder.assumptions.tensors]
         found = finish.finish(recorder, leaves, replays.written)
         count, last = len(returned.leaves), len(returned.leaves) + len(made)
         ends = Ends(
@@ -263,8 +277,6 @@ class _Session:
         )
         recorded, branches = returned.backward, bool(self.steps)
         reason = recorder.arguments.refusal(branches) or replays.refusal
-        if branches and replays:
-            reason = reason or "it writes to an argument or returns a view, behind a branch on data"
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder)
@@ -303,6 +315,7 @@ class _Session:
             number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing} | found,
             created=[*recorder.optimizers.created(), *recorder.scalers.created()],
             replays=ends.replays,
+            assumes=bool(recorder.assumptions),
         )
 
     # before
@@ -371,6 +384,7 @@ class _Session:
         """Nothing of the run holds its tensors any more."""
         self._given.clear()
         recorder.arguments.release()
+        recorder.assumptions.tensors.clear()
         self._copies = None
 
     def _numbers(self) -> dict[int, int | float]:
@@ -393,11 +407,15 @@ class _Session:
                 kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
                 kept += [leaf for change in changed for leaf in change.leaves]
                 replays = find_replays(recorder, [*leaves, *kept])
+                if recorder.messages.is_in([*leaves, *kept], [node, *(change.node for change in changed)]):
+                    raise CaptureError("text made of a tensor is a result")
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
-        except GraphcError:
-            raise
         except Exception as error:
+            if recorder.messages.made:
+                raise NeedsText(error) from None
+            if isinstance(error, GraphcError):
+                raise
             if decider is not None and decider.segment is not None:
                 raise Stop from None  # a clean-up of the function failed for want of what it was computing
             if decider is not None and decider.taken and decider.taken == len(self.steps or ()):

@@ -82,6 +82,7 @@ class Captured:
         modules: how many modules its guards know.
         created: state of optimizers and scalers that was made for real, for the program to update.
         replays: eager calls behind each run, for autograd to see.
+        assumes: the program stops with `AssumptionError` where its data lead to an error of the user's.
     """
 
     graph: Graph
@@ -105,6 +106,7 @@ class Captured:
     number_inputs: frozenset[Hashable] = frozenset()
     created: list[CreatedState | CreatedScale] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
+    assumes: bool = False
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()

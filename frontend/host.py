@@ -35,6 +35,9 @@ class HostScope(Protocol):
             DataDependentError: it comes from tensor data, and the capture takes no decisions on them.
         """
 
+    def expect(self, node: HostNode) -> bool:
+        """The value of a condition that is said to hold; where it does not, an error follows."""
+
     def note_number(self, node: HostNode) -> None:
         """A traced number has been made."""
 
@@ -107,7 +110,10 @@ class HostNode:
     def guard_bool(self, file: str, line: int) -> bool:
         return bool(self.scope.specialize(self))
 
-    expect_true = guard_size_oblivious = guard_or_false = guard_or_true = statically_known_true = guard_bool
+    def expect_true(self, file: str, line: int) -> bool:
+        return self.scope.expect(self)
+
+    guard_size_oblivious = guard_or_false = guard_or_true = statically_known_true = guard_bool
 
     def expect_size(self, file: str, line: int) -> bool:
         return int(self.scope.specialize(self)) >= 0

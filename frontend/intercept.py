@@ -370,7 +370,7 @@ def _seeding(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, **kwargs)
         if args and recorder.imp.tape.knows(args[0]):
             return recorder.imp.tape.rewind(args[0])
-        raise UnsupportedError(
+        raise EagerOnlyError(
             f"torch.{original.__name__} sets the state of a random generator, which a compiled program does not; call "
             "it before the compiled function",
             recorder.locator.here(),

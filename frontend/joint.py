@@ -71,11 +71,12 @@ def record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | No
     Returns:
         The gradients, None when nothing returned can still be differentiated, or why this call must run eager.
     """
-    differentiates = recorder.locator.differentiates
+    differentiates, assumes = recorder.locator.differentiates, recorder.assumptions.allowed
+    recorder.assumptions.allowed = False
     try:
         return _record_backward(recorder, replays)
     finally:
-        recorder.locator.differentiates = differentiates
+        recorder.locator.differentiates, recorder.assumptions.allowed = differentiates, assumes
 
 
 def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | None:

@@ -16,19 +16,24 @@ from graphc.ir.types import UNKNOWN, Location
 _next_node = torch._C._autograd._get_sequence_nr
 
 
-def _internal_prefixes() -> tuple[str, ...]:
+@lru_cache(maxsize=1)
+def _own_prefixes() -> tuple[str, ...]:
     import graphc
 
     package = os.path.dirname(os.path.abspath(graphc.__file__))
     parts = [os.path.join(package, name) for name in ("frontend", "passes", "codegen", "runtime")]
-    folders = [os.path.dirname(torch.__file__), package, *(os.path.realpath(part) for part in parts)]
-    return tuple(folder + os.sep for folder in folders)
+    return tuple(folder + os.sep for folder in (package, *(os.path.realpath(part) for part in parts)))
 
 
 @lru_cache(maxsize=1)
 def _prefixes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     stdlib = tuple({sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdlib") + os.sep})
-    return _internal_prefixes(), stdlib
+    return (os.path.dirname(torch.__file__) + os.sep, *_own_prefixes()), stdlib
+
+
+def is_own_code(code: CodeType) -> bool:
+    """The code is graphc's."""
+    return code.co_filename.startswith(_own_prefixes())
 
 
 _USER_FILES: dict[str, bool] = {}  # whether code of a file is the user's; a code object would be slow to hash

@@ -43,7 +43,10 @@ def is_traced(value: Any) -> bool:
 
 
 def holders(value: Any, holds: Callable[[Any], bool]) -> dict[int, Any]:
-    """The plain objects in `value`, by id, that have a leaf for which `holds` is true somewhere in them."""
+    """The plain objects in `value`, by id, that have a leaf for which `holds` is true somewhere in them.
+
+    So are those in one list with such an object: of the layers of a cache some hold nothing.
+    """
     found: dict[int, Any] = {}
     seen: set[int] = set()
 
@@ -57,7 +60,10 @@ def holders(value: Any, holds: Callable[[Any], bool]) -> dict[int, Any]:
         children = tree.parts(item)
         if children is not None:
             seen.add(id(item))
-            return sum(map(search, children[2])) > 0  # all of them, for `found`
+            hold = sum(map(search, children[2])) > 0  # all of them, for `found`
+            if type(item) is list and any(id(child) in found for child in children[2]):
+                found.update((id(child), child) for child in children[2] if is_plain_object(child))
+            return hold
         if not is_plain_object(item):
             return False
         seen.add(id(item))

@@ -13,6 +13,7 @@ import torch
 from graphc.errors import CaptureError, EagerOnlyError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.argument_tensors import ArgumentTensors
+from graphc.frontend.assumptions import Assumptions
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
 from graphc.frontend.encoder import Encoders
@@ -22,6 +23,7 @@ from graphc.frontend.gradients import Gradients
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.known import Known
 from graphc.frontend.locations import Locator
+from graphc.frontend.messages import Messages
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
 from graphc.frontend.scalers import Scalers
@@ -66,6 +68,7 @@ class Recorder:
         merged: storages (by address of the storage object) to take as one 1-D input each.
         constants: numbers of optimizers that are to be constants.
         numerics: `default`, or `eager`.
+        assumes: branches that only guard against errors are checked by the program, and no decisions.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Recorder:
         merged: frozenset[int] = frozenset(),
         constants: frozenset[Hashable] = frozenset(),
         numerics: str = "default",
+        assumes: bool = False,
     ) -> None:
         self.graph = Graph(name)
         self.builder = Builder(self.graph, infer)
@@ -100,6 +104,8 @@ class Recorder:
         self.very_tensors: dict[int, Input] = {}  # by state: inputs that are that tensor itself
         self.made: list[weakref.ref[TracedTensor]] = []
         self.numbers: list[weakref.ref[host.HostNode]] = []
+        self.assumptions = Assumptions(self, assumes)
+        self.messages = Messages(False)
         self.decider: Decider | None = None  # None: decisions on data are refused
         self.forks: Forks | None = None  # which answers decisions, while one parameter stands for many
         self.imp.known = self.known = Known(self._constant_tensor)
@@ -333,7 +339,13 @@ class Recorder:
             raise Specialize(node.leaves)
         if decider is None:
             raise host.refuse("a Python value or branch", self.locator.here())
+        if node.kind is bool and (assumed := self.assumptions.answer(node)) is not None:
+            return assumed
         return decider.number(node)
+
+    def expect(self, node: host.HostNode) -> bool:
+        expected = self.assumptions.truth(node) if self.decider is not None and node.hint is None else None
+        return bool(self.specialize(node)) if expected is None else expected
 
     def note_number(self, node: host.HostNode) -> None:
         if self.decider is not None:

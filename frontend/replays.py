@@ -8,6 +8,7 @@ Leaves that the function makes and returns become leaves again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from graphc.frontend.argument_tensors import shares_storage
+from graphc.frontend.aten import layout
 from graphc.frontend.functionalize import Storage
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.leaves import OutputLeaf
@@ -249,7 +251,7 @@ def _add_shared(found: Replays, together: list[TracedTensor]) -> None:
         return
     bases: list[Any] = [leaf._base if leaf._base is not None else leaf for leaf in together]
     base = bases[0]
-    same = all(other is base for other in bases) and type(base) is TracedTensor and base.state.parent is None
+    same = all(other is base for other in bases) and type(base) is TracedTensor and _is_all(base)
     views = [leaf for leaf in together if leaf is not base]
     if not same or not all(_is_plain_view(leaf, base) for leaf in views):
         found.refusal = "two results that require grad share memory in a way that autograd does not know"
@@ -259,6 +261,15 @@ def _add_shared(found: Replays, together: list[TracedTensor]) -> None:
     else:
         found.hidden.append(base)
     found.views += [(leaf, base) for leaf in views]
+
+
+def _is_all(base: TracedTensor) -> bool:
+    """It is all of its memory, from the first element on, be it as a view that autograd knows nothing of."""
+    state, root = base.state, base.state.storage.root
+    if state.parent is None:
+        return True
+    dense = layout.is_dense(state.shape, state.strides) and math.prod(state.shape) == math.prod(root.shape)
+    return dense and state.dtype == root.dtype and state.offset == root.offset
 
 
 def _is_plain_view(leaf: torch.Tensor, base: Any) -> bool:

@@ -66,9 +66,11 @@ class TracedTensor(torch.Tensor):
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        """Integers are looked at, since names are made of them; other numbers are only ever shown."""
+        """Integers are looked at, unless for a message, since names are made of them; others are only ever shown."""
         if self.dim() or self.is_floating_point() or self.is_complex() or self.recorder.decider is None:
             return repr(self)
+        if self.recorder.known_tensor(self) is None and (text := self.recorder.messages.text()) is not None:
+            return text
         return format(self.tolist(), spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

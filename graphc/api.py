@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -16,7 +17,15 @@ import torch
 
 from graphc import driver
 from graphc.driver import STAGES, Compilation, Options, Report
-from graphc.errors import EagerOnlyError, FallbackWarning, GraphcWarning, UninitializedError, UnsupportedError
+from graphc.earnings import Earnings, kind_of
+from graphc.errors import (
+    AssumptionError,
+    EagerOnlyError,
+    FallbackWarning,
+    GraphcWarning,
+    UninitializedError,
+    UnsupportedError,
+)
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.frontend.reclaim import Reclaimer, Spare
@@ -77,6 +86,8 @@ class CompiledFunction(PathCalls):
         self._dynamic_scalars: set[int] = set()
         self._dynamic_numbers: set[Hashable] = set()
         self._said: set[str] = set()
+        self._earnings = Earnings()
+        self._assumes = True  # branches that only guard against errors are no decisions
         self._eager_only = ""  # why calls that no program matches are not captured any more
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
@@ -91,6 +102,8 @@ class CompiledFunction(PathCalls):
         reason = surroundings() or self._eager_only
         if reason:
             return self._run_eager(reason, args, kwargs)
+        if len(self._stats.recompiles) >= settings().max_recompiles and not self._earned(args, kwargs):
+            return self._run_unearned(args, kwargs)
         try:
             entry = self._add_entry(args, kwargs)
         except EagerOnlyError as error:
@@ -125,18 +138,34 @@ class CompiledFunction(PathCalls):
                 return self._run_tree(entry.tree, inputs, args, kwargs, fresh)
             self._stats.eager_calls += 1
             return self.target(*args, **kwargs)
-        if not fresh:
-            self._stats.hits += 1
+        self._stats.hits += not fresh
+        try:
+            outputs = self._execute(entry, inputs)
+        except AssumptionError:
+            self._stats.hits -= not fresh
+            return self._run_unassumed(args, kwargs)
+        return entry.captured.rebuild(outputs, inputs, (args, kwargs))
+
+    def _execute(self, entry: _Entry, inputs: list[Any]) -> list[Any]:
+        assert entry.execute is not None
         if entry.reclaimer is None or settings().keep_gradients:
-            return entry.captured.rebuild(entry.execute(inputs), inputs, (args, kwargs))
+            return entry.execute(inputs)
         spare: Spare = {}
         try:
             entry.reclaimer.take(spare)
-            outputs = entry.execute(inputs, spare)
+            return entry.execute(inputs, spare)
         except BaseException:
             entry.reclaimer.put_back(spare)
             raise
-        return entry.captured.rebuild(outputs, inputs, (args, kwargs))
+
+    def _run_unassumed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call whose data lead to an error of the user's, which eager raises. If not, such branches are decisions."""
+        self._stats.eager_calls += 1
+        result = self.target(*args, **kwargs)
+        with self._lock:
+            self._assumes = False
+            self._entries = tuple(entry for entry in self._entries if not (entry.tree or entry.captured.assumes))
+        return result
 
     def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no program can answer, counted; each reason is said once."""
@@ -145,6 +174,29 @@ class CompiledFunction(PathCalls):
             self._said.add(reason)
             warnings.warn(FallbackWarning(f"{self.options.name} runs eager, since {reason}"), stacklevel=4)
         return self.target(*args, **kwargs)
+
+    def _earned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether another program is worth its compilation: one for all numbers that change, or one for many calls."""
+        entries = self._entries
+        if not entries:
+            return True
+        newest = entries[0].captured
+        general = newest.changed_floats(args, kwargs) - self._dynamic_scalars
+        return bool(general or newest.changed_numbers() - self._dynamic_numbers) or self._earnings.suffice(
+            kind_of(args, kwargs)
+        )
+
+    def _run_unearned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that no program fits and that is not worth one yet."""
+        kind = kind_of(args, kwargs)
+        reason = (
+            f"none of its programs fits the call, and there are {settings().max_recompiles + 1} or more. Calls that "
+            "have run eager for as long as a compilation takes are compiled (GRAPHC_MAX_RECOMPILES)"
+        )
+        start = time.perf_counter()
+        result = self._run_eager(reason, args, kwargs)
+        self._earnings.ran(kind, time.perf_counter() - start)
+        return result
 
     def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
         with self._lock:
@@ -157,16 +209,20 @@ class CompiledFunction(PathCalls):
                 if entry.captured.match(args, kwargs) is not None:
                     return entry
             self._note_recompile(args, kwargs)
+            start = time.perf_counter()
             dynamic = frozenset(self._dynamic_scalars)
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
             numbers = frozenset(self._dynamic_numbers)
-            captured = driver.capture(self.target, args, kwargs, self.options, dynamic, steps, merged, numbers)
+            captured = driver.capture(
+                self.target, args, kwargs, self.options, dynamic, steps, merged, numbers, self._assumes
+            )
             try:
                 entry = self._compile(captured)
             except BaseException:
                 captured.withdraw()
                 raise
             self._entries = (entry, *self._entries)
+            self._earnings.compiled(time.perf_counter() - start)
             return entry
 
     def _compile(self, captured: Captured) -> _Entry:

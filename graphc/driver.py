@@ -101,6 +101,7 @@ def capture(
     steps: Sequence[Step] | None = None,
     merged: frozenset[int] = frozenset(),
     numbers: frozenset[Hashable] = frozenset(),
+    assumes: bool = True,
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
@@ -109,7 +110,7 @@ def capture(
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
             numerics=options.numerics,
-            numbers=numbers,
+            numbers=numbers, assumes=assumes,
         )  # fmt: skip
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
@@ -323,9 +324,23 @@ def _choose_backend(graph: Graph, options: Options) -> str:
 
 
 def _interpreted(graph: Graph, options: Options) -> Compilation:
-    from graphc.ir.interpreter import run as interpret
+    import torch
 
-    return Compilation(graph, options, "interpret", lambda inputs: interpret(graph, inputs))
+    from graphc.ir.interpreter import run as interpret
+    from graphc.ops.extern import effect
+
+    draws = any(effect(op) == "random" for op in graph.ops)
+
+    def execute(inputs: list[Any]) -> list[Any]:
+        state = torch.get_rng_state() if draws else None
+        try:
+            return interpret(graph, inputs)
+        except BaseException:  # a failed call leaves things as they were
+            if state is not None:
+                torch.set_rng_state(state)
+            raise
+
+    return Compilation(graph, options, "interpret", execute)
 
 
 def _context(options: Options, backend: str) -> PassContext:

@@ -6,6 +6,7 @@ without reading graphc. Classes are small and many: tests assert the class and t
 
 from __future__ import annotations
 
+import builtins
 from typing import Protocol
 
 
@@ -44,6 +45,10 @@ class EagerOnlyError(UnsupportedError):
 
 class DataDependentError(UnsupportedError):
     """Python control flow or a shape depends on the data of a tensor."""
+
+
+class AssumptionError(GraphcError):
+    """Data lead to a place where the user's function raises; the call is run by eager, which does so itself."""
 
 
 class CaptureError(GraphcError):
@@ -104,6 +109,12 @@ class GraphcWarning(UserWarning):
 
 class FallbackWarning(GraphcWarning):
     """Something ran slower than asked for (no compiler, autograd needed, read-only cache); says why and what to do."""
+
+
+def data_error(name: str) -> type[Exception]:
+    """The class of what a program raises for its data: a builtin one, as eager raises, or `AssumptionError`."""
+    found: type[Exception] = AssumptionError if name == "AssumptionError" else getattr(builtins, name)
+    return found
 
 
 def add_location(error: BaseException, location: HasPosition | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from graphc import driver
 from graphc.driver import Compilation, Options, Report
-from graphc.errors import UnsupportedError
+from graphc.errors import AssumptionError, UnsupportedError
 from graphc.frontend.segments import Regrow, Step
 from graphc.paths import Node, PathTree, RunEager
 
@@ -32,6 +32,11 @@ class PathCalls:
     options: Options
     _stats: Any
     _lock: threading.RLock
+    _assumes: bool
+
+    def _run_unassumed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call by eager whose data are not what a program has assumed."""
+        raise NotImplementedError
 
     def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
         """Put another tree in the place of one whose programs must take these storages as one input each."""
@@ -57,6 +62,8 @@ class PathCalls:
         except Regrow as regrow:
             self._regrow(tree, args, kwargs, regrow.merged)
             return self(*args, **kwargs)  # type: ignore[operator]  # the class mixed into is callable
+        except AssumptionError:
+            return self._run_unassumed(args, kwargs)
         except BaseException:
             if fresh and tree.root.captured is not None:
                 self._withdraw(tree.root.captured)
@@ -98,7 +105,9 @@ class PathCalls:
         """Capture the program that follows these decisions; tensors at `places` are looked up in each call."""
         merged = root.merged_storages(args, kwargs)
         numbers = root.number_inputs | places
-        return driver.capture(self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers)
+        return driver.capture(
+            self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes
+        )
 
     def path_added(self) -> None:
         """A path through a tree is complete."""
@@ -133,15 +142,15 @@ class PathView:
 
     def __init__(self, tree: PathTree, nodes: Sequence[Node]) -> None:
         self._tree, self._nodes = tree, nodes
-        self._programs = [node.compilation for node in nodes if node.compilation is not None]
+        self.programs = [node.compilation for node in nodes if node.compilation is not None]
 
     def stage(self, stage: str) -> Stages:
         """The graph or plan of each program, in order."""
-        return Stages(program.stage(stage) for program in self._programs)
+        return Stages(program.stage(stage) for program in self.programs)
 
     def sources(self) -> dict[str, str]:
         """Generated files, by number of the program on the path and name."""
-        return {f"{i}/{name}": text for i, p in enumerate(self._programs) for name, text in p.sources().items()}
+        return {f"{i}/{name}": text for i, p in enumerate(self.programs) for name, text in p.sources().items()}
 
     def report(self) -> Report:
         """What became of the ops of the path, and the tree it is in."""

@@ -93,8 +93,9 @@ class Settings:
     max_recompiles: int = _setting(
         "GRAPHC_MAX_RECOMPILES",
         int,
-        "captures of one function after which a warning names what keeps changing",
-        default=16,
+        "captures of one function after which a warning names what keeps changing, and calls for which nothing fits "
+        "run eager until that has taken as long as a compilation",
+        default=8,
     )
     max_paths: int = _setting(
         "GRAPHC_MAX_PATHS",

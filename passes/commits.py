@@ -137,6 +137,7 @@ def exposed_inputs(
     """
     when: dict[int, int] = {}  # by buffer: the first step whose failure finds it written to
     refuses = fails = -1  # the last steps that can refuse data, and that can fail for any reason
+    assumes = -1  # the last step behind which eager may have to start over
     for number, step in enumerate(steps):
         for index in _written(step, kernels):
             if buffers[index].kind == INPUT:  # a call that writes checks first, as for eager
@@ -148,6 +149,8 @@ def exposed_inputs(
             found = checks[step.buffers[-1]][first : first + count]
             if any(check.error != "ZeroDivisionError" for check in found):  # that is: of Python numbers, such as steps
                 refuses = number
+            if any(check.error == "AssumptionError" for check in found):
+                assumes = number
         elif isinstance(step, ForeachStep) and step.cells:
             fails = number
             found = checks[step.checks][step.first_cell : step.first_cell + step.cells]
@@ -165,7 +168,7 @@ def exposed_inputs(
     copied = [index for index in exposed if when[index] <= refuses]
     effort = sum(buffers[index].nbytes + COPY_BYTES for index in copied)
     if effort > max(COPIED_BYTES, moved // COPIED_PART):
-        copied = []
+        copied = [index for index in copied if when[index] <= assumes]
     others = (buffers[index].source for index in exposed if index not in copied)
     return tuple(buffers[index].source for index in copied), tuple(others)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphc.ir.graph import Attr, Op, Ref
+from graphc.ops.extern import LIBRARY_CALL, is_library
 from graphc.ops.registry import Kind, get
 from graphc.passes.layout import view_strides
 from graphc.program.loops import LoopStep
@@ -28,10 +29,10 @@ def call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, 
 def reason(op: Op) -> str:
     """Why an op is an ATen call."""
     if op.name == "extern":
-        return "graphc has no rule for this operator"
+        return LIBRARY_CALL if is_library(op.attrs["op"]) else "graphc has no rule for this operator"
     kind = get(op.name).kind
     if kind is Kind.CONTRACTION:
-        return "library call"
+        return LIBRARY_CALL
     return "the order of colliding writes matters" if kind is Kind.SCATTER else "kernels do not hold its dtype"
 
 

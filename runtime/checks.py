@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import ctypes
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import torch
 
-from graphc.errors import add_location
+from graphc.errors import add_location, data_error
 from graphc.ir.types import UNFAILED
 from graphc.program.plan import Check
 
@@ -82,11 +81,12 @@ def raise_failed(cells: Iterable[Cells | DeviceCells]) -> None:
 
     Raises:
         IndexError, RuntimeError, ZeroDivisionError: eager's class and message, with the user's source line added.
+        AssumptionError: eager has to find out.
     """
     found = [item for part in cells for item in part.take()]
     if not found:
         return
     check, value = min(found, key=lambda item: item[0].order)
-    error: Exception = getattr(builtins, check.error)(check.message.replace("{value}", str(value)))
+    error = data_error(check.error)(check.message.replace("{value}", str(value)))
     add_location(error, check.location)
     raise error

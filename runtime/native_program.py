@@ -41,7 +41,15 @@ from graphc.runtime.checks import Cells, raise_failed
 from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
 from graphc.runtime.native_facts import native_check
 from graphc.runtime.spare import SpareOutputs
-from graphc.runtime.tensors import bump_versions, empty_strided, same_strides, torch_dtype, view_into
+from graphc.runtime.tensors import (
+    bump_versions,
+    empty_strided,
+    same_strides,
+    told_apart,
+    torch_dtype,
+    view_into,
+    with_strides,
+)
 from graphc.runtime.undo import Undo
 
 _CPU = torch.device("cpu")
@@ -437,7 +445,10 @@ def _explain_failure(step: Step, frame: Frame) -> None:
 def _output_maker(spec: BufferSpec, output: OutputSpec) -> Getter:
     """How one output is handed out."""
     if output.whole and spec.kind != ARENA:
-        return getter(spec, View(spec.index, spec.dtype, spec.shape, spec.strides))
+        whole, strides = getter(spec, View(spec.index, spec.dtype, spec.shape, spec.strides)), spec.strides
+        if spec.kind == EXTERNAL and told_apart(spec.shape):
+            return lambda frame: with_strides(whole(frame), strides)
+        return whole
     get = getter(spec, View(spec.index, spec.dtype, output.shape, output.strides, output.offset))
     return get if spec.host or spec.kind != ARENA else lambda frame: get(frame).clone()
 

@@ -36,7 +36,7 @@ from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host
 from graphc.runtime.aten_calls import AtenCall, run_call, run_gemm
 from graphc.runtime.checks import DeviceCells, raise_failed
 from graphc.runtime.host_kernels import HostKernel, array_at
-from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into
+from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into, with_strides
 from graphc.runtime.triton_foreach import TableStep, over_blocks
 from graphc.runtime.triton_launcher import CudaKernel, InterpretedKernel, require_interpreter, torch_type
 from graphc.runtime.triton_module import is_interpreting
@@ -222,7 +222,7 @@ class TritonProgram:
         if spec.kind != EXTERNAL:
             self._view(frame, View(spec.index, spec.dtype, spec.shape, spec.strides)).copy_(result)
         elif same_strides(result, spec.strides):
-            frame.made[spec.index] = result
+            frame.made[spec.index] = with_strides(result, spec.strides)
         else:
             copy = torch.empty_strided(spec.shape, spec.strides, dtype=wanted, device=result.device)
             frame.made[spec.index] = copy.copy_(result)

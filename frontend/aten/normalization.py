@@ -8,6 +8,7 @@ import torch
 
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.activation import floats, number
+from graphc.frontend.aten.expression import wide
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.memory_format import batch_format, like_input, suggested
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
@@ -247,3 +248,26 @@ def native_batch_norm_no_stats(
     eps: Operand,
 ) -> tuple[Value, Value, Value]:
     return native_batch_norm(imp, input, weight, bias, None, None, training, momentum, eps)
+
+
+@rule("aten._weight_norm_interface.default", layout=CONTIGUOUS)
+def weight_norm_interface(imp: Importer, v: Value, g: Value, dim: int = 0) -> tuple[Value, ...]:
+    """`v * (g / norm)`, with the norm over all dims but one."""
+    rest = weight_norm_dims(v, g, dim)
+    direction, scale = wide(imp, v), wide(imp, g)
+    norm = (direction * direction).sum(rest).op("sqrt")
+    return (direction * (scale / norm)).to(v.dtype), norm.to(v.dtype)
+
+
+def weight_norm_dims(v: Value, g: Value, dim: int) -> tuple[int, ...]:
+    """The dims that a weight norm sums over.
+
+    Raises:
+        Decline: eager raises, or keeps norms in another dtype.
+    """
+    floats(v, g)
+    rank = v.type.rank
+    kept = tuple(size if d == dim else 1 for d, size in enumerate(v.shape))
+    if v.dtype != g.dtype or v.dtype.is_reduced or g.shape != kept or not rank or dim not in (0, rank - 1):
+        raise Decline("eager raises, or norms of another dtype")
+    return tuple(d for d in range(rank) if d != dim)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from graphc.frontend.aten import layout
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.expression import Term, wide
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.memory_format import batch_format, like_input, suggested
+from graphc.frontend.aten.normalization import weight_norm_dims
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.ir.graph import Operand, Value
 
@@ -114,3 +116,19 @@ def native_batch_norm_backward(
     if output_mask[2]:
         results[2] = grad.sum(dims).reshape((channels,)).to(stored)
     return tuple(results)
+
+
+@rule("aten._weight_norm_interface_backward.default", layout=CONTIGUOUS)
+def weight_norm_interface_backward(
+    imp: Importer, grad_w: Value, saved_v: Value, saved_g: Value, saved_norms: Value, dim: int
+) -> tuple[Value, ...]:
+    """With `s = sum(grad * v)`: `dv = g / norm * (grad - v * s / norm^2)` and `dg = s / norm`."""
+    rest = weight_norm_dims(saved_v, saved_g, dim)
+    if grad_w.shape != saved_v.shape or grad_w.dtype != saved_v.dtype or saved_norms.shape != saved_g.shape:
+        raise Decline("eager raises")
+    if not layout.is_contiguous(grad_w.shape, imp.strides(grad_w)):  # type: ignore[arg-type]  # static shapes
+        raise Decline("eager reads it as if it were")
+    grad, v, g, norm = (wide(imp, value) for value in (grad_w, saved_v, saved_g, saved_norms))
+    along = (grad * v).sum(rest)
+    direction = g / norm * (grad - v * (along / (norm * norm)))
+    return direction.to(saved_v.dtype), (along / norm).to(saved_g.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -126,10 +127,97 @@ def slice_backward(
     axis = wrap_dim(dim, len(input_sizes))
     size = input_sizes[axis]
     first, last, _ = slice(start, end, 1).indices(size)
-    shape = (*input_sizes[:axis], max(last - first, 0), *input_sizes[axis + 1 :])
-    if step != 1 or _shape(grad_output) != shape:
-        raise Decline("gaps, or eager raises")
-    return _among_zeros(imp, grad_output, axis, first if shape[axis] else 0, size)
+    count = len(range(first, last, step)) if step > 0 else 0
+    shape = (*input_sizes[:axis], count, *input_sizes[axis + 1 :])
+    if step < 1 or _shape(grad_output) != shape:
+        raise Decline("eager raises")
+    return _spread(imp, grad_output, axis, first, step, size)
+
+
+def _spread(imp: Importer, part: Value, dim: int, first: int, step: int, size: int) -> Value:
+    """A tensor of zeros but for `part` at every `step`-th place of a dim that is `size` long, from `first` on."""
+    shape = _shape(part)
+    count = shape[dim]
+    if step == 1 or not count:
+        return _among_zeros(imp, part, dim, first if count else 0, size)
+    # each element with its gap behind it, as rows of a new dim, of which the last may not end in the result
+    rows = imp.reshape(part, (*shape[: dim + 1], 1, *shape[dim + 1 :]))
+    long = imp.reshape(_among_zeros(imp, rows, dim + 1, 0, step), (*shape[:dim], count * step, *shape[dim + 1 :]))
+    return _among_zeros(imp, imp.slice(long, dim, 0, min(count * step, size - first)), dim, first, size)
+
+
+_WINDOW = 64
+"""Elements of a window up to which sums over windows are written out."""
+
+
+def _windows(
+    kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int], stride: Sequence[int], size: Sequence[int]
+) -> tuple[int, int]:
+    """How many windows fit along the two dims of an image.
+
+    Raises:
+        Decline: eager raises.
+    """
+    if any(len(item) != 2 for item in (kernel, dilation, padding, stride)) or min(*kernel, *dilation, *stride) < 1:
+        raise Decline("eager raises")
+    fit = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, d, p, s in zip(size, kernel, dilation, padding, stride, strict=True)
+    ]
+    if min(fit) < 1 or min(padding) < 0:
+        raise Decline("eager raises")
+    return fit[0], fit[1]
+
+
+@rule("aten.im2col.default", layout=CONTIGUOUS)
+def im2col(
+    imp: Importer, self: Value, kernel_size: Sequence[int], dilation: Sequence[int], padding: Sequence[int],
+    stride: Sequence[int],
+) -> Value:  # fmt: skip
+    supported(self)
+    if self.type.rank not in (3, 4) or 0 in self.shape:
+        raise Decline("eager raises, or an empty batch")
+    *lead, height, width = _shape(self)
+    counts = _windows(kernel_size, dilation, padding, stride, (height, width))
+    edge = (*(0 for _ in lead), *padding)
+    image = imp.b.op("pad", self, low=edge, high=edge, value=fitting(0, self.dtype)) if any(padding) else self
+    inner = layout.contiguous(_shape(image))
+    down, right = inner[-2], inner[-1]
+    steps = (down * dilation[0], right * dilation[1], down * stride[0], right * stride[1])
+    shape = (*lead, *kernel_size, *counts)
+    windows = imp.b.op("as_strided", image, shape=shape, strides=(*inner[:-2], *steps), offset=0)
+    rows = lead[-1] * kernel_size[0] * kernel_size[1]
+    return imp.reshape(windows, (*lead[:-1], rows, counts[0] * counts[1]))
+
+
+@rule("aten.col2im.default", layout=CONTIGUOUS)
+def col2im(
+    imp: Importer, self: Value, output_size: Sequence[int], kernel_size: Sequence[int], dilation: Sequence[int],
+    padding: Sequence[int], stride: Sequence[int],
+) -> Value:  # fmt: skip
+    supported(self)
+    area = math.prod(kernel_size)
+    if self.type.rank not in (2, 3) or len(output_size) != 2 or 0 in self.shape or area > _WINDOW:
+        raise Decline("eager raises, or large windows")
+    counts = _windows(kernel_size, dilation, padding, stride, output_size)
+    *batch, rows, columns = _shape(self)
+    if self.dtype.kind not in ("float",) or rows % area or columns != math.prod(counts):
+        raise Decline("eager raises, or other dtypes")
+    lead = (*batch, rows // area)
+    at = len(lead)
+    windows = imp.reshape(self, (*lead, *kernel_size, *counts))
+    sizes = [size + 2 * edge for size, edge in zip(output_size, padding, strict=True)]
+    total: Value | None = None
+    for i, j in itertools.product(*map(range, kernel_size)):
+        part = imp.slice(imp.slice(windows, at, i, i + 1), at + 1, j, j + 1)
+        part = imp.reshape(part, (*lead, *counts))
+        part = _spread(imp, part, at, i * dilation[0], stride[0], sizes[0])
+        part = _spread(imp, part, at + 1, j * dilation[1], stride[1], sizes[1])
+        total = part if total is None else imp.b.op("add", total, part)
+    assert total is not None
+    for d in range(2):
+        total = imp.slice(total, at + d, padding[d], padding[d] + output_size[d])
+    return total
 
 
 @rule("aten.select_backward.default", layout=CONTIGUOUS)

@@ -6,13 +6,13 @@ attribute `check` which one it was.
 
 from __future__ import annotations
 
-import builtins
 from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn
 
 import torch
 
+from graphc.errors import data_error
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Value
 from graphc.ir.types import DType, bool_, i64
@@ -108,8 +108,8 @@ def checked_indices(indices: torch.Tensor, size: int, check: str, dim: int = 0) 
 
 
 def raise_error(error: str, message: str, value: int) -> NoReturn:
-    """Raise a builtin class by its name, with a value in its message."""
-    raise getattr(builtins, error)(message.replace("{value}", str(value)))
+    """Raise a class by its name, with a value in its message."""
+    raise data_error(error)(message.replace("{value}", str(value)))
 
 
 def nonzero(ctx: ElementContext, divisor: Operand, value: LoopValue, dtype: DType, on_host: bool) -> None:

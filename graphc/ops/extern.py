@@ -98,6 +98,23 @@ def own_returns(call: Any, answer: Any) -> list[Any]:
     return found
 
 
+LIBRARY_CALL = "library call"
+"""Why an op is an ATen call which is libraries' work by design: products, convolutions, attention, recurrent layers."""
+_LIBRARIES = (
+    "convolution", "mkldnn_convolution", "slow_conv", "conv_depthwise", "_scaled_dot_product", "lstm", "gru", "rnn_",
+    "mkldnn_rnn", "_thnn_fused", "mm.", "bmm.", "addmm.", "baddbmm.", "grouped_mm", "_grouped_mm", "_scaled_mm",
+)  # fmt: skip
+
+
+def is_library(name: str) -> bool:
+    """Whether an ATen (or other) operator is a product, a convolution, attention or a recurrent layer.
+
+    Args:
+        name: `namespace.name.overload`.
+    """
+    return name.partition(".")[2].startswith(_LIBRARIES)
+
+
 def effect(op: Op) -> str:
     """Effect of any op: that of its definition, or the attribute `effect` of an extern one. Empty for pure ops."""
     stated: str = op.attrs.get("effect", "") if op.name == "extern" else get(op.name).effect

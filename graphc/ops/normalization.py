@@ -325,10 +325,14 @@ def _reference_batch_norm_train(
     dims = tuple(d for d in range(x.dim()) if d != 1)
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     rest = [p.to(wide.dtype) for p in parameters]
-    variance, mean = torch.var_mean(wide, dims, correction=0)
+    variance, mean = torch.var_mean(wide.double(), dims, correction=0)  # as precise as eager's sums
     scale = rest.pop(0) if weight else None
-    y = F.batch_norm(wide, mean, variance, scale, rest.pop(0) if bias else None, False, 0.0, eps)
-    return y.to(x.dtype), mean, torch.rsqrt(variance + eps), variance
+    shift = rest.pop(0) if bias else None
+    if not x.numel():
+        y = F.batch_norm(wide, mean.to(wide), variance.to(wide), scale, shift, False, 0.0, eps)
+    else:
+        y = torch.native_batch_norm(wide, scale, shift, None, None, True, 0.0, eps)[0]
+    return y.to(x.dtype), mean.to(wide), torch.rsqrt(variance + eps).to(wide), variance.to(wide)
 
 
 register(

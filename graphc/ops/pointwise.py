@@ -273,7 +273,7 @@ def _lower_bitcast(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopV
 def _infer_checked(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
     rules.check_attrs("checked", attrs, ("low", "high", "error", "message"))
     value = rules.only_tensor("checked", operands, ("float", "int", "uint"))
-    if attrs["error"] not in ("IndexError", "RuntimeError", "ValueError"):
+    if attrs["error"] not in ("IndexError", "RuntimeError", "ValueError", "AssumptionError"):
         rules.fail("checked", f"error={attrs['error']!r} is no class of errors in data")
     return (value.type,)
 

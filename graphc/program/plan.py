@@ -55,7 +55,7 @@ class Check:
     """Something that eager refuses in data and that a kernel looks for. Its cell tells the largest offending value.
 
     Args:
-        error: name of the builtin class that eager raises.
+        error: name of the builtin class that eager raises; or `AssumptionError`: the call is eager's.
         message: eager's, with `{value}` for the offending value.
         order: the place of its op in the user's program: of several failures the first one is raised.
         location: the user's source line.

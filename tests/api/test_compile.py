@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphc
+from graphc.earnings import Earnings
 from graphc.errors import (
     CaptureError,
     DataDependentError,
@@ -85,6 +87,43 @@ def test_many_recompiles_warn_and_name_the_reason() -> None:
     with override(max_recompiles=2), pytest.warns(GraphcWarning, match="compiled 3 times.*shape"):
         for size in (1, 2, 3):
             f(torch.ones(size + 1))
+
+
+def test_another_program_has_to_be_earned(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = graphc.compile(lambda x: x * 2, name="f", backend="interpret")
+    with override(max_recompiles=2), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(Earnings, "suffice", lambda self, kind: False)
+        for size in (*range(1, 7), 1, 4):
+            assert torch.equal(f(torch.ones(size)), torch.full((size,), 2.0))
+        assert (f.stats().compiles, f.stats().eager_calls, f.stats().hits) == (3, 4, 1)
+        assert sum("f runs eager, since none of its programs fits" in str(item.message) for item in said) == 1
+        monkeypatch.setattr(Earnings, "suffice", lambda self, kind: "(6,)" in str(kind))
+        for size in (5, 6, 6):
+            f(torch.ones(size))
+        assert (f.stats().compiles, f.stats().eager_calls, f.stats().hits) == (4, 5, 2)
+
+
+def test_a_number_that_changes_needs_no_earning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Earnings, "suffice", lambda self, kind: False)
+    f = graphc.compile(lambda x, a: x * a, name="f", backend="interpret")
+    with override(max_recompiles=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for size in (1, 2, 3):
+            f(torch.ones(size), 0.5)
+        for factor in (0.25, 0.125):
+            f(torch.ones(2), factor)
+    assert (f.stats().compiles, f.stats().eager_calls) == (3, 1)
+
+
+def test_earnings() -> None:
+    earnings = Earnings()
+    assert earnings.suffice("a")  # nothing has been compiled yet
+    earnings.compiled(2.0)
+    earnings.compiled(4.0)
+    for seconds, suffices in ((1.0, False), (1.5, False), (1.0, True)):
+        earnings.ran("a", seconds)
+        assert earnings.suffice("a") is suffices and not earnings.suffice("b")
 
 
 def test_globals_and_closures_are_guarded() -> None:

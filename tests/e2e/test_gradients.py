@@ -189,3 +189,27 @@ def test_norm_parameters(shape: tuple[int, ...], train: bool) -> None:
 @pytest.mark.parametrize("backend", ["interpret"])
 def test_other_backends(backend: str) -> None:
     compare(lambda x, w: F.gelu(x @ w).sum(0), torch.randn(3, 4), torch.randn(4, 5), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+def test_views_of_a_result_that_lies_in_all_of_its_memory(backend: str) -> None:
+    """What `linear` returns is a view of a product, of which autograd knows nothing."""
+    linear = torch.nn.Linear(4, 6, bias=False)
+
+    def logits(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = linear(x)
+        return y, y[:, -1:], y[:, 1]
+
+    compiled, found = graphc.compile(logits, backend=backend), []
+    x = torch.randn(2, 3, 4)
+    for call in (compiled, logits):
+        linear.zero_grad()
+        results = call(x)
+        with torch.no_grad():
+            results[1].mul_(2)
+        sum(result.square().sum() for result in results).backward()
+        found.append([linear.weight.grad, *(result.detach() for result in results)])
+        assert [result._base is results[0] for result in results] == [False, True, True]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert compiled.stats().eager_calls == 0

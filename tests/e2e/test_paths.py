@@ -94,13 +94,17 @@ def test_triton() -> None:
 # errors
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
 def test_a_path_that_raises_raises_each_time_and_leaves_what_eager_leaves() -> None:
     def fn(x):
         x.add_(torch.rand(3))
         if x.sum() < 0:
-            raise ValueError("negative")
+            fail(ValueError("negative"))  # a branch that plainly raises is no decision
         if (x > 100).any():
-            raise KeyError("large")
+            fail(KeyError("large"))
         return x * 2
 
     compiled = graphc.compile(fn, numerics="eager")  # its random numbers
@@ -240,6 +244,46 @@ def test_gradients_on_one_path() -> None:
     assert compiled.stats().eager_calls == 0 and compiled.stats().paths == 2
 
 
+def _doubled(x, flag):
+    if flag.sum() > 0:
+        x.mul_(2)
+    return (x * 3).sum()
+
+
+def _views_of_argument(x, flag):
+    if flag.sum() > 0:
+        return x[1:], x * 2
+    return x[:-1], x + 1
+
+
+def _views_of_result(x, flag):
+    h = x * 2
+    if flag.sum() > 0:
+        h = h + 1
+    return h, h[0], h.t()
+
+
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+@pytest.mark.parametrize("fn", [_doubled, _views_of_argument, _views_of_result], ids=lambda fn: fn.__name__)
+def test_writes_and_views_behind_a_branch_under_autograd(fn: Any, backend: str) -> None:
+    def use(call: Any, sign: float) -> list[torch.Tensor]:
+        weight = torch.arange(6.0).reshape(2, 3).requires_grad_()
+        x = weight * 1.5
+        given = call(x, torch.tensor([sign]))
+        results = given if isinstance(given, tuple) else (given,)
+        (sum(result.square().sum() for result in results) + x.sum()).backward()
+        facts = torch.tensor([*(float(result._base is x) for result in results), float(x._version)])
+        strides = [torch.tensor(result.stride()) for result in results]
+        assert weight.grad is not None
+        return [weight.grad, x.detach(), *(result.detach() for result in results), facts, *strides]
+
+    compiled = graphc.compile(fn, backend=backend)
+    for sign in (1.0, -1.0, 1.0):
+        for ours, theirs in zip(use(compiled, sign), use(fn, sign), strict=True):
+            assert torch.equal(ours, theirs)
+    assert (compiled.stats().eager_calls, compiled.stats().paths) == (0, 2)
+
+
 def test_arguments_that_overlap() -> None:
     def fn(x, y):
         if x.sum() > 0:
@@ -310,7 +354,7 @@ def test_reports_show_the_tree() -> None:
     def fn(x):
         x.add_(1)
         if x.sum() > 3:
-            raise ValueError("too much")
+            fail(ValueError("too much"))
         return x[x > 0]
 
     x = torch.tensor([1.0, -2.0, 0.0])

@@ -208,3 +208,25 @@ def test_autograd_sees_what_a_list_receives(fn) -> None:
         answers.append((kinds, [total, x.grad, root.grad, *found]))
     assert answers[0][0] == answers[1][0] and not compiled.stats().eager_calls
     torch.testing.assert_close(answers[0][1], answers[1][1])
+
+
+def test_an_object_without_tensors_in_a_list_with_others_is_known_by_its_contents() -> None:
+    class Layer:
+        def __init__(self, state: torch.Tensor | None, size: int) -> None:
+            self.state, self.size = state, size
+
+    class Layers:
+        def __init__(self, size: int) -> None:
+            self.layers = [Layer(None, size), Layer(torch.ones(2), size)]
+
+    @graphc.compile(backend="interpret")
+    def fn(x, cache):
+        cache.layers[1].state = cache.layers[1].state + x
+        return x * cache.layers[0].size
+
+    for _ in range(3):
+        cache = Layers(3)
+        assert torch.equal(fn(torch.ones(2), cache), torch.full((2,), 3.0))
+        assert torch.equal(cache.layers[1].state, torch.full((2,), 2.0))
+    assert fn.stats().compiles == 1
+    assert torch.equal(fn(torch.ones(2), Layers(4)), torch.full((2,), 4.0))

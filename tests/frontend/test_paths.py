@@ -30,6 +30,10 @@ def cut(fn: Any, *args: Any, answers: tuple[Any, ...] = ()) -> tuple[Captured, S
     return captured, captured.segment
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
 def ops(segment: Segment) -> list[str]:
     return [op.name for op in segment.graph.ops]
 
@@ -195,7 +199,7 @@ def test_python_data_that_differs_is_refused() -> None:
 def test_what_the_function_raises_after_a_decision() -> None:
     def fn(x):
         if x.sum() > 0:
-            raise KeyError("positive")
+            fail(KeyError("positive"))  # a branch that plainly raises is no decision
         return x
 
     _, prefix = cut(fn, torch.ones(3))

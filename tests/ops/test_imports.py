@@ -399,3 +399,45 @@ def test_every_rule_names_an_overload_of_torch() -> None:
 
 def test_enough_overloads_are_covered() -> None:
     assert len(RULES) >= 300
+
+
+@pytest.mark.parametrize("size", [7, 8, 1, 0])
+@pytest.mark.parametrize("cut", [(0, 8, 2), (1, 8, 2), (1, 6, 3), (0, 100, 4), (5, 2, 2), (-3, 100, 2), (2, 5, 1)])
+def test_gradients_of_slices(size: int, cut: tuple[int, int, int]) -> None:
+    count = len(range(*slice(*cut).indices(size)))
+    with CheckRules() as checked:
+        aten.slice_backward(random((2, count, 3), torch.float32), [2, size, 3], 1, *cut)
+        aten.slice_backward(random((count,), torch.float32), [size], 0, *cut)
+    assert not checked.mistakes
+    assert checked.used["aten.slice_backward.default"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [0, 2])
+def test_weight_norm(dtype: torch.dtype, dim: int) -> None:
+    v, grad = random((6, 4, 3), dtype), random((6, 4, 3), dtype, seed=1)
+    g = random((6, 1, 1) if dim == 0 else (1, 1, 3), dtype).abs() + 0.5
+    with CheckRules() as checked:
+        _, norms = aten._weight_norm_interface(v, g, dim)
+        aten._weight_norm_interface_backward(grad, v, g, norms, dim)
+    assert not checked.mistakes
+    assert not checked.declined and checked.used.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 2), {}),
+        ((9, 1), {"padding": (4, 0)}),
+        ((2, 2), {"stride": 2, "padding": 1}),
+        ((2, 3), {"dilation": (2, 1), "stride": (1, 3), "padding": (0, 2)}),
+        ((1, 1), {}),
+    ],
+)
+def test_windows_as_columns_and_back(kernel: tuple[int, int], options: dict[str, Any]) -> None:
+    with CheckRules() as checked:
+        for x in (random((2, 3, 9, 7)), random((3, 9, 7), torch.float64), random((2, 9, 7, 3)).permute(0, 3, 1, 2)):
+            columns = torch.nn.functional.unfold(x, kernel, **options)
+            torch.nn.functional.fold(random(columns.shape, columns.dtype, seed=1), (9, 7), kernel, **options)
+    assert not checked.mistakes
+    assert (checked.used["aten.im2col.default"], checked.used["aten.col2im.default"]) == (3, 3)

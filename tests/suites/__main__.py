@@ -62,7 +62,7 @@ def jobs(scale: int = 1) -> Iterator[Job]:
     plan.append(("modules", (), 8))
     plan.append(("optimizers", (), 4))
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("tests.suites.hf"):
-        plan.append(("hf", (), 1))
+        plan.append(("hf", (), 8))
     for module, args, parts in plan:
         for part in range(0, parts, scale):
             yield Job(module, (*args, *(("--part", f"{part}/{parts}") if parts > 1 else ())))

@@ -24,6 +24,7 @@ from rich.table import Table
 import graphc
 from graphc.errors import GraphcError, GraphcWarning
 from graphc.frontend import tree
+from graphc.report.share import planned, share
 from tests.suites.hf_media import MEDIA
 from tests.suites.hf_models import Inputs, Spec
 from tests.suites.hf_text import TEXT
@@ -31,6 +32,8 @@ from tests.suites.verdicts import REFUSED, RIGHT, WRONG, Tally, Verdict, compare
 
 SECONDS = 120
 TOKENS = 4
+PROGRAMS = 3
+"""Captures that all tokens may take with a cache of a fixed size: for the prompt, for the first token, for others."""
 SPECS = [*TEXT, *MEDIA]
 
 
@@ -40,7 +43,8 @@ class Outcome:
 
     Args:
         verdicts: by what was run: eval, train, generate.
-        programs: captures compiled for eval and for train.
+        programs: of one call in eval and in train mode (more than one where the model branches on data), and of all
+            tokens of `generate`, with a growing cache and one of a fixed size together.
         seconds: spent in first calls beyond what a second call takes.
         stats: counters of the plans, eval, forward and backward.
     """
@@ -60,8 +64,27 @@ def examine(spec: Spec, backend: str = "c", kinds: tuple[str, ...] = ("eval", "t
             continue
         with warnings.catch_warnings(), limited(SECONDS):
             warnings.simplefilter("ignore")
-            outcome.verdicts[kind] = _JUDGES[kind](outcome, backend)
+            if kind == "share":
+                _measure(outcome)
+            else:
+                outcome.verdicts[kind] = _JUDGES[kind](outcome, backend)
     return outcome
+
+
+def _measure(outcome: Outcome) -> None:
+    """What generated kernels would do of the model in eval and in train mode, with random numbers of their own."""
+    for train in (False, True):
+        if outcome.verdicts.get("train" if train else "eval", Verdict("", RIGHT)).kind != RIGHT:
+            continue
+        model, inputs = _made(outcome.spec)
+        compiled: Any = graphc.compile(model.train(train), backend="interpret")
+        with torch.set_grad_enabled(train):
+            if train:
+                gradients(compiled, inputs)
+            else:
+                compiled(**inputs)
+            if compiled.stats().compiles:
+                outcome.stats += planned(compiled, **inputs)
 
 
 def _evaluate(outcome: Outcome, backend: str) -> Verdict:
@@ -144,17 +167,17 @@ def _judge(
         compare(actual, expected, exact)
         seed()
         run(compiled, copy.deepcopy(inputs))  # what gets ready in its first call is another program in the second
-        outcome.programs[kind] = compiled.stats().compiles
+        compiles = compiled.stats().compiles
         seed()
         start = time.perf_counter()
         run(compiled, copy.deepcopy(inputs))
         outcome.seconds += first - (time.perf_counter() - start)
-        again = compiled.stats().compiles - outcome.programs[kind]
+        again = compiled.stats().compiles - compiles
         assert not again, f"compiled again: {compiled.stats().recompiles}"
     except AssertionError as mismatch:
         return Verdict(name, WRONG, str(mismatch).strip().replace("\n", " ")[:300])
-    made = compiled.compiled.explain(**inputs)
-    outcome.stats += [half.stats for half in (made, made.backward) if half is not None]
+    captured = compiled.graph(**inputs)
+    outcome.programs[kind] = len(captured) if isinstance(captured, list) else 1
     return Verdict(name, RIGHT)
 
 
@@ -163,27 +186,46 @@ def _wide(inputs: Inputs) -> Inputs:
 
 
 def _generate(outcome: Outcome, backend: str) -> Verdict:
+    """Greedy and sampled tokens, with a cache that grows and, where the model has one, with a cache of a fixed size."""
     model, inputs = _made(outcome.spec)
     model.eval()
-    name = outcome.spec.name
-    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
-    prompt = {"input_ids": inputs["input_ids"][:1], "attention_mask": torch.ones_like(inputs["input_ids"][:1])}
-    expected = model.generate(**prompt, **options)
-    forward = model.forward
-    try:
-        for made in (graphc.compile(model, backend=backend), model):
-            if made is model:
-                model.forward = graphc.compile(forward, backend=backend)
-            found = made.generate(**prompt, **options)
-            stats = (made.compiled if made is not model else model.forward).stats()
-            assert stats.compiles, "nothing was compiled"
-            assert not stats.eager_calls, "runs eager"
-            assert torch.equal(found, expected), f"tokens {found.tolist()}, eager {expected.tolist()}"
-    except GraphcError as error:
-        return Verdict(name, REFUSED, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
-    except Exception as error:
-        return Verdict(name, WRONG, f"{type(error).__name__}: {str(error).strip()[:300]}")
+    name, counts = outcome.spec.name, []
+    for cache in ("dynamic", "static"):
+        compiled = graphc.compile(model, backend=backend)
+        try:
+            wanted = [_tokens(model, inputs, cache, sample) for sample in (False, True)]
+        except Exception:
+            if cache == "static":
+                break  # transformers has none that works for this model
+            raise
+        try:
+            for sample, expected in zip((False, True), wanted, strict=True):
+                found = _tokens(compiled, inputs, cache, sample)
+                assert torch.equal(found, expected), f"{cache}: tokens {found.tolist()}, eager {expected.tolist()}"
+        except GraphcError as error:
+            return Verdict(name, REFUSED, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
+        except Exception as error:
+            return Verdict(name, WRONG, f"{type(error).__name__}: {str(error).strip()[:300]}")
+        stats = compiled.compiled.stats()
+        captures, limit = len(stats.recompiles) + 1, TOKENS + 1 if cache == "dynamic" else PROGRAMS
+        if stats.eager_calls or not stats.compiles or captures > limit:
+            return Verdict(name, WRONG, f"{cache}: {captures} captures, {stats.eager_calls} calls ran eager")
+        counts.append(stats.compiles)
+    outcome.programs["generate"] = sum(counts)
     return Verdict(name, RIGHT)
+
+
+def _tokens(model: Any, inputs: Inputs, cache: str, sample: bool) -> torch.Tensor:
+    key = next(key for key in ("input_ids", "input_features", "input_values") if key in inputs)
+    prompt = {key: inputs[key][:1]}
+    if key == "input_ids":
+        prompt["attention_mask"] = torch.ones_like(prompt[key])
+    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": sample, "pad_token_id": 0}
+    if cache == "static":
+        options["cache_implementation"] = "static"
+    seed()
+    found: torch.Tensor = model.generate(**prompt, **options)
+    return found
 
 
 _JUDGES: dict[str, Callable[[Outcome, str], Verdict]] = {"eval": _evaluate, "train": _train, "generate": _generate}
@@ -192,68 +234,34 @@ _JUDGES: dict[str, Callable[[Outcome, str], Verdict]] = {"eval": _evaluate, "tra
 def summary(outcomes: list[Outcome]) -> Table:
     """A line per model."""
     made = Table(title="transformers, compiled against eager")
-    for column in ("model", "kind", "eval", "train", "generate", "programs", "extern calls", "compile s"):
+    for column in ("model", "kind", "eval", "train", "generate", "programs", "compile s"):
         made.add_column(column, justify="left" if column in ("model", "kind") else "right")
     for outcome in outcomes:
         kinds = (outcome.verdicts[kind].kind if kind in outcome.verdicts else "" for kind in _JUDGES)
-        externs: Counter[str] = sum((Counter(stats.get("extern", {})) for stats in outcome.stats), Counter())
         made.add_row(
             outcome.spec.name, outcome.spec.family, *kinds, "+".join(map(str, outcome.programs.values())),
-            str(externs.total()), f"{outcome.seconds:.1f}",
+            f"{outcome.seconds:.1f}",
         )  # fmt: skip
     return made
 
 
-_LIBRARY = ("lstm", "gru", "rnn")
-"""Recurrent layers, which are library calls as products, convolutions and attention are."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What generated kernels do of a model's programs.
-
-    Args:
-        ops: share of the graphs' ops that they compute.
-        bytes: share of all bytes moved that they and library calls for products, convolutions, attention and
-            recurrent layers move: what is left are other ATen calls.
-        calls: bytes of those other calls, by name.
-    """
-
-    ops: float
-    bytes: float
-    calls: dict[str, int]
-
-
-def coverage(stats: list[dict[str, Any]]) -> Coverage:
-    """Of several programs together."""
-    total = sum(one["bytes_read"] + one["bytes_written"] for one in stats)
-    calls: Counter[str] = Counter()
-    for one in stats:
-        for name, moved in one["extern_bytes"].items():
-            if one["extern_reasons"].get(name) != "library call" and not any(part in name for part in _LIBRARY):
-                calls[name] += moved
-    ops = sum(one["graph_ops"] for one in stats)
-    return Coverage(
-        sum(one["fused_ops"] for one in stats) / max(ops, 1),
-        1 - calls.total() / max(total, 1),
-        dict(calls.most_common()),
-    )
-
-
 def markdown(outcomes: list[Outcome]) -> str:
-    """A table of `coverage`, a line per model, and one of the calls that move most."""
+    """A table of shares, a line per model, and one of the calls that move most."""
     lines = [
         "| model | kind | ops in kernels | bytes outside other ATen calls | other calls |",
         "|---|---|--:|--:|---|",
     ]
     total: Counter[str] = Counter()
+    moved = other = 0
     for outcome in outcomes:
         if not outcome.stats:
             continue
-        found = coverage(outcome.stats)
+        found = share(outcome.stats)
         total.update(found.calls)
+        moved, other = moved + found.moved, other + sum(found.calls.values())
         names = ", ".join(f"`{name.removeprefix('aten.')}`" for name in list(found.calls)[:3])
         lines.append(f"| {outcome.spec.name} | {outcome.spec.family} | {found.ops:.0%} | {found.bytes:.1%} | {names} |")
+    lines += ["", f"Of all bytes, {other / max(moved, 1):.1%} are moved by other ATen calls."]
     lines += ["", "| other ATen call | bytes in all models |", "|---|--:|"]
     lines += [f"| `{name}` | {moved} |" for name, moved in total.most_common(15)]
     return "\n".join(lines) + "\n"
@@ -264,8 +272,10 @@ def markdown(outcomes: list[Outcome]) -> str:
 @click.option("--only", default="", help="Models whose name starts so.")
 @click.option("--families", default="", help="Kinds of architecture, by comma; all by default.")
 @click.option("--part", default="0/1", show_default=True, help="i/n: every n-th model, from the i-th.")
-@click.option("--markdown", "table", type=click.Path(path_type=Path), help="Writes the coverage table there too.")
-@click.option("--kinds", default="eval,train,generate", show_default=True, help="What to run.")
+@click.option("--markdown", "table", type=click.Path(path_type=Path), help="Writes the table of shares there too.")
+@click.option(
+    "--kinds", default="eval,train,generate", show_default=True, help="What to run; `share` measures kernels."
+)
 def main(backend: str, only: str, families: str, part: str, kinds: str, table: Path | None) -> None:
     """Compare every model with eager; exits with 1 when an answer is wrong."""
     import transformers
@@ -273,12 +283,14 @@ def main(backend: str, only: str, families: str, part: str, kinds: str, table: P
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     first, step = map(int, part.split("/"))
-    tallies = {kind: Tally(f"transformers, {kind}, {backend}") for kind in kinds.split(",")}
+    tallies = {kind: Tally(f"transformers, {kind}, {backend}") for kind in kinds.split(",") if kind != "share"}
     outcomes = []
     for spec in SPECS[first::step]:
         if not spec.name.startswith(only) or (families and spec.family not in families.split(",")):
             continue
         outcome = Outcome(spec)
+        if "share" in kinds.split(","):
+            outcome = examine(spec, backend, ("share",))
         for kind, tally in tallies.items():
             with timed(tally):
                 one = examine(spec, backend, (kind,))
@@ -286,12 +298,11 @@ def main(backend: str, only: str, families: str, part: str, kinds: str, table: P
             outcome.verdicts |= one.verdicts
             outcome.programs |= one.programs
             outcome.seconds += one.seconds
-            outcome.stats += one.stats
             for verdict in one.verdicts.values():
                 print(f"{spec.name}: {kind} {verdict.kind} {verdict.reason}", flush=True)
         outcomes.append(outcome)
     Console(width=160).print(summary(outcomes))
-    if backend != "interpret":
+    if "share" in kinds.split(","):
         print(markdown(outcomes))
     if table is not None:
         table.write_text(markdown(outcomes))

@@ -33,7 +33,8 @@ def _decoder(name: str, prefix: str, family: str = "decoder", base: Any = GROUPE
 
 
 def _translator(name: str, prefix: str, head: str = "ForConditionalGeneration", **arguments: Any) -> Spec:
-    return Spec(name, prefix + head, f"{prefix}Config", translation, "encoder-decoder", {**TRANSLATOR, **arguments})
+    config = {**TRANSLATOR, **arguments}
+    return Spec(name, prefix + head, f"{prefix}Config", translation, "encoder-decoder", config, generates=True)
 
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -454,6 +455,7 @@ TEXT = [
                 "decoder_start_token_id": 0,
                 **more,
             },
+            generates=True,
         )
         for name, prefix, more in (
             ("T5", "T5", {}),
