@@ -16,13 +16,17 @@ from graphc.ir.types import UNKNOWN, Location
 _next_node = torch._C._autograd._get_sequence_nr
 
 
-def _internal_prefixes() -> tuple[str, ...]:
+@lru_cache(maxsize=1)
+def _graphc_prefixes() -> tuple[str, ...]:
     import graphc
 
     package = os.path.dirname(os.path.abspath(graphc.__file__))
     parts = [os.path.join(package, name) for name in ("frontend", "passes", "codegen", "runtime")]
-    folders = [os.path.dirname(torch.__file__), package, *(os.path.realpath(part) for part in parts)]
-    return tuple(folder + os.sep for folder in folders)
+    return tuple(folder + os.sep for folder in (package, *map(os.path.realpath, parts)))
+
+
+def _internal_prefixes() -> tuple[str, ...]:
+    return (os.path.dirname(torch.__file__) + os.sep, *_graphc_prefixes())
 
 
 @lru_cache(maxsize=1)
@@ -40,6 +44,11 @@ def is_user_code(code: CodeType) -> bool:
     if found is None:
         found = _USER_FILES[code.co_filename] = _is_user_file(code.co_filename)
     return found
+
+
+def is_graphc_code(code: CodeType) -> bool:
+    """The code is graphc's own."""
+    return code.co_filename.startswith(_graphc_prefixes())
 
 
 def _is_user_file(file: str) -> bool:

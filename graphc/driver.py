@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphc.frontend.captured import Captured
-    from graphc.frontend.segments import Step
+    from graphc.frontend.segments import Oracle, Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.passes.base import PassContext
@@ -101,6 +101,7 @@ def capture(
     steps: Sequence[Step] | None = None,
     merged: frozenset[int] = frozenset(),
     numbers: frozenset[Hashable] = frozenset(),
+    oracle: Oracle | None = None,
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
@@ -108,8 +109,7 @@ def capture(
     with collector_paused():
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
-            numerics=options.numerics,
-            numbers=numbers,
+            numerics=options.numerics, numbers=numbers, oracle=oracle,
         )  # fmt: skip
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
