@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
 
 _DEPTH = 64
+_OWN = frozenset(("state", "recorder"))
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ class _Reader:
         self._met.add(id(tensor))
         if tensor.requires_grad:
             raise UnclearError("a tensor requires grad")
+        if not _OWN.issuperset(vars(tensor)):
+            raise UnclearError("a tensor with attributes of the user's")
         return (
             "tensor",
             tensor.is_inference(),

@@ -16,12 +16,12 @@ import torch
 
 from graphc.frontend.guards import PLAIN
 from graphc.frontend.hidden_stack import WITH, hidden
-from graphc.frontend.locations import is_graphc_code
+from graphc.frontend.locations import is_graphc_code, is_user_code
 
 _LIMIT = 20_000
 _CODE_OPTIMIZED = 1
 _THEMSELVES = (
-    type, types.ModuleType, types.BuiltinFunctionType, types.MethodWrapperType, torch._ops.OpOverload,
+    types.ModuleType, types.BuiltinFunctionType, types.MethodWrapperType, torch._ops.OpOverload,
     torch._ops.OpOverloadPacket, property, torch.Generator, enum.Enum,
 )  # fmt: skip
 _CONTAINERS = (list, tuple, set, frozenset, deque, torch.Size)
@@ -29,7 +29,8 @@ _TABLES = (dict, OrderedDict, defaultdict, types.MappingProxyType)
 _ITERATORS: tuple[type, ...] = (
     type(iter(())), type(iter([])), type(iter(range(0))), range, slice, enumerate, zip, reversed,
 )  # fmt: skip
-_OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks"}
+_OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training", "_parameters", "_buffers", "_modules", *_HOOKS}
 
 
 class UnclearError(Exception):
@@ -65,10 +66,33 @@ class PythonState:
             for name, item in _variables(frame).items():
                 self.tokens.append(name)
                 self.visit(item)
-            for name in code.co_names:
-                if name in frame.f_globals and not isinstance(frame.f_globals[name], _THEMSELVES):
+            self._globals(code, frame.f_globals)
+
+    def _globals(self, code: types.CodeType, names: dict[str, Any]) -> None:
+        """The globals that code names, with the functions and classes defined in it."""
+        for name in code.co_names:
+            if name in names:
+                self.tokens.append(name)
+                self.visit(names[name])
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._globals(constant, names)
+
+    def _class(self, kind: type) -> None:
+        """A class stands for itself; of the user's, what its functions can reach and its attributes may change."""
+        self.tokens.append(("itself", id(kind)))
+        for base in kind.__mro__:
+            parts = vars(base)
+            functions = [part for part in parts.values() if isinstance(part, types.FunctionType)]
+            if not any(is_user_code(function.__code__) for function in functions):
+                continue
+            for name, part in parts.items():
+                part = part.fget if isinstance(part, property) else getattr(part, "__func__", part)
+                if isinstance(part, types.FunctionType) or (
+                    not name.startswith("__") and not hasattr(type(part), "__get__")
+                ):
                     self.tokens.append(name)
-                    self.visit(frame.f_globals[name])
+                    self.visit(part)
 
     def release(self) -> None:
         """Let go of all objects."""
@@ -98,7 +122,9 @@ class PythonState:
 
     def _object(self, item: Any) -> None:
         kind = type(item)
-        if isinstance(item, (torch.Tensor, *_THEMSELVES)):
+        if isinstance(item, type):
+            self._class(item)
+        elif isinstance(item, (torch.Tensor, *_THEMSELVES)):
             self.tokens.append(("itself", id(item)))
         elif kind in _CONTAINERS:
             self.tokens.append((kind.__name__, len(item)))
@@ -112,6 +138,8 @@ class PythonState:
             self.tokens.append(("function", id(item.__code__)))
             for part in (item.__defaults__, item.__kwdefaults__, item.__closure__):
                 self.visit(part)
+            if is_user_code(item.__code__):
+                self._globals(item.__code__, item.__globals__)
         elif kind is types.MethodType:
             self.visit(item.__func__)
             self.visit(item.__self__)
@@ -119,10 +147,12 @@ class PythonState:
             self.tokens.append(kind.__name__)
             self.visit(item.__reduce__())
         elif isinstance(item, torch.nn.Module):
-            self.tokens.append(("module", id(kind)))
+            self.tokens.append("module")
+            self.visit(kind)
             self._table({name: part for name, part in vars(item).items() if name not in _OF_MODULES})
         elif hasattr(item, "__dict__") and kind.__new__ is object.__new__ and not hasattr(kind, "__slots__"):
-            self.tokens.append(("object", id(kind)))
+            self.tokens.append("object")
+            self.visit(kind)
             self._table(vars(item))
         else:
             raise UnclearError(f"a {kind.__name__} cannot be looked into")

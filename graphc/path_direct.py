@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from graphc.path_nodes import Node, Walk, devices, random_state, set_random_state
+from graphc.path_nodes import Node, Walk, random_state, set_random_state
 from graphc.settings import settings
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class Direct:
             return None
         captured = leaf.captured
         assert captured is not None
-        if not captured.checks or devices(leaf):  # a GPU says too late that a check has failed
+        if not captured.checks or leaf.gpus:  # a GPU says too late that a check has failed
             return None
         inputs = captured.match(args, kwargs)
         if inputs is None or not self._ready(leaf):
             return None
         assert leaf.direct is not None and leaf.segment is not None
-        before = random_state(set()) if leaf.draws else None
+        before = random_state(()) if leaf.draws else None
         try:
             outputs = leaf.direct(inputs)
         except Exception:  # the walk meets it again, if the user's program does

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graphc.frontend.segments import Segment, Step
-from graphc.path_nodes import Node, Walk, devices, random_state, set_random_state
+from graphc.path_nodes import Node, Walk, random_state, set_random_state
 
 if TYPE_CHECKING:
     from graphc.paths import PathTree
@@ -46,7 +46,7 @@ class Growth:
     def __init__(self, tree: PathTree, node: Node, key: Any, walk: Walk) -> None:
         self.node, self.key = node, key
         self._tree, self._walk = tree, walk
-        self._random = random_state(devices(tree.root))
+        self._random = random_state(tree.root.gpus)
 
     def __enter__(self) -> None:
         return None
@@ -66,10 +66,10 @@ class Growth:
                 set_random_state(self._random)
                 child = self._tree.grown(replace(known, graph=segment.graph, segment=segment, created=[]))
                 child.parent = self.node
-                if child.closing() is not None:
+                if self._tree.loops_close and child.closing() is not None:
                     return None
                 _, key = self._tree.decide(child, walk)
-                self._random = random_state(devices(self._tree.root))
+                self._random = random_state(self._tree.root.gpus)
         except Exception:
             return None  # the walk comes here too, and meets it outside of the user's code
         self.node.add(self.key, walk.steps[-2].answer, child)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -80,7 +81,7 @@ class Node:
     number: int = -1
     children: dict[Any, list[Node]] = field(default_factory=dict)
     repeats: int = 0
-    parent: Node | None = None
+    parent: Node | None = field(default=None, repr=False)
     depth: int = 0
     turn: Turn | None = None
     direct: Execute | None = None
@@ -90,7 +91,13 @@ class Node:
         """How the program goes with the others of its path."""
         return self.captured.segment if self.captured is not None else None
 
-    @property
+    @cached_property
+    def gpus(self) -> frozenset[str]:
+        """Those that the program uses."""
+        assert self.captured is not None
+        return frozenset(v.device for v in self.captured.graph.values() if v.device.startswith("cuda"))
+
+    @cached_property
     def draws(self) -> bool:
         """Some program on the way here draws from torch's generator."""
         node: Node | None = self
@@ -175,13 +182,7 @@ def _key(number: bool | int | float) -> Any:
     return struct.pack("d", number) if isinstance(number, float) else (type(number), number)
 
 
-def devices(node: Node) -> set[str]:
-    """The GPUs that a program uses."""
-    assert node.captured is not None
-    return {value.device for value in node.captured.graph.values() if value.device.startswith("cuda")}
-
-
-def random_state(devices: set[str]) -> RandomState:
+def random_state(devices: Collection[str]) -> RandomState:
     """States of the generators of the CPU and of these GPUs."""
     return [("cpu", torch.default_generator.get_state()), *((d, torch.cuda.get_rng_state(d)) for d in sorted(devices))]
 

@@ -17,7 +17,7 @@ from graphc.errors import EagerOnlyError, FallbackWarning, UnsupportedError
 from graphc.frontend.segments import Oracle, PathRaises, Step
 from graphc.path_direct import Direct
 from graphc.path_growth import Growth
-from graphc.path_nodes import Execute, Node, RunEager, Walk, ask, devices, random_state, set_random_state
+from graphc.path_nodes import Execute, Node, RunEager, Walk, ask, random_state, set_random_state
 from graphc.settings import settings
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class PathTree:
         paths: leaves compiled so far.
         programs: compiled so far; the turns of a loop share one.
         closed: why calls no longer try the tree; empty while they do.
+        loops_close: a turn that ends in the state of an earlier one goes back there.
         last_call: how the last call that ended ran: `walk`, from program to program, or `one program`.
     """
 
@@ -86,7 +87,7 @@ class PathTree:
         self._lock = threading.RLock()
         self._beyond = 0  # calls in a row that left the tree
         self._warned = False
-        self._loops_close = True
+        self.loops_close = True
         self._direct = Direct(self)
         self.root = self._node(root)
 
@@ -132,7 +133,7 @@ class PathTree:
 
         From here on, each number of turns is a path of its own.
         """
-        self._loops_close = False
+        self.loops_close = False
         set_random_state(walk.random_state)
         result, _ = self.run(walk.args, walk.kwargs, inputs)
         return result, True
@@ -143,7 +144,7 @@ class PathTree:
         Raises:
             RunEager: the call runs eager.
         """
-        walk = Walk(args, kwargs, inputs, random_state=random_state(devices(self.root)))
+        walk = Walk(args, kwargs, inputs, random_state=random_state(self.root.gpus))
         try:
             self._walk(walk)
         finally:
@@ -171,7 +172,7 @@ class PathTree:
         handed_over = dict(zip(segment.outputs, self._execute(node, walk), strict=True))
         for name in segment.keep:
             handed_over[name] = walk.values[name]
-        if node.turn is not None and self._loops_close:
+        if node.turn is not None and self.loops_close:
             handed_over = {name: handed_over[mine] for name, mine in node.turn.names}
             node, walk.loops = node.turn.node, True
             segment, question = node.segment, node.question
@@ -190,7 +191,7 @@ class PathTree:
             set_random_state(walk.random_state)  # what the programs before have drawn is drawn again
             return node.execute(walk.inputs)
         if segment.random and walk.random_state is None:
-            walk.random_state = random_state(devices(node))
+            walk.random_state = random_state(node.gpus)
         inputs: list[Any] = walk.inputs
         values: dict[Any, Any] = walk.values
         return node.compilation.execute([inputs[f] if type(f) is int else values[f] for f in segment.feeds])

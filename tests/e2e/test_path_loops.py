@@ -196,6 +196,50 @@ def test_turns_that_python_counts_share_programs(fn: Any, most: int) -> None:
     assert stats.compiles <= most and stats.eager_calls == 0, stats
 
 
+TURNS = 0
+
+
+def _bump() -> None:
+    global TURNS
+    TURNS += 1
+
+
+class _Counts:
+    turns = 0
+
+
+class _Hiding(nn.Module):
+    """Counts its turns where no variable of a running function shows it, and acts on that."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def count(self) -> int:
+        if self.where == "class":
+            _Counts.turns += 1
+            return _Counts.turns
+        _bump()
+        return TURNS
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        global TURNS
+        TURNS = _Counts.turns = 0
+        while x.max() > 1:
+            x = x - 1
+            if self.count() == 12:
+                x = x * 0.5
+        return x
+
+
+@pytest.mark.parametrize("where", ["global", "class"])
+def test_hidden_counters_are_no_equal_states(where: str) -> None:
+    eager, compiled = _Hiding(where), graphc.compile(_Hiding(where))
+    with torch.no_grad():
+        for size in (6, 40, 9, 50):
+            _same(compiled(torch.ones(3) * size), eager(torch.ones(3) * size))
+
+
 def test_what_turns_have_made_is_kept() -> None:
     compiled = graphc.compile(_keeping)
     with torch.no_grad():

@@ -332,8 +332,8 @@ def test_calls_that_keep_to_one_path_run_one_program() -> None:
             torch.manual_seed(turn)
             try:
                 result = call(x, y)
-            except ValueError as error:
-                result = str(error)
+            except ValueError:
+                result = torch.zeros(0)
             seen.append((result, x, y, torch.rand(1)))
         torch.testing.assert_close(*seen)
         tree = compiled._entries[0].tree
