@@ -146,8 +146,8 @@ def test_an_early_exit_net_is_trained_and_evaluated() -> None:
     data = _rows(9)
     for whole in (True, False):
         stats, losses, net = _check(EarlyExitNet, data, 6, whole)
-        trees = len(stats.recompiles) + 1  # which heads have a gradient yet, when the step begins, is a fact to guard
-        assert 2 <= stats.paths <= 4 * trees and stats.compiles <= 7 * trees, stats
+        # a path per exit, and another one where it is a fact that a head has had no gradient before
+        assert 2 <= stats.paths <= 8 and stats.compiles <= 16, stats
         assert sum(losses[-9:]) < sum(losses[:9])
     net.eval()
     net.depths.zero_()
