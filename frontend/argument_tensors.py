@@ -227,7 +227,7 @@ class ArgumentTensors:
         return effects, made
 
     def refusal(self, branches: bool) -> str:
-        """Why a call must run eager, for the sake of gradients of arguments; empty when it need not.
+        """Why a call must run eager, for the sake of gradients and flags of arguments; empty when it need not.
 
         Args:
             branches: the program is one of several on a path.
@@ -238,7 +238,7 @@ class ArgumentTensors:
             inner = not argument.tensor.is_leaf and (touched or argument.reaches_outside)
             hooks = argument.tensor._backward_hooks or getattr(argument.tensor, "_post_accumulate_grad_hooks", None)
             known = recorder.gradients.knows(argument.tensor)  # the function reaches it in another way as well
-            if inner or (touched and (branches or hooks or known)):
+            if inner or (touched and (hooks or known)):
                 return f"it reads or leaves the gradient of the argument {argument.name}"
             if branches and argument.sets_flag:
                 return f"it sets requires_grad of the argument {argument.name}"

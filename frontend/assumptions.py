@@ -18,7 +18,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from graphc.frontend.functionalize import root_state
-from graphc.frontend.locations import is_own_code
+from graphc.frontend.locations import is_graphc_code
 from graphc.ir import types
 from graphc.ir.graph import Value
 
@@ -73,7 +73,7 @@ class Assumptions:
 def expected_answer() -> bool | None:
     """What the condition has to be that the innermost frame not of graphc's jumps by, for no error to be raised."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and is_own_code(frame.f_code):
+    while frame is not None and is_graphc_code(frame.f_code):
         frame = frame.f_back
     return None if frame is None else _expected(frame.f_code, frame.f_lasti)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import sys
 import threading
 import time
 import types
@@ -42,7 +43,7 @@ from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
 from graphc.frontend.replays import Replays, find_replays
 from graphc.frontend.schedulers import Later
-from graphc.frontend.segments import Diverged, PathRaises, Regrow, Segment, Step, Stop, whole
+from graphc.frontend.segments import Diverged, Oracle, PathRaises, Regrow, Segment, Step, Stop, whole
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Role
 
@@ -63,6 +64,7 @@ def capture(
     numerics: str = "default",
     numbers: frozenset[Hashable] = frozenset(),
     assumes: bool = True,
+    oracle: Oracle | None = None,
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -80,6 +82,7 @@ def capture(
             inputs of the program, as `dynamic_scalars`, and of those that held another tensor before.
         assumes: where decisions are taken, those of which one side only raises are none: the program checks that it is
             on the other side; see `graphc.frontend.assumptions`.
+        oracle: answers decisions behind `steps`, so that the capture goes on there; it may end at any of them.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -99,7 +102,7 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics, numbers, assumes)
+            session = _Session(fn, tuple(args), dict(kwargs or {}), name, steps, numerics, numbers, assumes, oracle)
             captured = session.run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False
@@ -130,10 +133,11 @@ class _Session:
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None,
-        steps: Sequence[Step] | None, numerics: str, numbers: frozenset[Hashable], assumes: bool,
+        steps: Sequence[Step] | None, numerics: str, numbers: frozenset[Hashable], assumes: bool, oracle: Oracle | None,
     ) -> None:  # fmt: skip
         self.numerics, self.numbers, self.assumes = numerics, numbers, assumes
-        self.fn, self.args, self.kwargs, self.steps = fn, args, kwargs, steps
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.steps, self.oracle = None if steps is None else list(steps), oracle
         self._open()
         self.name = name or _function_name(fn)
         self._messages = Messages(allowed=True)
@@ -190,7 +194,7 @@ class _Session:
         modules.note_gradients(recorder.gradients)
         recorder.dynamic_numbers = self.numbers
         if self.steps is not None:
-            recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps)
+            recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps, self.oracle)
             recorder.messages = self._messages
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         self.attributes = Attributes(reads, modules, self.numbers - constants)
@@ -238,7 +242,13 @@ class _Session:
         segment = None
         if recorder.decider is not None and self.steps:
             recorder.decider.check_end()
-            segment = recorder.decider.last() if ends.joint is None else whole(ends.graph or recorder.graph)
+            if ends.joint is None:
+                segment = recorder.decider.last()
+                ends = replace(ends, checks=recorder.decider.add_checks())
+            else:
+                segment = whole(ends.graph or recorder.graph)
+            if ends.checks or self.oracle is None:
+                ends = replace(ends, path=recorder.graph)
         return self._captured(recorder, facts, dynamic, segment, ends)
 
     def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], ends: Ends) -> Captured:
@@ -280,6 +290,9 @@ class _Session:
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder)
+        if branches and not reason:
+            assert recorder.decider is not None
+            ends = replace(ends, checks=recorder.decider.add_checks())
         numbers = {id(leaf): out.number for leaf, out in zip(leaves, found, strict=True)}
         graph, joint = close(recorder, recorded, [numbers[id(leaf)] for leaf in recorded.leaves], replays.written)
         return replace(ends, graph=graph, joint=None if reason else joint, needs_grad=reason)
@@ -316,6 +329,8 @@ class _Session:
             created=[*recorder.optimizers.created(), *recorder.scalers.created()],
             replays=ends.replays,
             assumes=bool(recorder.assumptions),
+            path=ends.path,
+            checks=ends.checks,
         )
 
     # before
@@ -396,6 +411,8 @@ class _Session:
 
     def _call(self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]) -> _Returned:
         decider = recorder.decider
+        if decider is not None:
+            decider.outermost = sys._getframe().f_code
         try:
             with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
                 result = self.fn(*given[0], **given[1])
@@ -418,7 +435,7 @@ class _Session:
                 raise
             if decider is not None and decider.segment is not None:
                 raise Stop from None  # a clean-up of the function failed for want of what it was computing
-            if decider is not None and decider.taken and decider.taken == len(self.steps or ()):
+            if decider is not None and decider.all_met:
                 raise PathRaises(error) from None
             raise
 

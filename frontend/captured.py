@@ -41,7 +41,7 @@ class Ends:
         effects, effect_leaves, argument_effect: what to change after each run, and the outputs that takes.
         gradients: (path, tensor, whether it has a gradient) of each whose gradient's existence was assumed.
         graph: of the forward pass, when the recorded graph holds a backward pass too.
-        joint, needs_grad, replays: as in `Captured`.
+        joint, needs_grad, replays, path, checks: as in `Captured`.
     """
 
     node: tree.Node = field(default_factory=lambda: tree.flatten(())[1])
@@ -54,6 +54,8 @@ class Ends:
     joint: Joint | None = None
     needs_grad: str = ""
     replays: list[Replay] = field(default_factory=list)
+    path: Graph | None = None
+    checks: int = 0
 
 
 @dataclass
@@ -83,6 +85,8 @@ class Captured:
         created: state of optimizers and scalers that was made for real, for the program to update.
         replays: eager calls behind each run, for autograd to see.
         assumes: the program stops with `AssumptionError` where its data lead to an error of the user's.
+        path: of the last program of a path: all of the path as one graph.
+        checks: how many outputs of `path` check decisions, the last ones of its forward pass; 0: it makes no checks.
     """
 
     graph: Graph
@@ -107,6 +111,8 @@ class Captured:
     created: list[CreatedState | CreatedScale] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
     assumes: bool = False
+    path: Graph | None = None
+    checks: int = 0
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()

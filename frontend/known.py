@@ -67,16 +67,22 @@ class Known:
             if item in self._data:
                 continue
             if item in self._unknown:
+                self._give_up(stack)
                 return None
             if isinstance(item, Input):
                 tensor = self._constant(item) if item.role is Role.CONST else None
                 if tensor is None:
                     self._unknown.add(item)
+                    self._give_up(stack)
                     return None
                 self._data[item] = tensor
                 continue
             op = item.op
-            if op is None or not _is_computable(op) or len(seen) > _OPS:
+            if op is None or not _is_computable(op):
+                self._unknown.add(item)
+                self._give_up(stack)
+                return None
+            if len(seen) > _OPS:
                 self._unknown.add(item)
                 return None
             if ready:
@@ -86,6 +92,10 @@ class Known:
                 stack.append((item, True))
                 stack.extend((operand, False) for operand in op.inputs)
         return order
+
+    def _give_up(self, stack: list[tuple[Value, bool]]) -> None:
+        """What waits for an unknown value is unknown too, and is not gone through again."""
+        self._unknown.update(item for item, ready in stack if ready)
 
 
 def _is_computable(op: Op) -> bool:

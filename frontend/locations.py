@@ -17,23 +17,18 @@ _next_node = torch._C._autograd._get_sequence_nr
 
 
 @lru_cache(maxsize=1)
-def _own_prefixes() -> tuple[str, ...]:
+def _graphc_prefixes() -> tuple[str, ...]:
     import graphc
 
     package = os.path.dirname(os.path.abspath(graphc.__file__))
     parts = [os.path.join(package, name) for name in ("frontend", "passes", "codegen", "runtime")]
-    return tuple(folder + os.sep for folder in (package, *(os.path.realpath(part) for part in parts)))
+    return tuple(folder + os.sep for folder in (package, *map(os.path.realpath, parts)))
 
 
 @lru_cache(maxsize=1)
 def _prefixes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     stdlib = tuple({sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdlib") + os.sep})
-    return (os.path.dirname(torch.__file__) + os.sep, *_own_prefixes()), stdlib
-
-
-def is_own_code(code: CodeType) -> bool:
-    """The code is graphc's."""
-    return code.co_filename.startswith(_own_prefixes())
+    return (os.path.dirname(torch.__file__) + os.sep, *_graphc_prefixes()), stdlib
 
 
 _USER_FILES: dict[str, bool] = {}  # whether code of a file is the user's; a code object would be slow to hash
@@ -45,6 +40,11 @@ def is_user_code(code: CodeType) -> bool:
     if found is None:
         found = _USER_FILES[code.co_filename] = _is_user_file(code.co_filename)
     return found
+
+
+def is_graphc_code(code: CodeType) -> bool:
+    """The code is graphc's own."""
+    return code.co_filename.startswith(_graphc_prefixes())
 
 
 def _is_user_file(file: str) -> bool:

@@ -17,7 +17,10 @@ start at any of these places, once the random state is put back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,11 +28,14 @@ import torch
 from graphc.frontend.aten import layout
 from graphc.frontend.cutting import Cutter, Names, cheap_source
 from graphc.frontend.functionalize import dynamic_links
+from graphc.frontend.locations import is_user_code
+from graphc.frontend.loop_state import Known, loop_state
 from graphc.frontend.segments import (
     LIST,
     NUMBER,
     SHAPE,
     Diverged,
+    Oracle,
     Question,
     Reference,
     Segment,
@@ -39,8 +45,8 @@ from graphc.frontend.segments import (
     answer_name,
     map_leaves,
 )
-from graphc.ir.graph import Graph, Input, Op, Role, Value
-from graphc.ir.types import Location
+from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
+from graphc.ir.types import Location, i64
 from graphc.ops.extern import effect
 
 if TYPE_CHECKING:
@@ -48,6 +54,11 @@ if TYPE_CHECKING:
     from graphc.frontend.host import HostNode
     from graphc.frontend.recorder import Recorder
 
+OTHER_PATH = "a decision on data comes out in another way"
+_CHECKED = 32
+"""Decisions that one program may check."""
+_LOOKED_AT = 8
+"""Turns of a loop whose states are compared: one that has not closed by then counts, or keeps what it makes."""
 _DEPTH = 32
 """Arithmetic of Python numbers is compared down to this depth."""
 
@@ -57,19 +68,26 @@ class Decider:
 
     Args:
         recorder: the capture.
-        steps: decisions of earlier runs, answered.
+        steps: decisions of earlier runs, answered; those answered in this run are added.
+        oracle: answers further ones; None: the run ends at the first.
 
     Attributes:
         segment: the program up to the first decision without an answer, once that is met.
+        outermost: code of the frame that calls the function.
     """
 
-    def __init__(self, recorder: Recorder, steps: Sequence[Step]) -> None:
-        self._recorder, self._steps = recorder, steps
+    def __init__(self, recorder: Recorder, steps: list[Step], oracle: Oracle | None = None) -> None:
+        self._recorder, self._steps, self._oracle = recorder, steps, oracle
         self._taken = 0
         self._start = 0  # first op of the program being recorded
         self._known: dict[int, Any] = {}
         self._identities: dict[Any, int] = {}
         self._constant_values: dict[Value, bool | int | float] = {}
+        self._answers: list[tuple[Value, Any]] = []
+        self._turns: Counter[tuple[int, int]] = Counter()
+        self._decisions: list[tuple[Value, Any, Location]] = []
+        self._one_program = True
+        self.outermost: CodeType | None = None
         self.names: Names = {}
         self._values: dict[str, Value] = {}  # by name, up to the last decision
         self.segment: Segment | None = None
@@ -78,6 +96,11 @@ class Decider:
     def taken(self) -> int:
         """Decisions met so far, in this run."""
         return self._taken
+
+    @property
+    def all_met(self) -> bool:
+        """There are answered decisions, and this run has met them all."""
+        return 0 < self._taken == len(self._steps)
 
     def drop_question(self) -> None:
         """What asked the last question has been given up, and nothing is to be answered."""
@@ -94,6 +117,7 @@ class Decider:
             article = "an" if node.kind is int else "a"
             what = f"{article} {node.kind.__name__} that Python looks at"
             self._known[key] = self._ask(NUMBER, what, [node.value], python=node.kind)
+            self._answers.append((node.value, self._known[key]))
         answer: bool | int | float = node.kind(self._known[key])
         return answer
 
@@ -144,11 +168,14 @@ class Decider:
         if self.segment is not None:
             raise Stop  # the user's code caught the first one
         location = self._recorder.locator.here()
+        place = _place()
+        self._turns[place] += 1
         if self._taken == len(self._steps):
-            self.segment = self._cut(kind, what, location, operands, call)
-            raise Stop
-        step = self._steps[self._taken]
-        self._check(step.segment, (kind, tuple(v.name for v in operands), repr(call)), location)
+            self._steps.append(self._answer(self._cut(kind, what, location, operands, call, self._turns[place])))
+            step = self._steps[-1]
+        else:
+            step = self._steps[self._taken]
+            self._check(step.segment, (kind, tuple(v.name for v in operands), repr(call)), location)
         for op in self._recorder.graph.ops[self._start :]:
             self._values.update((result.name, result) for result in op.results)
         for name in step.segment.outputs:  # of this program, or made again by it
@@ -156,14 +183,53 @@ class Decider:
             self.names[value] = (name, dense_strides(value))
         self._begin()
         self._taken += 1
+        self._one_program = self._one_program and kind == NUMBER and _is_checkable(step.answer)
+        self._decisions.append((operands[0], step.answer, location))
         if kind == NUMBER and (source := _source(operands[0])) is not None:
             self._constant_values[source] = step.answer
         return step.answer
+
+    def _answer(self, segment: Segment) -> Step:
+        """The next decision, taken now.
+
+        Raises:
+            Stop: it is not to be.
+        """
+        recorder = self._recorder
+        known = len(recorder.bindings)
+        if self._oracle is not None and len(recorder.graph.inputs) == known:  # else there are cotangents
+            step = self._oracle.answer(segment, known, len(recorder.sources.modules))
+            if step is not None:
+                return step
+        self.segment = segment
+        raise Stop
 
     def _begin(self) -> None:
         """The next program begins here."""
         self._start = len(self._recorder.graph.ops)
         self._recorder.imp.keys.restart()
+
+    def add_checks(self) -> int:
+        """Have the whole graph check that decisions come out as in this run, so that it can run as one program.
+
+        Returns:
+            How many outputs that has added, one per decision; 0 where there are answers of other kinds, or too many.
+        """
+        if not self._one_program or len(self._decisions) > _CHECKED:
+            return 0
+        builder, graph = self._recorder.builder, self._recorder.graph
+        for value, answer, location in self._decisions:
+            builder.location = location
+            if value.op is not None and value.op.name == "item":
+                (number,) = value.op.inputs
+            else:
+                number = builder.op("to_tensor", value, dtype=value.dtype, device="cpu")
+            if number.dtype.kind == "bool":
+                number = builder.op("cast", number, dtype=i64)
+            expected = float(answer) if number.dtype.is_float else int(answer)
+            attrs = {"low": expected, "high": expected, "error": "RuntimeError", "message": OTHER_PATH}
+            graph.outputs.append(Output(builder.op("checked", number, **attrs)))
+        return len(self._decisions)
 
     # replays
 
@@ -205,8 +271,8 @@ class Decider:
 
     # cutting
 
-    def _cut(self, kind: str, what: str, location: Location, operands: list[Value], call: Any) -> Segment:
-        """The program up to here."""
+    def _cut(self, kind: str, what: str, location: Location, operands: list[Value], call: Any, turn: int) -> Segment:
+        """The program up to here; `turn` counts how often Python has come by here to decide."""
         graph = self._recorder.graph
         cutter = Cutter(graph, self._start, self.names, self._constant_values)
         cutter.body()
@@ -224,9 +290,21 @@ class Decider:
         places = tuple(self._reference(v) for v in operands)
         question = Question(kind, what, location, places, **call)
         key = (kind, tuple(v.name for v in operands), repr(call))
+        state = None
+        if self.outermost is not None and 1 < turn <= _LOOKED_AT:
+            handed_over = {v: self.names[v][0] if v in self.names else v.name for v in (*wanted, *live, *operands)
+                           if v in self.names or not isinstance(v, Input)}  # fmt: skip
+            state = loop_state(
+                self._recorder,
+                Known(
+                    handed_over, self._constant_values, self._answers, ((kind, repr(call)), tuple(operands)),
+                    frozenset(graph.ops[self._start :]),
+                ),
+                self.outermost,
+            )  # fmt: skip
         return Segment(
             cutter.twin, cutter.feeds(), names, keep, question, _is_random(cutter.twin), self._keys(key, location),
-            self._constants(),
+            self._constants(), state,
         )  # fmt: skip
 
     def _reference(self, value: Value) -> Reference:
@@ -244,6 +322,7 @@ class Decider:
     def _live(self) -> list[Value]:
         """Values that later code can reach and that cannot be had again by reading them at other indices."""
         recorder = self._recorder
+        recorder.forget_dead()
         states = [tensor.state for ref in recorder.made if (tensor := ref()) is not None]
         storages: dict[Storage, None] = dict.fromkeys((*recorder.storages, *(s.storage for s in states)))
         found: dict[Value, None] = {}
@@ -289,6 +368,19 @@ def _source(number: Value) -> Value | None:
         (tensor,) = tensor.op.inputs
     plain = tensor.dtype.kind in ("bool", "int", "uint", "float") and tensor.strides is None
     return None if isinstance(tensor, Input) or not plain else tensor
+
+
+def _place() -> tuple[int, int]:
+    """Where in the innermost function of the user's Python is."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not is_user_code(frame.f_code):
+        frame = frame.f_back
+    return (0, 0) if frame is None else (id(frame.f_code), frame.f_lasti)
+
+
+def _is_checkable(answer: bool | int | float) -> bool:
+    """Equal numbers are the same number: neither NaN, nor a zero, which has two signs."""
+    return not isinstance(answer, float) or (math.isfinite(answer) and answer != 0.0)
 
 
 def _op_key(op: Op) -> tuple[Any, ...]:

@@ -321,6 +321,11 @@ class Recorder:
                     state.cached, state.version = None, -1
                 state = state.parent
 
+    def forget_dead(self) -> None:
+        """Drop what is noted of tensors and numbers that are gone."""
+        self.made = [ref for ref in self.made if ref() is not None]
+        self.numbers = [ref for ref in self.numbers if ref() is not None]
+
     # HostScope
 
     def host_op(self, name: str, *operands: Value | bool | int | float) -> Value:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, Union
+from typing import Any, Protocol, TypeAlias, Union
 
 import torch
 
+from graphc.frontend.loop_state import LoopState
 from graphc.ir.graph import Graph
 from graphc.ir.types import Location
 from graphc.ops.extern import effect
@@ -97,6 +98,7 @@ class Segment:
         random: it draws from torch's generator.
         keys: what the run recorded for it, to tell whether a replay does the same, with locations.
         constants: tensors made from Python data up to here.
+        state: of the function at the question, where that may be the state of another turn of a loop.
     """
 
     graph: Graph
@@ -107,6 +109,7 @@ class Segment:
     random: bool = False
     keys: tuple[tuple[Any, Location], ...] = ()
     constants: tuple[torch.Tensor, ...] = ()
+    state: LoopState | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,21 @@ class Step:
 
     segment: Segment
     answer: Any
+
+
+class Oracle(Protocol):
+    """Answers decisions while the function is being captured, so that one run of it can go on to its end."""
+
+    def answer(self, segment: Segment, inputs: int, modules: int) -> Step | None:
+        """Run the program up to a decision.
+
+        Args:
+            segment: the program.
+            inputs, modules: how many inputs and modules the capture knows by now.
+
+        Returns:
+            The decision with its answer; None when the capture is to end here.
+        """
 
 
 def answer_name(step: int, number: int) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphc.frontend.captured import Captured
-    from graphc.frontend.segments import Step
+    from graphc.frontend.segments import Oracle, Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.passes.base import PassContext
@@ -102,6 +102,7 @@ def capture(
     merged: frozenset[int] = frozenset(),
     numbers: frozenset[Hashable] = frozenset(),
     assumes: bool = True,
+    oracle: Oracle | None = None,
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
@@ -109,8 +110,7 @@ def capture(
     with collector_paused():
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
-            numerics=options.numerics,
-            numbers=numbers, assumes=assumes,
+            numerics=options.numerics, numbers=numbers, assumes=assumes, oracle=oracle,
         )  # fmt: skip
     _dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured

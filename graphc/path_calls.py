@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from graphc import driver
 from graphc.driver import Compilation, Options, Report
 from graphc.errors import AssumptionError, UnsupportedError
-from graphc.frontend.segments import Regrow, Step
+from graphc.frontend.segments import Oracle, Regrow, Step
 from graphc.paths import Node, PathTree, RunEager
 
 if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
+    from graphc.ir.graph import Graph
 
 
 class Counters(Protocol):
@@ -101,12 +102,13 @@ class PathCalls:
         steps: Sequence[Step],
         root: Captured,
         places: frozenset[Hashable],
+        oracle: Oracle,
     ) -> Captured:
-        """Capture the program that follows these decisions; tensors at `places` are looked up in each call."""
+        """As `Owner.capture_path`."""
         merged = root.merged_storages(args, kwargs)
         numbers = root.number_inputs | places
         return driver.capture(
-            self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes
+            self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes, oracle
         )
 
     def path_added(self) -> None:
@@ -114,10 +116,10 @@ class PathCalls:
         with self._lock:
             self._stats.paths += 1
 
-    def compile_path(self, captured: Captured, number: int) -> Compilation:
+    def compile_path(self, graph: Graph, number: int) -> Compilation:
         """Compile one program of a tree."""
         self._stats.compiles += 1
-        return driver.compile_graph(captured.graph, self._numbered(number))
+        return driver.compile_graph(graph, self._numbered(number))
 
     def compile_differentiable(
         self, captured: Captured, number: int

@@ -12,6 +12,10 @@ from graphc.frontend.segments import TensorSpec
 from graphc.paths import Node, PathTree
 
 _SHOWN = 60
+_FEW = 3
+"""Turns of a loop up to which each is shown."""
+_NAMED = 8
+"""Numbers of turns that are listed."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,50 @@ def _describe(node: Node, indent: str, answer: str, lines: list[str]) -> None:
         return
     question = node.question
     what = "end" if question is None else f"{question.what}, at {question.location.file}:{question.location.line}"
+    if node.turn is not None:
+        lines.append(f"{lead}program {node.number} ({_size(node)}), then again {what}, where program "
+                     f"{node.turn.node.number} ends: a loop")  # fmt: skip
+        return
     lines.append(f"{lead}program {node.number} ({_size(node)}), then {what}")
     if question is not None:
         code = linecache.getline(question.location.file, question.location.line).strip()
         if code:
             lines.append(f"{indent}  {code}")
-    for children in node.children.values():
-        for child in children:
-            _describe(child, indent + "  ", _answer(child.answer), lines)
+    turns = _turns(node)
+    if len(turns) > _FEW:
+        lines.append(f"{indent}  the same program for {len(turns)} turns of a loop; behind them:")
+    for (text, _), (child, after) in _exits(turns).items():
+        numbers = ", ".join(map(str, after[:_NAMED])) + (", ..." if len(after) > _NAMED else "")
+        _describe(child, indent + "  ", f"{text} after {numbers} turns" if len(turns) > _FEW else text, lines)
+
+
+def _turns(node: Node) -> list[Node]:
+    """A node and those that follow it with the same program and question: turns of a loop."""
+    found = [node]
+    while True:
+        last = found[-1]
+        children = [child for several in last.children.values() for child in several]
+        same = [child for child in children if child.number == last.number >= 0 and _where(child) == _where(last)]
+        if not same or any(child.turn is not None for child in same):
+            return found if len(found) > _FEW else [node]
+        found.append(same[0])
+
+
+def _exits(turns: Sequence[Node]) -> dict[tuple[str, int], tuple[Node, list[int]]]:
+    """By answer and program: the first node behind the turns, and after which turns it comes."""
+    found: dict[tuple[str, int], tuple[Node, list[int]]] = {}
+    inner = {id(turn) for turn in turns[1:]}
+    for number, turn in enumerate(turns, 1):
+        for children in turn.children.values():
+            for place, child in enumerate(children):
+                if id(child) not in inner:
+                    key = _answer(child.answer), child.number if len(turns) > 1 else place
+                    found.setdefault(key, (child, []))[1].append(number)
+    return found
+
+
+def _where(node: Node) -> object:
+    return node.question and node.question.location
 
 
 def _size(node: Node) -> str:

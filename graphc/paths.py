@@ -8,42 +8,29 @@ state it began with.
 
 from __future__ import annotations
 
-import struct
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-
-import torch
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graphc.errors import EagerOnlyError, FallbackWarning, UnsupportedError
-from graphc.frontend.segments import (
-    LIST,
-    NUMBER,
-    PathRaises,
-    Question,
-    Reference,
-    Segment,
-    Step,
-    answer_name,
-    specs,
-)
-from graphc.ops.extern import overload, own_returns, resolve
+from graphc.frontend.segments import Oracle, PathRaises, Step
+from graphc.path_direct import Direct
+from graphc.path_growth import Growth
+from graphc.path_nodes import Execute, Node, RunEager, Walk, ask, random_state, set_random_state
 from graphc.settings import settings
 
 if TYPE_CHECKING:
     from graphc.driver import Compilation
     from graphc.frontend.captured import Captured
+    from graphc.ir.graph import Graph
 
 _IN_A_ROW = 16
 """Calls in a row on paths beyond the bound after which calls no longer try the tree."""
 _ALL_DIFFERENT = 8
 """Answers to one question, each met once, after which no further ones are compiled."""
-
-
-Execute: TypeAlias = Callable[[list[Any]], list[Any]]
-"""Inputs of a program to its outputs."""
+_TURNS = 64
+"""Nodes of the tree, most of them turns of loops that share a program, per program that there may be."""
 
 
 class Owner(Protocol):
@@ -56,90 +43,21 @@ class Owner(Protocol):
         steps: Sequence[Step],
         root: Captured,
         places: frozenset[Hashable],
+        oracle: Oracle,
     ) -> Captured:
-        """Capture the program that follows these decisions; tensors at `places` are looked up in each call."""
+        """Capture the program that follows these decisions, and those that follow it as long as `oracle` answers.
+
+        Tensors at `places` are looked up in each call.
+        """
 
     def path_added(self) -> None:
         """A path is complete."""
 
-    def compile_path(self, captured: Captured, number: int) -> Compilation:
+    def compile_path(self, graph: Graph, number: int) -> Compilation:
         """Compile one program of the tree."""
 
     def compile_differentiable(self, captured: Captured, number: int) -> tuple[Compilation, Execute]:
         """Compile the last program of a path whose results can be differentiated."""
-
-
-RandomState: TypeAlias = list[tuple[str, torch.Tensor]]
-"""States of torch's generators, by device."""
-
-
-class RunEager(Exception):
-    """This call cannot go on in the tree.
-
-    Args:
-        reason: why.
-        raises: because the function is expected to raise.
-    """
-
-    def __init__(self, reason: str, raises: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.raises = reason, raises
-
-
-@dataclass
-class Node:
-    """One program of the tree, or a place where calls run eager.
-
-    Attributes:
-        captured: the program; None where calls run eager.
-        compilation: how it runs; None where it computes nothing.
-        execute: runs all of the path from the inputs, with results that can be differentiated; else None.
-        covered: a call that the parent's guards let pass needs no check of its own guards.
-        reason: why calls run eager here.
-        raises: because the function raises here.
-        answer: the answer that leads here.
-        number: of the program in the tree, in order of compilation.
-        children: by the answer to the question that the program ends in.
-        repeats: how often a call met a child that was there.
-    """
-
-    captured: Captured | None
-    compilation: Compilation | None = None
-    execute: Execute | None = None
-    covered: bool = False
-    reason: str = ""
-    raises: bool = False
-    answer: Any = None
-    number: int = -1
-    children: dict[Any, list[Node]] = field(default_factory=dict)
-    repeats: int = 0
-
-    @property
-    def segment(self) -> Segment | None:
-        """How the program goes with the others of its path."""
-        return self.captured.segment if self.captured is not None else None
-
-    @property
-    def question(self) -> Question | None:
-        """The decision the program ends in."""
-        return self.segment.question if self.segment is not None else None
-
-
-@dataclass
-class _Walk:
-    """One call on its way through the tree."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: list[Any]
-    values: dict[str, Any] = field(default_factory=dict)
-    steps: list[tuple[Segment, Any]] = field(default_factory=list)  # as arguments of `Step`
-    random_state: RandomState | None = None
-    compiles: bool = False
-    grown: list[Captured] = field(default_factory=list)  # for this call
-
-    def find(self, reference: Reference) -> Any:
-        return self.inputs[reference] if isinstance(reference, int) else self.values[reference]
 
 
 class PathTree:
@@ -152,8 +70,10 @@ class PathTree:
 
     Attributes:
         paths: leaves compiled so far.
-        programs: compiled so far.
+        programs: compiled so far; the turns of a loop share one.
         closed: why calls no longer try the tree; empty while they do.
+        loops_close: a turn that ends in the state of an earlier one goes back there.
+        last_call: how the last call that ended ran: `walk`, from program to program, or `one program`.
     """
 
     def __init__(self, name: str, root: Captured, owner: Owner) -> None:
@@ -161,10 +81,14 @@ class PathTree:
         self.paths = 0
         self.programs = 0
         self.closed = ""
-        self._built: dict[str, Compilation] = {}
+        self.last_call = ""
+        self._nodes = 0
+        self._built: dict[str, tuple[Compilation, int]] = {}
         self._lock = threading.RLock()
         self._beyond = 0  # calls in a row that left the tree
         self._warned = False
+        self.loops_close = True
+        self._direct = Direct(self)
         self.root = self._node(root)
 
     # calls
@@ -180,21 +104,39 @@ class PathTree:
         """
         if self.closed:
             raise RunEager(self.closed)
-        walk = _Walk(args, kwargs, inputs)
+        found = self._direct.run(args, kwargs)
+        if found is not None:
+            self.last_call = "one program"
+            return found[0], False
+        self.last_call = "walk"
+        walk = Walk(args, kwargs, inputs)
         try:
             node = self._walk(walk)
+            if walk.loops and node.execute is not None:
+                return self._unrolled(walk, inputs)
             outputs = self._execute(node, walk)
         except RunEager:
-            _set_random_state(walk.random_state)
+            set_random_state(walk.random_state)
             raise
         except BaseException:
-            _set_random_state(walk.random_state)
+            set_random_state(walk.random_state)
             for captured in walk.grown:
                 captured.withdraw()
             raise
         self._beyond = 0
         assert node.captured is not None
+        self._direct.note(node, walk)
         return node.captured.rebuild(outputs, walk.inputs, (args, kwargs)), walk.compiles
+
+    def _unrolled(self, walk: Walk, inputs: list[Any]) -> tuple[Any, bool]:
+        """A loop leads to results that can be differentiated, for which one program takes all of the path.
+
+        From here on, each number of turns is a path of its own.
+        """
+        self.loops_close = False
+        set_random_state(walk.random_state)
+        result, _ = self.run(walk.args, walk.kwargs, inputs)
+        return result, True
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Any]) -> list[Node]:
         """The programs a call runs, in order; effects are not carried out.
@@ -202,50 +144,59 @@ class PathTree:
         Raises:
             RunEager: the call runs eager.
         """
-        walk = _Walk(args, kwargs, inputs, random_state=_random_state(self._devices(self.root)))
-        nodes: list[Node] = []
+        walk = Walk(args, kwargs, inputs, random_state=random_state(self.root.gpus))
         try:
-            self._walk(walk, nodes)
+            self._walk(walk)
         finally:
-            _set_random_state(walk.random_state)
-        return nodes
+            set_random_state(walk.random_state)
+        return walk.nodes
 
-    def _walk(self, walk: _Walk, nodes: list[Node] | None = None) -> Node:
+    def _walk(self, walk: Walk) -> Node:
         """Run programs and take decisions down to a leaf, which is not run."""
         node = self.root
         while True:
-            if nodes is not None:
-                nodes.append(node)
-            segment = node.segment
-            if segment is None or segment.question is None:
+            walk.nodes.append(node)
+            if node.question is None:
                 return node
-            outputs = self._execute(node, walk)
-            handed_over = dict(zip(segment.outputs, outputs, strict=True))
-            for name in segment.keep:
-                handed_over[name] = walk.values[name]
-            walk.values = handed_over
-            key, answer = _ask(segment.question, walk, len(walk.steps))
-            walk.steps.append((segment, answer))
+            node, key = self.decide(node, walk)
             node = self._child(node, key, walk)
 
-    def _execute(self, node: Node, walk: _Walk) -> list[Any]:
+    def decide(self, node: Node, walk: Walk) -> tuple[Node, Any]:
+        """Run a program up to its decision and take that.
+
+        Returns:
+            The node whose children go on, which is another one where a loop closes, and the key of the answer there.
+        """
+        segment, question = node.segment, node.question
+        assert segment is not None and question is not None
+        handed_over = dict(zip(segment.outputs, self._execute(node, walk), strict=True))
+        for name in segment.keep:
+            handed_over[name] = walk.values[name]
+        if node.turn is not None and self.loops_close:
+            handed_over = {name: handed_over[mine] for name, mine in node.turn.names}
+            node, walk.loops = node.turn.node, True
+            segment, question = node.segment, node.question
+            assert segment is not None and question is not None
+            del walk.steps[node.depth :]
+        walk.values = handed_over
+        key, answer = ask(question, walk)
+        walk.steps.append(Step(segment, answer))
+        return node, key
+
+    def _execute(self, node: Node, walk: Walk) -> list[Any]:
         segment = node.segment
         if node.compilation is None or segment is None:
             return []
         if node.execute is not None:
-            _set_random_state(walk.random_state)  # what the programs before have drawn is drawn again
+            set_random_state(walk.random_state)  # what the programs before have drawn is drawn again
             return node.execute(walk.inputs)
         if segment.random and walk.random_state is None:
-            walk.random_state = _random_state(self._devices(node))
+            walk.random_state = random_state(node.gpus)
         inputs: list[Any] = walk.inputs
         values: dict[Any, Any] = walk.values
         return node.compilation.execute([inputs[f] if type(f) is int else values[f] for f in segment.feeds])
 
-    def _devices(self, node: Node) -> set[str]:
-        assert node.captured is not None
-        return {value.device for value in node.captured.graph.values() if value.device.startswith("cuda")}
-
-    def _child(self, node: Node, key: Any, walk: _Walk) -> Node:
+    def _child(self, node: Node, key: Any, walk: Walk) -> Node:
         """The node for an answer.
 
         Raises:
@@ -261,7 +212,7 @@ class PathTree:
             raise RunEager(child.reason, child.raises)
         return child
 
-    def _known(self, node: Node, key: Any, walk: _Walk) -> Node | None:
+    def _known(self, node: Node, key: Any, walk: Walk) -> Node | None:
         for child in node.children.get(key, ()):
             if child.captured is None:
                 return child
@@ -273,15 +224,19 @@ class PathTree:
 
     # growing
 
-    def _grow(self, node: Node, key: Any, walk: _Walk) -> Node:
+    def _grow(self, node: Node, key: Any, walk: Walk) -> Node:
+        """Capture what follows a decision: programs and their decisions, as far as one run of the function can go."""
         self._check_room(node)
         assert self.root.captured is not None
         walk.compiles = True
+        misses = [child.captured for child in node.children.get(key, ()) if child.captured is not None]
+        places = frozenset().union(*(captured.moved_places() for captured in misses))
+        growth = Growth(self, node, key, walk)
         try:
-            steps = [Step(segment, answer) for segment, answer in walk.steps]
-            misses = [child.captured for child in node.children.get(key, ()) if child.captured is not None]
-            places = frozenset().union(*(captured.moved_places() for captured in misses))
-            captured = self.owner.capture_path(walk.args, walk.kwargs, steps, self.root.captured, places)
+            with growth:
+                captured = self.owner.capture_path(
+                    walk.args, walk.kwargs, walk.steps, self.root.captured, places, growth
+                )  # fmt: skip
         except PathRaises as raised:
             reason = f"the function raises {type(raised.error).__name__}: {raised.error}"
             child = Node(None, reason=reason, raises=True)
@@ -290,6 +245,8 @@ class PathTree:
             self.warn(f"runs eager on this path, since {error}")
         else:
             walk.grown.append(captured)
+            if growth.node is not node:
+                self._check_room(growth.node)
             child = self._node(captured)
             inputs = captured.match(walk.args, walk.kwargs)
             if inputs is None:
@@ -297,50 +254,73 @@ class PathTree:
                     f"{self.name} changes, while it runs, what its own compilation depends on: "
                     f"{captured.explain_miss(walk.args, walk.kwargs)}. Move that change out of the compiled function."
                 )
-            child.covered = node.captured is not None and captured.assumes_no_more_than(node.captured)
+            parent = growth.node.captured
+            child.covered = parent is not None and captured.assumes_no_more_than(parent)
             walk.inputs = inputs
-        child.answer = walk.steps[-1][1]
-        node.children.setdefault(key, []).insert(0, child)
+        growth.node.add(growth.key, walk.steps[-1].answer, child)
         return child
 
-    def _node(self, captured: Captured) -> Node:
-        """Compile a program."""
+    def grown(self, captured: Captured) -> Node:
+        """A node in the midst of a path, whose guards are its parent's."""
+        node = self._node(captured, shared=True)
+        node.covered = True
+        return node
+
+    def _node(self, captured: Captured, shared: bool = False) -> Node:
+        """Compile a program; `shared`: its guards are those of another one, which has seen to them."""
         segment = captured.segment
         assert segment is not None
         if captured.needs_grad:
             self.closed = f"gradients are needed, and {captured.needs_grad}"
             self.warn(f"{self.closed}, so such calls run eager. Under torch.no_grad() they run compiled.")
             return Node(None, reason=self.closed)
+        self._nodes += 1
         if segment.question is not None and not segment.graph.ops and not segment.outputs:
             return Node(captured)
         if segment.question is None:
             self.paths += 1
             self.owner.path_added()
-        number, self.programs = self.programs, self.programs + 1
         if captured.joint is not None:
+            number = self._next()
             forward, execute = self.owner.compile_differentiable(captured, number)
             return Node(captured, forward, execute, number=number)
         text = str(captured.graph)
-        compilation = self._built.get(text)
-        if compilation is None:
-            compilation = self._built[text] = self.owner.compile_path(captured, number)
+        if text not in self._built:
+            number = self._next()
+            self._built[text] = self.owner.compile_path(captured.graph, number), number
+        compilation, number = self._built[text]
         checker = getattr(compilation.execute, "fact_check", None)
-        if checker is not None:
+        if checker is not None and not shared:
             captured.guards.use(checker)
         return Node(captured, compilation, number=number)
+
+    def compile(self, graph: Graph) -> Compilation:
+        """A program beside the nodes."""
+        return self.owner.compile_path(graph, self._next())
+
+    def _next(self) -> int:
+        self.programs += 1
+        return self.programs - 1
+
+    def full(self, node: Node) -> str:
+        """Why nothing more shall be compiled behind a decision; empty when something may."""
+        question, limit = node.question, settings().max_paths
+        assert question is not None
+        many = len(node.children)
+        if self.programs >= limit:
+            return f"its paths take {limit} programs already (GRAPHC_MAX_PATHS)"
+        if self._nodes >= limit * _TURNS:
+            return f"its paths take {self._nodes} turns through {self.programs} programs already (GRAPHC_MAX_PATHS)"
+        if many >= min(_ALL_DIFFERENT, limit) and not node.repeats:
+            return f"{question.what} was another one in each of {many} calls"
+        return ""
 
     def _check_room(self, node: Node) -> None:
         """Raises:
         RunEager: the tree has grown as large as it may.
         """
-        question, limit = node.question, settings().max_paths
+        reason, question = self.full(node), node.question
         assert question is not None
-        many = len(node.children)
-        reason = ""
-        if self.programs >= limit:
-            reason = f"its paths take {limit} programs already (GRAPHC_MAX_PATHS)"
-        elif many >= min(_ALL_DIFFERENT, limit) and not node.repeats:
-            reason = f"{question.what} was another one in each of {many} calls"
         if not reason:
             return
         where = f"{question.location.file}:{question.location.line}"
@@ -358,38 +338,3 @@ class PathTree:
         if not self._warned:
             self._warned = True
             warnings.warn(FallbackWarning(f"{self.name}: {text}"), stacklevel=8)
-
-
-def _ask(question: Question, walk: _Walk, step: int) -> tuple[Any, Any]:
-    """The key of the answer among children, and the answer as replays get it."""
-    operands = [walk.find(reference) for reference in question.operands]
-    if question.kind == NUMBER:
-        number = question.python(operands[0])
-        return _key(number), number
-    if question.kind == LIST:
-        elements = operands[0].tolist()
-        return repr(elements), elements
-    call = overload(question.op)
-    with torch.no_grad(), torch._C._DisableAutocast():
-        result = call(*resolve(question.args, operands), **resolve(question.kwargs or {}, operands))
-    for number, item in enumerate(own_returns(call, result)):
-        walk.values[answer_name(step, number)] = item
-    answer = specs(result)
-    return repr(answer), answer
-
-
-def _key(number: bool | int | float) -> Any:
-    """Tells numbers apart as Python could: by type, sign of zero and bits of NaN."""
-    return struct.pack("d", number) if isinstance(number, float) else (type(number), number)
-
-
-def _random_state(devices: set[str]) -> RandomState:
-    return [("cpu", torch.get_rng_state()), *((d, torch.cuda.get_rng_state(d)) for d in sorted(devices))]
-
-
-def _set_random_state(states: RandomState | None) -> None:
-    for device, state in states or ():
-        if device == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)

@@ -101,7 +101,8 @@ class _Kernels:
 
     def find(self) -> Fault:
         """The fault, as small as it can be made."""
-        stored = [(value, node) for node in self.planner.order for value in self._stored(node)]
+        known = {result for op in self.graph.ops for result in op.results}  # the planner adds copies of what is written
+        stored = [(v, node) for node in self.planner.order for v in self._stored(node) if v in known]
         misses = self._misses(self.graph, [value for value, _ in stored], self.inputs)
         for value, node in stored:
             if value in misses:

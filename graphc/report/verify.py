@@ -17,6 +17,7 @@ from graphc.frontend import tree
 from graphc.frontend.captured import Captured
 from graphc.ir.interpreter import Datum
 from graphc.ir.interpreter import run as interpret
+from graphc.path_whole import capture_whole
 from graphc.report.bisect import by_op, exposed, find_fault, foreign_call, outcome
 from graphc.report.numerics import Errors, NumericsReport, OutputErrors, errors, errors_of
 from graphc.report.widen import copied, widen, widen_data
@@ -28,6 +29,8 @@ CAPTURE_FACTOR = 16
 
 def verify(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumericsReport:
     """Hold a function to the numerics contract on these arguments.
+
+    Where the function branches on data, the path that these arguments take is verified, as one graph.
 
     Each result, each tensor that is written and each gradient (by random cotangents) may have an error against float64
     of at most twice eager's own, plus four units in the last place; what is no float must be exact. When one has more,
@@ -43,7 +46,6 @@ def verify(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumericsRepo
         Errors per output, and the fault if there is one; `.right` is True when there is none.
 
     Raises:
-        DataDependentError: the function branches on data. Verify its parts.
         CaptureError, UnsupportedError: as when it is compiled.
     """
     compiled = fn.compiled if isinstance(fn, CompiledModule) else fn
@@ -52,7 +54,7 @@ def verify(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumericsRepo
     draws = _Draws()
     theirs = copy.deepcopy((args, kwargs))
     module = copy.deepcopy(target) if isinstance(target, torch.nn.Module) else target
-    captured = driver.capture(target, args, kwargs, options, frozenset(), None)
+    captured = capture_whole(target, args, kwargs, options)
     try:
         if captured.needs_grad:
             raise UnsupportedError(f"{options.name} cannot be verified: {captured.needs_grad}")

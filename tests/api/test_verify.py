@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 import graphc
 from graphc.cli.main import main
-from graphc.errors import DataDependentError
 from graphc.frontend import dispatch
 from graphc.frontend.aten.registry import RULES, load_rules
 from graphc.ops import registry
@@ -71,15 +70,20 @@ def test_half_precision_in_kernels_is_right() -> None:
     assert graphc.verify(lambda x: torch.softmax(x * 3, -1).sum(), torch.randn(6, 5).bfloat16()).right
 
 
-def test_a_broken_kernel(monkeypatch) -> None:
-    tanh = registry.get("tanh")
+def one_percent_off(name: str) -> registry.OpDef:
+    """An op whose kernels are wrong."""
+    right = registry.get(name)
 
     def lower(ctx, op, index):
-        value = tanh.lower(ctx, op, index)
+        value = right.lower(ctx, op, index)
         return ctx.compute("mul", value, ctx.constant(1.01, op.results[0].dtype), dtype=op.results[0].dtype)
 
+    return replace(right, lower=lower)
+
+
+def test_a_broken_kernel(monkeypatch) -> None:
     with monkeypatch.context() as broken:
-        broken.setitem(registry._REGISTRY, "tanh", replace(tanh, lower=lower))
+        broken.setitem(registry._REGISTRY, "tanh", one_percent_off("tanh"))
         report = graphc.verify(wavy, torch.randn(6, 5), 0.7)
         assert not report.right and report.fault is not None
         assert [bool(output.errors.miss) for output in report.outputs] == [True, False]
@@ -124,9 +128,41 @@ def test_a_broken_capture(monkeypatch) -> None:
     assert report.fault.location == line_of("return squeezed + torch.sin(x)")
 
 
-def test_branches_are_refused() -> None:
-    with pytest.raises(DataDependentError):
-        graphc.verify(lambda x: x + 1 if x.sum() > 0 else x, torch.randn(3))
+def forked(x, scale):
+    if (x > 1).any():
+        x.mul_(2)
+        chosen = x[x > 0]
+        if len(chosen) > 3:
+            return torch.atan(chosen * scale).exp()
+    while x.abs().max() > 0.5:
+        x = x / 2
+    return torch.tanh(x).exp()
+
+
+def test_the_path_taken_is_verified() -> None:
+    for size in (0.1, 0.9, 5.0):
+        report = graphc.verify(forked, torch.linspace(-1, 1, 12) * size, 0.7)
+        assert report.right, report
+        written = [output.name for output in report.outputs if output.name.endswith("written")]
+        assert written == (["x, written"] if size > 1 else [])
+    layer = torch.nn.Linear(3, 3)
+
+    def loss(x):
+        y = layer(x)
+        return (y * 2).sum() if y.sum() > 0 else y.square().sum()
+
+    for sign in (9, -9):
+        report = graphc.verify(loss, torch.ones(2, 3) * sign)
+        assert report.right and "gradient of layer.weight" in str(report), report
+
+
+def test_a_broken_kernel_behind_a_branch(monkeypatch) -> None:
+    monkeypatch.setitem(registry._REGISTRY, "atan", one_percent_off("atan"))
+    report = graphc.verify(forked, torch.linspace(-1, 1, 12) * 5, 0.7)
+    assert not report.right and report.fault is not None
+    assert report.fault.stage.startswith("kernel") and report.fault.op.startswith("atan(")
+    assert report.fault.location == line_of("return torch.atan(chosen * scale).exp()")
+    assert graphc.verify(forked, torch.linspace(-1, 1, 12) * 0.9, 0.7).right, "the other path has no atan"
 
 
 def test_command(tmp_path) -> None:

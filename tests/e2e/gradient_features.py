@@ -468,7 +468,7 @@ def case_grad_optimizer_over_arg(c: Compiler) -> Any:
     return (f(a), f(a), a, a.grad)
 
 
-@program(eager=3)
+@program(compiles=None)
 def case_branch_and_argument_grad(c: Compiler) -> Any:
 
     def f(x):

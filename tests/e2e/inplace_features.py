@@ -482,7 +482,7 @@ def case_leaf_or_not(c: Compiler) -> Any:
     return (loss, a.grad, s)
 
 
-@program(eager=1)
+@program(compiles=None)
 def case_branch_and_write(c: Compiler) -> Any:
 
     def f(h):

@@ -321,3 +321,38 @@ def case_int_branch_grad(c: Compiler) -> Any:
         loss.backward()
         out.append(loss)
     return out, n
+
+
+@program(compiles=None)
+def case_branch_then_views(c: Compiler) -> Any:
+    @c
+    def f(x, y):
+        h = x.sin()
+        if h.sum() > 0:
+            h = h * 2
+            return x.t(), h, h[0], h.t()
+        y[1:].mul_(x[1:])
+        return x[1:], h, h[0], y
+
+    out = []
+    for i in range(4):
+        x, y = data(i).requires_grad_(), data(i + 9).requires_grad_() * 2
+        results = f(x, y)
+        sum((k + 1) * t.square().sum() for k, t in enumerate(results)).backward()
+        out.append((results, x.grad, y, [t._is_view() for t in results]))
+    return out
+
+
+@program(compiles=None)
+def case_branch_on_a_gradient_of_an_argument(c: Compiler) -> Any:
+    @c
+    def f(x, y):
+        if x.grad is not None and x.grad.sum() > 0:
+            x.grad.zero_()
+        (x * y).sum().backward()
+        if x.grad.abs().max() > 1:
+            x.grad.mul_(0.5)
+        return x.grad * 1
+
+    x = data(0).requires_grad_()
+    return [(f(x, data(i)), x.grad.clone()) for i in range(5)]

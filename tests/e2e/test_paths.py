@@ -195,24 +195,6 @@ def test_a_number_that_is_always_another_runs_eager_after_a_while() -> None:
         compiled.explain(x)
 
 
-def test_long_loops_run_eager_beyond_the_bound() -> None:
-    def fn(x):
-        noise = torch.rand(3)
-        while x.max() > 1:
-            x = x - 1
-        return x + noise
-
-    compiled = graphc.compile(fn, numerics="eager")
-    with override(max_paths=5), pytest.warns(FallbackWarning, match="GRAPHC_MAX_PATHS"):
-        for factor in (2, 9, 3, 9, 2):
-            torch.manual_seed(factor)
-            ours = compiled(torch.ones(3) * factor)
-            torch.manual_seed(factor)
-            torch.testing.assert_close(ours, fn(torch.ones(3) * factor))
-    assert compiled.stats().eager_calls == 3
-    assert compiled.stats().hits == 1
-
-
 def test_turns_of_a_loop_are_built_once() -> None:
     @graphc.compile
     def fn(x):
@@ -373,6 +355,50 @@ def test_reports_show_the_tree() -> None:
     with pytest.raises(UnsupportedError, match="runs eager for these inputs: the function raises ValueError"):
         fn.graph(torch.ones(3))
     assert torch.equal(x, torch.tensor([1.0, -2.0, 0.0]))
+
+
+def test_calls_that_keep_to_one_path_run_one_program() -> None:
+    def fn(x, y):
+        x.add_(torch.rand(3))
+        if (x < 0).any():
+            raise ValueError("negative")
+        if y.sum() > 3:
+            return x * 2
+        y.mul_(2)
+        return y + 1
+
+    compiled = graphc.compile(fn, numerics="eager")  # its random numbers
+    ran: list[str] = []
+    for turn, size in enumerate((1, 1, 1, 1, -5, 1, 1, 1, 5, 5, 5, 5, 1, 5)):
+        seen = []
+        for call in (fn, compiled):
+            x, y = torch.ones(3) * (size if size < 0 else 1), torch.ones(3) * size
+            torch.manual_seed(turn)
+            try:
+                result = call(x, y)
+            except ValueError:
+                result = torch.zeros(0)
+            seen.append((result, x, y, torch.rand(1)))
+        torch.testing.assert_close(*seen)
+        tree = compiled._entries[0].tree
+        ran.append(tree.last_call)
+    assert ran[2:4] == ["one program", "one program"] and ran[11] == "one program"
+    assert ran[4] == ran[8] == ran[12] == "walk"
+    assert compiled.stats().eager_calls == 1
+
+
+def test_a_branch_in_training_costs_one_program_per_call() -> None:
+    layer = nn.Linear(3, 3)
+
+    @graphc.compile
+    def fn(x):
+        y = layer(x)
+        return (y * 2).sum() if y.isfinite().all() else y.sum()
+
+    for _ in range(4):
+        fn(torch.ones(3)).backward()
+    assert fn._entries[0].tree.last_call == "one program"
+    torch.testing.assert_close(layer.bias.grad, torch.full((3,), 8.0))
 
 
 def test_functions_without_decisions_have_no_tree() -> None:
