@@ -249,7 +249,7 @@ class _Session:
         change, items = argument_effect(self._copies, returned.changed, len(made))
         made += items
         replays = returned.replays
-        leaves = [*returned.leaves, *made, *replays.hidden]
+        leaves = [*returned.leaves, *made, *replays.hidden, *recorder.moves]
         found = finish.finish(recorder, leaves, replays.written)
         count, last = len(returned.leaves), len(returned.leaves) + len(made)
         ends = Ends(
@@ -262,7 +262,8 @@ class _Session:
             replays=replays.made(recorder, leaves, found),
         )
         recorded, branches = returned.backward, bool(self.steps)
-        reason = recorder.arguments.refusal(branches) or replays.refusal
+        recorder.moves.check(branches)
+        reason = recorder.moves.refusal() or recorder.arguments.refusal(branches) or replays.refusal
         if branches and replays:
             reason = reason or "it writes to an argument or returns a view, behind a branch on data"
         if not isinstance(recorded, Recorded):
@@ -371,6 +372,7 @@ class _Session:
         """Nothing of the run holds its tensors any more."""
         self._given.clear()
         recorder.arguments.release()
+        recorder.moves.release()
         self._copies = None
 
     def _numbers(self) -> dict[int, int | float]:

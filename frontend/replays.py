@@ -133,7 +133,8 @@ class Replays:
             else:
                 place = places[argument.number] if argument is not None else _place_of(recorder, base)
                 replays.append(ViewAgain(number, place, True, view))
-        return replays + [DetachAgain(number) for number in _detached(recorder, leaves, found)]
+        replays += [DetachAgain(number) for number in _detached(recorder, leaves, found)]
+        return replays + recorder.moves.replays(numbers)
 
 
 def _detached(recorder: Recorder, leaves: Sequence[Any], found: Sequence[OutputLeaf]) -> set[int]:

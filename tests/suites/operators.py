@@ -55,10 +55,16 @@ def calls(op: Any, dtype: torch.dtype, form: str = "forward", count: int | None 
         graded = form in ("backward", "outside")
         samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=graded), count))
     if form == "strided":
-        samples = [sample.noncontiguous() for sample in samples]
+        samples = [sample.noncontiguous() for sample in samples if _is_strided(sample)]
     make = {"backward": _inside, "outside": _outside}.get(form, _plain)
     operator = _variant(op, form)
     return [make(f"{label(op)}[{number}]", operator, sample) for number, sample in enumerate(samples)]
+
+
+def _is_strided(sample: Any) -> bool:
+    """Sparse tensors have no strides."""
+    leaves = tree.flatten((sample.input, sample.args, sample.kwargs))[0]
+    return all(leaf.layout == torch.strided for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _variant(op: Any, form: str) -> Callable[..., Any]:
