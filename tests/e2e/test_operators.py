@@ -94,3 +94,16 @@ def test_gradient_of_softmax_where_one_weight_is_nearly_one(backend) -> None:
     with torch.enable_grad():
         found = graphc.compile(gradient, backend=backend)(scores, slopes)
         assert_contract(found, gradient(scores, slopes), gradient(scores.double(), slopes.double()))
+
+
+@pytest.mark.parametrize("backend", ["c", "interpret"])
+def test_memory_with_gaps_of_complex_numbers(backend) -> None:
+    def fill(z):
+        made = torch.empty_strided((2, 3), (4, 1), dtype=z.dtype)
+        made.copy_(z)
+        grown = z.clone().resize_(8)
+        return made, grown[:6]
+
+    z = torch.randn(2, 3, dtype=torch.complex64)
+    for mine, other in zip(graphc.compile(fill, backend=backend)(z), fill(z), strict=True):
+        assert mine.stride() == other.stride() and torch.equal(mine, other)
