@@ -19,7 +19,7 @@ from graphc.frontend import tree
 from tests.suites.batches import Call, judge_all
 from tests.suites.gradients import cotangents, with_gradients
 from tests.suites.tables import fused
-from tests.suites.verdicts import Tally, report, seed, timed
+from tests.suites.verdicts import Tally, first_samples, report, seed, timed
 
 UNINITIALISED = frozenset((
     "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted",
@@ -149,7 +149,7 @@ def main(
     first, step = map(int, part.split("/"))
     tallies = []
     for form in forms or FORMS:
-        tally = Tally(f"operators, {form}, {dtype}, {backend}")
+        tally = Tally(f"operators, {form}, {dtype}, {backend}{first_samples(count)}")
         for op in operators(kind, form)[first::step]:
             if op.name.startswith(only):
                 sweep(tally, op, backend, kind, form, count, explain)
