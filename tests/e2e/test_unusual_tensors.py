@@ -70,7 +70,8 @@ SHAPED: list[Callable[[Tensor], Any]] = [
     lambda x: x.sum(), lambda x: x.mean(-1), lambda x: x.amax(0), lambda x: x.argmax(1), lambda x: x.prod(1),
     lambda x: x.softmax(-1), lambda x: x @ x.mT, lambda x: torch.cat([x, x * 2]), lambda x: x.cumsum(0),
     lambda x: x.sort(-1).values, lambda x: x.reshape(-1).flip(0), lambda x: x.var(-1), lambda x: x.logsumexp(-1),
-    lambda x: x[:, :0] + 1, lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: x.norm(dim=0), lambda x: x.unfold(0, 0, 1),
+    lambda x: x[:, :0] + 1, lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: x.norm(dim=0),
+    lambda x: x.unfold(0, 0, 1),
     lambda x: F.cross_entropy(x, torch.zeros(x.shape[0], dtype=torch.int64)), lambda x: torch.zeros(3).index_add(
         0, torch.zeros(0, dtype=torch.int64), x.reshape(-1)[:0]),
 ]  # fmt: skip
