@@ -334,7 +334,7 @@ def _context(options: Options, backend: str) -> PassContext:
     templates = templates_for(backend)
     if templates is None:
         return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="cuda", tf32=templates.tf32)
+    return PassContext(numerics=options.numerics, target="cuda", templates=templates)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
@@ -355,7 +355,8 @@ def templates_for(backend: str) -> Templates | None:
     from graphc.passes.templates import Templates
     from graphc.runtime.triton_launcher import current_target
 
-    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates, deterministic)
 
 
 def _plan(
