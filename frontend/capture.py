@@ -273,7 +273,7 @@ class _Session:
         change, items = argument_effect(self._copies, returned.changed, len(made))
         made += items
         replays = returned.replays
-        leaves = [*returned.leaves, *made, *replays.unreturned, *recorder.assumptions.tensors]
+        leaves = [*returned.leaves, *made, *replays.unreturned, *recorder.assumptions.tensors, *recorder.moves]
         found = finish.finish(recorder, leaves, replays.written)
         count, last = len(returned.leaves), len(returned.leaves) + len(made)
         ends = Ends(
@@ -286,7 +286,8 @@ class _Session:
             replays=replays.made(recorder, leaves, found),
         )
         recorded, branches = returned.backward, bool(self.steps)
-        reason = recorder.arguments.refusal(branches) or replays.refusal
+        recorder.moves.check(branches)
+        reason = recorder.moves.refusal() or recorder.arguments.refusal(branches) or replays.refusal
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
         reason = reason or refusal(recorder)
@@ -400,6 +401,7 @@ class _Session:
         self._given.clear()
         recorder.arguments.release()
         recorder.assumptions.tensors.clear()
+        recorder.moves.release()
         self._copies = None
 
     def _numbers(self) -> dict[int, int | float]:

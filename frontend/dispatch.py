@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import DataDependentError, GraphcError, UnsupportedError
-from graphc.frontend import dynamic_index, host, replay, scalers
+from graphc.frontend import dynamic_index, host, move_calls, replay, scalers
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
@@ -85,7 +85,8 @@ def _plain_handler(func: Any, name: str) -> Handler:
         return list_handler(func, single, CaptureMode)
     if any(a.alias_info is not None and a.alias_info.is_write for a in arguments):
         if torch.Tag.inplace_view in func.tags:
-            return _inplace_view_handler(func)
+            rule = VIEW_RULES.get(str(functional_of(func)))
+            return move_calls.refuse if rule is None else move_calls.inplace_view(rule)
         functional = functional_of(func)
         return mutating_handler(func, RULES.get(str(functional)))
     if name == "aten.stack.default":
@@ -196,33 +197,6 @@ def _unknown_view(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: 
     return made if isinstance(func._schema.returns[0].type, torch.ListType) else made[0]
 
 
-def _inplace_view_handler(func: Any) -> Handler:
-    """`t_`, `squeeze_`, ...: the tensor itself becomes a view."""
-    functional = functional_of(func)
-    if str(functional) not in VIEW_RULES:
-        return _refuse_storage_change
-    view = VIEW_RULES[str(functional)]
-
-    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        mine = type(args[0]) is TracedTensor and id(args[0].state) not in recorder.very_tensors
-        if not mine:  # the caller would see it
-            return _refuse_storage_change(recorder, func, args, kwargs)
-        try:
-            state = view(recorder.state_of(args[0]), *(to_states(recorder, a) for a in args[1:]), **kwargs)
-        except StorageModeNeeded as needed:
-            recorder.need_storage(needed.state)
-        except (IndexError, RuntimeError, ValueError):
-            values, keywords = snapshot(recorder, args, kwargs)
-            replay.raise_as_eager(recorder.imp, func, values, keywords, recorder.builder.location)
-            raise
-        with torch._C._DisableTorchDispatch():  # the kernel changes sizes and strides of the stand-in, nothing else
-            func(*args, **kwargs)
-        args[0].state = state
-        return args[0]
-
-    return handle
-
-
 def _decompose(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A composite operator, which arrives whole under inference mode: run torch's own decomposition."""
     with CaptureMode(recorder):
@@ -256,13 +230,6 @@ def _higher_order(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: 
     raise UnsupportedError(
         f"the higher-order operator {func} (torch.cond, flex_attention, ...) is not supported; write the "
         "function without it"
-    )
-
-
-def _refuse_storage_change(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    raise UnsupportedError(
-        f"{func} changes the storage or the geometry of an existing tensor, which a compiled program cannot; make a "
-        "new tensor instead"
     )
 
 
@@ -307,12 +274,6 @@ def _lift_fresh(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
     return recorder.make(recorder.constant(args[0]))
 
 
-def _resize_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if tuple(args[1]) == recorder.state_of(args[0]).shape:
-        return args[0]
-    return _refuse_storage_change(recorder, func, args, kwargs)
-
-
 def _nothing(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return None
 
@@ -334,17 +295,19 @@ _SPECIAL: dict[str, Handler] = {
     "aten.as_strided_copy.default": _as_strided_copy,
     "aten.as_strided_scatter.default": _as_strided_scatter,
     "aten.copy_.default": copy_,
-    "aten.resize_.default": _resize_,
+    "aten.resize_.default": move_calls.resize_,
+    "aten.resize_as_.default": move_calls.resize_as_,
+    **dict.fromkeys(("aten.set_.default", "aten.set_.source_Tensor"), move_calls.set_),
     "aten._amp_foreach_non_finite_check_and_unscale_.default": _composed(scalers.unscale),
     "aten._amp_update_scale_.default": _composed(scalers.update_scale),
     "aten._assert_tensor_metadata.default": _nothing,
-    **{
-        f"aten.{name}": _refuse_storage_change
-        for name in (
-            "set_.source_Tensor", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.default",
-            "set_.source_Tensor_storage_offset", "set_data.default", "resize_as_.default", "_resize_output_.default",
-        )
-    },
+    **dict.fromkeys(
+        (
+            "aten.set_.source_Storage", "aten.set_.source_Storage_storage_offset", "aten.set_data.default",
+            "aten._resize_output_.default",
+        ),
+        move_calls.refuse,
+    ),
 }  # fmt: skip
 
 _AT_A_PLACE: dict[str, Callable[..., Any]] = {

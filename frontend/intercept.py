@@ -23,6 +23,7 @@ from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
+from graphc.frontend.move_calls import assign_data
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor, unwrapped
 
@@ -116,17 +117,6 @@ def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
     raise UnsupportedError(
         f"{_named(func)} needs the data of a tensor, which does not exist while the program is compiled; keep to torch "
         "operations inside the compiled function, or do this outside of it",
-        recorder.locator.here(),
-    )
-
-
-def _no_swap(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> None:
-    """`tensor.data = other`; of itself it is nothing, which is what `module.to(...)` comes to most often."""
-    if func == _TENSOR.data.__set__ and recorder.state_of(args[1]) is recorder.state_of(args[0]):  # type: ignore[attr-defined]
-        return
-    raise UnsupportedError(
-        f"{_named(func)} changes the storage of an existing tensor, which a compiled program cannot; use copy_() or "
-        "make a new tensor",
         recorder.locator.here(),
     )
 
@@ -299,7 +289,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
         ),
         _no_data,
     ),
-    **dict.fromkeys((_TENSOR.data.__set__, _TENSOR.set_), _no_swap),  # type: ignore[attr-defined]
+    _TENSOR.data.__set__: assign_data,  # type: ignore[attr-defined]
 }  # fmt: skip
 
 _running = threading.local()

@@ -24,6 +24,7 @@ from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.known import Known
 from graphc.frontend.locations import Locator
 from graphc.frontend.messages import Messages
+from graphc.frontend.moves import Moves
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
 from graphc.frontend.scalers import Scalers
@@ -89,6 +90,7 @@ class Recorder:
         self.warnings: list[str] = []
         self.gradients = Gradients(sources)
         self.arguments = ArgumentTensors(self)
+        self.moves = Moves(self)
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
         self.scalers = Scalers(self)
@@ -220,6 +222,14 @@ class Recorder:
             self.warnings.append(f"{where.file}:{where.line}: {binding.warning}")
         self.gradients.see(tensor, path)
         return self.add_input(tensor, role, path, binding)
+
+    def replace_state(self, tensor: torch.Tensor, state: TensorState) -> None:
+        """A real tensor that is an input is another view of memory from now on."""
+        self._states[id(tensor)] = state
+
+    def is_part(self, storage: Storage) -> bool:
+        """Whether a storage stands for what one input covers of its memory, and not for all of that."""
+        return id(storage) in self._covered
 
     def constant(self, tensor: torch.Tensor) -> TensorState:
         """A tensor made from Python data."""

@@ -163,7 +163,8 @@ class Replays:
                 replays.append(ViewAgain(number, place, True, view))
         for leaf, gradient in self.own_leaves:
             replays.append(LeafAgain(numbers[id(leaf)], -1 if gradient is None else numbers[id(gradient)]))
-        return replays + [DetachAgain(number) for number in _detached(recorder, leaves, found)]
+        replays += [DetachAgain(number) for number in _detached(recorder, leaves, found)]
+        return replays + recorder.moves.replays(numbers)
 
 
 def _detached(recorder: Recorder, leaves: Sequence[Any], found: Sequence[OutputLeaf]) -> set[int]:

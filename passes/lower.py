@@ -416,10 +416,15 @@ class _Writer:
         return self._round(op, result)
 
     def _round(self, op: Op, result: str) -> str:
-        dtype = op.results[0].dtype
-        if not dtype.is_reduced or get(op.name).kind is Kind.VIEW:
+        """What is stored is rounded for those too that use it in this kernel: were it another number in other kernels,
+        both sides of one condition could be taken."""
+        value, dtype = op.results[0], op.results[0].dtype
+        if not dtype.is_reduced:
             return result
-        if self.numerics != "eager" and op.name != "cast":
+        is_stored = value in self.outline.stores and value not in self.group.stores
+        if not is_stored and get(op.name).kind is Kind.VIEW:
+            return result
+        if not is_stored and self.numerics != "eager" and op.name != "cast":
             return result
         return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
 

@@ -107,6 +107,10 @@ class Importer:
         """A tensor filled with one number (an immediate, or a traced number)."""
         if isinstance(value, Value):
             return self.b.op("expand", self.tensor(value, dtype, device), shape=tuple(shape))
+        if dtype.kind == "complex":
+            options = {"dtype": promotion.to_torch(dtype), "device": torch.device(device)}
+            made: Value = self.extern("aten.full.default", (tuple(shape), value), options)
+            return made
         number = promotion.convert_number(value, dtype)
         return self.b.op("full", shape=tuple(shape), dtype=dtype, value=number, device=device)
 

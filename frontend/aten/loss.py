@@ -104,6 +104,8 @@ def _nll_loss(
         raise Decline("eager raises")
     if target.shape != (self.shape[0], *self.shape[2:]) or (weight is not None and weight.shape != (self.shape[1],)):
         raise Decline("eager raises")
+    if self.shape[1] == 0:
+        raise Decline("no class to look up: the data decide whether eager raises")
     operands = [self, target] if weight is None else [self, target, weight]
     attrs = {"weight": weight is not None, "reduction": REDUCTIONS[reduction], "ignore_index": ignore_index}
     loss, total_weight = imp.b.multi("nll_loss", operands, attrs).results

@@ -28,8 +28,9 @@ def _softmax_gradient(
 @rule("aten._softmax_backward_data.default", layout=CONTIGUOUS)
 def softmax_backward(imp: Importer, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype) -> Value:
     def gradient(g: Term, y: Term, dim: int) -> Term:
-        product = g * y
-        return product - y * product.sum((dim,)) if output.type.rank else product - y * product
+        # as eager: where one weight is nearly 1, `g - total` is exact, and differences of products would not be
+        total = (g * y).sum((dim,)) if output.type.rank else g * y
+        return (g - total) * y
 
     return _softmax_gradient(imp, grad_output, output, dim, input_dtype, gradient)
 

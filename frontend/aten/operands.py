@@ -103,6 +103,11 @@ def rounding_once(fn: RuleFn) -> RuleFn:
         if not any(value.type.dtype.is_reduced for value in tensors):
             plain: Value = fn(imp, *args, **kwargs)
             return plain
+        mark = len(imp.b.graph.ops)
+        result: Value = fn(imp, *args, **kwargs)
+        if len(imp.b.graph.ops) - mark <= 1:
+            return result  # one op rounds once by itself, or not at all where kernels keep f32
+        del imp.b.graph.ops[mark:]
         dtype = promotion.common_dtype(tensors)
         wide = {value: imp.cast(value, f32) for value in tensors if value.dtype.is_reduced}
 

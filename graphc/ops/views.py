@@ -275,8 +275,8 @@ def _check_strided(op: str, base: Value, attrs: Mapping[str, Attr]) -> Shape:
 
 
 def _as_strided(x: torch.Tensor, shape: Shape, strides: Shape, offset: int) -> torch.Tensor:
-    flat = x.contiguous().view(-1)  # which may begin anywhere in its storage
-    return flat.as_strided(shape, strides, flat.storage_offset() + offset).clone()  # type: ignore
+    flat = x.contiguous().view(-1)  # maybe x itself, which need not be where its memory starts
+    return flat.as_strided(shape, strides, flat.storage_offset() + offset).clone()  # type: ignore[arg-type]  # ints
 
 
 def _lower_as_strided(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:

@@ -62,6 +62,53 @@ def test_half_precision_that_overflows_in_eager_alone() -> None:
         assert_contract(mine + 1, fn(x), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_returned_is_what_was_decided_by(dtype) -> None:
+    """A stored number is rounded for its own kernel too: two kernels that look at it decide alike."""
+    x = torch.linspace(-3, 3, 257).to(dtype)
+    limits = x / 3
+    third, above = graphc.compile(lambda t, limit: (t / 3, t / 3 > limit), backend="c")(x, limits)
+    assert torch.equal(third, limits) and not above.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_that_cancel(dtype) -> None:
+    """Both terms of a gradient that is 0 are kept in float32 up to their sum."""
+    x = torch.linspace(0.1, 3, 40).to(dtype).view(1, 40).requires_grad_()
+    with torch.enable_grad():
+        graphc.compile(lambda t: torch.nn.functional.normalize(t, p=0.5, dim=0), backend="c")(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["c", "interpret"])
+def test_gradient_of_softmax_where_one_weight_is_nearly_one(backend) -> None:
+    """It is a difference of large numbers, which eager takes before they are multiplied."""
+    generator = torch.Generator().manual_seed(1364)  # where eager is 18 times as exact as differences of products
+    scores, slopes = torch.randn(3, 3, generator=generator) * 6, torch.randn(3, 3, generator=generator) * 20
+
+    def gradient(x, g):
+        x = x.detach().requires_grad_()
+        torch.softmax(x, -1).backward(g)
+        return x.grad
+
+    with torch.enable_grad():
+        found = graphc.compile(gradient, backend=backend)(scores, slopes)
+        assert_contract(found, gradient(scores, slopes), gradient(scores.double(), slopes.double()))
+
+
+@pytest.mark.parametrize("backend", ["c", "interpret"])
+def test_memory_with_gaps_of_complex_numbers(backend) -> None:
+    def fill(z):
+        made = torch.empty_strided((2, 3), (4, 1), dtype=z.dtype)
+        made.copy_(z)
+        grown = z.clone().resize_(8)
+        return made, grown[:6]
+
+    z = torch.randn(2, 3, dtype=torch.complex64)
+    for mine, other in zip(graphc.compile(fill, backend=backend)(z), fill(z), strict=True):
+        assert mine.stride() == other.stride() and torch.equal(mine, other)
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("mixed", [True, False])
 def test_gradients_of_batch_norm_of_channels_last(train, mixed) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphc.errors import CaptureError, DataDependentError, GraphcError, UnsupportedError
+from graphc.errors import CaptureError, DataDependentError, EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend.capture import capture
 from tests.frontend.harness import call, check
 
@@ -94,13 +94,13 @@ def test_storage_changes() -> None:
         return x.resize_(5)  # here
 
     def swap(x):
-        x.data = torch.zeros(3)  # here
+        x.data = torch.zeros(3, dtype=torch.float64)  # here
 
-    def set_(x):
-        x.set_(torch.zeros(3))  # here
+    def storage(x):
+        x.set_(torch.zeros(3), 1, (2,))  # here
 
-    for fn in (resize, swap, set_):
-        expect(UnsupportedError, "changes the storage", fn, torch.randn(3))
+    for fn, words in ((resize, "makes memory larger"), (swap, "changes the dtype"), (storage, "changes the storage")):
+        expect(EagerOnlyError, words, fn, torch.randn(3))
 
 
 class Custom(torch.Tensor):

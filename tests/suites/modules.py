@@ -17,7 +17,7 @@ import torch
 
 from tests.suites.batches import Call, judge_all
 from tests.suites.gradients import cotangents
-from tests.suites.verdicts import Tally, report, seed, timed
+from tests.suites.verdicts import Tally, first_samples, report, seed, timed
 
 MODES = ("eval forward", "train forward", "eval backward", "train backward")
 
@@ -89,7 +89,7 @@ def main(modes: tuple[str, ...], count: int | None, backend: str, only: str, par
     first, step = map(int, part.split("/"))
     tallies = []
     for mode in modes or MODES:
-        tally = Tally(f"modules, {mode}, {backend}")
+        tally = Tally(f"modules, {mode}, {backend}{first_samples(count)}")
         for info in modules()[first::step]:
             if info.name.startswith(only):
                 sweep(tally, info, mode.startswith("train"), backend, count, mode.endswith("backward"))

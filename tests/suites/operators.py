@@ -19,7 +19,7 @@ from graphc.frontend import tree
 from tests.suites.batches import Call, judge_all
 from tests.suites.gradients import cotangents, with_gradients
 from tests.suites.tables import fused
-from tests.suites.verdicts import Tally, report, seed, timed
+from tests.suites.verdicts import Tally, first_samples, report, seed, timed
 
 UNINITIALISED = frozenset((
     "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted",
@@ -55,10 +55,16 @@ def calls(op: Any, dtype: torch.dtype, form: str = "forward", count: int | None 
         graded = form in ("backward", "outside")
         samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=graded), count))
     if form == "strided":
-        samples = [sample.noncontiguous() for sample in samples]
+        samples = [sample.noncontiguous() for sample in samples if _is_strided(sample)]
     make = {"backward": _inside, "outside": _outside}.get(form, _plain)
     operator = _variant(op, form)
     return [make(f"{label(op)}[{number}]", operator, sample) for number, sample in enumerate(samples)]
+
+
+def _is_strided(sample: Any) -> bool:
+    """Sparse tensors have no strides."""
+    leaves = tree.flatten((sample.input, sample.args, sample.kwargs))[0]
+    return all(leaf.layout == torch.strided for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _variant(op: Any, form: str) -> Callable[..., Any]:
@@ -143,7 +149,7 @@ def main(
     first, step = map(int, part.split("/"))
     tallies = []
     for form in forms or FORMS:
-        tally = Tally(f"operators, {form}, {dtype}, {backend}")
+        tally = Tally(f"operators, {form}, {dtype}, {backend}{first_samples(count)}")
         for op in operators(kind, form)[first::step]:
             if op.name.startswith(only):
                 sweep(tally, op, backend, kind, form, count, explain)

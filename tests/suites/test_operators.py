@@ -12,7 +12,19 @@ from tests.suites import __main__ as command
 from tests.suites import modules, operators, optimizers
 from tests.suites.batches import Call, judge_all
 from tests.suites.tables import fused, load, markdown, merged, save
-from tests.suites.verdicts import COMPILED, RAISES, REFUSED, RIGHT, WRONG, Tally, Verdict, compare, judge, report
+from tests.suites.verdicts import (
+    COMPILED,
+    RAISES,
+    REFUSED,
+    RIGHT,
+    WRONG,
+    Tally,
+    Verdict,
+    compare,
+    first_samples,
+    judge,
+    report,
+)
 
 COMPILER = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 
@@ -51,6 +63,16 @@ def test_operators(form, dtype, step, least) -> None:
     for op in operators.operators(dtype, form)[::step]:
         operators.sweep(tally, op, "c", dtype, form, 2)
     _assert_good(tally, least)
+
+
+def test_names_tell_how_many_samples() -> None:
+    assert (first_samples(None), first_samples(4)) == ("", ", first 4 samples of each")
+
+
+def test_strided_samples_are_dense() -> None:
+    """Operators on sparse tensors have samples that cannot be made non-contiguous."""
+    (op,) = [op for op in operators.operators(torch.float32, "strided") if op.name == "sparse.sampled_addmm"]
+    assert operators.calls(op, torch.float32, "forward") and not operators.calls(op, torch.float32, "strided")
 
 
 def test_operators_op_by_op() -> None:

@@ -96,6 +96,11 @@ def limited(seconds: int = SECONDS) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
+def first_samples(count: int | None) -> str:
+    """Behind the name of a suite: how many samples of each operator or module it takes, where that is not all."""
+    return "" if count is None else f", first {count} samples of each"
+
+
 def seed() -> None:
     """Every generator that samples or operators draw from."""
     torch.manual_seed(0)
