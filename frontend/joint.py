@@ -84,7 +84,7 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
     hooked = next((m for m in recorder.sources.modules if m._backward_hooks or m._backward_pre_hooks), None)
     if results and hooked is not None:
         return f"the module {recorder.sources.module_paths[id(hooked)]!r} has backward hooks"
-    if results and _reaches(results, _own_leaves(recorder)):
+    if results and _needs_own_leaves(recorder, results, [leaf for leaf, _ in replays.own_leaves]):
         return "a result can be differentiated by a leaf tensor that the function makes"
     while results:
         mark = len(recorder.graph.ops)
@@ -117,6 +117,18 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
         del found, stand_ins
         return Recorded(mark, cotangents, results, gradients)
     return None
+
+
+def _needs_own_leaves(recorder: Recorder, results: Sequence[torch.Tensor], returned: Sequence[torch.Tensor]) -> bool:
+    """Whether autograd outside would have to know of leaves that the function makes.
+
+    Those that nobody outside has may be forgotten, unless they are all that a result can be differentiated by.
+    """
+    own = _own_leaves(recorder)
+    if not own or _reaches(results, returned):
+        return _reaches(results, returned)
+    inputs = [tensor for tensor, _ in _differentiable_inputs(recorder)]
+    return any(_reaches([result], own) and not _reaches([result], inputs) for result in results)
 
 
 def _own_leaves(recorder: Recorder) -> list[TracedTensor]:

@@ -83,7 +83,7 @@ def policy_gradient(size: Size) -> Workload:
     net = nn.Sequential(nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, 4))
     return Workload(
         net, lambda seed: (floats(seed, batch, 2), labels(seed, 4, batch), floats(seed + 1, batch)), _reinforce,
-        forward=_rollout, draws=True, programs={"forward": 7, "step": 3},
+        forward=_rollout, draws=True, programs={"forward": 5},
     )  # fmt: skip
 
 

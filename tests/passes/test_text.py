@@ -12,6 +12,7 @@ from graphc.ir import Graph, Location, parse, run, verify
 from graphc.passes.base import PassContext
 from graphc.passes.pipeline import ADD_UP, CLEAN_UP, LAY_OUT, PREPARE, REGROUP, ROLL, run_pass
 from graphc.passes.row_chunks import ChunkRows
+from graphc.passes.templates import ALWAYS, Templates
 from graphc.settings import Settings
 from tests.filecheck import Case, check, load
 from tests.strategies import random_inputs
@@ -20,7 +21,8 @@ from tests.support import assert_contract
 PASSES = {item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *LAY_OUT, ChunkRows(rows=2))}
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
-ON_GPU = {"carry-layout": replace(CONTEXT, target="cuda")}  # passes that do nothing for a CPU
+GPU = replace(CONTEXT, target="cuda", templates=Templates(policy=ALWAYS))
+ON_GPU = {"carry-layout": GPU, "convolutions-as-products": GPU}  # passes that do nothing for a CPU
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
