@@ -353,7 +353,7 @@ def templates_for(backend: str) -> Templates | None:
     import torch
 
     from graphc.passes.templates import Templates
-    from graphc.runtime.triton_launcher import current_target
+    from graphc.runtime.device import current_target
 
     return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates)
 
@@ -435,8 +435,8 @@ def _build_native(found: Compilation, key: str) -> Executable:
 
 def _build_triton(found: Compilation, key: str) -> Executable:
     from graphc.codegen.triton.program import generate
+    from graphc.runtime.device import current_target
     from graphc.runtime.load import build_program
-    from graphc.runtime.triton_launcher import current_target
 
     with _timed(found.seconds, "plan"):
         plan = found.stage("scheduled")
