@@ -89,7 +89,12 @@ class Memory:
             for index, found in program.checks.items()
         }
         self._fresh = [spec for spec in self.buffers if spec.kind == OUTPUT and not spec.host]
-        self._arena_devices = sorted({s.device for s in self.buffers if s.kind == ARENA and not s.host})
+        arena = [spec for spec in self.buffers if spec.kind == ARENA and not spec.host]
+        self._arena_devices = sorted({spec.device for spec in arena})
+        self._arena_bytes = {
+            name: max(spec.arena_offset + spec.nbytes for spec in arena if spec.device == name)
+            for name in self._arena_devices
+        }
         self.scratch_place = len(self.buffers)
         self._arena_places = {name: self.scratch_place + 1 + at for at, name in enumerate(self._arena_devices)}
         self.places = self.scratch_place + 1 + len(self._arena_devices)
@@ -117,11 +122,12 @@ class Memory:
         """
         spec = self.buffers[index]
         skip = offset * spec.dtype.itemsize
-        if spec.kind == ARENA and not spec.host:
+        is_there = not spec.host and find_device(spec.device) is not None
+        if spec.kind == ARENA and is_there:
             return self._arena_places[spec.device], spec.arena_offset + skip
         if index not in self._tabled:
             self._tabled.add(index)
-            if spec.kind == INPUT and not spec.host and find_device(spec.device) is not None:
+            if spec.kind == INPUT and is_there:
                 self._inputs.append((index, spec.source))
         return index, skip
 
@@ -158,8 +164,8 @@ class Memory:
     def working(self) -> Working:
         """Memory that a call works in."""
         arenas = {
-            name: torch.empty(self.program.arena_bytes, dtype=torch.uint8, device=self.place_of(name))
-            for name in self._arena_devices
+            name: torch.empty(nbytes, dtype=torch.uint8, device=self.place_of(name))
+            for name, nbytes in self._arena_bytes.items()
         }
         if not self.scratch_bytes:
             return Working(arenas, None)
@@ -192,8 +198,11 @@ class Memory:
     def peak(self, name: str) -> int:
         """Bytes that a call allocates on a device at once, besides what library calls return."""
         fresh = sum(spec.nbytes for spec in self._fresh if spec.device == name)
-        arena = self.program.arena_bytes if name in self._arena_devices else 0
-        return fresh + arena + (self.scratch_bytes if self.place_of(name) == self.scratch_device else 0)
+        return (
+            fresh
+            + self._arena_bytes.get(name, 0)
+            + (self.scratch_bytes if self.place_of(name) == self.scratch_device else 0)
+        )
 
     def _needs(self) -> str:
         outputs = sum(spec.nbytes for spec in self._fresh)
@@ -262,9 +271,12 @@ class Memory:
 
     def brought(self, frame: Frame, spec: BufferSpec, device: torch.device) -> torch.Tensor:
         """A copy on the kernel's device of a buffer that lies elsewhere."""
-        whole = View(spec.index, spec.dtype, spec.shape, spec.strides)
-        found: torch.Tensor = self.view(frame, whole)
-        return found.to(device)
+        return self.whole(frame, spec).to(device)
+
+    def whole(self, frame: Frame, spec: BufferSpec) -> torch.Tensor:
+        """A buffer as its defining value lies in it."""
+        found: torch.Tensor = self.view(frame, View(spec.index, spec.dtype, spec.shape, spec.strides))
+        return found
 
     def bring(self, frame: Frame, index: int, device: torch.device) -> None:
         """Have a Python number or a 0-d tensor of the CPU in a call's table, in memory that the call holds."""

@@ -119,7 +119,7 @@ class Replay:
     """Records a program, and replays it.
 
     Args:
-        program: ready to be launched step by step.
+        program: ready to be launched step by step. It owns this, so a weak proxy of it is enough.
 
     Attributes:
         reason: why the program is not recorded; "" when it is.
@@ -362,8 +362,9 @@ class Replay:
         for spec in self._buffers:
             if spec.kind == OUTPUT and not spec.host and find_device(spec.device) is None:
                 memory.put(frame, spec.index, memory.empty(spec))
-        program.run(frame, self._before)
-        self._send_numbers(frame, recorded)
+        assert self._working is not None
+        memory.use_working(frame, self._working)
+        self._send_numbers(self._compute(frame, recorded), recorded)
         self._send_tables(frame, recorded)
         assert recorded.recording is not None
         recorded.recording.replay()
@@ -372,14 +373,26 @@ class Replay:
         self._hand_out(frame, recorded)
         return self._as_given(program.outputs(frame), bound, inputs)
 
-    def _send_numbers(self, frame: Frame, recorded: _Recorded) -> None:
-        """Have what the CPU keeps and kernels read in the recording's memory, where it has changed."""
-        for index, cell in recorded.kept.items():
-            spec = self._buffers[index]
-            value = self._memory.number(frame, spec) if spec.host else self._memory.base(frame, spec).item()
+    def _compute(self, frame: Frame, recorded: _Recorded) -> dict[int, Any]:
+        """Do what the CPU does in the program; the numbers that kernels on the device read, by buffer."""
+        found = {index: self._value(frame, index) for index in recorded.kept if self._buffers[index].kind == INPUT}
+        for part in self._before:
+            self.program.run(frame, (part,))
+            for index in part.writes:
+                if index in recorded.kept:  # now, for its memory may be used for something else
+                    found[index] = self._value(frame, index)
+        return found
+
+    def _value(self, frame: Frame, index: int) -> Any:
+        spec = self._buffers[index]
+        return self._memory.number(frame, spec) if spec.host else self._memory.whole(frame, spec).item()
+
+    def _send_numbers(self, numbers: dict[int, Any], recorded: _Recorded) -> None:
+        """Have numbers in the recording's memory, where they have changed."""
+        for index, value in numbers.items():
             seen = _bits(value)
             if recorded.numbers.get(index) != seen:
-                cell.fill_(value)
+                recorded.kept[index].fill_(value)
                 recorded.numbers[index] = seen
 
     def _send_tables(self, frame: Frame, recorded: _Recorded) -> None:

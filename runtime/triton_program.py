@@ -7,6 +7,7 @@ step is recorded and replayed as a whole: see `graphc.runtime.replay`.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -59,10 +60,12 @@ class Part:
     Args:
         run: does it.
         on_host: only the CPU works, on its own memory.
+        writes: buffers that the CPU stores to.
     """
 
     run: Runner
     on_host: bool = False
+    writes: tuple[int, ...] = ()
 
 
 class TritonProgram:
@@ -114,7 +117,7 @@ class TritonProgram:
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]
         self._calls_torch = any(not isinstance(step, (KernelStep, ForeachStep)) for step in self.steps)
         self._prepare()
-        self._replay = Replay(self)
+        self._replay = Replay(weakref.proxy(self))  # no cycle: its memory goes with the last reference to the program
 
     def _find_device(self) -> tuple[Device | None, int]:
         """Of several devices the first one; where arithmetic on Python numbers alone is to run, the machine's own."""
@@ -221,17 +224,18 @@ class TritonProgram:
             self._add_table(number, step)
             return
         self.launch_count += 1
+        memory = self.memory  # closures hold no program, so that there is no cycle
         if isinstance(step, GemmStep):
-            self.parts.append(Part(lambda frame: run_gemm(step, self.memory.tensor_of(frame))))
+            self.parts.append(Part(lambda frame: run_gemm(step, memory.tensor_of(frame))))
             return
         assert not isinstance(step, (KernelStep, ForeachStep))
         call = AtenCall(step)  # type: ignore[arg-type]  # loops have been unrolled
 
         def run(frame: Frame) -> None:
-            results = run_call(call, self.memory.tensor_of(frame))
+            results = run_call(call, memory.tensor_of(frame))
             for index, result in zip(call.step.outs, results, strict=True):
                 if index >= 0:
-                    self.memory.store(frame, index, result, call.step)
+                    memory.store(frame, index, result, call.step)
 
         self.parts.append(Part(run))
 
@@ -241,7 +245,9 @@ class TritonProgram:
         if len(there) > 1:
             raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(there)}", step.location)
         if runs_on_host(step.buffers, self._buffers):
-            self.parts.append(Part(self._host_runner(step), on_host=True))
+            kernel = self.host_kernel(step.kernel).kernel
+            writes = tuple(i for i, b in zip(step.buffers, kernel.buffers, strict=True) if b.access != "in")
+            self.parts.append(Part(self._host_runner(step), True, writes))
             return
         device = find_device(there[0]) if there else self.device
         index = index_of(there[0], device) if there and device is not None else self.index
@@ -288,7 +294,7 @@ class TritonProgram:
         kernel = self._interpreted.get(step.kernel)
         if kernel is None:
             kernel = self._interpreted[step.kernel] = InterpretedKernel(self.kernels[step.kernel])
-        run_kernel, cells = kernel, self.memory.cells
+        run_kernel, memory, cells = kernel, self.memory, self.memory.cells
         dtypes = [torch_type(kind) for _, kind in self.kernels[step.kernel].signature]
         places = list(zip(step.buffers, step.offsets, dtypes))
         reports = [cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
@@ -296,7 +302,7 @@ class TritonProgram:
         is_made_up = self.device is not None and self.device.interpreted
 
         def run(frame: Frame) -> None:
-            tensors = [self.memory.flat(frame, index, offset, dtype, place) for index, offset, dtype in places]
+            tensors = [memory.flat(frame, index, offset, dtype, place) for index, offset, dtype in places]
             try:
                 perform(lambda: run_kernel(tensors))
             except Exception as error:
@@ -311,13 +317,13 @@ class TritonProgram:
         return run
 
     def _host_runner(self, step: KernelStep) -> Runner:
-        kernel, cpu = self.host_kernel(step.kernel), torch.device("cpu")
+        kernel, memory, cpu = self.host_kernel(step.kernel), self.memory, torch.device("cpu")
         places = [(index, offset, torch_dtype(buffer.dtype)) for index, offset, buffer in zip(
             step.buffers, step.offsets, kernel.kernel.buffers, strict=True)]  # fmt: skip
         reports = [self.memory.cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
 
         def run(frame: Frame) -> None:
-            found = [self.memory.flat(frame, index, offset, dtype, cpu) for index, offset, dtype in places]
+            found = [memory.flat(frame, index, offset, dtype, cpu) for index, offset, dtype in places]
             kernel.at([tensor.data_ptr() for tensor in found])
             raise_failed(reports)
 
@@ -336,7 +342,7 @@ class TritonProgram:
         self.tables[number] = table
         names = [name for name in step.kernels if host_source(name) not in self.program.sources]
         launches = [self._table_launch(step, name, table) for name in names]
-        device = table.device
+        stream_of = self._stream_of(table.device)
 
         def compute(frame: Frame) -> None:
             try:
@@ -351,7 +357,7 @@ class TritonProgram:
                 aligned = table.locate(frame, words)
                 sent = frame.sent.get(number)
                 if sent is None:
-                    sent = table.send(words, self._stream(device))
+                    sent = table.send(words, stream_of())
                 for launch in launches:
                     launch(frame, sent, aligned)
             except Exception as error:
@@ -380,10 +386,10 @@ class TritonProgram:
 
     def _number_array(self, index: int) -> Callable[[Frame], Any]:
         """A shared operand of kernels on numbers."""
-        spec, cpu = self._buffers[index], torch.device("cpu")
+        spec, memory, cpu = self._buffers[index], self.memory, torch.device("cpu")
 
         def find(frame: Frame) -> Any:
-            tensor = self.memory.flat(frame, index, 0, torch_dtype(spec.dtype), cpu)
+            tensor = memory.flat(frame, index, 0, torch_dtype(spec.dtype), cpu)
             return array_at(tensor.data_ptr(), spec.dtype).copy()
 
         return find
@@ -399,10 +405,10 @@ class TritonProgram:
         if device is None or device.interpreted or is_interpreting():
             kernels = [InterpretedKernel(made) for made in variants]
             dtypes = [torch_type(kind) for _, kind in self.kernels[name].signature[2 : 2 + len(shared)]]
-            perform = _performer(device)
+            perform, memory = _performer(device), self.memory
 
             def interpret(frame: Frame, words: torch.Tensor, aligned: bool) -> None:
-                found = [self.memory.flat(frame, i, 0, dtype, table.device) for i, dtype in zip(shared, dtypes)]
+                found = [memory.flat(frame, i, 0, dtype, table.device) for i, dtype in zip(shared, dtypes)]
                 perform(lambda: kernels[aligned]([words, table.blocks, *found]))
 
             return interpret
@@ -425,19 +431,22 @@ class TritonProgram:
 
         return run
 
-    def _stream(self, device: torch.device) -> int:
-        """The stream of a device on which the call runs; 0 for the CPU."""
-        return 0 if device.type == "cpu" or self.device is None else self.device.stream(device.index)
+    def _stream_of(self, place: torch.device) -> Callable[[], int]:
+        """How to find the stream on which a call runs; 0 for the CPU."""
+        device, index = self.device, place.index
+        if device is None or place.type == "cpu":
+            return lambda: 0
+        return lambda: device.stream(index)
 
     def _locator(self, index: int, offset: int) -> Callable[[Frame], int]:
         """How to find the address of a row's buffer in a call."""
-        spec = self._buffers[index]
+        spec, memory = self._buffers[index], self.memory
         skip = offset * spec.dtype.itemsize
         if spec.host:
             cpu = torch.device("cpu")
 
             def find(frame: Frame) -> int:
-                frame.made[-2 - index] = cell = self.memory.cell(frame, spec, cpu)
+                frame.made[-2 - index] = cell = memory.cell(frame, spec, cpu)
                 return cell.data_ptr()
 
             return find
@@ -447,22 +456,22 @@ class TritonProgram:
         if spec.kind == INPUT:
             source = spec.source
             return lambda frame: frame.inputs[source].data_ptr() + skip
-        return lambda frame: self.memory.base(frame, spec).data_ptr() + skip
+        return lambda frame: memory.base(frame, spec).data_ptr() + skip
 
     # ------------------------------------------------------------------------------------------------------ outputs
 
     def _output_maker(self, spec: BufferSpec, output: OutputSpec) -> Callable[[Frame], Any]:
-        index, source = spec.index, spec.source
+        index, source, memory = spec.index, spec.source, self.memory
         if spec.host or spec.device == HOST:
-            return lambda frame: self.memory.number(frame, spec)
+            return lambda frame: memory.number(frame, spec)
         if spec.kind == INPUT and output.whole:
             return lambda frame: frame.inputs[source]
         if spec.kind != ARENA and output.whole:
             return lambda frame: frame.made[index]
         view = View(index, spec.dtype, output.shape, output.strides, output.offset)
         if spec.kind == ARENA:
-            return lambda frame: self.memory.view(frame, view).clone()
-        return lambda frame: self.memory.view(frame, view)
+            return lambda frame: memory.view(frame, view).clone()
+        return lambda frame: memory.view(frame, view)
 
 
 class _Run(Launches):
