@@ -193,10 +193,13 @@ class Compilation:
 
     def report(self) -> Report:
         """Counters and reasons of this compilation."""
-        stats = self.program.stats if self.program is not None else {}
+        stats = dict(self.program.stats) if self.program is not None else {}
+        launched = getattr(self.execute, "report", None)
+        if launched is not None:
+            stats["launch"] = launched()
         backward = self.backward.report() if self.backward is not None else None
         name, seconds = self.options.name, dict(self.seconds)
-        return Report(name, self.backend, self.cached, seconds, dict(stats), str(self.graph), backward)
+        return Report(name, self.backend, self.cached, seconds, stats, str(self.graph), backward)
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,8 @@ class Report:
 
     Attributes:
         name, backend, cached, seconds: as in `Compilation`.
-        stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ...
+        stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ... On a GPU also
+            launch: how the kernels are launched, and whether the program is recorded and replayed, or why not.
         graph: text of the captured graph.
         backward: of the backward pass, once it has run.
     """

@@ -154,7 +154,9 @@ class _Recorder(TorchDispatchMode):
                 if item.alias_info is not None and item.alias_info.is_write
             ]
             return written[0] if len(written) == 1 else tuple(written)
+        random = torch.get_rng_state()
         results = func(*args, **kwargs)
+        torch.set_rng_state(random)
         flat = [item for item in (results if isinstance(results, (tuple, list)) else [results]) if item is not None]
 
         def again() -> None:
