@@ -203,7 +203,7 @@ def gpt2_step(device: torch.device, exact: bool, small: bool) -> Made:
         net = _initialised(GPT2(layers, 48 if small else 768), exact)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     ids = torch.randint(0, LONG, (batch, tokens + 1), device=device)
-    args = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    args = (ids[:, :-1].clone(), ids[:, 1:].clone())
     return Made(_step(net, optimizer, device, exact), args, [p.detach() for p in net.parameters()])
 
 

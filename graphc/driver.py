@@ -309,8 +309,9 @@ def _compile(graph: Graph, options: Options) -> Compilation:
 
 
 def _choose_backend(graph: Graph, options: Options) -> str:
-    devices = {device.partition(":")[0] for device in {value.type.device for value in graph.values()}}
-    on_gpu = bool(devices & {"cuda", "xpu"})
+    from graphc.runtime.device import find_device
+
+    on_gpu = any(find_device(device) is not None for device in {value.type.device for value in graph.values()})
     backend = ("triton" if on_gpu else "c") if options.backend == "auto" else options.backend
     if backend == "c" and on_gpu:
         raise BackendUnavailableError(f"{options.name}: backend='c' runs CPU tensors; there are some on a GPU")
@@ -338,7 +339,7 @@ def _context(options: Options, backend: str) -> PassContext:
     templates = templates_for(backend)
     if templates is None:
         return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="cuda", tf32=templates.tf32)
+    return PassContext(numerics=options.numerics, target="gpu", tf32=templates.tf32)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
@@ -354,12 +355,12 @@ def templates_for(backend: str) -> Templates | None:
     """Which products of matrices are to be Triton kernels, on the current device and with torch's flags."""
     if backend != "triton":
         return None
-    import torch
 
     from graphc.passes.templates import Templates
-    from graphc.runtime.device import current_target
+    from graphc.runtime.device import current_target, present_device
 
-    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates)
+    device = present_device()
+    return Templates(current_target(), device is not None and device.allows_tf32(), settings().templates)
 
 
 def _plan(

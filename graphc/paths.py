@@ -29,6 +29,7 @@ from graphc.frontend.segments import (
     answer_name,
     specs,
 )
+from graphc.ir.types import HOST
 from graphc.ops.extern import overload, own_returns, resolve
 from graphc.settings import settings
 
@@ -243,7 +244,7 @@ class PathTree:
 
     def _devices(self, node: Node) -> set[str]:
         assert node.captured is not None
-        return {value.device for value in node.captured.graph.values() if value.device.startswith("cuda")}
+        return {value.device for value in node.captured.graph.values() if value.device not in ("cpu", HOST)}
 
     def _child(self, node: Node, key: Any, walk: _Walk) -> Node:
         """The node for an answer.
@@ -384,7 +385,7 @@ def _key(number: bool | int | float) -> Any:
 
 
 def _random_state(devices: set[str]) -> RandomState:
-    return [("cpu", torch.get_rng_state()), *((d, torch.cuda.get_rng_state(d)) for d in sorted(devices))]
+    return [("cpu", torch.get_rng_state()), *((d, _random_of(d).get_rng_state(d)) for d in sorted(devices))]
 
 
 def _set_random_state(states: RandomState | None) -> None:
@@ -392,4 +393,9 @@ def _set_random_state(states: RandomState | None) -> None:
         if device == "cpu":
             torch.set_rng_state(state)
         else:
-            torch.cuda.set_rng_state(state, device)
+            _random_of(device).set_rng_state(state, device)
+
+
+def _random_of(device: str) -> Any:
+    """torch's module for a kind of device: that which keeps its random state."""
+    return torch.get_device_module(device.partition(":")[0])

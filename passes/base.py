@@ -26,7 +26,7 @@ class PassContext:
     Args:
         settings: the settings in force.
         numerics: `default`, or `eager` = every op rounds where eager rounds.
-        target: kind of device the program is compiled for: `cpu` or `cuda`.
+        target: kind of device the program is compiled for: `cpu` or `gpu`.
         tf32: products in f32 may round their operands to 10 bits of mantissa.
         keep: composite ops that stay whole because a later stage has a kernel or a library call for them.
         roll: find loops, and keep them.

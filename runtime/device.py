@@ -46,6 +46,9 @@ class Device(Protocol):
     def target(self, index: int) -> str:
         """What to compile for, as `graphc.passes.chips` names it."""
 
+    def allows_tf32(self) -> bool:
+        """Whether torch lets products of float32 round their operands to 10 bits of mantissa."""
+
     def refusal(self, index: int) -> str:
         """Why a device cannot run generated kernels; "" when it can."""
 

@@ -38,6 +38,9 @@ class CudaDevice:
         major, minor = torch.cuda.get_device_capability(index)
         return f"cuda:{major}{minor}"
 
+    def allows_tf32(self) -> bool:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+
     def refusal(self, index: int) -> str:
         capability = torch.cuda.get_device_capability(index)
         if torch.version.hip is not None or capability >= OLDEST_CAPABILITY:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -117,7 +117,8 @@ class TritonProgram:
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]
         self._calls_torch = any(not isinstance(step, (KernelStep, ForeachStep)) for step in self.steps)
         self._prepare()
-        self._replay = Replay(weakref.proxy(self))  # no cycle: its memory goes with the last reference to the program
+        # no cycle: its memory goes with the last reference to the program
+        self._replay = Replay(cast(TritonProgram, weakref.proxy(self)))
 
     def _find_device(self) -> tuple[Device | None, int]:
         """Of several devices the first one; where arithmetic on Python numbers alone is to run, the machine's own."""
@@ -245,8 +246,8 @@ class TritonProgram:
         if len(there) > 1:
             raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(there)}", step.location)
         if runs_on_host(step.buffers, self._buffers):
-            kernel = self.host_kernel(step.kernel).kernel
-            writes = tuple(i for i, b in zip(step.buffers, kernel.buffers, strict=True) if b.access != "in")
+            arguments = zip(step.buffers, self.host_kernel(step.kernel).kernel.buffers, strict=True)
+            writes = tuple(index for index, buffer in arguments if buffer.access != "in")
             self.parts.append(Part(self._host_runner(step), True, writes))
             return
         device = find_device(there[0]) if there else self.device

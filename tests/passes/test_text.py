@@ -20,7 +20,7 @@ from tests.support import assert_contract
 PASSES = {item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *LAY_OUT, ChunkRows(rows=2))}
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
-ON_GPU = {"carry-layout": replace(CONTEXT, target="cuda")}  # passes that do nothing for a CPU
+ON_GPU = {"carry-layout": replace(CONTEXT, target="gpu")}  # passes that do nothing for a CPU
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
