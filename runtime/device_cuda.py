@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -42,6 +43,10 @@ class CudaDevice:
         return bool(torch.backends.cuda.matmul.allow_tf32)
 
     def refusal(self, index: int) -> str:
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees no GPU on this machine"
+        if index >= torch.cuda.device_count():
+            return f"there is no device cuda:{index}, the last one is cuda:{torch.cuda.device_count() - 1}"
         capability = torch.cuda.get_device_capability(index)
         if torch.version.hip is not None or capability >= OLDEST_CAPABILITY:
             return ""
@@ -103,6 +108,8 @@ class CudaDevice:
         with torch.cuda.device(index):
             before = torch.cuda.current_stream(index)
             _forget_workspaces()
+            collects = gc.isenabled()
+            gc.disable()  # what it frees could be something that must not be freed meanwhile
             try:
                 return _captured(index, pool, run)
             except BaseException:
@@ -111,6 +118,8 @@ class CudaDevice:
                 raise
             finally:
                 _forget_workspaces()
+                if collects:
+                    gc.enable()
 
     def note_used(self, index: int, tensor: torch.Tensor) -> None:
         tensor.record_stream(torch.cuda.current_stream(index))

@@ -143,8 +143,11 @@ class Replay:
         self._written = set(program.program.written)
         self._copies: dict[int, torch.Tensor] = {}
         self._previous: list[int] = []
+        self._newest: _Binding | None = None
         self._moves: dict[int, int] = {}
         self._returned = self._returned_buffers()
+        made = [spec for spec in self._buffers if spec.kind == OUTPUT and not spec.host]
+        self._cpu_outputs = [spec for spec in made if find_device(spec.device) is None]
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any] | None:
         """Answer a call by a replay; None when it is to be launched step by step."""
@@ -199,15 +202,11 @@ class Replay:
 
     def _answer(self, inputs: Sequence[Any]) -> list[Any] | None:
         addresses = [inputs[number].data_ptr() for number in self._inputs]
-        self._note_moved(inputs, addresses)
-        if self.reason:
-            return None
-        key = tuple(
-            0 if number in self._copies else address for number, address in zip(self._inputs, addresses, strict=True)
-        )
-        binding = self._binding(key)
-        if self.reason:
-            return None
+        binding = self._newest
+        if binding is None or addresses != self._previous:
+            binding = self._newest = self._find(inputs, addresses)
+            if binding is None:
+                return None
         binding.calls += 1
         bound = self._bound(inputs)
         if binding.calls == 1:
@@ -216,6 +215,14 @@ class Replay:
         if recorded is None:
             return self._launch(bound, inputs)
         return self._replayed(recorded, bound, inputs)
+
+    def _find(self, inputs: Sequence[Any], addresses: list[int]) -> _Binding | None:
+        """What is known of a call's addresses, which are not those of the call before; None to give up."""
+        self._note_moved(inputs, addresses)
+        copies = self._copies
+        key = tuple(0 if number in copies else at for number, at in zip(self._inputs, addresses, strict=True))
+        binding = self._binding(key)
+        return None if self.reason else binding
 
     def _launch(self, bound: Sequence[Any], inputs: Sequence[Any]) -> list[Any] | None:
         """Step by step, on inputs as a recording would find them: variants of kernels for these are loaded then."""
@@ -288,6 +295,7 @@ class Replay:
         self.reason = reason
         self._bindings.clear()
         self._copies.clear()
+        self._newest = self._working = None
 
     # ---------------------------------------------------------------------------------------------------- recording
 
@@ -358,10 +366,9 @@ class Replay:
 
     def _replayed(self, recorded: _Recorded, bound: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         program, memory = self.program, self._memory
-        frame = memory.begin(bound)
-        for spec in self._buffers:
-            if spec.kind == OUTPUT and not spec.host and find_device(spec.device) is None:
-                memory.put(frame, spec.index, memory.empty(spec))
+        frame = Frame(bound, memory.places)
+        for spec in self._cpu_outputs:
+            memory.put(frame, spec.index, memory.empty(spec))
         assert self._working is not None
         memory.use_working(frame, self._working)
         self._send_numbers(self._compute(frame, recorded), recorded)

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from graphc.errors import UnsupportedError, add_location
+from graphc.errors import BackendUnavailableError, UnsupportedError, add_location
 from graphc.ir.types import HOST, Location
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import unroll
@@ -97,9 +97,9 @@ class TritonProgram:
             name: TritonKernel.from_plain(program.sources[triton_source(name)], plain)
             for name, plain in program.kernels.items()
         }
-        self.memory = Memory(program)
         self._buffers = program.buffers
         self.device, self.index = self._find_device()
+        self.memory = Memory(program)
         self._interpreted: dict[str, InterpretedKernel] = {}
         self._hosted: dict[str, HostKernel] = {}
         self._compiled: dict[tuple[str, int], DeviceKernel] = {}
@@ -128,6 +128,9 @@ class TritonProgram:
         for name in names:
             device = find_device(name)
             assert device is not None
+            refusal = "" if is_interpreting() else device.refusal(0 if name == device.kind else index_of(name, device))
+            if refusal:
+                raise BackendUnavailableError(f"{self.program.name}: {refusal}")
             return device, index_of(name, device)
         has_tensors = any(not spec.host for spec in self._buffers)
         device = None if has_tensors or is_interpreting() else present_device()
