@@ -29,11 +29,18 @@ class Made:
         fn: what is compiled and timed.
         args: for it.
         state: tensors that a call changes and that are results too, such as parameters.
+        inner: the forward pass, where `fn` is its result and its gradients.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     state: list[torch.Tensor] = field(default_factory=list)
+    inner: Callable[..., torch.Tensor] | None = None
+
+
+def with_gradients(inner: Callable[..., torch.Tensor], args: tuple[torch.Tensor, ...]) -> Made:
+    """A function of floats, with the gradients of all of them; the cotangent is the last argument."""
+    return Made(gradients(inner), args, inner=inner)
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,9 @@ def softmax(device: torch.device, exact: bool, small: bool) -> Made:
 def layer_norm_grad(device: torch.device, exact: bool, small: bool) -> Made:
     """Forward and backward, the gradients of weight and bias included."""
     rows, width = _rows(small)
-    fn = gradients(lambda x, w, b: F.layer_norm(x, (width,), w, b))
     shapes = ((rows, width), (width,), (width,), (rows, width))
-    return Made(fn, tuple(floats(device, exact, BF16, *shape) for shape in shapes))
+    args = tuple(floats(device, exact, BF16, *shape) for shape in shapes)
+    return with_gradients(lambda x, w, b: F.layer_norm(x, (width,), w, b), args)
 
 
 @case(">= 90 % of the copy", 25, moved=3 * 8192 * LONG * 2, contenders=MEMORY)
@@ -122,7 +129,7 @@ def cross_entropy_grad(device: torch.device, exact: bool, small: bool) -> Made:
     rows, classes = (32, 500) if small else (8192, LONG)
     labels = torch.randint(0, classes, (rows,), device=device)
     cotangent = torch.ones((), dtype=torch.float64 if exact else BF16, device=device)
-    return Made(gradients(F.cross_entropy), (floats(device, exact, BF16, rows, classes), labels, cotangent))
+    return with_gradients(F.cross_entropy, (floats(device, exact, BF16, rows, classes), labels, cotangent))
 
 
 _UPDATED = 25 * sum(math.prod(s) for s in ((1024, 1024), (1024,), (4096, 1024), (4096,), (1024, 4096), (1024,)))
@@ -165,7 +172,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def attention(device: torch.device, exact: bool, small: bool) -> Made:
     """Forward and backward of 16 heads of 4,096 tokens of width 128, written by hand."""
     shape = (2, 32, 16) if small else (16, 4096, 128)
-    return Made(gradients(attend), tuple(floats(device, exact, BF16, *shape) for _ in range(4)))
+    return with_gradients(attend, tuple(floats(device, exact, BF16, *shape) for _ in range(4)))
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -285,11 +292,8 @@ def linear_cross_entropy(device: torch.device, exact: bool, small: bool) -> Made
     """8,192 tokens of width 4,096, 131,072 classes, forward and backward."""
     tokens, width, classes = (64, 16, 500) if small else (8192, 4096, 131072)
 
-    def run(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-        loss = F.cross_entropy(F.linear(x, weight), labels)
-        return loss.detach(), *torch.autograd.grad(loss, (x, weight))
-
     x = floats(device, exact, BF16, tokens, width)
     weight = floats(device, exact, BF16, classes, width, scale=width**-0.5)
-    return Made(run, (x, weight, torch.randint(0, classes, (tokens,), device=device)))
+    labels = torch.randint(0, classes, (tokens,), device=device)
+    cotangent = torch.ones((), dtype=torch.float64 if exact else BF16, device=device)
+    return with_gradients(lambda x, w, labels: F.cross_entropy(F.linear(x, w), labels), (x, weight, labels, cotangent))
