@@ -65,17 +65,17 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(5, 8), torch.randint(0, 16, (5,))
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2, foreach=False),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=False),
     "momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, foreach=False),
-    "capturable": lambda p: torch.optim.Adam(p, lr=1e-2, foreach=False, capturable=False, amsgrad=True),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, foreach=False, amsgrad=True),
 }
 
 
-@pytest.mark.parametrize("layers", [1, 4], ids=["row by row", "tables"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name, layers", [("adam", 1), ("adamw", 4), ("momentum", 4), ("amsgrad", 1)])
 def test_a_training_step_is_replayed_as_a_whole(name: str, layers: int, device: MadeUpDevice) -> None:
+    """With few parameters their update is written out, with many it is a table of rows."""
     net, optimizer, step = training(OPTIMIZERS[name], layers)
     other, other_optimizer, eager = training(OPTIMIZERS[name], layers)
     step(*batch()), eager(*batch())  # SGD makes its momentum in the first step
