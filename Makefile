@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SUITES := $(VENV)/.suites
 
-.PHONY: demo test check format lint types layers bench gpu gpu-static suites fuzz clean
+.PHONY: demo test check format lint types layers bench gpu gpu-static suites fusion fuzz clean
 
 demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
@@ -38,6 +38,9 @@ gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four
 
 suites: $(SUITES)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
 	$(BIN)/python -m tests.suites --markdown docs/coverage.md
+
+fusion: $(SUITES)  ## how much of the zoo and of the models of transformers generated kernels do: docs/fusion.md
+	$(BIN)/python -m tests.suites.fusion --markdown docs/fusion.md
 
 fuzz: $(STAMP)  ## long runs of random programs
 	$(BIN)/python -m pytest -q -m suite

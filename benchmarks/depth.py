@@ -12,7 +12,8 @@ import tempfile
 import time
 
 import torch
-from kernels import GPT, TOKENS, VOCABULARY
+from kernels import TOKENS, VOCABULARY
+from zoo.text import GPT
 
 import graphc
 from graphc.settings import override

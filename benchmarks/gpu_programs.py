@@ -14,6 +14,8 @@ import torch
 import training
 from torch import nn
 from torch.nn import functional as F
+from zoo.text import GPT
+from zoo.vision import Bottleneck
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 PROGRAMS: dict[str, Callable[[], Program]] = {}
@@ -160,6 +162,13 @@ def batch_norm_channels_last_grad() -> Program:
 
 
 @program
+def convolution_relu() -> Program:
+    """Few channels side by side: bytes are what takes the time, so it is a product of windows with an epilogue."""
+    convolution = nn.Conv2d(32, 32, 3, padding=1, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    return lambda x: convolution(x).relu(), (half(64, 32, 112, 112).to(memory_format=torch.channels_last),)
+
+
+@program
 def argmax() -> Program:
     return lambda x: x.argmax(-1), (half(8192, 50304),)
 
@@ -295,7 +304,7 @@ def gpt_forward() -> Program:
 def gpt2_step() -> Program:
     """GPT-2 of 124M parameters, 16 x 1,024 tokens, bfloat16 autocast, AdamW."""
     with torch.device("meta"):
-        net = GPT2()
+        net = GPT(layers=12, width=768, heads=12, vocabulary=50304, tokens=1024)
     net = net.to_empty(device="cpu")
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
 
@@ -310,38 +319,6 @@ def gpt2_step() -> Program:
 
     ids = torch.zeros(16, 1024, dtype=torch.int64)
     return step, (ids, ids.clone())
-
-
-class GPT2(nn.Module):
-    """GPT-2's sizes: ids (B, 1024) int64 -> logits (B, 1024, 50304)."""
-
-    def __init__(self, layers: int = 12, width: int = 768) -> None:
-        super().__init__()
-        self.token, self.position = nn.Embedding(50304, width), nn.Embedding(1024, width)
-        self.blocks = nn.ModuleList(kernels.Block(width, 12) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 50304, bias=False)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.token(ids) + self.position(torch.arange(ids.shape[1], device=ids.device))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
-
-
-class Bottleneck(nn.Module):
-    """A residual block of ResNet-50: 1x1, 3x3, 1x1."""
-
-    def __init__(self, wide: int, narrow: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(wide, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, narrow, 3, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide),
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.body(x) + x)
 
 
 @program

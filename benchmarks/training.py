@@ -11,22 +11,18 @@ the largest difference of a parameter to eager's after the steps taken.
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from kernels import BATCH, GPT, TOKENS, VOCABULARY
-from rich.console import Console
-from rich.table import Table
 from torch import nn
-from torch.nn import functional as F
+from zoo import Workload, build
+from zoo.entry import images
+from zoo.recurrent import LstmCell
 
-import graphc
-from graphc.report.measure import interleaved, peak_bytes
-from graphc.settings import override
+from graphc.report.bench import BenchTable, describe_machine
+from graphc.report.own_models import Made, bench_own, empty_caches
 
 Step = Callable[..., Any]
 WORKLOADS: dict[str, Callable[[], tuple[list[nn.Parameter], Step, tuple[torch.Tensor, ...]]]] = {}
@@ -39,80 +35,39 @@ def workload(build: Callable[[], Any]) -> Callable[[], Any]:
     return build
 
 
-def _classifier(net: nn.Module, x: torch.Tensor, classes: int) -> Any:
-    """A step of cross-entropy and Adam, with its parameters and batch."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    labels = torch.randint(0, classes, (x.shape[0],))
-
-    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return list(net.parameters()), step, (x, labels)
+def of_zoo(work: Workload) -> Any:
+    """Parameters, step and first batch of a model of the zoo."""
+    return list(work.net.parameters()), work.training().step, work.batch(0)
 
 
 @workload
 def gpt() -> Any:
     """4 layers of width 256, 8 heads; batch 2, 256 tokens."""
-    net = GPT()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    ids = torch.randint(0, VOCABULARY, (BATCH, TOKENS))
-
-    def step(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(ids).flatten(0, 1), labels.flatten())
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return list(net.parameters()), step, (ids, ids.roll(-1, 1))
+    return of_zoo(build("gpt", "full"))
 
 
 @workload
 def cnn() -> Any:
     """The tutorials' CNN on 28x28 images, batch 64."""
-    net = nn.Sequential(
-        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(9216, 128), nn.ReLU(), nn.Linear(128, 10),
-    )  # fmt: skip
-    return _classifier(net, torch.randn(64, 1, 28, 28), 10)
+    return of_zoo(build("mnist_cnn", "full"))
 
 
 @workload
 def mlp() -> Any:
     """784-128-10, batch 64."""
-    return _classifier(nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)), torch.randn(64, 784), 10)
-
-
-class LstmCell(nn.Module):
-    """A hand-written LSTM in a Python loop: (B, T, 64) -> (B, 10)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.x, self.h, self.out = nn.Linear(64, 512), nn.Linear(128, 512), nn.Linear(128, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = c = x.new_zeros(x.shape[0], 128)
-        for t in range(x.shape[1]):
-            i, f, g, o = (self.x(x[:, t]) + self.h(h)).chunk(4, 1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-        return self.out(h)
+    return of_zoo(build("mlp", "full"))
 
 
 @workload
 def lstm() -> Any:
     """A hand-written cell, 64 -> 128, 50 steps, batch 16."""
-    return _classifier(LstmCell(), torch.randn(16, 50, 64), 10)
+    return of_zoo(build("hand_written_lstm", "full"))
 
 
 @workload
 def lstm_500() -> Any:
     """The same cell over 500 steps: what matters is that it compiles no longer."""
-    return _classifier(LstmCell(), torch.randn(16, 500, 64), 10)
+    return of_zoo(Workload(LstmCell(), images(10, 16, 500, 64)))
 
 
 @workload
@@ -143,45 +98,10 @@ def adam_1000() -> Any:
     return parameters, step, ()
 
 
-def compiled(contender: str, step: Step) -> Step:
-    if contender == "eager":
-        return step
-    return graphc.compile(step) if contender == "graphc" else torch.compile(step)
-
-
-def measure(name: str, contenders: list[str], rounds: int, table: Table) -> None:
-    """Add one row per contender to the table."""
-    calls: dict[str, Callable[[], Any]] = {}
-    parameters: dict[str, list[nn.Parameter]] = {}
-    first: dict[str, float] = {}
-    arenas: dict[str, int] = {}
-    for contender in contenders:
-        torch.manual_seed(0)
-        parameters[contender], step, batch = WORKLOADS[name]()
-        call = compiled(contender, step)
-        calls[contender] = lambda call=call, batch=batch: call(*batch)
-        start = time.perf_counter()
-        calls[contender]()
-        first[contender] = time.perf_counter() - start
-        for _ in range(3):
-            calls[contender]()
-        if contender == "graphc":
-            arenas[contender] = call.explain(*batch).stats["arena_bytes"]
-    errors = {
-        c: max(float((p - q).detach().abs().max()) for p, q in zip(parameters[c], parameters["eager"], strict=True))
-        for c in contenders
-    }
-    timings = interleaved(calls, rounds)
-    for contender in contenders:
-        timing, eager = timings[contender], timings["eager"]
-        peak = peak_bytes(calls[contender], parameters[contender]) + arenas.get(contender, 0)
-        goal = f"{GOALS[name]:.1f}x" if contender == "graphc" else ""
-        table.add_row(
-            name, contender, f"{timing.median * 1e3:.2f} ms", f"{timing.low * 1e3:.2f} - {timing.high * 1e3:.2f} ms",
-            f"{eager.median / timing.median:.2f}x", goal,
-            "" if contender == "eager" else f"{first[contender] - timing.median:.2f} s",
-            f"{peak / 2**20:.1f} MiB", f"{errors[contender]:.1e}",
-        )  # fmt: skip
+def make(name: str) -> Made:
+    """A workload for one contender."""
+    parameters, step, batch = WORKLOADS[name]()
+    return Made(step, batch, tuple(parameters))
 
 
 def main() -> None:
@@ -190,14 +110,15 @@ def main() -> None:
     parser.add_argument("--against", default="inductor", help="contenders beside eager and graphc, by commas")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    contenders = ["eager", "graphc", *(c for c in options.against.split(",") if c)]
-    columns = ("workload", "contender", "median", "quartiles", "vs eager", "goal", "compile", "peak", "max error")
-    table = Table(*columns)
-    with tempfile.TemporaryDirectory() as folder, override(cache_dir=folder):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
+    against = [name for name in options.against.split(",") if name]
+    table = BenchTable(machine=describe_machine())
+    with empty_caches():
         for name in options.workloads:
-            measure(name, contenders, options.rounds, table)
-    Console(width=140).print(table)
+            table.rows += bench_own(name, partial(make, name), against, options.rounds)
+    print(table)
+    for row in table.rows:
+        if row.contender == "graphc":
+            print(f"{row.workload}: {row.speedup:.2f}x of a goal of {GOALS[row.workload]:.1f}x")
 
 
 if __name__ == "__main__":

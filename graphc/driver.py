@@ -339,7 +339,7 @@ def _context(options: Options, backend: str) -> PassContext:
     templates = templates_for(backend)
     if templates is None:
         return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="gpu", tf32=templates.tf32)
+    return PassContext(numerics=options.numerics, target="gpu", templates=templates)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
@@ -355,12 +355,15 @@ def templates_for(backend: str) -> Templates | None:
     """Which products of matrices are to be Triton kernels, on the current device and with torch's flags."""
     if backend != "triton":
         return None
+    import torch
 
     from graphc.passes.templates import Templates
     from graphc.runtime.device import current_target, present_device
 
     device = present_device()
-    return Templates(current_target(), device is not None and device.allows_tf32(), settings().templates)
+    tf32 = device is not None and device.allows_tf32()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return Templates(current_target(), tf32, settings().templates, deterministic)
 
 
 def _plan(

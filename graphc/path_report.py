@@ -46,11 +46,12 @@ def report_path(tree: PathTree, nodes: Sequence[Node]) -> PathReport:
 
 
 def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
-    """Numbers are added up; of the rest the last is kept."""
+    """Numbers are added up, in tables too; of the rest the last is kept."""
     for key, value in part.items():
         known = total.get(key)
         if isinstance(value, dict):
-            total[key] = {**known, **value} if isinstance(known, dict) else dict(value)
+            total[key] = dict(known) if isinstance(known, dict) else {}
+            _add(total[key], value)
         elif isinstance(value, (int, float)) and isinstance(known, (int, float)):
             total[key] = known + value
         else:

@@ -157,7 +157,7 @@ def trace(op: Op, index: Index, ranges: Mapping[str, tuple[int, int | None]]) ->
     """What `op` reads to give element `index` of its result.
 
     Args:
-        op: an op with a lowering rule.
+        op: an op with a lowering rule, or a rule for where its source goes.
         index: normalised, over axes and data-dependent indices.
         ranges: inclusive bounds of every symbol in it.
 
@@ -170,7 +170,7 @@ def trace(op: Op, index: Index, ranges: Mapping[str, tuple[int, int | None]]) ->
     key = _key(op, index, ranges)
     found = _cache.get(key)
     if found is None:
-        lower = definition.lower or definition.contract
+        lower = definition.lower or definition.contract or definition.place
         if lower is None:
             raise LoweringError(f"{op.name} has no lowering", op.location)
         notes = _Notes(op, ranges)

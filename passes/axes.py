@@ -163,14 +163,20 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _order_axes(kernel: Kernel) -> Kernel:
-    """Parallel axes by falling step of the stores, then of the loads: the innermost one walks along memory."""
+    """Parallel axes by falling step of the stores, then of the loads: the innermost one walks along memory.
+
+    An index that is data steps with all axes that it depends on.
+    """
+    data = {name: domain for name, domain in kernel.domains.items() if domain}
     stores = [s.index for s in kernel.body if isinstance(s, Store)]
     loads = [s.index for s in kernel.body if isinstance(s, Load)]
 
-    def step(axis: Axis) -> tuple[int, int]:
-        return (-_largest_step(stores, axis.name), -_largest_step(loads, axis.name))
+    def order(axis: Axis) -> tuple[int, int]:
+        by_data = [name for name, domain in data.items() if axis.name in domain]
+        step = max((_largest_step(stores, name) for name in (axis.name, *by_data)), default=0)
+        return (-step, -_largest_step(loads, axis.name))
 
-    parallel = sorted(kernel.parallel_axes, key=step)
+    parallel = sorted(kernel.parallel_axes, key=order)
     if tuple(parallel) == kernel.parallel_axes:
         return kernel
     return Kernel(kernel.name, (*parallel, *kernel.row_axes), kernel.buffers, kernel.body, kernel.notes)

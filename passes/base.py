@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from graphc.ir.graph import Attr, Builder, Graph, Input, Literal, Op, Operand, Output, Value, Write
 from graphc.ir.types import DType, TensorType
 from graphc.ops import registry
 from graphc.ops.registry import OpDef
 from graphc.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from graphc.passes.templates import Templates
 
 ORDERED_ZEROS = frozenset({"maximum", "minimum", "fmax", "fmin"})
 """Commutative ops whose result, for 0.0 and -0.0, depends on their order all the same."""
@@ -27,7 +30,7 @@ class PassContext:
         settings: the settings in force.
         numerics: `default`, or `eager` = every op rounds where eager rounds.
         target: kind of device the program is compiled for: `cpu` or `gpu`.
-        tf32: products in f32 may round their operands to 10 bits of mantissa.
+        templates: which contractions are to be kernels with slots; None = none.
         keep: composite ops that stay whole because a later stage has a kernel or a library call for them.
         roll: find loops, and keep them.
         get_def: look-up of operator definitions.
@@ -37,11 +40,16 @@ class PassContext:
     settings: Settings = field(default_factory=settings)
     numerics: str = "default"
     target: str = "cpu"
-    tf32: bool = False
+    templates: Templates | None = None
     keep: frozenset[str] = frozenset()
     roll: bool = True
     get_def: Callable[[str], OpDef] = registry.get
     on_pass: Callable[[str, Graph], None] | None = None
+
+    @property
+    def tf32(self) -> bool:
+        """Products in f32 may round their operands to 10 bits of mantissa."""
+        return self.templates is not None and self.templates.tf32
 
     def infer(self, name: str, operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
         """Result types of an op, as `Builder` asks for them."""

@@ -53,7 +53,7 @@ def may_fail(node: Node) -> bool:
         return any(may_refuse(op) for op in node.op.attrs["body"].ops)
     if isinstance(node, Library):
         return not node.is_matmul and not node.joins
-    return any(value.op is not None and may_refuse(value.op) for value in node.visits)
+    return any(value.op is not None and may_refuse(value.op) for value in (*node.visits, *node.roots))
 
 
 def commits(nodes: Nodes, node: Node) -> bool:

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field, replace
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, contiguous_strides
-from graphc.loopir.scalar import SCALAR_OPS
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
-from graphc.passes.group import ALWAYS, MAX_ARGUMENTS, MAX_VISITS, Group, RowLimits, group_of, iterations
+from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
     Layouts,
@@ -35,15 +34,24 @@ from graphc.passes.layout import (
 )
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
-from graphc.passes.updates import UPDATES, chain_of, copy_op, update_place, updates
+from graphc.passes.updates import (
+    UPDATES,
+    adding_group,
+    adds_one_by_one,
+    chain_of,
+    copy_op,
+    is_added,
+    source_of,
+    update_place,
+    updates,
+)
+from graphc.passes.work import MANY_PIECES, element_count, element_work, is_full
 
 KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
-MANY_PIECES, BIG_CONCAT = 8, 4096
-"""Operands, and elements, from which on the pieces of a stored concat are stored one by one."""
+BIG_CONCAT = 4096
+"""Elements from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
 PRODUCTS = ("matmul", "gemm")
-RANDOM_WORK = 2
-"""Little, so that a mask and its scaling are computed again where they are needed, and take no memory in between."""
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -146,6 +154,7 @@ class Fuser:
 
     def __init__(self, graph: Graph, backend: str, templates: Templates | None) -> None:
         self.graph, self.backend = graph, backend
+        self.in_order = templates is not None and templates.deterministic
         self.products = TemplateFusion(self, templates) if templates is not None else None
         self.layouts = Layouts()
         self.ops: list[Op] = list(graph.ops)
@@ -440,6 +449,10 @@ class Fuser:
     # the sweep
 
     def _visit(self, op: Op) -> None:
+        if is_added(op, self.in_order):
+            if self.waiting.pop(op.results[0], None) is not None or op.results[0] in self.needed:
+                self._start_adding(op)
+            return
         if not is_kernel_op(op) or self._is_transfer(op):
             if self.products is None or not self.products.take(op):
                 self._visit_library(op)
@@ -494,6 +507,28 @@ class Fuser:
             self._start(source)
         self.needed.add(base)
         self._store_part(op, source, base, self.position[op])
+
+    def _start_adding(self, op: Op) -> None:
+        """A group that adds the source to elements of the base's memory."""
+        value, base = op.results[0], self.overwritten.get(op.results[0])
+        given = next(iter(op.inputs))
+        is_made = given.op is not None and get(given.op.name).kind is Kind.CREATION
+        if base is None or is_made:
+            fresh = copy_op(given, given.op if is_made else None)  # that nothing else reads
+            self.position[fresh] = self.position[op] - 0.5
+            base = self.overwritten[value] = fresh.results[0]
+            self.layouts.chosen[base] = self.layouts.chosen[value] = self.layouts.strides(value)
+            self._start(base)
+        else:
+            self.needed.update((base, *op.inputs))  # what they are made of may be made of the base
+        self.stored.add(value)
+        group = adding_group(op, base, self.position[op], self.layouts.strides(value))
+        self.groups.append(group)
+        if self.backend == "c" and adds_one_by_one(op, group) and source_of(op) not in self.cheap:
+            self.needed.add(source_of(op))  # what is vector arithmetic stays so
+            self.early.add(source_of(op))
+        for operand in group.visits:
+            self._wait(operand, group)
 
     def _store_part(self, op: Op, source: Value, base: Value, position: float) -> None:
         value = op.results[0]
@@ -754,22 +789,3 @@ def _before_merge(value: Value) -> Value | None:
     source = value.op.operands[0]
     assert isinstance(source, Value)
     return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None
-
-
-def is_full(group: Group) -> bool:
-    return group.size >= MAX_VISITS or group.open >= MAX_ARGUMENTS
-
-
-def element_count(value: Value) -> int:
-    return math.prod(int_shape(value))
-
-
-def element_work(op: Op) -> int:
-    """Cost of one element, in additions."""
-    rule = SCALAR_OPS.get(op.name)
-    if rule is not None:
-        return rule.cost
-    kind = get(op.name).kind
-    if kind is Kind.RANDOM:
-        return RANDOM_WORK
-    return 4 if kind is Kind.INDEXING else 2 if op.name in ("pad", "concat", *UPDATES) else 0

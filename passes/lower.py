@@ -28,6 +28,7 @@ from graphc.passes.axes import tidy
 from graphc.passes.group import Group
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
+from graphc.passes.updates import UPDATES, source_of
 
 WHOLE, CHECKS_ONLY, UNCHECKED = "whole", "checks only", "unchecked"
 """Parts of a kernel that checks data: see `Lowering.lower`."""
@@ -170,13 +171,24 @@ class _Outline:
         if root not in self.group.stores:
             return root
         assert root.op is not None
-        source = root.op.operands[1]
-        assert isinstance(source, Value)
-        return source
+        return source_of(root.op)
 
     def _walk(self, root: Value) -> None:
         """Number everything under a root, operands first, without recursion."""
-        stack: list[tuple[Value, bool]] = [(self.source(root), False)]
+        self._walk_value(self.source(root))
+        if self.is_added(root):
+            assert root.op is not None
+            for operand in root.op.inputs:
+                if operand in self.group.visits:
+                    self._walk_value(operand)
+            self.ops.append(root.op)
+
+    def is_added(self, root: Value) -> bool:
+        """Whether elements of the source are added at places that are data."""
+        return root in self.group.stores and root.op is not None and root.op.name not in UPDATES
+
+    def _walk_value(self, value: Value) -> None:
+        stack: list[tuple[Value, bool]] = [(value, False)]
         while stack:
             value, done = stack.pop()
             if done:
@@ -294,19 +306,27 @@ class _Writer:
         """The kernel, which argument of the outline each of its buffers is, and what its checks are."""
         outline, builder = self.outline, self.builder
         values: list[str] = []
+        targets: dict[Value, Index] = {}
         for root in outline.stores:
             source = outline.source(root)
             index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
             values.append(self._to_memory(self._evaluate(source, index), root))
+            if outline.is_added(root):
+                targets[root] = self._target(root, index)
         checks = self._store_checks() if part != UNCHECKED else ()
         stores = outline.stores.items() if part != CHECKS_ONLY else ()
         # stores come last: one may go to memory that another value is loaded from
+        added: set[int] = set()
         for (root, place), value in zip(stores, values, strict=part != CHECKS_ONLY):
             number = outline.argument(place, True)
             self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
-            builder.store(self.names[number], flat_index(self.group.roots[root], place.strides), value)
+            index, mode = self.group.roots[root], "set"
+            if root in targets:
+                index, mode = targets[root], "add"
+                added.add(number)
+            builder.store(self.names[number], flat_index(index, place.strides), value, mode=mode)
         buffers = tuple(
-            Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], "out" if a.stored else "in")
+            Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], _access(a, number in added))
             for number, a in enumerate(outline.arguments)
         )
         if checks:
@@ -318,6 +338,19 @@ class _Writer:
         kernel = tidy(cancel_positions(whole))
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
+
+    def _target(self, root: Value, index: Index) -> Index:
+        """Where in a root an element of what is added to it goes."""
+        op = root.op
+        assert op is not None
+        place = get(op.name).place
+        assert place is not None
+        while True:
+            self.op, self.mask = op, None
+            try:
+                return place(self, op, index)
+            except _Missing as needed:
+                self._evaluate(*needed.key[:2])
 
     def _store_checks(self) -> tuple[_Check, ...]:
         """Write the checks: each has a cell that takes the largest offending value."""
@@ -556,6 +589,10 @@ class _Writer:
         assert isinstance(operand, Value)
         value = self.compute("cast", self._known_element(operand, index, self.mask), dtype=dtype)
         return value if operand.shape[dim] == 1 else self.builder.scan(op, value)
+
+
+def _access(argument: Argument, is_added: bool) -> str:
+    return "inout" if is_added else "out" if argument.stored else "in"
 
 
 _DECIDABLE = frozenset(("lt", "ge", "eq", "maximum", "minimum"))

@@ -18,7 +18,7 @@ from graphc.passes.fuse import ROW_LIMITS
 from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iterations, worth_rows
 from graphc.passes.layout import int_shape
 from graphc.passes.nodes import Node, Nodes
-from graphc.passes.updates import overwrites_its_input
+from graphc.passes.updates import UPDATES, overwrites_its_input, source_of
 
 REACH = 256
 """Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
@@ -174,7 +174,7 @@ class _Merger:
         for group in (first, second):
             for root in group.roots:
                 if root in group.stores:
-                    if root in first.visits or root in second.visits:
+                    if root in first.visits or root in second.visits or not _is_done_once(merged, root):
                         return False
                 elif any(index != merged.roots[root] for index in merged.visits.get(root, ())):
                     return False
@@ -237,6 +237,13 @@ class _Merger:
             nodes.producer[value] = merged
         for value in nodes.reads(merged):
             nodes.readers.setdefault(value, {})[merged] = None
+
+
+def _is_done_once(merged: Group, root: Value) -> bool:
+    """Whether an element that is added to memory is so at one point of a space only."""
+    if root.op is None or root.op.name in UPDATES:
+        return True
+    return merged.axes_of(merged.roots[root]) >= frozenset(merged.parallel)
 
 
 def _only_place(group: Group, value: Value) -> Index | None:
@@ -430,8 +437,8 @@ def _take_over(merged: Group, part: Group, mapping: dict[str, Dim], is_masked: b
         return normalise(tuple(substitute(place, full) for place in index), shape, merged.ranges)
 
     for value, index in part.roots.items():
-        place = part.stores.get(value)
-        merged.roots[value] = moved(index, int_shape(value) if place is None else place.shape)
+        source = value if value not in part.stores or value.op is None else source_of(value.op)
+        merged.roots[value] = moved(index, int_shape(source))
     for value, places in part.visits.items():
         for index, visit in places.items():
             at = moved(index, int_shape(value))

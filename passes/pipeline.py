@@ -14,6 +14,7 @@ from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
 from graphc.passes.carry_layout import CarryLayout
 from graphc.passes.channels_last import ChannelsLast
+from graphc.passes.convolutions import ConvolutionsAsProducts
 from graphc.passes.cse import EliminateCommonSubexpressions
 from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
@@ -43,6 +44,7 @@ PREPARE: tuple[Pass, ...] = (
     EliminateCommonSubexpressions(),  # whole composites at once, before they fall apart
     EliminateDeadCode(),  # nothing unused is expanded
     ExpandComposites(),
+    ConvolutionsAsProducts(),  # before clean-up: what is made is views of views
 )
 CLEAN_UP: tuple[Pass, ...] = (
     Canonicalize(),  # expansions bring casts and reshapes that meet each other

@@ -26,10 +26,10 @@ from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
-from graphc.passes.steps import call_of, call_traffic, normal_product, reason, resolve, traffic
+from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic
 from graphc.passes.templates import Templates
 from graphc.passes.transient import EMPTY
-from graphc.passes.updates import IN_PLACE_CALLS
+from graphc.passes.updates import IN_PLACE_CALLS, source_of
 from graphc.passes.whole import whole_outputs
 from graphc.program.loops import LoopStep
 from graphc.program.plan import (
@@ -71,7 +71,7 @@ def make_plan(
 
     Returns:
         The plan. `stats` counts: `graph_ops`, `fused_ops` (done by kernels), `kernels` (distinct), `kernel_calls`,
-        `gemm_calls`, `extern` (ATen calls by name), `extern_reasons`, `extern_bytes`, `bytes_read`,
+        `gemm_calls`, `gemm_bytes`, `extern` (ATen calls by name), `extern_reasons`, `extern_bytes`, `bytes_read`,
         `bytes_written`, `arena_bytes`, and `arena_bytes_without_reuse`.
 
     Raises:
@@ -128,6 +128,7 @@ class Planner:
         self.op_numbers: dict[Op, int] = {}
         self.plain_bytes = 0
         self.traffic = (0, 0)
+        self.call_traffic: dict[str, int] = {}
 
     def run(self, on_kernels: Callable[[list[Kernel]], None] | None) -> Plan:
         self._lower()
@@ -149,7 +150,10 @@ class Planner:
         )
         self._close_checks()
         plan.buffers = self.buffers
-        self.traffic = traffic(plan)
+        self.traffic, self.call_traffic = (
+            traffic(plan),
+            call_traffic(plan),
+        )  # the arena makes large buffers of small ones
         plan.checks = self.checks
         handed = {self.buffer_of[value] for value in self.live if value in self.buffer_of}
         size = place_arena(self.steps, self.buffers, plan.kernels, self.sharing, handed)
@@ -248,8 +252,7 @@ class Planner:
     def _store_later(self, group: Group, value: Value) -> Group:
         """Take a store that comes too early out of a kernel: the value is kept, and stored by a kernel of its own."""
         assert value.op is not None
-        source = value.op.operands[1 if value in group.stores else 0]
-        assert isinstance(source, Value)
+        source = source_of(value.op) if value in group.stores else next(iter(value.op.inputs))
         later = group_of(source, group.position)
         later.roots = {value: later.roots.pop(source)}
         if value in group.stores:
@@ -548,6 +551,7 @@ class Planner:
                 if value.op is not None and any(visit.expanded for visit in at.values()):
                     fused.add(value.op)
         read, written = self.traffic
+        calls = self.call_traffic
         return {
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
@@ -559,7 +563,8 @@ class Planner:
             },
             "extern": dict(externs),
             "extern_reasons": {name: reason(op) for op, name in self.calls},
-            "extern_bytes": {name: count for name, count in call_traffic(plan).items() if name != EMPTY},
+            "extern_bytes": {name: count for name, count in calls.items() if name not in (EMPTY, GEMM)},
+            "gemm_bytes": calls.get(GEMM, 0),
             "bytes_read": read,
             "bytes_written": written,
             "arena_bytes": plan.arena_bytes,

@@ -11,6 +11,8 @@ from graphc.passes.layout import view_strides
 from graphc.program.loops import LoopStep
 from graphc.program.plan import AtenStep, BufferSpec, ForeachStep, GemmStep, KernelStep, Plan, Step, View
 
+GEMM = "gemm"
+
 
 def call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, ...]]:
     """Overload, args, kwargs and the operands written to."""
@@ -90,12 +92,13 @@ def traffic(plan: Plan) -> tuple[int, int]:
 
 
 def call_traffic(plan: Plan) -> dict[str, int]:
-    """Bytes that ATen calls read and write, by name of the call."""
+    """Bytes that ATen calls read and write, by name of the call; those of products of matrices as `GEMM`."""
     found: dict[str, int] = {}
 
     def add(step: Step, buffers: Sequence[BufferSpec], times: int) -> None:
-        if isinstance(step, AtenStep):
-            found[step.op] = found.get(step.op, 0) + times * sum(_traffic(plan, step, buffers))
+        if isinstance(step, AtenStep | GemmStep):
+            name = step.op if isinstance(step, AtenStep) else GEMM
+            found[name] = found.get(name, 0) + times * sum(_traffic(plan, step, buffers))
 
     for step in plan.steps:
         if isinstance(step, LoopStep):

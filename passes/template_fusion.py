@@ -12,6 +12,7 @@ from graphc.passes.chains import Chain, find_chains
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import int_shape
 from graphc.passes.templates import PROLOGUE_WORK, Templates
+from graphc.passes.work import MANY_PIECES, element_work, is_full
 
 if TYPE_CHECKING:
     from graphc.passes.fuse import Fuser
@@ -108,8 +109,6 @@ class TemplateFusion:
 
     def worth_computing(self, op: Op, value: Value, groups: list[Group]) -> bool:
         """Whether products compute an operand as they read it, once for each block."""
-        from graphc.passes.fuse import MANY_PIECES, element_work, is_full
-
         fuser, kind = self.fuser, get(op.name).kind
         if kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
             return True

@@ -40,18 +40,20 @@ AUTO, ALWAYS, NEVER = "auto", "always", "never"
 
 @dataclass(frozen=True)
 class Templates:
-    """The policy of one compilation.
+    """The policy of one compilation for a GPU.
 
     Args:
         target: a chip as `graphc.passes.chips` names it; others are treated as the default one.
         tf32: products in f32 may use tf32.
         policy: `auto` = by the model; `always` and `never` for tests and for measuring.
+        deterministic: floats are not added by atomic additions, whose order differs from run to run.
         choices: per `site` of a product whether it is a template, as measured; overrides the model.
     """
 
     target: str = DEFAULT_TARGET
     tf32: bool = False
     policy: str = AUTO
+    deterministic: bool = False
     choices: Mapping[str, bool] = field(default_factory=dict)
 
     @property
@@ -74,13 +76,29 @@ class Templates:
         chosen = self.choices.get(site(op))
         if chosen is not None or self.policy != AUTO:
             return self.policy == ALWAYS if chosen is None else chosen
-        if _narrow(op):
+        if _narrow(op) or _reads_windows(op):
             return True  # no library call takes these operands as they are
         rate = self._rate(op.results[0].dtype)
         if not rate or not launches or math.prod(int_shape(op.results[0])) < SMALL:
             return False
         library = self._time(op, rate) + saved / self._bandwidth + launches * LAUNCH
         return self._time(op, rate * EFFICIENCY) < library
+
+    def takes_convolution(self, dtype: DType, flops: int, moved: int, is_wide: bool) -> bool:
+        """Whether a convolution is a product of matrices with windows of the image as an operand.
+
+        The library is at least as fast where operations are what takes the time; where it is bytes, a kernel that takes
+        in what comes before and behind saves some.
+
+        Args:
+            dtype: of its operands.
+            moved: bytes of operands and results.
+            is_wide: the channels of a pixel are whole accesses of 16 bytes.
+        """
+        if self.policy != AUTO:
+            return self.policy == ALWAYS and dtype.name in ("bf16", "f16", "f32")
+        rate = self._rate(dtype) if dtype.is_float else 0.0
+        return is_wide and rate > 0 and flops / (rate * PROLOGUE_EFFICIENCY) <= moved / self._bandwidth
 
     def takes_chain(self, scores: int, rows: int, dtype: DType) -> bool:
         """Whether a product around other products is a kernel of its own; never storing the scores is what it is for.
@@ -151,6 +169,16 @@ def _narrow(op: Op) -> bool:
         source is not None and source.name == "cast" and next(iter(source.inputs)).dtype.itemsize == 1
         for source in sources
     )
+
+
+def _reads_windows(op: Op) -> bool:
+    """An operand is windows of an image, which overlap."""
+    for value in op.inputs:
+        while value.op is not None and value.op.name in ("reshape", "permute", "pad"):
+            value = next(iter(value.op.inputs))
+        if value.op is not None and value.op.name == "as_strided":
+            return True
+    return False
 
 
 def _bytes(value: Value) -> int:

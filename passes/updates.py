@@ -8,10 +8,13 @@ from graphc.ir.dims import simplify
 from graphc.ir.graph import Op, Value
 from graphc.ops.foreach import updated
 from graphc.ops.registry import Kind, get
-from graphc.passes.group import Group
+from graphc.passes.access import trace
+from graphc.passes.group import Group, group_of
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape
 
 UPDATES = ("update_slice", "update_strided")
+ADDED_DTYPES = ("f64", "f32", "i64", "i32")
+"""Dtypes that kernels add to in memory."""
 IN_PLACE_CALLS = {
     "aten.scatter.src": "aten.scatter_.src",
     "aten.scatter_add.default": "aten.scatter_add_.default",
@@ -23,6 +26,29 @@ IN_PLACE_CALLS = {
 """The form of a scatter that writes to its first operand."""
 
 
+def is_added(op: Op, in_order: bool = False) -> bool:
+    """Whether a kernel can add the source of a scatter to its base, one element at a time, in any order.
+
+    Args:
+        in_order: floats are to be added in an order that is the same in each run.
+    """
+    return (
+        get(op.name).place is not None
+        and op.attrs["mode"] == "add"
+        and op.results[0].dtype.name in ADDED_DTYPES
+        and not op.results[0].type.is_host
+        and not (in_order and op.results[0].dtype.is_float)
+        and op.operands[0] not in op.operands[1:]
+    )
+
+
+def source_of(op: Op) -> Value:
+    """What an update stores, or adds, to elements of its base: the last operand."""
+    source = op.operands[-1]
+    assert isinstance(source, Value)
+    return source
+
+
 def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
     """Whether a group stores into memory that it reads at another place in the same kernel."""
     for value, base in group.overwrites.items():
@@ -30,6 +56,8 @@ def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
         if not read:
             continue
         place = group.stores.get(value)
+        if place is not None and value.op is not None and value.op.name not in UPDATES:
+            return True  # a scatter may add to any element
         strides = layouts.strides(value) if place is None else place.strides
         offset = 0 if place is None else place.offset
         target = simplify(flat_index(group.roots[value], strides) + offset, group.ranges)
@@ -74,8 +102,7 @@ def chain_of(value: Value, bases: Mapping[Value, Value]) -> list[Value]:
 
 def update_place(op: Op, strides: tuple[int, ...]) -> Place:
     """The part of a value's memory, laid out with `strides`, that an update stores its source into."""
-    value, source = op.results[0], op.operands[1]
-    assert isinstance(source, Value)
+    value, source = op.results[0], source_of(op)
     if op.name == "update_strided":
         return Place(value, op.attrs["shape"], op.attrs["strides"], op.attrs["offset"])
     steps = tuple(step * stride for step, stride in zip(op.attrs["steps"], strides, strict=True))
@@ -83,10 +110,42 @@ def update_place(op: Op, strides: tuple[int, ...]) -> Place:
     return Place(value, int_shape(source), steps, offset)
 
 
-def copy_op(value: Value) -> Op:
-    """A fresh op that gives the same value, in memory of its own."""
+def adding_group(op: Op, base: Value, position: float, strides: tuple[int, ...]) -> Group:
+    """A group that adds the source of a scatter, element by element, to the memory of its base.
+
+    Args:
+        strides: of that memory.
+    """
+    value, index = op.results[0], op.operands[1]
+    assert isinstance(index, Value)
+    group = group_of(source_of(op), position)
+    (at,) = group.roots.values()
+    group.roots = {value: at}
+    group.stores[value] = Place(value, int_shape(value), strides)
+    group.overwrites[value] = base
+    for read in trace(op, at, group.ranges).reads:
+        group.visit(index, read.place)
+    return group
+
+
+def adds_one_by_one(op: Op, group: Group) -> bool:
+    """Whether each element of the innermost axis that the group of a scatter walks goes to a place of its own."""
+    innermost = next(iter(reversed(group.axes)), None)
+    index = op.operands[1]
+    assert isinstance(index, Value)
+    return any(innermost in group.axes_of(place) for place in group.visits[index])
+
+
+def copy_op(value: Value, like: Op | None = None) -> Op:
+    """A fresh op that gives the same value, in memory of its own.
+
+    Args:
+        like: the op that made it, to be done again; None = the value is read.
+    """
     location = value.op.location if value.op is not None else None
     names = [f"{value.name}_copy"]
+    if like is not None:
+        return Op(like.name, like.operands, dict(like.attrs), [value.type], like.location, names)
     if location is None:
         return Op("reshape", [value], {"shape": value.shape}, [value.type], result_names=names)
     return Op("reshape", [value], {"shape": value.shape}, [value.type], location, names)

@@ -30,7 +30,7 @@ from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
 from graphc.codegen.triton.matmul import emit_product
-from graphc.codegen.triton.moments import close_lanes, combined_parts, open_lanes, part_length, update_lanes
+from graphc.codegen.triton.moments import part_length
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiles import Choice
@@ -259,8 +259,8 @@ class _Writer:
 
     def _open(self, body: Body, s: Reduce, passes: Passes) -> None:
         """Accumulators before the loop, one per lane."""
-        if s.id in passes.moments:
-            open_lanes(body, passes.moments[s.id])
+        if s.id in passes.joint:
+            passes.joint[s.id].open(body)
             return
         dtype = self._arg_dtype(s)
         body.line(f"{s.id}_acc = {_full(body, body.full, literal(neutral(s.op, dtype), dtype), dtype)}")
@@ -269,9 +269,9 @@ class _Writer:
             body.line(f"{s.id}_at = {_full(body, body.full, str(2 ** (index.itemsize * 8 - 1) - 1), index)}")
 
     def _accumulate(self, body: Body, s: Reduce, passes: Passes) -> None:
-        if s.id in passes.moments:
+        if s.id in passes.joint:
             assert body.row is not None
-            update_lanes(body, passes.moments[s.id], body.row)
+            passes.joint[s.id].update(body, body.row)
             return
         value = body.inside(s.arg, s.op)
         if s.op in ("argmax", "argmin"):
@@ -282,10 +282,10 @@ class _Writer:
             body.line(f"{s.id}_acc = {text}")
 
     def _close(self, body: Body, s: Reduce, passes: Passes) -> None:
-        pair = passes.moments.get(s.id)
+        pair = passes.joint.get(s.id)
         if pair is not None:
             assert body.row is not None
-            body.bind(s, close_lanes(body, pair, body.row), body.reduced)
+            body.bind(s, pair.result(body, pair.close(body, body.row, pair.first.id)), body.reduced)
         elif s.op in ("argmax", "argmin"):
             body.arg_reduction(s, f"{s.id}_acc", f"{s.id}_at")
         else:
@@ -311,10 +311,10 @@ class _Writer:
 
     def _store_partial(self, body: Body, s: Reduce, passes: Passes) -> None:
         parts = self.partials[s.id]
-        pair = passes.moments.get(s.id)
+        pair = passes.joint.get(s.id)
         if pair is not None:
             assert body.row is not None
-            body.line(f"{s.id}_part = {close_lanes(body, pair, body.row)}")
+            body.line(f"{s.id}_part = {pair.close(body, body.row, f'{pair.first.id}_part')}")
         elif len(parts) == 2:
             keep = ", keep_dims=True" if len(body.blocked) > 1 else ""
             self.context.helpers.add(f"_{s.op}")
@@ -347,11 +347,11 @@ class _Writer:
             places += "[None, :]"
         body.line(f"parts = {places}")
         values = self._partial_values(body, s)
-        pair = passes.moments.get(s.id)
+        pair = passes.joint.get(s.id)
         if pair is not None:
             assert body.row is not None
-            (totals,) = self._partial_values(body, pair.total)
-            body.bind(s, combined_parts(body, pair, body.row, totals, values[0]), body.reduced)
+            (firsts,) = self._partial_values(body, pair.first)
+            body.bind(s, pair.result(body, pair.combine(body, body.row, firsts, values[0])), body.reduced)
         elif len(values) == 2:
             body.arg_reduction(s, values[0], values[1])
         else:

@@ -27,21 +27,72 @@ class Moments:
     """A pair of reductions.
 
     Args:
-        total: the sum.
-        spread: the sum of squared distances from the mean.
+        first: the sum.
+        second: the sum of squared distances from the mean.
         value: the id of what is summed.
         count: elements of the row.
     """
 
-    total: Reduce
-    spread: Reduce
+    first: Reduce
+    second: Reduce
     value: str
     count: int
 
     @property
     def names(self) -> tuple[str, str, str]:
         """Variables of the lanes: their first elements, and the sums of distances from that and of their squares."""
-        return f"{self.spread.id}_first", f"{self.spread.id}_far", f"{self.spread.id}_acc"
+        return f"{self.second.id}_first", f"{self.second.id}_far", f"{self.second.id}_acc"
+
+    def open(self, body: Body) -> None:
+        for name in self.names:
+            body.line(f"{name} = tl.full({body.shape_text(body.full)}, 0.0, {tl_dtype(self.second.dtype)})")
+
+    def update(self, body: Body, row: TileDim) -> None:
+        first, far, squares = self.names
+        distance = f"{self.second.id}_distance"
+        value = body.expanded(self.value, body.full)
+        inside = "" if row.is_exact else f"in_{row.name}"
+        body.line(f"{first} = tl.where(row_start == 0, {value}, {first})")
+        body.line(f"{distance} = {_inside(f'{value} - {first}', inside)}")
+        body.line(f"{far} += {distance}")
+        body.line(f"{squares} += {distance} * {distance}")
+
+    def close(self, body: Body, row: TileDim, first: str) -> str:
+        kind, name = tl_dtype(self.second.dtype), self.second.id
+        pivot, far, squares = self.names
+        length = part_length(row)
+        if row.is_exact:
+            body.line(f"{name}_count = {float(length // row.block)}", "elements of a lane")
+            counts, whole, pivots = f"{name}_count", f"{float(length)}", pivot
+        else:
+            left = f"{row.extent}" if row.parts == 1 else f"({row.extent} - part * {length})"
+            body.line(f"{name}_left = tl.minimum(tl.maximum({left} + tl.full([], 0, tl.int32), 0), {length})")
+            within = f"({name}_left - {body.lanes(row)} + {row.block - 1}) // {row.block}"
+            body.line(f"{name}_count = tl.maximum({within}, 0).to({kind})", "elements of a lane")
+            counts, whole = f"tl.maximum({name}_count, 1.0)", f"tl.maximum({name}_left, 1).to({kind})"
+            pivots = f'tl.where({name}_count > 0.0, {pivot}, float("-inf"))'
+        # all relative to the first element of one of the lanes
+        body.line(f"{name}_mean = {pivot} - {body.reduced_text('max', pivots, self.second.dtype)}")
+        body.line(f"{name}_mean += {self._divided(far, counts)}", "of a lane")
+        total = body.reduced_text("sum", f"{name}_count * {name}_mean", self.second.dtype)
+        body.line(f"{name}_apart = {name}_mean - {self._divided(f'({total})', whole)}")
+        own = f"{squares} - {far} * {self._divided(far, counts)}"
+        text = f"{own} + {name}_count * {name}_apart * {name}_apart"
+        return body.reduced_text("sum", text, self.second.dtype)
+
+    def combine(self, body: Body, row: TileDim, firsts: str, seconds: str) -> str:
+        kind, length, name = tl_dtype(self.second.dtype), part_length(row), self.second.id
+        body.line(f"{name}_counts = tl.minimum(tl.maximum({row.extent} - parts * {length}, 0), {length}).to({kind})")
+        own = self._divided(firsts, f"tl.maximum({name}_counts, 1.0)")
+        body.line(f"{name}_apart = {own} - {self._divided(self.first.id, f'{float(self.count)}')}")
+        text = f"{seconds} + {name}_counts * {name}_apart * {name}_apart"
+        return body.reduced_text("sum", text, self.second.dtype)
+
+    def result(self, body: Body, text: str) -> str:
+        return text
+
+    def _divided(self, left: str, right: str) -> str:
+        return f"{left} / {right}" if self.second.dtype == f64 else f"tl.div_rn({left}, {right})"
 
 
 def find_moments(kernel: Kernel) -> dict[str, Moments]:
@@ -65,31 +116,13 @@ def _total_of(s: Reduce, by_id: dict[str, Define], count: int) -> Reduce | None:
     if not isinstance(distance, Compute) or distance.op != "sub":
         return None
     mean = by_id[distance.args[1]]
-    if not isinstance(mean, Compute) or mean.op != "div":
+    if not isinstance(mean, Compute) or mean.op not in ("div", "mul"):
         return None
-    total, divisor = (by_id[name] for name in mean.args)
-    is_mean = isinstance(divisor, Const) and divisor.value == count
+    total, factor = (by_id[name] for name in mean.args)
+    is_mean = isinstance(factor, Const) and factor.value == (count if mean.op == "div" else 1 / count)
     if not is_mean or not isinstance(total, Reduce) or total.op != "sum" or total.dtype != s.dtype:
         return None
     return total if total.arg == distance.args[0] else None
-
-
-def open_lanes(body: Body, pair: Moments) -> None:
-    """Before the loop: what lanes keep."""
-    for name in pair.names:
-        body.line(f"{name} = tl.full({body.shape_text(body.full)}, 0.0, {tl_dtype(pair.spread.dtype)})")
-
-
-def update_lanes(body: Body, pair: Moments, row: TileDim) -> None:
-    """In the loop: one more element per lane."""
-    first, far, squares = pair.names
-    distance = f"{pair.spread.id}_distance"
-    value = body.expanded(pair.value, body.full)
-    inside = "" if row.is_exact else f"in_{row.name}"
-    body.line(f"{first} = tl.where(row_start == 0, {value}, {first})")
-    body.line(f"{distance} = {_inside(f'{value} - {first}', inside)}")
-    body.line(f"{far} += {distance}")
-    body.line(f"{squares} += {distance} * {distance}")
 
 
 def _inside(text: str, mask: str) -> str:
@@ -100,46 +133,3 @@ def part_length(row: TileDim) -> int:
     """Elements of a row that one program walks, those outside of the row included."""
     steps = -(-row.extent // row.block)
     return -(-steps // row.parts) * row.block
-
-
-def close_lanes(body: Body, pair: Moments, row: TileDim) -> str:
-    """After the loop: the squared distances from their mean of all that the program has walked."""
-    kind, name = tl_dtype(pair.spread.dtype), pair.spread.id
-    first, far, squares = pair.names
-    length = part_length(row)
-    if row.is_exact:
-        body.line(f"{name}_count = {float(length // row.block)}", "elements of a lane")
-        counts, whole, pivots = f"{name}_count", f"{float(length)}", first
-    else:
-        left = f"{row.extent}" if row.parts == 1 else f"({row.extent} - part * {length})"
-        body.line(f"{name}_left = tl.minimum(tl.maximum({left} + tl.full([], 0, tl.int32), 0), {length})")
-        within = f"({name}_left - {body.lanes(row)} + {row.block - 1}) // {row.block}"
-        body.line(f"{name}_count = tl.maximum({within}, 0).to({kind})", "elements of a lane")
-        counts, whole = f"tl.maximum({name}_count, 1.0)", f"tl.maximum({name}_left, 1).to({kind})"
-        pivots = f'tl.where({name}_count > 0.0, {first}, float("-inf"))'
-    # all relative to the first element of one of the lanes
-    body.line(f"{name}_mean = {first} - {body.reduced_text('max', pivots, pair.spread.dtype)}")
-    body.line(f"{name}_mean += {divided(far, counts, pair)}", "of a lane")
-    total = body.reduced_text("sum", f"{name}_count * {name}_mean", pair.spread.dtype)
-    body.line(f"{name}_apart = {name}_mean - {divided(f'({total})', whole, pair)}")
-    own = f"{squares} - {far} * {divided(far, counts, pair)}"
-    text = f"{own} + {name}_count * {name}_apart * {name}_apart"
-    return body.reduced_text("sum", text, pair.spread.dtype)
-
-
-def divided(left: str, right: str, pair: Moments) -> str:
-    return f"{left} / {right}" if pair.spread.dtype == f64 else f"tl.div_rn({left}, {right})"
-
-
-def combined_parts(body: Body, pair: Moments, row: TileDim, totals: str, spreads: str) -> str:
-    """The squared distances of a row from those of the programs that share it, and from their sums.
-
-    Args:
-        totals, spreads: both along `parts`, as loaded.
-    """
-    kind, length, name = tl_dtype(pair.spread.dtype), part_length(row), pair.spread.id
-    body.line(f"{name}_counts = tl.minimum(tl.maximum({row.extent} - parts * {length}, 0), {length}).to({kind})")
-    own = divided(totals, f"tl.maximum({name}_counts, 1.0)", pair)
-    body.line(f"{name}_apart = {own} - {divided(pair.total.id, f'{float(pair.count)}', pair)}")
-    text = f"{spreads} + {name}_counts * {name}_apart * {name}_apart"
-    return body.reduced_text("sum", text, pair.spread.dtype)

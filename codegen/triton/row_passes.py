@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphc.codegen.triton.body import needed
-from graphc.codegen.triton.moments import find_moments
+from graphc.codegen.triton.joint import find_joint
 from graphc.ir.dims import symbols
 from graphc.loopir.kernel import Define, Kernel, Reduce, Store, operands
 
@@ -12,14 +12,14 @@ class Passes:
     """Which pass over the row each statement of a looped kernel belongs to.
 
     Pass 0 comes first; a reduction over values of pass k is known after pass k. A scan runs inside a pass. Stores of
-    elements all stand in the last pass, so that no pass reads what an earlier one overwrote in place. Squared distances
-    from a mean are known after the pass that the sum is known after, see `graphc.codegen.triton.moments`.
+    elements all stand in the last pass, so that no pass reads what an earlier one overwrote in place. Pairs of
+    reductions that one pass computes are known after the same pass, see `graphc.codegen.triton.joint`.
     """
 
     def __init__(self, kernel: Kernel, in_row: set[str]) -> None:
         self.kernel, self.in_row = kernel, in_row
         self.of: dict[str, int] = {}
-        self.moments = find_moments(kernel)
+        self.joint = find_joint(kernel)
         self.operands = {s.id: operands(s) for s in kernel.defines}
         for s in kernel.defines:
             if isinstance(s, Reduce):
@@ -38,7 +38,7 @@ class Passes:
 
     def argument(self, s: Reduce) -> str:
         """What a reduction takes of each element."""
-        return self.moments[s.id].value if s.id in self.moments else s.arg
+        return self.joint[s.id].value if s.id in self.joint else s.arg
 
     def reductions(self, number: int) -> list[Reduce]:
         return [s for s in self.kernel.defines if isinstance(s, Reduce) and self.of[self.argument(s)] == number]

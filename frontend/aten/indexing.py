@@ -54,6 +54,24 @@ def embedding(
     return imp.b.op("take", weight, indices, dim=0, check="embedding")
 
 
+@rule("aten.embedding_dense_backward.default", layout=CONTIGUOUS)
+def embedding_dense_backward(
+    imp: Importer, grad: Value, indices: Value, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Value:
+    supported(grad)
+    rank = indices.type.rank
+    if scale_grad_by_freq or grad.type.rank == rank or not grad.dtype.is_float or num_weights == 0:
+        raise Decline("gradients scaled by how often rows are looked up")
+    width = _shape(grad)[rank:]
+    # eager leaves out the padding, and what it looks up nowhere
+    counts = imp.b.op("logical_and", imp.b.op("ge", indices, 0), imp.b.op("lt", indices, num_weights))
+    if padding_idx >= 0:
+        counts = imp.b.op("logical_and", counts, imp.b.op("ne", indices, padding_idx))
+    source = imp.b.op("where", imp.reshape(counts, (*_shape(indices), *(1 for _ in width))), grad, 0.0)
+    base = imp.full((num_weights, *width), 0.0, grad.dtype, grad.device)
+    return imp.b.op("put", base, indices, source, dim=0, mode="add", check="none")
+
+
 @rule("aten.index_select.default", layout=CONTIGUOUS)
 def index_select(imp: Importer, self: Value, dim: int, index: Value) -> Value:
     supported(self)

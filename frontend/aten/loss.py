@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,10 @@ REDUCTIONS = ("none", "mean", "sum")
 """By ATen's number."""
 
 MEAN, SUM = 1, 2
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return value.shape  # type: ignore[return-value]  # static
 
 
 def _elementwise(imp: Importer, name: str, self: Value, target: Value, reduction: int, **attrs: Attr) -> Value:
@@ -135,11 +140,43 @@ def ctc_loss(
     target_lengths: Sequence[int] | Value,
     blank: int = 0,
     zero_infinity: bool = False,
-) -> tuple[Value, None]:
+) -> tuple[Value, Value | None]:
     # the second result, which only the backward reads, has a shape that depends on the lengths
-    if torch.is_grad_enabled() or log_probs.type.rank != 3 or not log_probs.dtype.is_float:
-        raise Decline("needed for the backward, or eager raises")
+    if log_probs.type.rank != 3 or not log_probs.dtype.is_float:
+        raise Decline("eager raises")
+    if torch.is_grad_enabled():
+        return _ctc_loss_with_alphas(imp, log_probs, targets, input_lengths, target_lengths, blank, zero_infinity)
     overload = "aten.ctc_loss.Tensor" if isinstance(input_lengths, Value) else "aten.ctc_loss.IntList"
     args = [log_probs, targets, input_lengths, target_lengths, blank, 0, False]
     (loss,) = stated_call(imp, overload, args, [log_probs.type.with_shape((log_probs.shape[1],))])
     return loss, None
+
+
+def _ctc_loss_with_alphas(
+    imp: Importer, log_probs: Value, targets: Value, input_lengths: Any, target_lengths: Any, *options: Any
+) -> tuple[Value, Value]:
+    """The alphas of a batch with one text more, as long as texts can be here, so that data do not decide their shape.
+
+    Alphas of other texts have the same numbers, and columns behind them that the backward pass does not look at.
+    """
+    if not isinstance(target_lengths, Value) or not isinstance(input_lengths, Value) or targets.type.rank != 2:
+        raise Decline("texts behind each other: how long they can be is not known")
+    if log_probs.shape[1] != targets.shape[0] or {input_lengths.shape, target_lengths.shape} != {(targets.shape[0],)}:
+        raise Decline("eager raises")
+    (time, batch, _), (_, longest) = _shape(log_probs), _shape(targets)
+
+    def with_one_more(value: Value, dim: int, filler: int) -> Value:
+        shape = list(_shape(value))
+        shape[dim] = 1
+        return imp.b.op("concat", value, imp.full(shape, filler, value.dtype, value.device), dim=dim)
+
+    args = [
+        with_one_more(log_probs, 1, 0), with_one_more(targets, 0, 0),
+        with_one_more(input_lengths, 0, 0), with_one_more(target_lengths, 0, longest), *options,
+    ]  # fmt: skip
+    types = [
+        log_probs.type.with_shape((batch + 1,)),
+        log_probs.type.with_shape((batch + 1, time, 2 * longest + 1)),
+    ]
+    loss, alphas = stated_call(imp, "aten._ctc_loss.Tensor", args, types)
+    return imp.slice(loss, 0, 0, batch), imp.slice(alphas, 0, 0, batch)

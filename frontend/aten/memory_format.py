@@ -39,3 +39,10 @@ def with_format(imp: Importer, value: Value, channels_last: bool) -> Value:
 def like_input(imp: Importer, value: Value, source: Value) -> Value:
     """State that eager returns `value` in the format that `source` suggests."""
     return with_format(imp, value, suggested(imp, source))
+
+
+def batch_format(imp: Importer, value: Value, source: Value) -> Value:
+    """State that eager returns `value` as batch norm of `source` lies: it asks first whether that is contiguous."""
+    if layout.is_contiguous(source.shape, imp.strides(source)):  # type: ignore[arg-type]  # static shapes
+        return imp.with_strides(value, layout.contiguous(value.shape))  # type: ignore[arg-type]
+    return like_input(imp, value, source)

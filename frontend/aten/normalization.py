@@ -9,7 +9,7 @@ import torch
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.memory_format import like_input, suggested
+from graphc.frontend.aten.memory_format import batch_format, like_input, suggested
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Operand, Value
@@ -152,19 +152,12 @@ def native_group_norm(
     return (like_input(imp, out, input), *stats)
 
 
-def _batch_format(imp: Importer, value: Value, source: Value) -> Value:
-    # batch norm asks first whether the input is contiguous, so that C = 1 stays contiguous
-    if layout.is_contiguous(source.shape, imp.strides(source)):  # type: ignore[arg-type]  # static shapes
-        return imp.with_strides(value, layout.contiguous(value.shape))  # type: ignore[arg-type]
-    return like_input(imp, value, source)
-
-
 def _batch_norm_eval(
     imp: Importer, input: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value, eps: Operand
 ) -> Value:
     attrs = {"eps": number(eps), "weight": weight is not None, "bias": bias is not None}
     out = imp.b.op("batch_norm_eval", input, mean, var, *_present(weight, bias), **attrs)
-    return _batch_format(imp, out, input)
+    return batch_format(imp, out, input)
 
 
 def _moving_average(imp: Importer, running: Value, batch: Value, momentum: Operand) -> Value:
@@ -201,7 +194,7 @@ def _batch_norm_train(
         stat = input.dtype
     saved = [imp.cast(value, stat) for value in (mean, rstd)]
     assert all(isinstance(value, Value) for value in saved)
-    return (_batch_format(imp, out, input), *saved)  # type: ignore[return-value]
+    return (batch_format(imp, out, input), *saved)  # type: ignore[return-value]
 
 
 @rule("aten.native_batch_norm.default")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.expression import Term, wide
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.memory_format import like_input, suggested
+from graphc.frontend.aten.memory_format import batch_format, like_input, suggested
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.ir.graph import Operand, Value
 
@@ -88,8 +88,8 @@ def native_batch_norm_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Value | None, ...]:  # fmt: skip
     _check(grad_out, input, weight)
-    if input.type.rank < 2 or suggested(imp, input):
-        raise Decline("channels_last has a kernel of its own")
+    if input.type.rank < 2:
+        raise Decline("eager raises")
     shape: tuple[int, ...] = input.shape  # type: ignore[assignment]  # static by construction
     channels, dims = shape[1], (0, *range(2, len(shape)))
     column = (1, channels, *(1 for _ in shape[2:]))
@@ -106,7 +106,8 @@ def native_batch_norm_backward(
         g = grad if weight is None else grad * wide(imp, weight).reshape(column)
         count = math.prod(shape) // channels
         found = _input_gradient(g, xhat, scale, dims, count) if train else g * scale
-        results[0] = like_input(imp, found.to(input.dtype), input)
+        is_alike = suggested(imp, input) == suggested(imp, grad_out)
+        results[0] = (batch_format if is_alike else like_input)(imp, found.to(input.dtype), input)
     stored = input.dtype if weight is None else weight.dtype
     if output_mask[1]:
         results[1] = (grad * xhat).sum(dims).reshape((channels,)).to(stored)

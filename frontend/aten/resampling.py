@@ -99,6 +99,84 @@ def upsample_nearest3d(
     return _nearest(imp, "aten.upsample_nearest3d.default", self, output_size, (scales_d, scales_h, scales_w))
 
 
+def _nearest_backward(
+    imp: Importer,
+    exact: bool,
+    grad: Value,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    scales: Sequence[float | None],
+) -> Value:
+    """The sum over the pixels that repeat one of the input, where all are repeated as often; else the library's."""
+    floats(grad)
+    lead, given = tuple(input_size[:2]), tuple(input_size[2:])
+    if len(given) != len(scales) or grad.shape != (*lead, *output_size) or grad.type.numel == 0:
+        raise Decline("eager raises, or nothing to do")
+    windows: list[int] = []
+    for size, count, scale in zip(given, output_size, scales, strict=True):
+        if not repeats(size, count, _scale(size, count, scale, False), exact):
+            raise Decline("the library's loops: pixels of the input are repeated unevenly")
+        windows += (size, count // size)
+    apart = imp.reshape(grad, (*lead, *windows))
+    total = imp.b.op("sum", apart, dims=tuple(range(3, 3 + 2 * len(given), 2)), keepdim=False)
+    return like_input(imp, total, grad)
+
+
+@rule("aten.upsample_nearest1d_backward.default")
+def upsample_nearest1d_backward(
+    imp: Importer,
+    grad_output: Value,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    scales: float | None = None,
+) -> Value:
+    return _nearest_backward(imp, False, grad_output, output_size, input_size, (scales,))
+
+
+@rule("aten._upsample_nearest_exact1d_backward.default")
+def upsample_nearest_exact1d_backward(
+    imp: Importer,
+    grad_output: Value,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    scales: float | None = None,
+) -> Value:
+    return _nearest_backward(imp, True, grad_output, output_size, input_size, (scales,))
+
+
+@rule("aten.upsample_nearest2d_backward.default", "aten.upsample_nearest3d_backward.default")
+def upsample_nearest_backward(
+    imp: Importer,
+    grad_output: Value,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    *scales: float | None,
+    **named: float | None,
+) -> Value:
+    return _nearest_backward(imp, False, grad_output, output_size, input_size, _all(output_size, scales, named))
+
+
+@rule("aten._upsample_nearest_exact2d_backward.default", "aten._upsample_nearest_exact3d_backward.default")
+def upsample_nearest_exact_backward(
+    imp: Importer,
+    grad_output: Value,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    *scales: float | None,
+    **named: float | None,
+) -> Value:
+    return _nearest_backward(imp, True, grad_output, output_size, input_size, _all(output_size, scales, named))
+
+
+def _all(
+    output_size: Sequence[int], scales: Sequence[float | None], named: dict[str, float | None]
+) -> list[float | None]:
+    """One scale per dim, by position or by name, as `scales_d`, `scales_h`, `scales_w`."""
+    count = len(output_size)
+    names = [f"scales_{dim}" for dim in "dhw"][3 - count :]
+    return [scales[n] if n < len(scales) else named.get(name) for n, name in enumerate(names)]
+
+
 def _linear(
     imp: Importer,
     overload: str,

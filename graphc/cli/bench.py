@@ -7,12 +7,13 @@ from pathlib import Path
 from graphc.report.bench import BenchTable, bench_target, describe_machine
 from graphc.report.contenders import CONTENDERS
 from graphc.report.targets import TargetError, load_targets
+from graphc.report.zoo import bench_zoo
 
 
 def run_bench(
     spec: str, against: list[str], rounds: int, cold: bool, backend: str, out: Path
 ) -> tuple[BenchTable, list[Path]]:
-    """Benchmark a function, or all of a file's, and write JSON, Markdown and a plot to `out`.
+    """Benchmark a function, all of a file's, or models of the zoo, and write JSON, Markdown and a plot to `out`.
 
     Raises:
         TargetError: no such function or contender.
@@ -25,6 +26,9 @@ def run_bench(
     table = BenchTable(machine=describe_machine())
     console = Console(stderr=True)
     with console.status("loading") as status:
+        if spec.partition(":")[0] == "zoo":
+            table.rows = bench_zoo(spec, against, rounds, status.update, backend=backend)
+            return table, table.save(out)
         for target in load_targets(spec):
             table.rows += bench_target(target, against, rounds, cold, status.update, backend=backend)
     return table, table.save(out)

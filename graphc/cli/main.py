@@ -53,7 +53,7 @@ def inspect(target: str, stage: str, backend: str, out: Path | None) -> None:
 
 
 @main.command()
-@click.argument("target", metavar="FILE.py[:NAME]")
+@click.argument("target", metavar="FILE.py[:NAME]|zoo[:NAME]")
 @click.option("--against", default="eager,inductor", show_default=True, help="Other contenders, comma-separated.")
 @click.option("--rounds", default=25, show_default=True, help="Measurements per contender.")
 @click.option("--cold/--no-cold", default=True, show_default=True, help="Also measure first calls in fresh processes.")
@@ -62,7 +62,11 @@ def inspect(target: str, stage: str, backend: str, out: Path | None) -> None:
     "-o", "--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True, help="Result folder."
 )
 def bench(target: str, against: str, rounds: int, cold: bool, backend: str, out: Path) -> None:
-    """Time a function, or all of a file's, against eager PyTorch and others in one run."""
+    """Time a function, or all of a file's, against eager PyTorch and others in one run.
+
+    zoo stands for the tutorials' models: forward pass and whole training step of each, or of zoo:NAME (a model, a
+    family, or several by comma). They are compiled in this process alone.
+    """
     from graphc.cli.bench import run_bench
 
     names = [name.strip() for name in against.split(",") if name.strip()]

@@ -167,8 +167,12 @@ class KernelFacts:
         return True
 
     def _owns_range(self, index: Dim, axis: str) -> bool:
-        step, extent = self.step(index, axis), self.axes[axis].extent
-        if not step or not isinstance(extent, int) or isinstance(index, int):
+        extent = self.axes[axis].extent
+        if not isinstance(extent, int) or isinstance(index, int):
+            return False
+        # a part that is data may vary with the axis too
+        step = next((factor for monomial, factor in index.terms if monomial == (Sym(axis),)), 0)
+        if not step:
             return False
         stride = abs(step)
         small: Dim = 0

@@ -148,8 +148,8 @@ def may_refuse(op: Op) -> bool:
     return zero and divides(op, divisor.type.dtype if isinstance(divisor, Value) else op.results[0].type.dtype)
 
 
-_INDEXED = {"gather": "gather", "take": "index", "index": "index"}
-"""Ops that read at places that are data, with the `check` they make where they name none."""
+_INDEXED = {"gather": "gather", "take": "index", "index": "index", "scatter": "gather", "put": "index"}
+"""Ops that read or write at places that are data, with the `check` they make where they name none."""
 
 
 @cache

@@ -159,7 +159,8 @@ def _lower_index(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopVal
 
 
 def _infer_scatter(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    rules.check_attrs("scatter", attrs, ("dim", "mode"))
+    rules.check_attrs("scatter", attrs, ("dim", "mode"), ("check",))
+    checks.check_name("scatter", attrs.get("check", "gather"))
     rules.check_count("scatter", operands, 3)
     base, indices, source = _scatter_operands("scatter", operands, attrs["mode"], SCATTER_MODES)
     _check_along("scatter", base, indices, attrs["dim"])
@@ -179,13 +180,23 @@ def _scatter_operands(
     return base, indices, source
 
 
-def _scatter(base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str) -> torch.Tensor:
-    indices = indices.long()
+def _scatter(
+    base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str, check: str = "gather"
+) -> torch.Tensor:
+    indices = checks.checked_indices(indices, base.shape[dim], check, dim)
     if mode == "set":
         return torch.scatter(base, dim, indices, source)
     if mode == "add":
         return torch.scatter_add(base, dim, indices, source)
     return torch.scatter_reduce(base, dim, indices, source, mode, include_self=True)
+
+
+def _place_scatter(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    base, indices, _ = op.operands
+    assert isinstance(base, Value)
+    dim = op.attrs["dim"]
+    at = checks.data_index(ctx, indices, index, base.type.shape[dim], op.attrs.get("check", "gather"), dim)
+    return (*index[:dim], at, *index[dim + 1 :])
 
 
 def _scatter_call(op: Op) -> AtenCall:
@@ -197,7 +208,8 @@ def _scatter_call(op: Op) -> AtenCall:
 
 
 def _infer_put(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    rules.check_attrs("put", attrs, ("dim", "mode"), ("call",))
+    rules.check_attrs("put", attrs, ("dim", "mode"), ("call", "check"))
+    checks.check_name("put", attrs.get("check", "index"))
     rules.check_count("put", operands, 3)
     base, indices, source = _scatter_operands("put", operands, attrs["mode"], PUT_MODES)
     dim = rules.check_dim("put", attrs["dim"], base.type.rank)
@@ -214,17 +226,37 @@ def _infer_put(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequen
 
 
 def _put(
-    base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str, call: str = "index_put"
-) -> torch.Tensor:
+    base: torch.Tensor, indices: torch.Tensor, source: torch.Tensor, dim: int, mode: str, call: str = "index_put",
+    check: str = "index",
+) -> torch.Tensor:  # fmt: skip
     if call != "index_put":
         return getattr(torch, call)(base, dim, indices, source)
-    indices = checks.checked_indices(indices, base.shape[dim], "index")
+    indices = checks.checked_indices(indices, base.shape[dim], check)
     result = base.clone()
     if mode == "set":
         result[(slice(None),) * dim + (indices,)] = source
         return result
     flat = source.reshape(*base.shape[:dim], indices.numel(), *base.shape[dim + 1 :])
     return result.index_add(dim, indices.reshape(-1), flat)
+
+
+def put_check(op: Op) -> str:
+    """Which of `INDEX_CHECKS` the eager function makes that a put stands for."""
+    base = op.operands[0]
+    assert isinstance(base, Value)
+    if "check" in op.attrs:
+        return str(op.attrs["check"])
+    if op.attrs.get("call", "index_put") == "index_put":
+        return "index"
+    return "gather" if base.type.rank > 1 else "embedding"
+
+
+def _place_put(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    base, indices, _ = op.operands
+    assert isinstance(base, Value) and isinstance(indices, Value)
+    dim, behind = op.attrs["dim"], op.attrs["dim"] + indices.type.rank
+    at = checks.data_index(ctx, indices, index[dim:behind], base.type.shape[dim], put_check(op), dim)
+    return (*index[:dim], at, *index[behind:])
 
 
 def _put_call(op: Op) -> AtenCall:
@@ -282,13 +314,13 @@ def _register_all() -> None:
         OpDef(
             "scatter", Kind.SCATTER,
             "The base with elements written at an index each: torch.scatter. dim; mode: set, add, prod, amax or amin.",
-            _infer_scatter, _scatter, call=_scatter_call,
+            _infer_scatter, _scatter, call=_scatter_call, place=_place_scatter,
         ),
         OpDef(
             "put", Kind.SCATTER,
             "The inverse of take: base[.., indices, ..] = or += source. dim; mode: set or add; call: the ATen operator "
             "that does it, by its rules for indices: index_put, index_add or index_copy.",
-            _infer_put, _put, call=_put_call,
+            _infer_put, _put, call=_put_call, place=_place_put,
         ),
         OpDef(
             "one_hot", Kind.COMPOSITE, "1 at the place of each index in a new last dim, else 0. classes; dtype.",

@@ -98,6 +98,7 @@ ExpandRule: TypeAlias = Callable[[Builder, Op], Sequence[Value]]
 AtenCall: TypeAlias = tuple[str, tuple[Attr, ...], Mapping[str, Attr]]
 """An ATen overload and its args and kwargs, as the attributes of an `extern` op: `Ref(i)` stands for operand i."""
 CallRule: TypeAlias = Callable[[Op], AtenCall]
+PlaceRule: TypeAlias = Callable[[ElementContext, Op, tuple[Dim, ...]], tuple[Dim, ...]]
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class OpDef:
         commutative: the two operands may be swapped.
         effect: "" pure; "random" draws from torch's generator; "opaque" keeps its place among all effects.
         contract: as `lower`, for contractions where the backend has kernels that hold what comes before and behind.
+        place: for scatters, which have their base first and their source last: where in the base element `index` of the
+            source goes.
     """
 
     name: str
@@ -133,6 +136,7 @@ class OpDef:
     commutative: bool = False
     effect: str = ""
     contract: LowerRule | None = None
+    place: PlaceRule | None = None
 
 
 _REGISTRY: dict[str, OpDef] = {}

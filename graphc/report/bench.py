@@ -25,6 +25,7 @@ class Row:
         timing: of one call.
         speedup: eager's median over this one's.
         cold, warm: first call in a fresh process with an empty and with a filled cache; None where not measured.
+        compile: seconds that the first call took longer than a later one, in this process; None where not measured.
         kernels: distinct generated kernels; kernel_calls: launches per call; externs: ATen calls per call.
         peak: bytes allocated at most during a call.
         max_error: largest absolute difference to eager's result.
@@ -36,6 +37,7 @@ class Row:
     speedup: float
     cold: ColdStart | None = None
     warm: ColdStart | None = None
+    compile: float | None = None
     kernels: int | None = None
     kernel_calls: int | None = None
     externs: int | None = None

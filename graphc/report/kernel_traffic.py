@@ -1,7 +1,7 @@
 """What a generated Triton kernel moves, what it would have to move, and how wide its accesses can be.
 
     softmax of (16384, 4096) in one pass:   moves 268 MB, least 268 MB, accesses of 16 bytes
-    in three passes over each row:          moves 537 MB, least 268 MB
+    in two passes over each row:            moves 403 MB, least 268 MB
 
 Counted from loop IR and tile. Elements that several programs read (a row vector) count once, passes over a row as often
 as they are made, though caches may serve the later ones; a 32-byte sector counts whole where a tile uses a part of it.

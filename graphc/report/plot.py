@@ -17,15 +17,17 @@ def plot_speedups(table: BenchTable, path: Path) -> Path | None:
         return None
     workloads = list(dict.fromkeys(row.workload for row in table.rows))
     contenders = list(dict.fromkeys(row.contender for row in table.rows))
-    figure, axes = pyplot.subplots(figsize=(2.5 + 1.8 * len(workloads), 4), layout="constrained")
+    many = len(workloads) > 12
+    figure, axes = pyplot.subplots(figsize=(2.5 + (0.5 if many else 1.8) * len(workloads), 4), layout="constrained")
     width = 0.8 / len(contenders)
     for number, contender in enumerate(contenders):
         speedups = {row.workload: row.speedup for row in table.rows if row.contender == contender}
         places = [i + (number - (len(contenders) - 1) / 2) * width for i in range(len(workloads))]
         bars = axes.bar(places, [speedups.get(w, 0.0) for w in workloads], width, label=contender)
-        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+        if not many:
+            axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(workloads)), workloads)
+    axes.set_xticks(range(len(workloads)), workloads, rotation=90 if many else 0)
     axes.set_ylabel("speed relative to eager (higher is better)")
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from graphc.report.bench import BenchTable, Row
 
 _HEADERS = (
-    "workload", "contender", "median", "quartiles", "vs eager", "compile cold", "compile warm", "ready after torch",
-    "kernels", "launches", "ATen calls", "peak", "max error",
+    "workload", "contender", "median", "quartiles", "vs eager", "compile", "compile cold", "compile warm",
+    "ready after torch", "kernels", "launches", "ATen calls", "peak", "max error",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         milliseconds(row.timing.median),
         f"{milliseconds(row.timing.low)} - {milliseconds(row.timing.high)}",
         f"{row.speedup:.2f}x",
+        _seconds(row.compile),
         _seconds(row.cold.compile if row.cold else None),
         _seconds(row.warm.compile if row.warm else None),
         _seconds(row.warm.after_torch if row.warm else None),

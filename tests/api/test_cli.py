@@ -88,6 +88,20 @@ def test_bench_writes_table_json_and_plot(file, tmp_path) -> None:
     assert (out / "bench.png").stat().st_size > 1000
 
 
+def test_bench_of_the_zoo(tmp_path) -> None:
+    code, output = run("bench", "zoo:mlp", "--against", "eager", "--rounds", 1, "--out", tmp_path)
+    assert code == 0
+    assert "mlp forward" in output and "mlp step" in output
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [(row["workload"], row["contender"]) for row in rows] == [
+        (f"mlp {form}", contender) for form in ("forward", "step") for contender in ("eager", "graphc")
+    ]
+    assert all(row["max_error"] < 1e-3 and row["peak"] for row in rows)  # 1e-3 is one step of Adam
+    assert [row["compile"] is None for row in rows] == [True, False] * 2
+    code, output = run("bench", "zoo:zebra")
+    assert code == 1 and "the zoo has no zebra; it has generative" in output
+
+
 def test_bench_refuses_unknown_contenders(file) -> None:
     code, output = run("bench", f"{file}:twice", "--against", "magic")
     assert code == 1

@@ -127,6 +127,49 @@ def test_class_losses(reduction: str, weighted: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_nearest_upsampling(mode: str, channels_last: bool) -> None:
+    """By whole factors, each dim its own, the gradient is a sum; by others it is the library's."""
+    generator = torch.Generator().manual_seed(0)
+    for shape, size, fused in (((2, 3, 5), (10,), True), ((2, 3, 3, 4), (9, 8), True), ((2, 3, 3, 4), (3, 4), True),
+                               ((1, 2, 2, 3, 2), (4, 3, 8), True), ((2, 3, 3, 4), (7, 8), False)):  # fmt: skip
+        x = torch.randn(shape, generator=generator)
+        if channels_last and len(shape) == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        weights = torch.rand(*shape[:2], *size, generator=generator)
+
+        def slope(x: torch.Tensor, weights: torch.Tensor, size: tuple[int, ...] = size) -> torch.Tensor:
+            out = F.interpolate(x, size=size, mode=mode)
+            return torch.autograd.grad(out, x, weights.to(out).as_strided(out.shape, out.stride()))[0]
+
+        compiled = graphc.compile(slope)
+        x.requires_grad_()
+        ours, theirs = compiled(x, weights), slope(x, weights)
+        assert_contract(ours, theirs, slope(x.detach().double().requires_grad_(), weights))
+        assert ours.stride() == theirs.stride()
+        assert (compiled.explain(x, weights).stats["extern"] == {}) == fused
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("zero_infinity", [False, True])
+def test_ctc_is_one_program_whatever_the_lengths(reduction: str, zero_infinity: bool) -> None:
+    """Texts that do not fit their input, empty ones and all lengths: the numbers of the library call itself."""
+    targets = torch.tensor([[1, 2, 2, 3], [4, 1, 1, 2], [3, 3, 0, 0]])
+    f = lambda x, heard, sizes: F.ctc_loss(
+        x.log_softmax(-1), targets, heard, sizes, reduction=reduction, zero_infinity=zero_infinity
+    )
+    compiled = graphc.compile(f)
+    for heard, sizes in (([9, 8, 7], [4, 2, 3]), ([9, 2, 7], [3, 3, 0]), ([1, 1, 1], [1, 1, 1])):
+        x = values(torch.float32)[:3, :5].expand(9, 3, 5).contiguous().requires_grad_()
+        lengths = torch.tensor(heard), torch.tensor(sizes)
+        (found,), (eager,) = (gradients(lambda x, g=g: g(x, *lengths), x) for g in (compiled, f))
+        torch.testing.assert_close(found, eager, equal_nan=True)
+    assert (compiled.stats().compiles, compiled.stats().paths) == (1, 0)
+    with pytest.raises(RuntimeError, match="Expected input_lengths to have value at most 9, but got value 10"):
+        compiled(x, torch.tensor([10, 1, 1]), torch.tensor([1, 1, 1]))
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5), (2, 4, 3, 3)])
 @pytest.mark.parametrize("train", [True, False])
 def test_norm_parameters(shape: tuple[int, ...], train: bool) -> None:

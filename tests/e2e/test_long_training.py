@@ -7,10 +7,7 @@ far as eager's does.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,18 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 import graphc
+from benchmarks import zoo
+from tests.e2e.trials import SameNoise, Trial, default_dtype, deviation, of_zoo, run
 
-_SPEC = importlib.util.spec_from_file_location("training_zoo", Path(__file__).with_name("training_zoo.py"))
-assert _SPEC is not None and _SPEC.loader is not None
-zoo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(zoo)
-
+NAMES = (
+    "mlp", "mnist_cnn", "resnet18", "lstm", "gru", "rnn", "hand_written_lstm", "gpt", "vae", "autoencoder",
+    "recommender", "policy_gradient", "norm_and_dropout", "translation",
+)  # fmt: skip
+"""Models of the zoo that train so long."""
+PROGRAMS = {"policy_gradient": 3}
+"""Programs of a step, where these are more than two."""
 STEPS = 100
 STRICT = 1e-9
 """Of float64 runs, relative to the largest number of each tensor: rounding comes to 1e-13, one wrong step to 1e-4."""
@@ -45,82 +45,8 @@ def _gradients() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class SameNoise(TorchFunctionMode):
-    """Random numbers in float64 are those that float32 would draw."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.randn_like:
-            return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
-        if func is F.dropout:
-            x, p, training, *_ = (*args, *kwargs.values())
-            return x * F.dropout(torch.ones_like(x, dtype=torch.float32), p, training).to(x.dtype)
-        return func(*args, **kwargs)
-
-
-@dataclass
-class Trial:
-    """Modules and optimizers of one training run, and what a step of it does with a batch."""
-
-    nets: list[nn.Module]
-    opts: list[torch.optim.Optimizer]
-    batch: Callable[[int], tuple[torch.Tensor, ...]]
-    step: Callable[..., Any]
-    modules: list[Any] = field(default_factory=list)  # the nets, or compiled ones, that `step` calls
-
-    def numbers(self) -> dict[str, torch.Tensor]:
-        """Everything the run has left, as float64."""
-        found: dict[str, torch.Tensor] = {}
-
-        def visit(path: str, item: Any) -> None:
-            if isinstance(item, torch.Tensor):
-                found[path] = item.detach().double().clone()
-            elif isinstance(item, dict):
-                for key, value in item.items():
-                    visit(f"{path}.{key}", value)
-            elif isinstance(item, (list, tuple)):
-                for number, value in enumerate(item):
-                    visit(f"{path}.{number}", value)
-            elif isinstance(item, (int, float)):
-                found[path] = torch.tensor(float(item), dtype=torch.float64)
-
-        for kind, holders in (("net", self.nets), ("opt", self.opts)):
-            for number, holder in enumerate(holders):
-                visit(f"{kind}{number}", holder.state_dict())  # type: ignore[attr-defined]
-        return found
-
-
-def adam(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(net.parameters(), 1e-3, eps=1e-5)
-
-
-def of_zoo(name: str, dtype: torch.dtype) -> Trial:
-    with default_dtype(torch.float32):
-        torch.manual_seed(0)
-        net, data, loss = zoo.MODELS[name]()
-    net.to(dtype)
-    opt = adam(net)
-    trial = Trial([net], [opt], data, lambda *_: None, [net])
-
-    def step(*batch: torch.Tensor) -> torch.Tensor:
-        opt.zero_grad()
-        value: torch.Tensor = loss(trial.modules[0], *batch)
-        value.backward()
-        opt.step()
-        return value.detach()
-
-    trial.step = step
-    return trial
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, 1e-3, eps=1e-5)
 
 
 def gan(dtype: torch.dtype) -> Trial:
@@ -128,7 +54,7 @@ def gan(dtype: torch.dtype) -> Trial:
         torch.manual_seed(0)
         maker = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 6)).to(dtype)
         judge = nn.Sequential(nn.Linear(6, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)).to(dtype)
-    first, second = adam(judge), adam(maker)
+    first, second = adam(judge.parameters()), adam(maker.parameters())
     trial = Trial(
         [maker, judge], [first, second], lambda i: (zoo.floats(i, 8, 3), zoo.floats(i + 999, 8, 6)), lambda: None
     )
@@ -155,7 +81,7 @@ def gan(dtype: torch.dtype) -> Trial:
 
 def mixed_precision(dtype: torch.dtype) -> Trial:
     """Autocast to bfloat16 with float32 weights; in float64 there is no autocast."""
-    trial = of_zoo("mlp", dtype)
+    trial = of_zoo("mlp", dtype, adam)
     (net,), (opt,) = trial.nets, trial.opts
 
     def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -173,43 +99,17 @@ def mixed_precision(dtype: torch.dtype) -> Trial:
 
 
 TRIALS: dict[str, Callable[[torch.dtype], Trial]] = {
-    **{name: (lambda dtype, name=name: of_zoo(name, dtype)) for name in zoo.MODELS},
+    **{name: (lambda dtype, name=name: of_zoo(name, dtype, adam)) for name in NAMES},
     "gan": gan,
     "mixed_precision": mixed_precision,
 }
 
 
-def run(trial: Trial, dtype: torch.dtype, form: str, falls_back: bool = False) -> dict[str, torch.Tensor]:
-    """Train; the losses are among the numbers it gives.
-
-    Args:
-        form: `eager`, `step` (the whole step is one program) or `module` (compiled modules in an eager loop).
-        falls_back: calls may run eager.
-    """
-    step: Any = trial.step
-    compiled: list[Any] = []
-    if form == "step":
-        step = graphc.compile(step, numerics="eager")  # the very random numbers of eager
-        compiled = [step]
-    elif form == "module":
-        trial.modules = compiled = [graphc.compile(net, numerics="eager") for net in trial.nets]
-    losses = []
-    for number in range(STEPS):
-        with default_dtype(torch.float32):
-            batch = [t.to(dtype) if t.is_floating_point() else t for t in trial.batch(number)]
-        torch.manual_seed(number)
-        with default_dtype(dtype):
-            losses.append(step(*batch).double())
-    assert all(item.stats().compiles <= 2 for item in compiled)
-    assert falls_back or all(item.stats().eager_calls == 0 for item in compiled)
-    return {"losses": torch.stack(losses), **trial.numbers()}
-
-
 @pytest.mark.parametrize("name", list(TRIALS))
 def test_float64(name: str) -> None:
     """The whole step as one program."""
-    eager = run(TRIALS[name](torch.float64), torch.float64, "eager")
-    found = run(TRIALS[name](torch.float64), torch.float64, "step")
+    eager, _ = run(TRIALS[name](torch.float64), torch.float64, "eager", STEPS)
+    found, _ = run(TRIALS[name](torch.float64), torch.float64, "step", STEPS, PROGRAMS.get(name, 2))
     assert found.keys() == eager.keys()
     for key, theirs in eager.items():
         scale = float(theirs.abs().max()) if theirs.numel() else 0.0
@@ -221,10 +121,10 @@ def test_float64(name: str) -> None:
 def test_float32(name: str) -> None:
     """Compiled modules in the user's own loop."""
     with SameNoise():
-        exact = run(TRIALS[name](torch.float64), torch.float64, "eager")
-    eager = run(TRIALS[name](torch.float32), torch.float32, "eager")
+        exact, _ = run(TRIALS[name](torch.float64), torch.float64, "eager", STEPS)
+    eager, _ = run(TRIALS[name](torch.float32), torch.float32, "eager", STEPS)
     # oneDNN's LSTM, which runs in float32 alone, has a backward pass of its own that cannot be captured
-    found = run(TRIALS[name](torch.float32), torch.float32, "module", falls_back=name == "lstm")
+    found, _ = run(TRIALS[name](torch.float32), torch.float32, "module", STEPS, falls_back=name == "lstm")
     assert found.keys() == eager.keys() == exact.keys()
     for kind in ("losses", "net", "opt"):
         keys = [key for key in exact if key.startswith(kind)]
@@ -232,14 +132,6 @@ def test_float32(name: str) -> None:
             deviation([numbers[key] for key in keys], [exact[key] for key in keys]) for numbers in (found, eager)
         )
         assert ours <= 2 * theirs + ULPS * torch.finfo(torch.float32).eps, (kind, ours, theirs)
-
-
-def deviation(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    """Root mean square over all elements of the difference, relative to the largest number of each tensor."""
-    parts = [
-        ((a - b) / b.abs().max().clamp_min(1e-3)).flatten() for a, b in zip(found, exact, strict=True) if b.numel()
-    ]
-    return float(torch.cat(parts).square().mean().sqrt())
 
 
 def norm_and_dropout() -> Trial:

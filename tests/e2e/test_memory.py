@@ -20,6 +20,10 @@ from graphc.report.measure import peak_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import training
+import zoo
+from zoo.entry import images
+from zoo.recurrent import LstmCell
+from zoo.text import GPT
 
 SLACK = 16 << 10
 """Bytes for the small buffers of an arena, which are rounded up to 64 each."""
@@ -76,7 +80,7 @@ def workload(name: str) -> Any:
     torch.manual_seed(0)
     if name in training.WORKLOADS:
         return training.WORKLOADS[name]()
-    return training._classifier(RECURRENT[name](), torch.randn(16, 50, 64), 10)
+    return training.of_zoo(zoo.Workload(RECURRENT[name](), images(10, 16, 50, 64)))
 
 
 def peak(name: str, compiled: bool) -> int:
@@ -134,12 +138,12 @@ def test_a_compiled_module_saves_no_more_than_eager(name: str) -> None:
     inputs: tuple[torch.Tensor, ...]
     net: nn.Module
     if name == "gpt":
-        net, inputs = training.GPT(2), (torch.randint(0, training.VOCABULARY, (2, 64)),)
+        net, inputs = GPT(2), (torch.randint(0, 4096, (2, 64)),)
     elif name == "cnn":
         net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2))
         inputs = (torch.randn(4, 1, 28, 28),)
     elif name == "lstm" or name in RECURRENT:
-        net, inputs = RECURRENT.get(name, training.LstmCell)(), (torch.randn(16, 20, 64),)
+        net, inputs = RECURRENT.get(name, LstmCell)(), (torch.randn(16, 20, 64),)
     else:
         net = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 128), nn.SiLU())
         inputs = (torch.randn(32, 64),)

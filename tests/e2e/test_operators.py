@@ -60,3 +60,22 @@ def test_half_precision_that_overflows_in_eager_alone() -> None:
     assert_contract(mine, fn(x), exact)
     with pytest.raises(AssertionError):
         assert_contract(mine + 1, fn(x), exact)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_gradients_of_batch_norm_of_channels_last(train, mixed) -> None:
+    """They are kernels, and lie as in eager."""
+    norm = torch.nn.BatchNorm2d(3).train(train)
+
+    def step(x: torch.Tensor, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(norm(x), (x, norm.weight, norm.bias), cotangent)
+
+    x, cotangent = (torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last) for _ in range(2))
+    args = (x, cotangent.contiguous() if mixed else cotangent)
+    compiled = graphc.compile(step, backend="c")
+    for mine, other in zip(compiled(*args), step(*args), strict=True):
+        assert mine.stride() == other.stride()
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    assert not compiled.explain(*args).stats["extern"]

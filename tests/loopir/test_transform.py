@@ -125,6 +125,16 @@ def test_axes_that_own_their_places() -> None:
     assert facts.vector_axis(["i", "j"]) == "j"
 
 
+def test_rows_own_their_places_whatever_the_data() -> None:
+    text = """kernel k(x: in f32[32], t: in i64[32], y: inout f32[64]) axes(i: 8 parallel, j: 4 parallel) {
+  v0: i64 = load t[i*4 + j]
+  v1: f32 = load x[i*4 + j]
+  store y[i*8 + v0] = v1 mode add
+}"""
+    facts = KernelFacts(parse_kernel(text))
+    assert facts.is_disjoint("i") and not facts.is_disjoint("j")
+
+
 POSITIONS = """\
 kernel pool(where: in {dtype}[24], grad: in f32[24], out: out f32[96])
     axes(i0: 2 parallel, i1: 3 parallel, i2: 2 parallel, i3: 4 parallel, i4: 2 parallel) {{

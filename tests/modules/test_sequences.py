@@ -51,6 +51,36 @@ def test_multihead_attention():
     check(nn.MultiheadAttention(8, 2, dropout=0.0).train(), x, x, x)
 
 
+class MaskedEncoderLayer(nn.Module):
+    """An encoder layer, called with masks that are kept here."""
+
+    def __init__(self, layer, **masks):
+        super().__init__()
+        self.layer, self.masks = layer, masks
+
+    def forward(self, x):
+        return self.layer(x, **{k: m.to(x) if m.is_floating_point() else m for k, m in self.masks.items()})
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("masks", ["", "padding", "causal", "both", "numbers"])
+def test_encoder_layer_is_written_out(norm_first, activation, masks):
+    """What eager calls as one function: also a row that is all padding (NaN), and a mask of numbers, which hide."""
+    x, places = ordinary(3, 5, 8), torch.arange(5)
+    causal = places[None] > places[:, None]
+    padding = places >= torch.tensor([5, 3, 0])[:, None]
+    given = {
+        "": {},
+        "padding": {"src_key_padding_mask": padding},
+        "causal": {"src_mask": causal},
+        "both": {"src_mask": causal, "src_key_padding_mask": padding},
+        "numbers": {"src_mask": causal * 0.5},
+    }[masks]
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=activation, batch_first=True, norm_first=norm_first)
+    assert not externs(check(MaskedEncoderLayer(layer, **given).eval(), x))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_transformer(training):
     x = ordinary(2, 5, 8)

@@ -104,6 +104,8 @@ def test_sums_over_scores_become_sums_over_results_where_products_are_rounded(dt
 
 
 def test_tf32_counts_as_rounded_and_eager_numerics_never() -> None:
-    fused, apart = PassContext(target="gpu", tf32=True), PassContext(target="gpu", tf32=True, numerics="eager")
+    fused, apart = (
+        PassContext(target="gpu", templates=Templates(tf32=True), numerics=kind) for kind in ("default", "eager")
+    )
     assert _holders(_plan(_gradients, Q, K, V, context=fused)) == [2, 2, 3, 3]
     assert 3 not in _holders(_plan(_gradients, Q, K, V, context=apart))

@@ -350,10 +350,24 @@ graph f(%c: f32[16, 4] buffer "c", %i: i64[2] arg "i", %x: f32[2, 4] arg "x") {{
 }}""",
         [torch.randn(16, 4), torch.tensor([3, 9]), torch.randn(2, 4)],
     )
-    assert aten_calls(plan) == ["aten.index_put_.default"] and not kernel_calls(plan)
+    assert aten_calls(plan) == (["aten.index_put_.default"] if mode == "set" else [])
+    assert len(kernel_calls(plan)) == (2 if mode == "add" else 0)  # indices are checked before anything is added
+    assert not any(spec.kind == ARENA for spec in plan.buffers)
 
 
 def test_scatter_into_something_kept_makes_its_own_copy() -> None:
+    plan = check_plan(
+        """
+graph f(%c: f32[5, 4] arg "c", %i: i64[2, 4] arg "i", %x: f32[2, 4] arg "x") {
+  %0: f32[5, 4] = scatter(%c, %i, %x) {dim=0, mode="amax"}
+  return %0
+}""",
+        [torch.randn(5, 4), torch.randint(0, 5, (2, 4)), torch.randn(2, 4)],
+    )
+    assert aten_calls(plan) == ["aten.scatter_reduce.two"] and not kernel_calls(plan)
+
+
+def test_what_is_added_to_something_kept_is_added_to_a_copy() -> None:
     plan = check_plan(
         """
 graph f(%c: f32[5, 4] arg "c", %i: i64[2, 4] arg "i", %x: f32[2, 4] arg "x") {
@@ -362,7 +376,7 @@ graph f(%c: f32[5, 4] arg "c", %i: i64[2, 4] arg "i", %x: f32[2, 4] arg "x") {
 }""",
         [torch.randn(5, 4), torch.randint(0, 5, (2, 4)), torch.randn(2, 4)],
     )
-    assert aten_calls(plan) == ["aten.scatter_add.default"] and not kernel_calls(plan)
+    assert not aten_calls(plan) and len(kernel_calls(plan)) == 2
 
 
 def test_scatter_into_fresh_zeros_is_done_in_place() -> None:
@@ -376,7 +390,8 @@ graph f(%i: i64[2, 4] arg "i", %x: f32[2, 4] arg "x") {
 }""",
         [torch.randint(0, 5, (2, 4)), torch.randn(2, 4)],
     )
-    assert aten_calls(plan) == ["aten.scatter_add_.default"] and len(kernel_calls(plan)) == 2
+    assert not aten_calls(plan) and len(kernel_calls(plan)) == 3
+    assert [spec.kind for spec in plan.buffers].count(ARENA) == 1
 
 
 def test_effects_keep_their_order() -> None:

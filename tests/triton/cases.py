@@ -59,6 +59,17 @@ def softmax(n: int, m: int, dtype: DType = f32, strided: bool = False) -> Kernel
     return b.finish("softmax", (given("x", dtype, n * m), out("y", dtype, n * m)), ("model.py:12",))
 
 
+def log_sum_exp(n: int, m: int, dtype: DType = f32) -> Kernel:
+    b = rows(n, m)
+    x = load(b, "x", dtype, X * m + Y)
+    top = b.reduce("max", x)
+    base = b.compute("where", b.compute("isinf", top), b.constant(0.0, f32), top)
+    total = b.reduce("sum", b.compute("exp", b.compute("sub", x, base)))
+    y = b.compute("add", b.compute("log", total), base)
+    b.store("y", X, b.compute("cast", y, dtype=dtype))
+    return b.finish("log_sum_exp", (given("x", dtype, n * m), out("y", dtype, n)))
+
+
 def layer_norm(n: int, m: int, dtype: DType = f32) -> Kernel:
     b = rows(n, m)
     x, w, c = load(b, "x", dtype, X * m + Y), load(b, "w", dtype, Y), load(b, "b", dtype, Y)
@@ -295,6 +306,8 @@ CASES: dict[str, Callable[[], Kernel]] = {
     "softmax_f64": lambda: softmax(3, 50, f64),
     "softmax_strided": lambda: softmax(70, 24, strided=True),
     "softmax_one_row": lambda: softmax(1, 300),
+    "log_sum_exp": lambda: log_sum_exp(5, 77),
+    "log_sum_exp_bf16": lambda: log_sum_exp(3, 96, bf16),
     "softmax_no_rows": lambda: softmax(0, 8),
     "layer_norm": lambda: layer_norm(6, 64),
     "layer_norm_f16": lambda: layer_norm(5, 40, f16),

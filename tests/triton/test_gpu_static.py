@@ -139,8 +139,8 @@ def test_bytes_of_forms() -> None:
         return found.moved, found.least
 
     assert traffic(softmax(16384, 4096, bf16)) == (2 * size, 2 * size)
-    # three passes over rows that are too long: read three times, written once
-    assert traffic(softmax(16384, 4096, bf16), Limits(persistent=512)) == (4 * size, 2 * size)
+    # two passes over rows that are too long: read twice, written once
+    assert traffic(softmax(16384, 4096, bf16), Limits(persistent=512)) == (3 * size, 2 * size)
     moved, least = traffic(layer_norm(16384, 4096, bf16))
     assert moved == least == 2 * size + 2 * 4096 * 2 + 16384 * 4  # vectors, and the mean
     moved, least = traffic(column_sum(65536, 1024))

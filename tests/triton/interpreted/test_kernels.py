@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.loopir.kernel import Kernel
 from graphc.loopir.verifier import verify
 from graphc.runtime.triton_launcher import InterpretedKernel
-from tests.triton.cases import CASES, row_moments, scalar_op_cases
+from tests.triton.cases import CASES, log_sum_exp, row_moments, scalar_op_cases, softmax
 from tests.triton.data import as_array, as_tensor, assert_same, expected, make_arrays
 
 torch.set_num_threads(1)
@@ -53,8 +55,8 @@ def test_small_tiles_agree_with_the_oracle(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["chain", "softmax", "layer_norm", "max_all", "min_rows", "argmax_all", "argmin_rows",
                                   "argmax_strided", "cummax", "sum_all", "masked_store", "transpose",
-                                  "variance_odd"])  # fmt: skip
-@pytest.mark.parametrize("form", ["whole", "split"])
+                                  "variance_odd", "log_sum_exp"])  # fmt: skip
+@pytest.mark.parametrize("form", FORMS)
 def test_nan_and_inf_pass_through(name: str, form: str) -> None:
     check(CASES[name](), FORMS[form], special=True)
 
@@ -76,3 +78,18 @@ def test_variance_of_numbers_far_from_zero(form: str, length: int) -> None:
     # parts of a row hand on their sums, rounded, as their means; x itself is rounded to a thousandth
     tolerance = 2e-4 if form == "split" else 2e-5
     torch.testing.assert_close(v.double(), x.double().var(1, correction=0), rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("form", ["looped", "split"])
+@pytest.mark.parametrize("make", [softmax, log_sum_exp])
+def test_rows_of_extremes_take_one_pass_for_maximum_and_sum(make: Callable[[int, int], Kernel], form: str) -> None:
+    kernel = make(6, 120)
+    made = emit_kernel(kernel, tiling=choose_tiling(kernel, FORMS[form]))
+    assert made.text.count("for row_start in") == (2 if make is softmax else 1)
+    lowest, inf = torch.finfo(torch.float32).min, float("inf")
+    x = torch.randn(6, 120) * 50
+    x[0], x[1], x[2, :100], x[3, 7], x[4, :60] = lowest, -inf, -inf, inf, lowest
+    y = torch.empty(720 if make is softmax else 6)
+    InterpretedKernel(made)([x.flatten(), y])
+    wanted = torch.softmax(x.double(), 1).flatten() if make is softmax else torch.logsumexp(x.double(), 1)
+    torch.testing.assert_close(y, wanted.float(), rtol=3e-6, atol=1e-12, equal_nan=True)
