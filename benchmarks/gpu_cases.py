@@ -7,16 +7,18 @@ float64, which tells the error of the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import training
-from gpu_programs import GPT2, gradients
+from gpu_programs import gradients
 from torch import nn
 from torch.nn import functional as F
+from zoo import build
+from zoo.text import GPT
+from zoo.vision import Bottleneck, ResNet
 
 BF16 = torch.bfloat16
 
@@ -205,55 +207,13 @@ def _initialised(net: nn.Module, exact: bool) -> nn.Module:
 @case(">= 1.0x max-autotune", 90, flops=6 * 124_000_000 * 16 * 1024, contenders=("default", "max-autotune"))
 def gpt2_step(device: torch.device, exact: bool, small: bool) -> Made:
     """GPT-2 of 124M parameters, 16 x 1,024 tokens, bfloat16 autocast, AdamW."""
-    batch, tokens, layers = (1, 16, 1) if small else (16, 1024, 12)
+    batch, tokens, layers, width = (1, 16, 1, 48) if small else (16, 1024, 12, 768)
     with device:
-        net = _initialised(GPT2(layers, 48 if small else 768), exact)
+        net = _initialised(GPT(layers, width, 12, LONG, 1024), exact)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     ids = torch.randint(0, LONG, (batch, tokens + 1), device=device)
     args = (ids[:, :-1].clone(), ids[:, 1:].clone())
     return Made(_step(net, optimizer, device, exact), args, [p.detach() for p in net.parameters()])
-
-
-class ResNet50(nn.Module):
-    """(B, 3, 224, 224) -> (B, 1000)."""
-
-    def __init__(self, depths: tuple[int, ...] = (3, 4, 6, 3)) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        )
-        self.blocks = nn.Sequential(*self._blocks(depths))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64 * 2 ** (len(depths) + 1), 1000))
-
-    def _blocks(self, depths: tuple[int, ...]) -> Iterator[nn.Module]:
-        width = 64
-        for stage, depth in enumerate(depths):
-            narrow = 64 * 2**stage
-            for number in range(depth):
-                yield Residual(width, narrow, 2 if stage and number == 0 else 1)
-                width = 4 * narrow
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.stem(x)))
-
-
-class Residual(nn.Module):
-    """1x1, 3x3, 1x1, with a projection of the input where shapes differ."""
-
-    def __init__(self, width: int, narrow: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(width, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, narrow, 3, stride, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, 4 * narrow, 1, bias=False), nn.BatchNorm2d(4 * narrow),
-        )  # fmt: skip
-        fits = stride == 1 and width == 4 * narrow
-        self.shortcut = nn.Identity() if fits else nn.Sequential(
-            nn.Conv2d(width, 4 * narrow, 1, stride, bias=False), nn.BatchNorm2d(4 * narrow)
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x))
 
 
 @case(">= 1.0x torch.compile", 75, flops=3 * 128 * 8_200_000_000, contenders=("default",))
@@ -261,7 +221,7 @@ def resnet50_step(device: torch.device, exact: bool, small: bool) -> Made:
     """channels_last, bfloat16 autocast, batch 128, SGD with momentum."""
     batch, side = (2, 32) if small else (128, 224)
     with device:
-        net = ResNet50((1,)) if small else ResNet50()
+        net = ResNet(Bottleneck, (1, 1) if small else (3, 4, 6, 3), (64, 128, 256, 512)[: 2 if small else 4], 1000)
     net = _initialised(net, exact).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     x = floats(device, exact, torch.float32, batch, 3, side, side).to(memory_format=torch.channels_last)
@@ -271,19 +231,17 @@ def resnet50_step(device: torch.device, exact: bool, small: bool) -> Made:
 
 def _tutorial(name: str) -> Callable[[torch.device, bool, bool], Made]:
     def make(device: torch.device, exact: bool, small: bool) -> Made:
-        with device:
-            parameters, step, batch = training.WORKLOADS[name]()
-        if exact:
-            for parameter in parameters:
-                parameter.data = parameter.data.double()
-            batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
-        return Made(step, batch, [p.detach() for p in parameters])
+        work = build(name, "full")
+        work.net = _initialised(work.net.to(device), exact)
+        moved = (x.to(device) for x in work.batch(0))
+        batch = tuple(x.double() if exact and x.is_floating_point() else x for x in moved)
+        return Made(work.training().step, batch, [p.detach() for p in work.net.parameters()])
 
     make.__name__ = f"{name}_step"
     return make
 
 
-for _name, _seconds in (("mlp", 25.0), ("cnn", 30.0), ("lstm", 45.0)):
+for _name, _seconds in (("mlp", 25.0), ("mnist_cnn", 30.0), ("hand_written_lstm", 45.0)):
     case(">= 5x eager, >= 1.5x reduce-overhead", _seconds, contenders=("reduce-overhead",))(_tutorial(_name))
 
 
