@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SUITES := $(VENV)/.suites
 
-.PHONY: demo test check format lint types layers bench gpu-static suites fusion fuzz clean
+.PHONY: demo test check format lint types layers bench gpu gpu-static suites fusion fuzz clean
 
 demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
@@ -29,6 +29,9 @@ layers: $(STAMP)
 
 bench: $(STAMP)  ## the tables of benchmarks/README.md
 	$(BIN)/graphc bench benchmarks/kernels.py --against eager,inductor
+
+gpu:  ## on a machine with a GPU, nothing installed: its tests, then eager, graphc and torch.compile; within eight minutes
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --tests
 
 gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
 	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results

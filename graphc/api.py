@@ -459,8 +459,8 @@ def compile(
     Args:
         target: the callable; a module gives back a module of the same class sharing its parameters. A module class is
             given back itself, and calls of its instances run compiled.
-        backend: `auto` (triton for CUDA tensors, c for CPU ones), `triton`, `c`, `interpret` (op by op with ATen), or
-            `eager` (the target as it is).
+        backend: `auto` (triton for tensors of a GPU, c for those of the CPU), `triton`, `c`, `interpret` (op by op with
+            ATen), or `eager` (the target as it is).
         mode: `default`.
         dynamic: None or False: every new shape is compiled once.
         numerics: `default` keeps reduced-precision intermediates in float32 and computes random numbers in the kernels

@@ -194,10 +194,13 @@ class Compilation:
 
     def report(self) -> Report:
         """Counters and reasons of this compilation."""
-        stats = self.program.stats if self.program is not None else {}
+        stats = dict(self.program.stats) if self.program is not None else {}
+        launched = getattr(self.execute, "report", None)
+        if launched is not None:
+            stats["launch"] = launched()
         backward = self.backward.report() if self.backward is not None else None
         name, seconds = self.options.name, dict(self.seconds)
-        return Report(name, self.backend, self.cached, seconds, dict(stats), str(self.graph), backward)
+        return Report(name, self.backend, self.cached, seconds, stats, str(self.graph), backward)
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,8 @@ class Report:
 
     Attributes:
         name, backend, cached, seconds: as in `Compilation`.
-        stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ...
+        stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ... On a GPU also
+            launch: how the kernels are launched, and whether the program is recorded and replayed, or why not.
         graph: text of the captured graph.
         backward: of the backward pass, once it has run.
     """
@@ -306,8 +310,9 @@ def _compile(graph: Graph, options: Options) -> Compilation:
 
 
 def _choose_backend(graph: Graph, options: Options) -> str:
-    devices = {device.partition(":")[0] for device in {value.type.device for value in graph.values()}}
-    on_gpu = bool(devices & {"cuda", "xpu"})
+    from graphc.runtime.device import find_device
+
+    on_gpu = any(find_device(device) is not None for device in {value.type.device for value in graph.values()})
     backend = ("triton" if on_gpu else "c") if options.backend == "auto" else options.backend
     if backend == "c" and on_gpu:
         raise BackendUnavailableError(f"{options.name}: backend='c' runs CPU tensors; there are some on a GPU")
@@ -349,7 +354,7 @@ def _context(options: Options, backend: str) -> PassContext:
     templates = templates_for(backend)
     if templates is None:
         return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="cuda", templates=templates)
+    return PassContext(numerics=options.numerics, target="gpu", templates=templates)
 
 
 def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
@@ -368,10 +373,12 @@ def templates_for(backend: str) -> Templates | None:
     import torch
 
     from graphc.passes.templates import Templates
-    from graphc.runtime.triton_launcher import current_target
+    from graphc.runtime.device import current_target, present_device
 
+    device = present_device()
+    tf32 = device is not None and device.allows_tf32()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return Templates(current_target(), torch.backends.cuda.matmul.allow_tf32, settings().templates, deterministic)
+    return Templates(current_target(), tf32, settings().templates, deterministic)
 
 
 def _plan(
@@ -451,8 +458,8 @@ def _build_native(found: Compilation, key: str) -> Executable:
 
 def _build_triton(found: Compilation, key: str) -> Executable:
     from graphc.codegen.triton.program import generate
+    from graphc.runtime.device import current_target
     from graphc.runtime.load import build_program
-    from graphc.runtime.triton_launcher import current_target
 
     with _timed(found.seconds, "plan"):
         plan = found.stage("scheduled")

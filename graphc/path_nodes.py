@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from graphc.frontend.segments import LIST, NUMBER, Question, Reference, Segment, Step, answer_name, specs
+from graphc.ir.types import HOST
 from graphc.ops.extern import overload, own_returns, resolve
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Node:
     def gpus(self) -> frozenset[str]:
         """Those that the program uses."""
         assert self.captured is not None
-        return frozenset(v.device for v in self.captured.graph.values() if v.device.startswith("cuda"))
+        return frozenset(v.device for v in self.captured.graph.values() if v.device not in ("cpu", HOST))
 
     @cached_property
     def draws(self) -> bool:
@@ -184,7 +185,8 @@ def _key(number: bool | int | float) -> Any:
 
 def random_state(devices: Collection[str]) -> RandomState:
     """States of the generators of the CPU and of these GPUs."""
-    return [("cpu", torch.default_generator.get_state()), *((d, torch.cuda.get_rng_state(d)) for d in sorted(devices))]
+    own = [(device, _random_of(device).get_rng_state(device)) for device in sorted(devices)]
+    return [("cpu", torch.default_generator.get_state()), *own]
 
 
 def set_random_state(states: RandomState | None) -> None:
@@ -193,4 +195,9 @@ def set_random_state(states: RandomState | None) -> None:
         if device == "cpu":
             torch.default_generator.set_state(state)
         else:
-            torch.cuda.set_rng_state(state, device)
+            _random_of(device).set_rng_state(state, device)
+
+
+def _random_of(device: str) -> Any:
+    """torch's module for a kind of device: that which keeps its random state."""
+    return torch.get_device_module(device.partition(":")[0])

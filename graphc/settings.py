@@ -84,6 +84,12 @@ class Settings:
         "matrix products as Triton kernels with what comes before and behind in them: auto, always, never",
         default="auto",
     )
+    replay: bool = _setting(
+        "GRAPHC_REPLAY",
+        _parse_bool,
+        "on a GPU the launches of a program are recorded once and replayed as a whole, where that is safe",
+        default=True,
+    )
     keep_gradients: bool = _setting(
         "GRAPHC_KEEP_GRADIENTS",
         _parse_bool,

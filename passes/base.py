@@ -29,7 +29,7 @@ class PassContext:
     Args:
         settings: the settings in force.
         numerics: `default`, or `eager` = every op rounds where eager rounds.
-        target: kind of device the program is compiled for: `cpu` or `cuda`.
+        target: kind of device the program is compiled for: `cpu` or `gpu`.
         templates: which contractions are to be kernels with slots; None = none.
         keep: composite ops that stay whole because a later stage has a kernel or a library call for them.
         roll: find loops, and keep them.

@@ -201,7 +201,7 @@ class Planner:
     def _lower_table(self, node: Library) -> None:
         """The kernels of a `foreach`; equal ones of two ops are one."""
         on_device = self.settings[1] == "triton"
-        stages = stages_of(node.op, self.lowering.numerics, "cuda" if on_device else "cpu")
+        stages = stages_of(node.op, self.lowering.numerics, "gpu" if on_device else "cpu")
         if stages is None:
             raise LoweringError("the body of a foreach op is not one loop over elements", node.op.location)
         names: list[str] = []

@@ -27,9 +27,9 @@ from graphc.passes.layout import int_shape
 from graphc.passes.row_regions import EXPANSION, Region, find_region, is_expanding
 from graphc.passes.rows import Chunk, Rows, part_shape, positions, rows_of_operand, spans
 
-MIN_ROWS = {"cpu": 256, "cuda": 2048}
+MIN_ROWS = {"cpu": 256, "gpu": 2048}
 """Rows of a chunk at least: with fewer, reading the weight once per chunk takes longer than multiplying by it."""
-LEAST_EXPANSION = {"cpu": EXPANSION, "cuda": 8}
+LEAST_EXPANSION = {"cpu": EXPANSION, "gpu": 8}
 """Times longer than the rows of the left operand that rows must be. On a GPU a feed-forward layer had better be whole:
 in training its product would be computed twice."""
 MAX_CHUNKS = 64

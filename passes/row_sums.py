@@ -32,7 +32,7 @@ class ShrinkRowSums:
     name: ClassVar[str] = "shrink-row-sums"
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        if ctx.numerics == "eager" or ctx.target != "cuda":
+        if ctx.numerics == "eager" or ctx.target != "gpu":
             return PassResult(False)
         finder = _Finder(ctx.tf32)
         for op in graph.ops:

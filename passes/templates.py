@@ -21,7 +21,7 @@ from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of
 from graphc.passes.layout import int_shape
 
 LAUNCH = 2.0
-"""us that a kernel costs besides its work, inside a CUDA graph or with a full queue."""
+"""us that a kernel costs besides its work, inside a recording or with a full queue."""
 EFFICIENCY = 0.92
 """Rate of a template as a part of the library's. An assumption until it has been measured; `choices` overrides it."""
 PROLOGUE_EFFICIENCY = 0.75
@@ -43,7 +43,7 @@ class Templates:
     """The policy of one compilation for a GPU.
 
     Args:
-        target: `cuda:90`, ... as in `graphc.passes.chips`; others are treated as the default one.
+        target: a chip as `graphc.passes.chips` names it; others are treated as the default one.
         tf32: products in f32 may use tf32.
         policy: `auto` = by the model; `always` and `never` for tests and for measuring.
         deterministic: floats are not added by atomic additions, whose order differs from run to run.

@@ -44,7 +44,7 @@ class DeviceCells:
         device: where kernels report.
     """
 
-    def __init__(self, checks: Sequence[Check], device: str) -> None:
+    def __init__(self, checks: Sequence[Check], device: torch.device) -> None:
         self.checks = checks
         self.values = torch.full((len(checks),), UNFAILED, dtype=torch.int64, device=device)
         is_apart = self.values.device.type != "cpu"

@@ -39,6 +39,9 @@ class TableStep:
         cells: of the checks that kernels on numbers make; as an array. Empty when there are none.
         raise_failed: raises for what they found.
         device: where the rows lie.
+
+    Attributes:
+        columns: those of addresses of buffers that kernels on the device use.
     """
 
     def __init__(
@@ -60,39 +63,40 @@ class TableStep:
         self.plain = plain
         self.blocks = torch.from_numpy(blocks_of(step.sizes)).to(device)
         launched = [item for name, found in self._parts() if name not in host for item in found]
-        self.columns = sorted({item.number for item in launched if item.kind == "row"})
+        self.columns = sorted({_FIRST_BUFFER + item.number for item in launched if item.kind == "row"})
         self._sent: tuple[bytes, int, torch.Tensor] | None = None
 
     def _parts(self) -> list[tuple[str, tuple[RowArgument, ...]]]:
         return list(zip(self.step.kernels, self.step.arguments, strict=True))
 
-    def table(self, frame: Any, stream: int) -> tuple[torch.Tensor, bool]:
-        """Compute the numbers of the rows, and have the table on the device.
-
-        Args:
-            frame: the running call.
-            stream: on which the table is wanted.
-
-        Returns:
-            The table, and whether all rows are aligned for the widest accesses.
-        """
+    def compute(self, frame: Any) -> Array:
+        """The words of the table with the numbers of the rows, which kernels on the CPU compute; counters count."""
         words = self.plain.copy()
         self._compute_numbers(frame, words)
-        for column in self.columns:
-            words[:, _FIRST_BUFFER + column] = [row[column](frame) for row in self.rows]
-        addresses = words[:, [_FIRST_BUFFER + column for column in self.columns]]
-        return self._send(words, stream), not bool((addresses & (ALIGNMENT - 1)).any())
+        return words
 
-    def _send(self, words: Array, stream: int) -> torch.Tensor:
+    def locate(self, frame: Any, words: Array) -> bool:
+        """Put the addresses of the rows into the table; whether all are aligned for the widest accesses."""
+        for column in self.columns:
+            words[:, column] = [row[column - _FIRST_BUFFER](frame) for row in self.rows]
+        return not bool((words[:, self.columns] & (ALIGNMENT - 1)).any())
+
+    def send(self, words: Array, stream: int) -> torch.Tensor:
+        """Have the table on the device, for what comes next on a stream."""
         data = words.tobytes()
         sent = self._sent
         if sent is not None and sent[0] == data and sent[1] == stream:
             return sent[2]
-        made = torch.from_numpy(words)
-        if self.device.type != "cpu":
-            made = made.pin_memory().to(self.device, non_blocking=True)
+        made = self.host_tensor(words)
+        if made.device != self.device:
+            made = made.to(self.device, non_blocking=True)
         self._sent = (data, stream, made)
         return made
+
+    def host_tensor(self, words: Array) -> torch.Tensor:
+        """Words in memory from which a device copies while the CPU goes on."""
+        made = torch.from_numpy(words)
+        return made if self.device.type == "cpu" else made.pin_memory()
 
     def _compute_numbers(self, frame: Any, words: Array) -> None:
         """Run the kernels on numbers: they read and write step counters, and leave numbers in the table."""

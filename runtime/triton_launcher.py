@@ -1,26 +1,33 @@
-"""Launches one generated Triton kernel on a device.
+"""Compiles one generated Triton kernel for a device and launches it.
 
-On CUDA each launch is bound once per device and pointer alignment: compiled binary, grid and constants are at hand, and
-what remains per call is Triton's C launcher with plain addresses. Elsewhere the interpreter runs the same text.
+Each launch is bound once per device and pointer alignment: compiled binary, grid and constants are at hand. What
+remains per call is done by `graphc.runtime.launches`, or by Triton's C launcher with plain addresses. Elsewhere the
+interpreter runs the same text.
 """
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from graphc.errors import BackendUnavailableError, CompilerError
-from graphc.program.triton_kernel import ALIGNMENT, ITEMSIZE, Launch, TritonKernel
+from graphc.ir.types import Location
+from graphc.program.triton_kernel import ALIGNMENT, ITEMSIZE, Launch, TritonKernel, triton_source
+from graphc.runtime.device import Device
+from graphc.runtime.launch_list import Binary
 from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
+from graphc.settings import settings
 
 _SCRATCH_ALIGNMENT = 256
-OLDEST_CAPABILITY = (8, 0)
+_UNKNOWN = Location()
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
 """Exact arithmetic: no contraction to fused multiply-add, and libdevice keeps subnormal numbers."""
@@ -28,16 +35,6 @@ OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": Fals
 _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16,
           "*i64": torch.int64, "*i32": torch.int32, "*i16": torch.int16, "*i8": torch.int8, "*i1": torch.bool,
           "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8}  # fmt: skip
-
-
-def current_target() -> str:
-    """The current GPU as `cuda:90` or `hip:gfx942`, "" when there is none."""
-    if not torch.cuda.is_available():
-        return ""
-    if torch.version.hip is not None:
-        return "hip:" + torch.cuda.get_device_properties().gcnArchName.partition(":")[0]
-    major, minor = torch.cuda.get_device_capability()
-    return f"cuda:{major}{minor}"
 
 
 def signature_of(kernel: TritonKernel, launch: Launch) -> dict[str, str]:
@@ -65,87 +62,137 @@ def torch_type(pointer: str) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class _Bound:
-    """A compiled launch with everything but the pointers."""
+class Bound:
+    """A compiled launch with everything but the pointers.
 
+    Args:
+        launch: what it is of.
+        run: Triton's launcher.
+        function: handle of the binary's function.
+        metadata: as Triton's launcher takes it.
+        constants: compile-time arguments, which Triton's launcher takes and ignores.
+        binary: for the driver; None when only Triton's launcher knows how to launch it.
+    """
+
+    launch: Launch
     run: Any
-    grid: tuple[int, int, int]
     function: Any
     metadata: Any
     constants: tuple[int, ...]
+    binary: Binary | None
+
+    def __call__(self, pointers: Sequence[int], stream: int) -> None:
+        """Launch by Triton's launcher."""
+        x, y, z = self.launch.grid
+        self.run(x, y, z, stream, self.function, self.metadata, None, None, None, *pointers, *self.constants)
 
 
-class CudaKernel:
-    """A kernel ready to be launched on one CUDA device.
+class DeviceKernel:
+    """A kernel ready to be launched on one device.
 
     Args:
         kernel: the generated kernel.
-        device: index of the CUDA device.
+        index: number of the device.
+        device: its kind.
+        location: the user's line that asked for the kernel first.
 
     Raises:
-        BackendUnavailableError: the device is older than compute capability 8.0.
+        BackendUnavailableError: the device is too old.
     """
 
-    def __init__(self, kernel: TritonKernel, device: int) -> None:
-        capability = torch.cuda.get_device_capability(device)
-        if torch.version.hip is None and capability < OLDEST_CAPABILITY:
-            raise BackendUnavailableError(
-                f"generated kernels need compute capability 8.0, {torch.cuda.get_device_name(device)} has "
-                f"{capability[0]}.{capability[1]}"
-            )
-        self.kernel, self.device = kernel, device
-        self._variants: dict[int, tuple[_Bound, ...]] = {}
+    def __init__(self, kernel: TritonKernel, index: int, device: Device, location: Location = _UNKNOWN) -> None:
+        refusal = device.refusal(index)
+        if refusal:
+            raise BackendUnavailableError(refusal)
+        self.kernel, self.index, self.device, self.location = kernel, index, device, location
+        self._variants: dict[int, tuple[Bound, ...]] = {}
         self._lock = threading.Lock()
-        self._active = [launch for launch in kernel.launches if prod(launch.grid)]
-        self._scratch = sum(_padded(item.size * ITEMSIZE[item.dtype]) for item in kernel.scratch)
+        self.active = [launch for launch in kernel.launches if prod(launch.grid)]
+        self.scratch_bytes = sum(_padded(item.size * ITEMSIZE[item.dtype]) for item in kernel.scratch)
 
     def __call__(self, pointers: list[int], stream: int) -> None:
-        """Launch on a stream of the device, which must be the current one.
+        """Launch by Triton's launcher on a stream of the device, which must be the current one.
 
         Args:
             pointers: addresses of the kernel's buffers, in order.
-            stream: a raw CUDA stream.
+            stream: handle.
 
         Raises:
-            CompilerError: Triton or ptxas failed; only in the first call for an alignment of pointers.
+            CompilerError: Triton or the assembler failed; only in the first call for an alignment of pointers.
         """
-        scratch = None
-        if self._scratch:
-            scratch = torch.empty(self._scratch, dtype=torch.uint8, device=f"cuda:{self.device}")
-            pointers = [*pointers, *self._scratch_pointers(scratch.data_ptr())]
-        mixed = 0
-        for pointer in pointers:
-            mixed |= pointer
-        key = 0 if mixed % ALIGNMENT == 0 else _unaligned(pointers)
-        variant = self._variants.get(key)
-        if variant is None:
-            variant = self.prepare(key)
-        for bound in variant:
-            x, y, z = bound.grid
-            bound.run(x, y, z, stream, bound.function, bound.metadata, None, None, None, *pointers, *bound.constants)
+        if self.scratch_bytes:
+            scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device.place(self.index))
+            pointers = [*pointers, *(scratch.data_ptr() + offset for offset in self.scratch_offsets())]
+        for bound in self.prepare(unaligned_of(pointers)):
+            bound(pointers, stream)
 
-    def prepare(self, unaligned: int = 0) -> tuple[_Bound, ...]:
+    def scratch_offsets(self) -> list[int]:
+        """Where in a kernel's scratch memory its parts begin, in bytes."""
+        found, offset = [], 0
+        for item in self.kernel.scratch:
+            found.append(offset)
+            offset += _padded(item.size * ITEMSIZE[item.dtype])
+        return found
+
+    def prepare(self, unaligned: int = 0) -> tuple[Bound, ...]:
         """Compile, or take from Triton's cache, the variant whose pointers `unaligned` (a bit set) lack alignment."""
+        found = self._variants.get(unaligned)
+        if found is not None:
+            return found
         with self._lock:
             found = self._variants.get(unaligned)
             if found is None:
-                with torch.cuda.device(self.device):
-                    found = tuple(self._bind(launch, unaligned) for launch in self._active)
+                with self.device.guard(self.index):
+                    found = tuple(self._bind(launch, unaligned) for launch in self.active)
                 self._variants[unaligned] = found
             return found
 
-    def _bind(self, launch: Launch, unaligned: int) -> _Bound:
+    def _bind(self, launch: Launch, unaligned: int) -> Bound:
         positions = [number for number in range(len(self.kernel.signature)) if unaligned >> number & 1]
-        compiled = compile_launch(self.kernel, launch, None, positions)
+        try:
+            compiled = compile_launch(self.kernel, launch, None, positions)
+            run = compiled.run  # loads the binary
+        except CompilerError as error:
+            raise CompilerError(error.message, self.location) from error
+        except Exception as error:  # the binary asks for more than the device has
+            where = keep_source(self.kernel)
+            raise CompilerError(
+                f"kernel {launch.function} cannot be loaded: {type(error).__name__}: {error}\nits source is {where}",
+                self.location,
+            ) from error
         constants = tuple(value for _, value in launch.constexprs)
-        return _Bound(compiled.run, launch.grid, compiled.function, compiled.packed_metadata, constants)
+        return Bound(launch, run, compiled.function, compiled.packed_metadata, constants, _binary(compiled))
 
-    def _scratch_pointers(self, base: int) -> list[int]:
-        found = []
-        for item in self.kernel.scratch:
-            found.append(base)
-            base += _padded(item.size * ITEMSIZE[item.dtype])
-        return found
+
+def _binary(compiled: Any) -> Binary | None:
+    """What the driver needs, where a launch has nothing but a grid, threads and shared memory."""
+    metadata = compiled.metadata
+    plain = metadata.num_ctas == 1 and not any(
+        getattr(metadata, name, 0)
+        for name in ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+    )
+    if not plain or not isinstance(compiled.function, int):
+        return None
+    return Binary(compiled.function, metadata.num_warps * metadata.target.warp_size, metadata.shared)
+
+
+def unaligned_of(pointers: Sequence[int]) -> int:
+    """Which pointers lack the widest alignment, as a bit set."""
+    mixed = 0
+    for pointer in pointers:
+        mixed |= pointer
+    if mixed % ALIGNMENT == 0:
+        return 0
+    return sum(1 << number for number, pointer in enumerate(pointers) if pointer % ALIGNMENT)
+
+
+def keep_source(kernel: TritonKernel) -> Path:
+    """Write a kernel's text to a file that stays, and say where."""
+    folder = settings().dump or Path(tempfile.mkdtemp(prefix="graphc-failed-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / triton_source(kernel.name)
+    path.write_text(kernel.text)
+    return path
 
 
 def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned: Sequence[int] = ()) -> Any:
@@ -169,16 +216,13 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
         return triton.compile(ast_source(kernel, launch, unaligned), target=target, options=options)
     except Exception as error:  # every layer of triton raises classes of its own
         raise CompilerError(
-            f"triton could not compile kernel {launch.function}: {type(error).__name__}: {error}"
+            f"triton could not compile kernel {launch.function}: {type(error).__name__}: {error}\n"
+            f"its source is {keep_source(kernel)}"
         ) from error
 
 
 def _padded(nbytes: int) -> int:
     return -(-nbytes // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
-
-
-def _unaligned(pointers: Sequence[int]) -> int:
-    return sum(1 << number for number, pointer in enumerate(pointers) if pointer % ALIGNMENT)
 
 
 class InterpretedKernel:
@@ -214,6 +258,6 @@ def require_interpreter() -> None:
     """
     if not is_interpreting():
         raise BackendUnavailableError(
-            "backend 'triton' runs on CUDA tensors; on CPU tensors only in Triton's interpreter, for which "
+            "backend 'triton' runs on tensors of a GPU; on CPU tensors only in Triton's interpreter, for which "
             "TRITON_INTERPRET=1 must be set before Python starts (backend 'c' compiles for the CPU)"
         )

@@ -1,63 +1,71 @@
-"""Runs a program whose kernels are Triton text: on CUDA, or on any tensors in Triton's interpreter.
+"""Runs a program whose kernels are Triton text: on a GPU, or on any tensors in Triton's interpreter.
 
 Steps are bound once into closures over buffer numbers; a call makes the outputs and one arena with torch's allocator,
-on torch's current stream, and runs them in order. Nothing waits for the device.
+on torch's current stream, and runs them in order. Nothing waits for the device. What need not be launched again step by
+step is recorded and replayed as a whole: see `graphc.runtime.replay`.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from graphc.errors import LoweringError, UnsupportedError, add_location
-from graphc.ir.types import HOST, f64, i64
+from graphc.errors import BackendUnavailableError, UnsupportedError, add_location
+from graphc.ir.types import HOST, Location
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import unroll
 from graphc.program.plan import (
     ARENA,
     CHECKS,
-    EXTERNAL,
     INPUT,
-    OUTPUT,
-    AtenStep,
     BufferSpec,
     ForeachStep,
     GemmStep,
     KernelStep,
     OutputSpec,
+    Step,
     View,
 )
 from graphc.program.record import Program
 from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
 from graphc.runtime.aten_calls import AtenCall, run_call, run_gemm
-from graphc.runtime.checks import DeviceCells, raise_failed
+from graphc.runtime.checks import raise_failed
+from graphc.runtime.device import Device, find_device, index_of, present_device
+from graphc.runtime.frame import Frame, Memory
 from graphc.runtime.host_kernels import HostKernel, array_at
-from graphc.runtime.tensors import bump_versions, same_strides, torch_dtype, view_into, with_strides
+from graphc.runtime.launches import Launches
+from graphc.runtime.replay import Replay
+from graphc.runtime.tensors import bump_versions, torch_dtype
 from graphc.runtime.triton_foreach import TableStep, over_blocks
-from graphc.runtime.triton_launcher import CudaKernel, InterpretedKernel, require_interpreter, torch_type
+from graphc.runtime.triton_launcher import DeviceKernel, InterpretedKernel, require_interpreter, torch_type
 from graphc.runtime.triton_module import is_interpreting
 
 _BUILD_THREADS = 8
 
-Runner = Callable[["_Frame"], None]
+Runner = Callable[[Frame], None]
+TableRunner = Callable[[Frame, torch.Tensor, bool], None]
 
 
-class _Frame:
-    """What one running call owns."""
+@dataclass(frozen=True)
+class Part:
+    """What one or more steps do.
 
-    __slots__ = ("arenas", "cells", "inputs", "made", "numbers", "streams")
+    Args:
+        run: does it.
+        on_host: only the CPU works, on its own memory.
+        writes: buffers that the CPU stores to.
+    """
 
-    def __init__(self, inputs: Sequence[Any]) -> None:
-        self.inputs = inputs
-        self.made: dict[int, torch.Tensor] = {}
-        self.numbers: dict[int, Any] = {}
-        self.cells: dict[int, torch.Tensor] = {}  # numbers that kernels compute
-        self.arenas: dict[str, torch.Tensor] = {}
-        self.streams: dict[int, int] = {}
+    run: Runner
+    on_host: bool = False
+    writes: tuple[int, ...] = ()
 
 
 class TritonProgram:
@@ -66,52 +74,86 @@ class TritonProgram:
     Args:
         program: the record; `sources` and `kernels` as `graphc.codegen.triton.program` makes them.
 
+    Attributes:
+        device, index: the accelerator that the program is for, None and 0 when all its tensors are the CPU's.
+        memory: its buffers.
+        parts: its steps, in order.
+        tables: its steps over tables of rows, by number of the step.
+        brought: what the CPU keeps and kernels on the device read: Python numbers and 0-d tensors, by buffer.
+        launch_count: launches and library calls on the device, made one by one.
+        spare_outputs: it takes old gradients that nobody else holds, to free them.
+
     Raises:
         BackendUnavailableError: triton is missing, the device is too old, or there are CPU tensors and the interpreter
             is off.
         CompilerError: a kernel does not compile.
     """
 
+    spare_outputs = True
+
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._buffers = program.buffers
         self.kernels = {
             name: TritonKernel.from_plain(program.sources[triton_source(name)], plain)
             for name, plain in program.kernels.items()
         }
-        self._cells = {
-            index: DeviceCells(found, self._buffers[index].device) for index, found in program.checks.items()
-        }
+        self._buffers = program.buffers
+        self.device, self.index = self._find_device()
+        self.memory = Memory(program)
         self._interpreted: dict[str, InterpretedKernel] = {}
         self._hosted: dict[str, HostKernel] = {}
-        self._compiled: dict[tuple[str, int], CudaKernel] = {}
-        steps = unroll(program.steps)  # launches are the same either way
-        ended = last_external_uses(program.buffers, steps, program.outputs)
-        self._runners: list[Runner] = []
-        for number, step in enumerate(steps):
-            self._runners.append(self._runner(step))
+        self._compiled: dict[tuple[str, int], DeviceKernel] = {}
+        self._lists: list[Launches] = []
+        self.tables: dict[int, TableStep] = {}
+        self.brought: set[int] = set()
+        self.launch_count = 0
+        self.steps = unroll(program.steps)  # launches are the same either way
+        ended = last_external_uses(program.buffers, self.steps, program.outputs)
+        self.parts: list[Part] = []
+        for number, step in enumerate(self.steps):
+            self._add(number, step)
             if ended.get(number):
-                self._runners.append(_forget(ended[number]))
+                self.parts.append(Part(_forget(ended[number])))
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]
-        self._fresh = [spec for spec in program.buffers if spec.kind == OUTPUT and not spec.host]
-        self._arena_devices = sorted({s.device for s in program.buffers if s.kind == ARENA and not s.host})
-        self._calls_torch = any(not isinstance(step, (KernelStep, ForeachStep)) for step in steps)
+        self._calls_torch = any(not isinstance(step, (KernelStep, ForeachStep)) for step in self.steps)
         self._prepare()
+        # no cycle: its memory goes with the last reference to the program
+        self._replay = Replay(cast(TritonProgram, weakref.proxy(self)))
+
+    def _find_device(self) -> tuple[Device | None, int]:
+        """Of several devices the first one; where arithmetic on Python numbers alone is to run, the machine's own."""
+        names = sorted(
+            {spec.device for spec in self._buffers if not spec.host and find_device(spec.device) is not None}
+        )
+        for name in names:
+            device = find_device(name)
+            assert device is not None
+            refusal = "" if is_interpreting() else device.refusal(0 if name == device.kind else index_of(name, device))
+            if refusal:
+                raise BackendUnavailableError(f"{self.program.name}: {refusal}")
+            return device, index_of(name, device)
+        has_tensors = any(not spec.host for spec in self._buffers)
+        device = None if has_tensors or is_interpreting() else present_device()
+        return device, device.current() if device is not None else 0
 
     def _prepare(self) -> None:
         """Compile the kernels with all pointers aligned, several at a time: the assembler is a process of its own."""
         kernels = list(self._compiled.values())
         if len(kernels) > 1:
             with ThreadPoolExecutor(_BUILD_THREADS) as pool:
-                list(pool.map(CudaKernel.prepare, kernels))
-        elif kernels:
-            kernels[0].prepare()
+                list(pool.map(DeviceKernel.prepare, kernels))
+        for launches in self._lists:
+            launches.finish()
+            self.memory.scratch_bytes = max(self.memory.scratch_bytes, launches.scratch_bytes)
+        if self.device is not None:
+            self.memory.scratch_device = self.device.place(self.index)
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+    def __call__(self, inputs: Sequence[Any], spare: dict[int, torch.Tensor] | None = None) -> list[Any]:
         """Run the program.
 
         Args:
             inputs: one tensor or Python number per graph input, as the guards have checked them.
+            spare: per number of an output a tensor that nobody else holds and that may be freed.
 
         Returns:
             One tensor or number per graph output; tensors may still be being computed on the current stream.
@@ -121,351 +163,352 @@ class TritonProgram:
             What eager raises for bad data, likewise; on a GPU the call that comes after the device got there does.
             torch.OutOfMemoryError: with the program's own peak added.
         """
-        raise_failed(self._cells.values())
-        frame = _Frame(inputs)
+        raise_failed(self.memory.cells.values())
+        if spare:
+            spare.clear()
         written = self.program.written
         was_enabled = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            self._allocate(frame)
-            if self._calls_torch:
-                with torch._C._DisableAutocast():
-                    for run in self._runners:
-                        run(frame)
-            else:
-                for run in self._runners:
-                    run(frame)
-            for cells in self._cells.values():
-                cells.fetch()
-            return [make(frame) for make in self._outputs]
+            outputs = self._replay(inputs)
+            return self.launch(inputs) if outputs is None else outputs
         finally:
             torch._C._set_grad_enabled(was_enabled)
             if written:
                 bump_versions([inputs[index] for index in written])
 
-    # ------------------------------------------------------------------------------------------------------- memory
+    def launch(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run it step by step."""
+        frame = self.memory.begin(inputs)
+        self.memory.allocate(frame)
+        self.run(frame, self.parts)
+        self.fetch()
+        return self.outputs(frame)
 
-    def _allocate(self, frame: _Frame) -> None:
-        try:
-            for device in self._arena_devices:
-                frame.arenas[device] = torch.empty(self.program.arena_bytes, dtype=torch.uint8, device=device)
-            for spec in self._fresh:
-                frame.made[spec.index] = torch.empty_strided(
-                    spec.shape, spec.strides, dtype=torch_dtype(spec.dtype), device=spec.device
-                )
-        except torch.OutOfMemoryError as error:
-            outputs = sum(spec.nbytes for spec in self._fresh)
-            error.args = (
-                f"{error}\nThe compiled program {self.program.name} needs {self.program.arena_bytes} bytes of working "
-                f"memory and {outputs} bytes for its outputs.",
-            )
-            raise
+    def run(self, frame: Frame, parts: Sequence[Part]) -> None:
+        """Do some of the program's parts."""
+        if not self._calls_torch:
+            for part in parts:
+                part.run(frame)
+            return
+        with torch._C._DisableAutocast():
+            for part in parts:
+                part.run(frame)
 
-    def _tensor_of(self, frame: _Frame) -> Callable[[View], Any]:
-        return lambda view: self._view(frame, view)
+    def fetch(self) -> None:
+        """Have the device tell the CPU what kernels found in data, when it gets there."""
+        for cells in self.memory.cells.values():
+            cells.fetch()
 
-    def _view(self, frame: _Frame, view: View) -> Any:
-        spec = self._buffers[view.buffer]
-        if spec.host:
-            return self._number(frame, spec)
-        if spec.kind == ARENA:
-            storage = frame.arenas[spec.device].untyped_storage()
-            start = spec.arena_offset // view.dtype.itemsize + view.offset
-            empty = torch.empty(0, dtype=torch_dtype(view.dtype), device=storage.device)
-            return empty.set_(storage, start, view.shape, view.strides)
-        return view_into(self._base(frame, spec), view.dtype, view.shape, view.strides, view.offset)
+    def outputs(self, frame: Frame) -> list[Any]:
+        """What a call returns."""
+        return [make(frame) for make in self._outputs]
 
-    def _base(self, frame: _Frame, spec: BufferSpec) -> torch.Tensor:
-        if spec.kind == INPUT:
-            base = frame.inputs[spec.source]
-            assert isinstance(base, torch.Tensor)
-            return base
-        if spec.kind == CHECKS:
-            return self._cells[spec.index].values
-        return frame.made[spec.index]
-
-    def _number(self, frame: _Frame, spec: BufferSpec) -> Any:
-        if spec.kind == INPUT:
-            return frame.inputs[spec.source]
-        if spec.index not in frame.numbers:  # a kernel has computed it
-            frame.numbers[spec.index] = frame.cells[spec.index].item()
-        return frame.numbers[spec.index]
+    def report(self) -> dict[str, str]:
+        """How the program is launched, in words, for `explain`."""
+        if self.device is None or self.device.interpreted or is_interpreting():
+            found = {"kernels": "run by Triton's interpreter"}
+        else:
+            by_triton = next((item.one_by_one for item in self._lists if item.one_by_one), "")
+            runs = len(self._lists)
+            found = {
+                "kernels": f"launched by Triton one by one: {by_triton}"
+                if by_triton
+                else f"{sum(map(len, self._lists))} launches in {runs} foreign calls"
+            }
+        return {**found, "replay": self._replay.report()}
 
     # -------------------------------------------------------------------------------------------------------- steps
 
-    def _runner(self, step: Any) -> Runner:
+    def _add(self, number: int, step: Step) -> None:
         if isinstance(step, KernelStep):
-            return self._kernel_runner(step)
-        if isinstance(step, ForeachStep):
-            return self._foreach_runner(step)
-        if isinstance(step, GemmStep):
-            return lambda frame: run_gemm(step, self._tensor_of(frame))
-        call = AtenCall(step)
-
-        def run(frame: _Frame) -> None:
-            results = run_call(call, self._tensor_of(frame))
-            for index, result in zip(step.outs, results, strict=True):
-                if index >= 0:
-                    self._store(frame, self._buffers[index], result, step)
-
-        return run
-
-    def _store(self, frame: _Frame, spec: BufferSpec, result: Any, step: AtenStep) -> None:
-        """Put a result of an ATen call where the plan wants it."""
-        if spec.host:
-            frame.numbers[spec.index] = result.item() if isinstance(result, torch.Tensor) else result
+            self._add_kernel(step)
             return
-        wanted = torch_dtype(spec.dtype)
-        if not isinstance(result, torch.Tensor) or result.shape != spec.shape or result.dtype is not wanted:
-            found = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
-            raise LoweringError(f"{step.op} was expected to return {wanted} {spec.shape}, got {found}", step.location)
-        if spec.kind != EXTERNAL:
-            self._view(frame, View(spec.index, spec.dtype, spec.shape, spec.strides)).copy_(result)
-        elif same_strides(result, spec.strides):
-            frame.made[spec.index] = with_strides(result, spec.strides)
-        else:
-            copy = torch.empty_strided(spec.shape, spec.strides, dtype=wanted, device=result.device)
-            frame.made[spec.index] = copy.copy_(result)
+        if isinstance(step, ForeachStep):
+            self._add_table(number, step)
+            return
+        self.launch_count += 1
+        memory = self.memory  # closures hold no program, so that there is no cycle
+        if isinstance(step, GemmStep):
+            self.parts.append(Part(lambda frame: run_gemm(step, memory.tensor_of(frame))))
+            return
+        assert not isinstance(step, (KernelStep, ForeachStep))
+        call = AtenCall(step)  # type: ignore[arg-type]  # loops have been unrolled
 
-    def _kernel_runner(self, step: KernelStep) -> Runner:
-        devices = {self._buffers[i].device for i in step.buffers if not self._buffers[i].host}
-        cuda = sorted(device for device in devices if device.startswith("cuda"))
-        if len(cuda) > 1:
-            raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(cuda)}", step.location)
+        def run(frame: Frame) -> None:
+            results = run_call(call, memory.tensor_of(frame))
+            for index, result in zip(call.step.outs, results, strict=True):
+                if index >= 0:
+                    memory.store(frame, index, result, call.step)
+
+        self.parts.append(Part(run))
+
+    def _add_kernel(self, step: KernelStep) -> None:
+        names = {self._buffers[i].device for i in step.buffers if not self._buffers[i].host}
+        there = sorted(name for name in names if find_device(name) is not None)
+        if len(there) > 1:
+            raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(there)}", step.location)
         if runs_on_host(step.buffers, self._buffers):
-            return self._host_runner(step)
-        if is_interpreting() or (not cuda and (devices or not torch.cuda.is_available())):
-            return self._interpreted_runner(step, cuda[0] if cuda else "cpu")
-        return self._cuda_runner(step, torch.device(cuda[0] if cuda else self._main_device()))
+            arguments = zip(step.buffers, self.host_kernel(step.kernel).kernel.buffers, strict=True)
+            writes = tuple(index for index, buffer in arguments if buffer.access != "in")
+            self.parts.append(Part(self._host_runner(step), True, writes))
+            return
+        device = find_device(there[0]) if there else self.device
+        index = index_of(there[0], device) if there and device is not None else self.index
+        self.launch_count += len(self.kernels[step.kernel].launches)
+        if device is None or device.interpreted or is_interpreting():
+            place = torch.device("cpu") if device is None else device.place(index)
+            self._note_brought(step.buffers)
+            self.parts.append(Part(self._interpreted_runner(step, place)))
+            return
+        launches = self._launches(device, index)
+        self._note_brought(step.buffers, launches)
+        kernel = self._device_kernel(step.kernel, self.kernels[step.kernel], device, index, step.location)
+        places = [self.memory.in_table(i, offset) for i, offset in zip(step.buffers, step.offsets, strict=True)]
+        launches.add(kernel, places, step.location)
 
-    def _main_device(self) -> str:
-        """Where arithmetic on Python numbers alone runs."""
-        return next((spec.device for spec in self._buffers if spec.device.startswith("cuda")), "cuda")
+    def _note_brought(self, buffers: Sequence[int], launches: _Run | None = None) -> None:
+        """Kernels on the device read these; some may lie with the CPU."""
+        found = {i for i in buffers if self._buffers[i].host or find_device(self._buffers[i].device) is None}
+        if self.device is not None:
+            self.brought |= found
+        if launches is not None:
+            launches.brought |= found
 
-    def _interpreted_runner(self, step: KernelStep, device: str) -> Runner:
+    def _launches(self, device: Device, index: int) -> _Run:
+        """What the next kernel on a device is appended to: the last part of the program, if it is of that kind."""
+        last = self.parts[-1].run if self.parts else None
+        if isinstance(last, _Run) and last.device is device and last.index == index:
+            return last
+        made = _Run(device, index, self.memory)
+        self._lists.append(made)
+        self.parts.append(Part(made))
+        return made
+
+    def _device_kernel(
+        self, key: str, kernel: TritonKernel, device: Device, index: int, location: Location
+    ) -> DeviceKernel:
+        found = self._compiled.get((key, index))
+        if found is None:
+            found = self._compiled[key, index] = DeviceKernel(kernel, index, device, location)
+        return found
+
+    def _interpreted_runner(self, step: KernelStep, place: torch.device) -> Runner:
         require_interpreter()
         kernel = self._interpreted.get(step.kernel)
         if kernel is None:
             kernel = self._interpreted[step.kernel] = InterpretedKernel(self.kernels[step.kernel])
-        run_kernel = kernel
+        run_kernel, memory, cells = kernel, self.memory, self.memory.cells
         dtypes = [torch_type(kind) for _, kind in self.kernels[step.kernel].signature]
         places = list(zip(step.buffers, step.offsets, dtypes))
-        reports = [self._cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
+        reports = [cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
+        perform = _performer(self.device)
+        is_made_up = self.device is not None and self.device.interpreted
 
-        def run(frame: _Frame) -> None:
-            tensors = [self._flat(frame, index, offset, dtype, device) for index, offset, dtype in places]
+        def run(frame: Frame) -> None:
+            tensors = [memory.flat(frame, index, offset, dtype, place) for index, offset, dtype in places]
             try:
-                run_kernel(tensors)
+                perform(lambda: run_kernel(tensors))
             except Exception as error:
                 add_location(error, step.location)
                 raise
-            for cells in reports:
-                cells.wait()
+            if is_made_up:
+                return
+            for found in reports:
+                found.wait()
             raise_failed(reports)
 
         return run
 
-    def _flat(self, frame: _Frame, index: int, offset: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-        """A buffer from element `offset` on as a tensor whose only meaning is its address and its dtype."""
-        spec = self._buffers[index]
-        if spec.host:
-            return self._cell(frame, spec, torch.device(device)).view(dtype)[:1]
-        if spec.kind == ARENA:
-            arena = frame.arenas[spec.device]
-            storage, start = arena.untyped_storage(), arena.storage_offset() + spec.arena_offset
-        else:
-            base = self._base(frame, spec)
-            storage, start = base.untyped_storage(), base.storage_offset() * base.element_size()
-        # a tensor without elements has no address, and needs none: nothing of an empty buffer is touched
-        size = (1,) if storage.nbytes() >= start + (offset + 1) * dtype.itemsize else (0,)
-        found = torch.empty(0, dtype=dtype, device=storage.device)
-        found.set_(storage, start // dtype.itemsize + offset if size[0] else 0, size, (1,))
-        return found if str(found.device) == device else self._brought(frame, spec, torch.device(device))
-
     def _host_runner(self, step: KernelStep) -> Runner:
-        kernel = self._host_kernel(step.kernel)
-        places = [(index, offset, buffer.dtype) for index, offset, buffer in zip(
+        kernel, memory, cpu = self.host_kernel(step.kernel), self.memory, torch.device("cpu")
+        places = [(index, offset, torch_dtype(buffer.dtype)) for index, offset, buffer in zip(
             step.buffers, step.offsets, kernel.kernel.buffers, strict=True)]  # fmt: skip
-        reports = [self._cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
+        reports = [self.memory.cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
 
-        def run(frame: _Frame) -> None:
-            found = [self._flat(frame, index, offset, torch_dtype(dtype), "cpu") for index, offset, dtype in places]
+        def run(frame: Frame) -> None:
+            found = [memory.flat(frame, index, offset, dtype, cpu) for index, offset, dtype in places]
             kernel.at([tensor.data_ptr() for tensor in found])
             raise_failed(reports)
 
         return run
 
-    def _host_kernel(self, name: str) -> HostKernel:
+    def host_kernel(self, name: str) -> HostKernel:
+        """A kernel that the CPU interprets."""
         if name not in self._hosted:
             self._hosted[name] = HostKernel(self.program.sources[host_source(name)])
         return self._hosted[name]
 
     # ---------------------------------------------------------------------------------------------- tables of rows
 
-    def _foreach_runner(self, step: ForeachStep) -> Runner:
+    def _add_table(self, number: int, step: ForeachStep) -> None:
+        table = self._table(step)
+        self.tables[number] = table
         names = [name for name in step.kernels if host_source(name) not in self.program.sources]
+        launches = [self._table_launch(step, name, table) for name in names]
+        stream_of = self._stream_of(table.device)
+
+        def compute(frame: Frame) -> None:
+            try:
+                frame.words[number] = table.compute(frame)
+            except Exception as error:
+                add_location(error, step.location)
+                raise
+
+        def run(frame: Frame) -> None:
+            try:
+                words = frame.words[number]
+                aligned = table.locate(frame, words)
+                sent = frame.sent.get(number)
+                if sent is None:
+                    sent = table.send(words, stream_of())
+                for launch in launches:
+                    launch(frame, sent, aligned)
+            except Exception as error:
+                add_location(error, step.location)
+                raise
+
+        self.parts += [Part(compute, on_host=True), Part(run)]
+
+    def _table(self, step: ForeachStep) -> TableStep:
         wide = next(item for found in step.arguments for item in found if item.kind == "row" and item.elementwise)
-        device = torch.device(self._buffers[step.rows[0][wide.number]].device)
+        device = self.memory.place_of(self._buffers[step.rows[0][wide.number]].device)
         rows = [
-            [self._locator(index, offset, torch.device(self._buffers[index].device))
-             for index, offset in zip(row, offsets, strict=True)]
+            [self._locator(index, offset) for index, offset in zip(row, offsets, strict=True)]
             for row, offsets in zip(step.rows, step.offsets, strict=True)
-        ]  # fmt: skip
-        cells = self._cells[step.checks] if step.cells else None
-        table = TableStep(
+        ]
+        cells = self.memory.cells[step.checks] if step.cells else None
+        return TableStep(
             step,
-            {name: self._host_kernel(name) for name in step.kernels if name not in names},
+            {name: self.host_kernel(name) for name in step.kernels if host_source(name) in self.program.sources},
             rows,
             {at: self._number_array(index) for at, index in enumerate(step.shared)},
             cells.values.numpy()[step.first_cell :] if cells is not None else np.zeros(0, np.int64),
             lambda: raise_failed([cells] if cells is not None else []),
             device,
         )
-        launches = [self._table_launch(step, name, table) for name in names]
 
-        def run(frame: _Frame) -> None:
-            try:
-                stream = self._stream(frame, device)
-                words, aligned = table.table(frame, stream)
-                for launch in launches:
-                    launch(frame, words, aligned)
-            except Exception as error:
-                add_location(error, step.location)
-                raise
-
-        return run
-
-    def _number_array(self, index: int) -> Callable[[_Frame], Any]:
+    def _number_array(self, index: int) -> Callable[[Frame], Any]:
         """A shared operand of kernels on numbers."""
-        spec = self._buffers[index]
+        spec, memory, cpu = self._buffers[index], self.memory, torch.device("cpu")
 
-        def find(frame: _Frame) -> Any:
-            tensor = self._flat(frame, index, 0, torch_dtype(spec.dtype), "cpu")
+        def find(frame: Frame) -> Any:
+            tensor = memory.flat(frame, index, 0, torch_dtype(spec.dtype), cpu)
             return array_at(tensor.data_ptr(), spec.dtype).copy()
 
         return find
 
-    def _table_launch(
-        self, step: ForeachStep, name: str, table: TableStep
-    ) -> Callable[[_Frame, torch.Tensor, bool], None]:
+    def _table_launch(self, step: ForeachStep, name: str, table: TableStep) -> TableRunner:
         arguments = step.arguments[step.kernels.index(name)]
         shared = [step.shared[item.number] for item in arguments if item.kind == "shared"]
-        count, device = len(table.blocks), table.device
-        rows = len(step.rows)
+        count, rows = len(table.blocks), len(step.rows)
         variants = [over_blocks(self.kernels[name], count, rows, aligned) for aligned in (False, True)]
-        if device.type == "cpu" or is_interpreting():
+        self.launch_count += len(variants[0].launches)
+        self._note_brought(shared)
+        device = self.device
+        if device is None or device.interpreted or is_interpreting():
             kernels = [InterpretedKernel(made) for made in variants]
             dtypes = [torch_type(kind) for _, kind in self.kernels[name].signature[2 : 2 + len(shared)]]
+            perform, memory = _performer(device), self.memory
 
-            def interpret(frame: _Frame, words: torch.Tensor, aligned: bool) -> None:
-                found = [self._flat(frame, i, 0, dtype, str(device)) for i, dtype in zip(shared, dtypes, strict=True)]
-                kernels[aligned]([words, table.blocks, *found])
+            def interpret(frame: Frame, words: torch.Tensor, aligned: bool) -> None:
+                found = [memory.flat(frame, i, 0, dtype, table.device) for i, dtype in zip(shared, dtypes)]
+                perform(lambda: kernels[aligned]([words, table.blocks, *found]))
 
             return interpret
-        number = device.index if device.index is not None else torch.cuda.current_device()
-        launchers = [CudaKernel(made, number) for made in variants]
-        self._compiled[f"{name} over {count} blocks", number] = launchers[True]
-        locate = [self._locator(index, 0, device) for index in shared]
+        first, index = self.memory.more_places(2), table.device.index
+        runs = []
+        for made in variants:
+            launches = _Run(device, index, self.memory)
+            self._note_brought(shared, launches)
+            kernel = DeviceKernel(made, index, device, step.location)
+            places = [(first, 0), (first + 1, 0), *(self.memory.in_table(i, 0) for i in shared)]
+            launches.add(kernel, places, step.location)
+            runs.append(launches)
+            self.memory.scratch_bytes = max(self.memory.scratch_bytes, launches.scratch_bytes)
+        self._compiled[f"{name} over {count} blocks of {rows} rows", index] = kernel
+        self._lists.append(runs[True])  # the other one is compiled when it is needed
 
-        def run(frame: _Frame, words: torch.Tensor, aligned: bool) -> None:
-            pointers = [words.data_ptr(), table.blocks.data_ptr(), *(find(frame) for find in locate)]
-            with torch.cuda.device(number):
-                launchers[aligned](pointers, self._stream(frame, device))
-
-        return run
-
-    def _stream(self, frame: _Frame, device: torch.device) -> int:
-        """The stream of a device on which the call runs; 0 for the CPU."""
-        if device.type == "cpu":
-            return 0
-        number = device.index if device.index is not None else torch.cuda.current_device()
-        if number not in frame.streams:
-            frame.streams[number] = torch.cuda.current_stream(number).cuda_stream
-        return frame.streams[number]
-
-    def _cuda_runner(self, step: KernelStep, device: torch.device) -> Runner:
-        number = device.index if device.index is not None else torch.cuda.current_device()
-        key = (step.kernel, number)
-        kernel = self._compiled.get(key)
-        if kernel is None:
-            kernel = self._compiled[key] = CudaKernel(self.kernels[step.kernel], number)
-        launch = kernel
-        locate = [self._locator(index, offset, device) for index, offset in zip(step.buffers, step.offsets)]
-        from triton.runtime.driver import driver
-
-        stream_of = driver.active.get_current_stream
-
-        def run(frame: _Frame) -> None:
-            pointers = [find(frame) for find in locate]
-            stream = frame.streams.get(number)
-            if stream is None:
-                stream = frame.streams[number] = stream_of(number)
-            if torch.cuda.current_device() == number:
-                launch(pointers, stream)
-            else:
-                with torch.cuda.device(number):
-                    launch(pointers, stream)
+        def run(frame: Frame, words: torch.Tensor, aligned: bool) -> None:
+            frame.table[first], frame.table[first + 1] = words.data_ptr(), table.blocks.data_ptr()
+            runs[aligned](frame)
 
         return run
 
-    def _locator(self, index: int, offset: int, device: torch.device) -> Callable[[_Frame], int]:
-        """How to find the address of a kernel's argument in a call."""
-        spec = self._buffers[index]
+    def _stream_of(self, place: torch.device) -> Callable[[], int]:
+        """How to find the stream on which a call runs; 0 for the CPU."""
+        device, index = self.device, place.index
+        if device is None or place.type == "cpu":
+            return lambda: 0
+        return lambda: device.stream(index)
+
+    def _locator(self, index: int, offset: int) -> Callable[[Frame], int]:
+        """How to find the address of a row's buffer in a call."""
+        spec, memory = self._buffers[index], self.memory
         skip = offset * spec.dtype.itemsize
         if spec.host:
-            return lambda frame: self._kept(frame, spec, self._cell(frame, spec, device)).data_ptr()
-        if not spec.device.startswith("cuda") and device.type == "cuda":
-            # a 0-d tensor of the CPU among operands of the device
-            return lambda frame: self._kept(frame, spec, self._brought(frame, spec, device)).data_ptr() + skip
+            cpu = torch.device("cpu")
+
+            def find(frame: Frame) -> int:
+                frame.made[-2 - index] = cell = memory.cell(frame, spec, cpu)
+                return cell.data_ptr()
+
+            return find
         if spec.kind == ARENA:
-            total, place = skip + spec.arena_offset, spec.device
-            return lambda frame: frame.arenas[place].data_ptr() + total
-        if spec.kind == CHECKS:
-            address = self._cells[index].values.data_ptr() + skip
-            return lambda frame: address
+            total, name = skip + spec.arena_offset, spec.device
+            return lambda frame: frame.arenas[name].data_ptr() + total
         if spec.kind == INPUT:
             source = spec.source
             return lambda frame: frame.inputs[source].data_ptr() + skip
-        return lambda frame: frame.made[index].data_ptr() + skip
-
-    def _cell(self, frame: _Frame, spec: BufferSpec, device: torch.device) -> torch.Tensor:
-        """A Python number as the 8-byte cell that kernels read, or write when no step has given it before."""
-        dtype = torch_dtype(f64 if spec.dtype.is_float else i64)
-        if spec.kind == INPUT or spec.index in frame.numbers:
-            return torch.full((1,), self._number(frame, spec), dtype=dtype, device=device)
-        if spec.index not in frame.cells:
-            frame.cells[spec.index] = torch.zeros((1,), dtype=dtype, device=device)
-        return frame.cells[spec.index].to(device)
-
-    def _brought(self, frame: _Frame, spec: BufferSpec, device: torch.device) -> torch.Tensor:
-        """A copy on the kernel's device of a buffer that lies elsewhere."""
-        whole = View(spec.index, spec.dtype, spec.shape, spec.strides)
-        found: torch.Tensor = self._view(frame, whole)
-        return found.to(device)
-
-    def _kept(self, frame: _Frame, spec: BufferSpec, tensor: torch.Tensor) -> torch.Tensor:
-        """Hold a temporary until the call ends, so that its memory is not given to another one."""
-        frame.made[-1 - spec.index] = tensor
-        return tensor
+        return lambda frame: memory.base(frame, spec).data_ptr() + skip
 
     # ------------------------------------------------------------------------------------------------------ outputs
 
-    def _output_maker(self, spec: BufferSpec, output: OutputSpec) -> Callable[[_Frame], Any]:
-        index, source = spec.index, spec.source
+    def _output_maker(self, spec: BufferSpec, output: OutputSpec) -> Callable[[Frame], Any]:
+        index, source, memory = spec.index, spec.source, self.memory
         if spec.host or spec.device == HOST:
-            return lambda frame: self._number(frame, spec)
+            return lambda frame: memory.number(frame, spec)
         if spec.kind == INPUT and output.whole:
             return lambda frame: frame.inputs[source]
         if spec.kind != ARENA and output.whole:
             return lambda frame: frame.made[index]
         view = View(index, spec.dtype, output.shape, output.strides, output.offset)
         if spec.kind == ARENA:
-            return lambda frame: self._view(frame, view).clone()
-        return lambda frame: self._view(frame, view)
+            return lambda frame: memory.view(frame, view).clone()
+        return lambda frame: memory.view(frame, view)
+
+
+class _Run(Launches):
+    """Launches as a part of a program.
+
+    Attributes:
+        brought: what the CPU keeps and the kernels read, by buffer.
+    """
+
+    def __init__(self, device: Device, index: int, memory: Memory) -> None:
+        super().__init__(device, index, memory.scratch_place)
+        self.device, self.index, self._memory = device, index, memory
+        self.brought: set[int] = set()
+
+    def __call__(self, frame: Frame) -> None:
+        for number in self.brought:
+            if number not in frame.kept:
+                self._memory.bring(frame, number, self.device.place(self.index))
+        stream = frame.streams.get(self.index)
+        if stream is None:
+            stream = frame.streams[self.index] = self.device.stream(self.index)
+        with nullcontext() if self.device.current() == self.index else self.device.guard(self.index):
+            self.run(frame.table, stream)
+
+
+def _performer(device: Device | None) -> Callable[[Callable[[], None]], None]:
+    """How an interpreted kernel is run: a device that is made up may want to keep it for later."""
+    perform: Callable[[Callable[[], None]], None] | None = getattr(device, "perform", None)
+    return perform if perform is not None else lambda work: work()
 
 
 def _forget(indices: Sequence[int]) -> Runner:
-    def run(frame: _Frame) -> None:
+    def run(frame: Frame) -> None:
         for index in indices:
             frame.made.pop(index, None)
 

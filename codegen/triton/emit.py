@@ -131,7 +131,8 @@ class _Writer:
             replace(self.tiling, dims=(replace(dim, extent=dim.programs * dim.block),)), body.context, self.pointers
         )
         self._parallel_prologue(whole)
-        whole.line(f"if (tl.program_id(0) + 1) * {dim.constexpr} <= {dim.extent}:")
+        program = whole.index_type("tl.program_id(0)")
+        whole.line(f"if ({program} + 1) * {dim.constexpr} <= {dim.extent}:")
         body.line("else:")
         body.depth = whole.depth = 2
         self._statements(whole)

@@ -88,7 +88,7 @@ class TensorType:
     Args:
         dtype: element type.
         shape: sizes, ints or symbolic dims.
-        device: a torch device string such as `cpu` or `cuda:0`, or `HOST` for Python scalars.
+        device: a device as torch writes it, with its number unless it is `cpu`, or `HOST` for Python scalars.
     """
 
     dtype: DType

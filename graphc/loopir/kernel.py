@@ -149,7 +149,7 @@ class Contract:
 
     Args:
         over: row axes summed over; none named = all.
-        tf32: operands in f32 may be rounded to 10 bits of mantissa, as `torch.backends.cuda.matmul.allow_tf32` says.
+        tf32: operands in f32 may be rounded to 10 bits of mantissa, as a flag of torch says.
     """
 
     id: str

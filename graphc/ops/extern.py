@@ -62,7 +62,7 @@ def resolve(template: Attr, operands: Sequence[Any]) -> Any:
 
 
 def torch_constant(constant: Named | DType) -> Any:
-    """torch's object for a dtype, `@device.cuda:0`, `@memory_format.channels_last`, `@layout.strided`, `@dtype.quint8`.
+    """torch's object for a dtype, `@device.cpu`, `@memory_format.channels_last`, `@layout.strided`, `@dtype.quint8`.
 
     Raises:
         InvalidGraphError: torch has no such constant.

@@ -64,7 +64,7 @@ def _find_pass(graph: Graph, inputs: list[Any], exact: list[Any], options: Optio
                 found.append(Fault(f"pass {name}", _text(op), _place(op), miss))
                 return
 
-    context = PassContext(numerics=options.numerics, target="cuda" if backend == "triton" else "cpu", on_pass=examine)
+    context = PassContext(numerics=options.numerics, target="gpu" if backend == "triton" else "cpu", on_pass=examine)
     optimize(top, context)
     return found[0] if found else None
 

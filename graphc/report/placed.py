@@ -33,11 +33,16 @@ def placed_plan(fn: Callable[..., Any], args: tuple[Any, ...], device: str = DEV
     """
     options = driver.make_options(fn, backend="triton")
     graph = driver.capture(fn, args, {}, options, frozenset()).graph
+    place(graph, device)
+    return driver.plan_for(graph, options, "triton")
+
+
+def place(graph: Graph, device: str) -> None:
+    """Put a graph that was captured on the CPU on a device, in place."""
     for item in graph.inputs:
         if not _stays(item):
             item.type = _moved(item.type, device)
     _place(graph, device)
-    return driver.plan_for(graph, options, "triton")
 
 
 def _stays(item: Input) -> bool:

@@ -19,7 +19,7 @@ import graphc
 from graphc.errors import CaptureError, DataDependentError, FallbackWarning, UnsupportedError
 from graphc.settings import override
 from tests.e2e.path_programs import PATH_PROGRAMS, PathProgram
-from tests.e2e.test_programs import _compare, _leaves, _shared, _state, _to_double
+from tests.e2e.test_programs import _leaves, _shared, _state, _to_double, compare
 
 
 def _run(program: PathProgram, wrap: Any, double: bool = False) -> tuple[list[Any], list[list[tuple[int, int]]]]:
@@ -63,7 +63,7 @@ def test_same_as_eager(program: PathProgram, backend: str) -> None:
         eager, eager_shared = _run(program, lambda fn: fn)
         ours, shared = _run(program, wrap)
         exact = _exact(program)
-    _compare(ours, eager, exact if exact is not None and len(exact) == len(eager) else None)
+    compare(ours, eager, exact if exact is not None and len(exact) == len(eager) else None)
     assert shared == eager_shared
     stats = compiled[0].stats()
     assert stats.eager_calls == 0

@@ -27,7 +27,7 @@ def _leaves(value: Any) -> list[Any]:
     return tree_flatten(value)[0]
 
 
-def _run(make: Callable[[], Any], program: Program, calls: int, wrap: Callable[[Any], Any]) -> list[Any]:
+def run_calls(make: Callable[[], Any], program: Program, calls: int, wrap: Callable[[Any], Any]) -> list[Any]:
     """Results, arguments after the call, state after the call, and a random draw, of each call in turn."""
     torch.manual_seed(1)
     fn = make()
@@ -46,7 +46,7 @@ def _to_double(value: Any) -> Any:
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def _exact(program: Program, calls: int) -> list[Any] | None:
+def exact(program: Program, calls: int) -> list[Any] | None:
     """The same run in float64, or None where the program cannot run in it."""
     double = Program(
         program.name,
@@ -54,12 +54,13 @@ def _exact(program: Program, calls: int) -> list[Any] | None:
         lambda: tuple(torch.utils._pytree.tree_map(_to_double, a) for a in program.inputs()),
     )
     try:
-        return _run(double.make, double, calls, lambda f: f)
+        return run_calls(double.make, double, calls, lambda f: f)
     except (RuntimeError, TypeError):
         return None  # it mixes in float32 of its own: eager's result is then the reference
 
 
-def _compare(ours: list[Any], eager: list[Any], exact: list[Any] | None) -> None:
+def compare(ours: list[Any], eager: list[Any], exact: list[Any] | None) -> None:
+    """What `run_calls` has seen of compiled code, eager code, and eager code in float64."""
     assert len(ours) == len(eager)
     for number, (mine, theirs) in enumerate(zip(ours, eager, strict=True)):
         if not isinstance(theirs, torch.Tensor):
@@ -84,8 +85,8 @@ def _shared(values: list[Any]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 def test_same_as_eager(program: Program, backend: str) -> None:
     with torch.no_grad():
-        eager = _run(program.make, program, 2, lambda f: f)
-        exact = _exact(program, 2)
+        eager = run_calls(program.make, program, 2, lambda f: f)
+        right = exact(program, 2)
         compiled: list[Any] = []
 
         def wrap(fn: Any) -> Any:
@@ -93,8 +94,8 @@ def test_same_as_eager(program: Program, backend: str) -> None:
             compiled.append(graphc.compile(fn, backend=backend, numerics=numerics))
             return compiled[0]
 
-        ours = _run(program.make, program, 2, wrap)
-    _compare(ours, eager, exact)
+        ours = run_calls(program.make, program, 2, wrap)
+    compare(ours, eager, right)
     assert _shared(ours) == _shared(eager)
     stats = compiled[0].stats()
     assert (stats.compiles, stats.hits) == (1, 1), stats

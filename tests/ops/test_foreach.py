@@ -77,7 +77,7 @@ def test_expansion_means_the_same() -> None:
 def test_kernels_are_of_any_size() -> None:
     """Kernels for the counters of all rows and what is checked of them, and one for the elements of all rows."""
     graph = parse(TEXT)
-    for target in ("cpu", "cuda"):
+    for target in ("cpu", "gpu"):
         assert not run_pass(ExpandForeach(), graph, PassContext(target=target)).modified
     stages = stages_of(graph.ops[0], "default", "cpu")
     assert stages is not None

@@ -31,7 +31,7 @@ def layouts(target: str) -> dict[str, bool]:
 
 def test_inner_values_lie_like_their_operands() -> None:
     # %3 has operands of two layouts, and eager's layout of %4 is what the user sees
-    assert layouts("cuda") == {"0": True, "1": True, "2": True, "3": False, "4": False}
+    assert layouts("gpu") == {"0": True, "1": True, "2": True, "3": False, "4": False}
 
 
 def test_on_a_cpu_all_stays_as_it_is() -> None:

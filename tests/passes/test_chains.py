@@ -19,7 +19,7 @@ from tests.plan_interpreter import run_plan
 
 def _plan(function: Any, *args: torch.Tensor, context: PassContext | None = None) -> Plan:
     graph = graphc.trace(function, *args)
-    optimize(graph, context or PassContext(target="cuda"))
+    optimize(graph, context or PassContext(target="gpu"))
     return make_plan(graph, backend="triton", templates=Templates(policy=ALWAYS))
 
 
@@ -105,7 +105,7 @@ def test_sums_over_scores_become_sums_over_results_where_products_are_rounded(dt
 
 def test_tf32_counts_as_rounded_and_eager_numerics_never() -> None:
     fused, apart = (
-        PassContext(target="cuda", templates=Templates(tf32=True), numerics=kind) for kind in ("default", "eager")
+        PassContext(target="gpu", templates=Templates(tf32=True), numerics=kind) for kind in ("default", "eager")
     )
     assert _holders(_plan(_gradients, Q, K, V, context=fused)) == [2, 2, 3, 3]
     assert 3 not in _holders(_plan(_gradients, Q, K, V, context=apart))

@@ -21,7 +21,7 @@ from tests.support import assert_contract
 PASSES = {item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *LAY_OUT, ChunkRows(rows=2))}
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
-GPU = replace(CONTEXT, target="cuda", templates=Templates(policy=ALWAYS))
+GPU = replace(CONTEXT, target="gpu", templates=Templates(policy=ALWAYS))
 ON_GPU = {"carry-layout": GPU, "convolutions-as-products": GPU}  # passes that do nothing for a CPU
 
 

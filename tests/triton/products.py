@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
 def plan_of(case: Case, dtype: torch.dtype, templates: Templates | None = None) -> Plan:
     """The plan with every product a template, or as the policy says."""
     graph = graphc.trace(case.function, *case.inputs(dtype))
-    optimize(graph, PassContext(target="cuda"))
+    optimize(graph, PassContext(target="gpu"))
     return make_plan(graph, backend="triton", templates=templates or Templates(policy=ALWAYS))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from graphc.program.triton_kernel import Launch, TritonKernel
 from graphc.runtime.triton_cross import compile_for
 from graphc.runtime.triton_launcher import InterpretedKernel
 from graphc.runtime.triton_program import TritonProgram
+from graphc.settings import override
 from tests.triton.cases import chain, scatter_add, softmax
 from tests.triton.programs import TritonPlan
 
@@ -31,6 +33,39 @@ def test_cpu_tensors_need_the_interpreter() -> None:
         TritonProgram(b.record())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_a_program_for_a_gpu_that_is_not_there() -> None:
+    b = TritonPlan()
+    b.launch(softmax(2, 3), b.input(torch.zeros(2, 3)), b.output(f32, (2, 3)))
+    with pytest.raises(BackendUnavailableError, match=r"test: torch .* sees no GPU on this machine"):
+        TritonProgram(b.record("cuda:0"))
+
+
+def test_the_devices_of_torch_say_what_they_are() -> None:
+    """What can be asked of them without one."""
+    from graphc.runtime.device import current_target, find_device, index_of, present_device
+
+    device = find_device("cuda:1")
+    assert device is not None and device is find_device("cuda") and device.kind == "cuda"
+    assert index_of("cuda:1", device) == 1 and device.place(1) == torch.device("cuda:1")
+    assert find_device("cpu") is find_device("host") is find_device("no such kind") is None
+    if not torch.cuda.is_available():
+        assert present_device() is None and current_target() == ""
+
+
+@pytest.mark.parametrize("capability, refused", [((7, 5), True), ((8, 0), False), ((10, 3), False)])
+def test_old_gpus_are_refused(capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphc.runtime.device_cuda import DEVICE
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    wanted = "generated kernels need compute capability 8.0, Some GPU has 7.5" if refused else ""
+    assert DEVICE.refusal(1) == wanted
+    assert DEVICE.refusal(2) == "there is no device cuda:2, the last one is cuda:1"
+
+
 def test_the_variable_set_too_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
@@ -40,12 +75,13 @@ def test_the_variable_set_too_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         InterpretedKernel(emit_kernel(softmax(2, 3)))
 
 
-def test_a_kernel_that_does_not_compile_names_itself() -> None:
+def test_a_kernel_that_does_not_compile_names_itself_and_keeps_its_source(tmp_path: Path) -> None:
     text = "import triton\nimport triton.language as tl\n\n\n@triton.jit\n"
     text += "def broken(x_ptr):\n    tl.store(x_ptr, nothing)\n"
     kernel = TritonKernel("broken", text, (("x_ptr", "*fp32"),), (Launch("broken", (1, 1, 1), (), 1),))
-    with pytest.raises(CompilerError, match="kernel broken: "):
+    with override(dump=tmp_path), pytest.raises(CompilerError, match=rf"(?s)kernel broken: .*its source is {tmp_path}"):
         compile_for(kernel, "cuda:90")
+    assert (tmp_path / "broken.triton.py").read_text() == text
 
 
 def test_complex_numbers_are_refused() -> None:

@@ -1,7 +1,10 @@
-"""The CUDA launcher's host side, with a stand-in for the compiled kernel."""
+"""The launcher's host side: variants, addresses and order, with stand-ins for compiled kernels and the driver."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,65 +13,296 @@ import torch
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
-from graphc.errors import BackendUnavailableError
+from graphc.errors import BackendUnavailableError, CompilerError
+from graphc.ir.types import f32, f64
 from graphc.program.triton_kernel import TritonKernel
-from graphc.runtime import triton_launcher
-from graphc.runtime.triton_launcher import CudaKernel
+from graphc.runtime import triton_launcher, triton_program
+from graphc.runtime.device import register
+from graphc.runtime.frame import Frame
+from graphc.runtime.launches import Launches
+from graphc.runtime.triton_launcher import DeviceKernel
+from graphc.runtime.triton_program import TritonProgram
+from graphc.settings import override
+from tests.runtime.plans import LINE
 from tests.triton.cases import chain, softmax
+from tests.triton.programs import TritonPlan, scale_by_host
+
+pytest.importorskip("triton")
+
+NAMES = ["function", "x", "y", "z", "threads", "two", "three", "shared", "stream"]
+DRIVER = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint32] * 7, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_void_p,
+)  # fmt: skip
 
 
 class Device:
-    """Records what would have been compiled and launched."""
+    """Has the CPU's memory, and a driver that writes down what it is to launch.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
+    Attributes:
+        compiled: (function, pointers that are not aligned) of each variant.
+        launched: (function, grid, threads, shared bytes, stream, pointers) of each launch.
+        codes: what the driver answers to the next launches.
+    """
+
+    kind = "listed"
+    interpreted = False
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, refusal: str = "", driver: bool = True, **metadata: Any
+    ) -> None:
         self.compiled: list[tuple[str, list[int]]] = []
         self.launched: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
-        monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
+        self.by_triton: list[tuple[Any, ...]] = []
+        self.codes: list[int] = []
+        self.attached = 0
+        self._functions: list[tuple[str, int]] = []
+        self._refusal, self._metadata = refusal, metadata
+        self._driver = DRIVER(self.launch)
+        self._has_driver = driver
         monkeypatch.setattr(triton_launcher, "compile_launch", self.compile)
-        empty = torch.empty
-        monkeypatch.setattr(torch, "empty", lambda *a, device="cpu", **k: empty(*a, **k))
+        monkeypatch.setattr(triton_program, "is_interpreting", lambda: False)
+        register(self)
 
     def compile(self, kernel: TritonKernel, launch: Any, target: Any, unaligned: list[int]) -> Any:
         self.compiled.append((launch.function, list(unaligned)))
+        self._functions.append((launch.function, len(kernel.signature)))
+        plain = {"num_ctas": 1, "num_warps": 4, "shared": 96, "target": SimpleNamespace(warp_size=32)}
         return SimpleNamespace(
-            run=lambda *args: self.launched.append(args), function=launch.function, packed_metadata="packed"
+            run=lambda *args: self.by_triton.append(args),
+            function=len(self._functions),
+            packed_metadata="packed",
+            metadata=SimpleNamespace(**{**plain, **self._metadata}),
         )
 
+    def launch(self, function: int, *rest: Any) -> int:
+        grid, block, (shared, stream, pointers, extra) = rest[:3], rest[3:6], rest[6:]
+        code = self.codes.pop(0) if self.codes else 0
+        if code == 0:
+            name, count = self._functions[function - 1]
+            words = [ctypes.cast(pointers[i], ctypes.POINTER(ctypes.c_uint64))[0] for i in range(count + 2)]
+            assert words[count:] == [0, 0] and block[1:] == (1, 1) and not extra
+            self.launched.append((name, grid, block[0], shared, stream, words[:count]))
+        return code
 
-def test_a_launch_passes_grid_stream_pointers_and_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def current(self) -> int:
+        return 0
+
+    def guard(self, index: int) -> Any:
+        return contextlib.nullcontext()
+
+    def place(self, index: int) -> torch.device:
+        return torch.device("cpu")
+
+    def refusal(self, index: int) -> str:
+        return self._refusal
+
+    def memory(self, index: int) -> tuple[int, int]:
+        return 1 << 40, 1 << 40
+
+    def stream(self, index: int) -> int:
+        return 7
+
+    def launch_function(self) -> int:
+        return ctypes.cast(self._driver, ctypes.c_void_p).value if self._has_driver else 0
+
+    def attach(self, index: int) -> None:
+        self.attached += 1
+
+    def describe(self, code: int) -> str:
+        return f"CUDA_ERROR ({code})"
+
+    def cannot_record(self) -> str:
+        return "it cannot"
+
+
+def launch(device: Device, made: TritonKernel, *calls: list[int]) -> Launches:
+    """Launch one kernel, call by call with other addresses."""
+    launches = Launches(device, 0, len(calls[0]))
+    launches.add(DeviceKernel(made, 0, device, LINE), [(at, 0) for at in range(len(calls[0]))], LINE)
+    for addresses in calls:
+        launches.run((ctypes.c_uint64 * (len(addresses) + 1))(*addresses, 1 << 20), 7)
+    return launches
+
+
+def test_a_launch_passes_grid_threads_stream_and_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
-    CudaKernel(emit_kernel(softmax(6, 128)), 0)([16, 32], 7)
-    assert device.launched == [(6, 1, 1, 7, "softmax", "packed", None, None, None, 16, 32, 128)]
+    launch(device, emit_kernel(softmax(6, 128)), [16, 32])
+    assert device.launched == [("softmax", (6, 1, 1), 128, 96, 7, [16, 32])]
 
 
 def test_one_variant_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
-    launch = CudaKernel(emit_kernel(softmax(6, 128)), 0)
-    for pointers in ([16, 32], [48, 64], [20, 32], [24, 32], [20, 36]):
-        launch(pointers, 0)
+    calls = [[16, 32], [48, 64], [20, 32], [24, 32], [20, 36], [16, 32]]
+    launch(device, emit_kernel(softmax(6, 128)), *calls)
     assert device.compiled == [("softmax", []), ("softmax", [0]), ("softmax", [0, 1])]
+    assert [item[5] for item in device.launched] == calls
+
+
+def test_kernels_in_front_of_and_behind_a_misaligned_one_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    launches = Launches(device, 0, 3)
+    for first in (0, 1, 0):
+        launches.add(DeviceKernel(emit_kernel(softmax(6, 128)), 0, device, LINE), [(first, 0), (2, 16)], LINE)
+    launches.run((ctypes.c_uint64 * 4)(16, 20, 32, 0), 7)
+    assert [item[5] for item in device.launched] == [[16, 48], [20, 48], [16, 48]]
 
 
 def test_split_kernels_share_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
     kernel = softmax(3, 40000)
     made = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=512, fill=64, split=8)))
-    CudaKernel(made, 0)([16, 32], 0)
-    assert [args[4] for args in device.launched] == ["softmax_pass1", "softmax_pass2", "softmax_pass3"]
-    first, second = device.launched[0][11:13]
-    assert {args[11:13] for args in device.launched} == {(first, second)}
-    assert second - first >= made.scratch[0].size * 4
+    launches = launch(device, made, [16, 32])
+    assert len(device.launched) > 1 and [item[0] for item in device.launched] == [
+        item.function for item in made.launches
+    ]
+    ((first, *others),) = {tuple(item[5][2:]) for item in device.launched}
+    assert first == 1 << 20 and len(others) == len(made.scratch) - 1
+    assert all(other - first >= made.scratch[0].size * 4 for other in others)
+    assert launches.scratch_bytes >= 4 * sum(part.size for part in made.scratch)
 
 
 def test_an_empty_grid_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
-    CudaKernel(emit_kernel(chain(0, 5)), 0)([0, 16, 0], 0)
+    launch(device, emit_kernel(chain(0, 5)), [0, 16, 0])
     assert device.launched == [] and device.compiled == []
 
 
 def test_old_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    Device(monkeypatch, (7, 5))
-    with pytest.raises(BackendUnavailableError, match=r"need compute capability 8\.0, Old GPU has 7\.5"):
-        CudaKernel(emit_kernel(chain(2, 2)), 0)
+    device = Device(monkeypatch, refusal="generated kernels need more than this")
+    with pytest.raises(BackendUnavailableError, match="need more than this"):
+        launch(device, emit_kernel(chain(2, 2)), [16, 16, 16])
+
+
+def test_a_thread_that_the_driver_does_not_know_is_made_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.codes = [201]
+    launch(device, emit_kernel(softmax(6, 128)), [16, 32])
+    assert device.attached == 1 and len(device.launched) == 1
+
+
+def test_a_refused_launch_names_kernel_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.codes = [700, 700]
+    with pytest.raises(
+        RuntimeError, match=r"kernel softmax: .* refused to launch it: CUDA_ERROR \(700\)\n.*model.py:14"
+    ):
+        launch(device, emit_kernel(softmax(6, 128)), [16, 32])
+
+
+@pytest.mark.parametrize("how", ["no driver", "clusters", "scratch of triton", "no compiler"])
+def test_triton_launches_what_the_driver_is_not_asked_to(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = {"clusters": {"num_ctas": 2}, "scratch of triton": {"global_scratch_size": 128}}.get(how, {})
+    device = Device(monkeypatch, driver=how != "no driver", **metadata)
+    if how == "no compiler":
+        from graphc.runtime import launches as module
+
+        def none(*args: Any) -> Any:
+            raise CompilerError("no C compiler")
+
+        monkeypatch.setattr(module, "LaunchList", none)
+    launches = launch(device, emit_kernel(softmax(6, 128)), [16, 32], [20, 32])
+    assert device.launched == [] and launches.one_by_one
+    assert [args[:9] for args in device.by_triton] == [(6, 1, 1, 7, n, "packed", None, None, None) for n in (1, 2)]
+    assert [args[9:] for args in device.by_triton] == [(16, 32, 128), (20, 32, 128)]
+
+
+def test_a_binary_that_does_not_load_names_the_line_and_keeps_its_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = Device(monkeypatch)
+
+    class Compiled:
+        @property
+        def run(self) -> Any:
+            raise RuntimeError("out of resource: shared memory, Required: 300000")
+
+    monkeypatch.setattr(triton_launcher, "compile_launch", lambda *args: Compiled())
+    with (
+        override(dump=tmp_path),
+        pytest.raises(CompilerError, match=r"(?s)kernel softmax .*shared memory.*model.py:14"),
+    ):
+        launch(device, emit_kernel(softmax(6, 128)), [16, 32])
+    assert "def softmax(" in (tmp_path / "softmax.triton.py").read_text()
+
+
+def record(b: TritonPlan) -> Any:
+    return b.record("listed:0")
+
+
+def test_a_program_hands_over_the_addresses_of_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    x = torch.randn(10, 6)
+    b = TritonPlan()
+    source, middle = b.input(x), b.arena(f32, (4, 6))
+    b.arena(f32, (1,))  # so that the next one does not lie at 0
+    other = b.arena(f32, (4, 6))
+    b.launch(softmax(4, 6), source, middle, offsets=(12, 0))
+    b.launch(softmax(4, 6), middle, other)
+    b.launch(softmax(4, 6), other, b.output(f32, (4, 6)))
+    program = TritonProgram(record(b))
+    frames: list[Frame] = []
+    begin = program.memory.begin
+    monkeypatch.setattr(program.memory, "begin", lambda inputs: frames.append(begin(inputs)) or frames[-1])
+    (found,) = program([x])
+    arena = frames[0].arenas["listed:0"].data_ptr()
+    places = [program.program.buffers[i].arena_offset + arena for i in (middle, other)]
+    pointers = [x[2:].data_ptr(), places[0], *places, places[1], found.data_ptr()]
+    assert [p for item in device.launched for p in item[5]] == pointers
+    assert program.report()["kernels"] == "3 launches in 1 foreign calls"
+
+
+def test_a_slice_takes_the_variant_without_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    base = torch.randn(25)
+    b = TritonPlan()
+    b.launch(softmax(4, 6), b.input(base[1:].view(4, 6)), b.output(f32, (4, 6)))
+    program = TritonProgram(record(b))
+    program([base[1:].view(4, 6)])
+    program([base[:24].view(4, 6)])
+    assert device.compiled == [("softmax", []), ("softmax", [0])]
+    assert [item[5][0] for item in device.launched] == [base[1:].data_ptr(), base.data_ptr()]
+
+
+def test_python_numbers_are_brought_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    x = torch.randn(9)
+    b = TritonPlan()
+    number, source = b.number(f64), b.input(x)
+    b.launch(scale_by_host(9), source, number, b.output(f32, (9,)))
+    seen: list[float] = []
+    inner = device.launch
+
+    def spy(function: int, *rest: Any) -> int:
+        pointers = rest[8]
+        address = ctypes.cast(pointers[1], ctypes.POINTER(ctypes.c_uint64))[0]
+        seen.append(ctypes.c_double.from_address(address).value)
+        return inner(function, *rest)
+
+    device._driver = DRIVER(spy)
+    program = TritonProgram(record(b))
+    program([0.5, x]), program([-2.0, x])
+    assert seen == [0.5, -2.0]
+
+
+def test_storage_that_has_been_emptied_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Device(monkeypatch)
+    x = torch.randn(4, 6)
+    b = TritonPlan()
+    b.launch(softmax(4, 6), b.input(x), b.output(f32, (4, 6)))
+    program = TritonProgram(record(b))
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"shape \[4, 6\] that the program reads is out of bounds"):
+        program([x])
+
+
+def test_the_launcher_is_built_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphc.runtime import launch_list
+
+    with override(cache_dir=tmp_path):
+        launch_list._entry.__wrapped__()
+        assert len(list(tmp_path.rglob("launch.so"))) == 1
+        monkeypatch.setattr(launch_list, "build_library", lambda program: pytest.fail("built again"))
+        launch_list._entry.__wrapped__()
+    with override(cc="no-such-compiler"), pytest.raises(CompilerError, match="no C compiler"):
+        launch_list._entry.__wrapped__()

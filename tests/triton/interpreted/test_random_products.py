@@ -26,7 +26,7 @@ QUIET = list(HealthCheck)
 
 def _by_oracle(graph: Graph, inputs: list[Any]) -> list[Any]:
     optimized = parse(str(graph))
-    optimize(optimized, PassContext(target="cuda"))
+    optimize(optimized, PassContext(target="gpu"))
     return run_plan(make_plan(optimized, backend="triton", templates=Templates(policy=ALWAYS)), inputs)
 
 

@@ -20,7 +20,7 @@ def loss_and_gradients(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tup
 
 
 def test_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(row_chunks.MIN_ROWS, "cuda", 32)
+    monkeypatch.setitem(row_chunks.MIN_ROWS, "gpu", 32)
     torch.manual_seed(0)
     x, w = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(CLASSES, WIDTH, requires_grad=True)
     y = torch.randint(0, CLASSES, (ROWS,))
@@ -34,7 +34,7 @@ def test_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_chunks_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Terms of a weight's gradient are products in bf16, as a GPU multiplies fast, added up in f32."""
-    monkeypatch.setitem(row_chunks.MIN_ROWS, "cuda", 32)
+    monkeypatch.setitem(row_chunks.MIN_ROWS, "gpu", 32)
     torch.manual_seed(0)
     x = torch.randn(ROWS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     w = torch.randn(CLASSES, WIDTH, dtype=torch.bfloat16, requires_grad=True)

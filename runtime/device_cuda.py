@@ -1,0 +1,178 @@
+"""Devices that torch calls `cuda`: those of NVIDIA by CUDA, those of AMD by HIP under the same names."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+OLDEST_CAPABILITY = (8, 0)
+
+_raw_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+_clear_workspaces: Callable[[], None] | None = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+
+
+class CudaDevice:
+    """See `graphc.runtime.device.Device`."""
+
+    kind = "cuda"
+    interpreted = False
+
+    def current(self) -> int:
+        return torch.cuda.current_device()
+
+    def guard(self, index: int) -> AbstractContextManager[Any]:
+        return torch.cuda.device(index)
+
+    def place(self, index: int) -> torch.device:
+        return torch.device("cuda", index)
+
+    def target(self, index: int) -> str:
+        if torch.version.hip is not None:
+            return "hip:" + torch.cuda.get_device_properties(index).gcnArchName.partition(":")[0]
+        major, minor = torch.cuda.get_device_capability(index)
+        return f"cuda:{major}{minor}"
+
+    def allows_tf32(self) -> bool:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+
+    def refusal(self, index: int) -> str:
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees no GPU on this machine"
+        if index >= torch.cuda.device_count():
+            return f"there is no device cuda:{index}, the last one is cuda:{torch.cuda.device_count() - 1}"
+        capability = torch.cuda.get_device_capability(index)
+        if torch.version.hip is not None or capability >= OLDEST_CAPABILITY:
+            return ""
+        oldest, found = (".".join(map(str, numbers)) for numbers in (OLDEST_CAPABILITY, capability))
+        name = torch.cuda.get_device_name(index)
+        return f"generated kernels need compute capability {oldest}, {name} has {found}"
+
+    def memory(self, index: int) -> tuple[int, int]:
+        free, total = torch.cuda.mem_get_info(index)
+        kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+        allowed = total
+        with contextlib.suppress(AttributeError):  # a torch without the question sets no limit that could be asked for
+            allowed = int(total * torch.cuda.get_per_process_memory_fraction(index))
+        return min(free + kept, allowed - torch.cuda.memory_allocated(index)), total
+
+    def stream(self, index: int) -> int:
+        if _raw_stream is not None:
+            return _raw_stream(index)
+        return int(torch.cuda.current_stream(index).cuda_stream)
+
+    def launch_function(self) -> int:
+        driver = _driver()
+        return 0 if driver is None else ctypes.cast(driver.cuLaunchKernel, ctypes.c_void_p).value or 0
+
+    def attach(self, index: int) -> None:
+        driver = _driver()
+        assert driver is not None, "asked for by a failed call of the driver"
+        torch.cuda.synchronize(index)  # the runtime's own set-up, in case that nothing has happened on the device yet
+        context = ctypes.c_void_p()
+        code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), index)
+        code = code or driver.cuCtxSetCurrent(context)
+        if code:
+            raise RuntimeError(f"the driver has no context for device {index}: {self.describe(code)}")
+
+    def describe(self, code: int) -> str:
+        driver, text = _driver(), ctypes.c_char_p()
+        if driver is None or driver.cuGetErrorName(code, ctypes.byref(text)) or not text.value:
+            return f"error {code}"
+        return f"{text.value.decode()} ({code})"
+
+    def cannot_record(self) -> str:
+        backend = torch.cuda.memory.get_allocator_backend()
+        return (
+            "" if backend == "native" else f"torch allocates memory by {backend}, and recordings need its own allocator"
+        )
+
+    def is_recording(self, index: int) -> bool:
+        if torch.cuda.current_device() == index:
+            return torch.cuda.is_current_stream_capturing()
+        with torch.cuda.device(index):
+            return torch.cuda.is_current_stream_capturing()
+
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def record(self, index: int, pool: Any, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        # Work spaces of cuBLAS that a recording finds or leaves would be shared with what runs beside it: each
+        # recording makes its own, in its own memory. Other threads may go on allocating meanwhile.
+        with torch.cuda.device(index):
+            before = torch.cuda.current_stream(index)
+            _forget_workspaces()
+            collects = gc.isenabled()
+            gc.disable()  # what it frees could be something that must not be freed meanwhile
+            try:
+                return _captured(index, pool, run)
+            except BaseException:
+                torch.cuda.set_stream(before)  # a capture that cannot be ended leaves its own stream behind
+                _recover(index, pool)
+                raise
+            finally:
+                _forget_workspaces()
+                if collects:
+                    gc.enable()
+
+    def note_used(self, index: int, tensor: torch.Tensor) -> None:
+        tensor.record_stream(torch.cuda.current_stream(index))
+
+    def mark(self, index: int, old: torch.cuda.Event | None = None) -> torch.cuda.Event:
+        event = torch.cuda.Event() if old is None else old
+        event.record(torch.cuda.current_stream(index))
+        return event
+
+    def wait(self, index: int, mark: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(index).wait_event(mark)
+
+
+def _captured(index: int, pool: Any, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=_side_stream(index), capture_error_mode="thread_local"):
+        run()
+    return graph
+
+
+def _recover(index: int, pool: Any) -> None:
+    """After a capture that could not be ended: have the allocator and the generator know that it is over."""
+    torch.cuda.synchronize(index)
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+    before = torch.cuda.current_stream(index)
+    cell = torch.zeros(1, device=torch.device("cuda", index))
+    try:
+        _captured(index, torch.cuda.graph_pool_handle(), cell.zero_)
+    finally:
+        torch.cuda.set_stream(before)
+
+
+def _forget_workspaces() -> None:
+    if _clear_workspaces is not None:
+        _clear_workspaces()
+
+
+@functools.cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """Where recordings of a device are made: never on the default stream, and always on the same one, for the pools."""
+    return torch.cuda.Stream(index)
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL | None:
+    """The driver as this process has it, None on AMD's devices or where it cannot be loaded by its name."""
+    if torch.version.hip is not None:
+        return None
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+DEVICE = CudaDevice()
