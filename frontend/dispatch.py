@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import DataDependentError, GraphcError, UnsupportedError
-from graphc.frontend import dynamic_index, host, move_calls, replay, scalers
+from graphc.frontend import counting, dynamic_index, host, move_calls, replay, scalers
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.registry import CONTIGUOUS, RULES, Decline, Rule, load_rules
@@ -68,6 +68,8 @@ def _choose(func: Any) -> Handler:
     name = str(func)
     if name in _SPECIAL:
         return _SPECIAL[name]
+    if name.startswith("aten.arange."):
+        return _arange_handler(_plain_handler(func, name))
     if name in _AT_A_PLACE:
         return _place_handler(_AT_A_PLACE[name], _plain_handler(func, name))
     return _plain_handler(func, name)
@@ -174,6 +176,16 @@ def _place_handler(dynamic: Callable[..., Any], plain: Handler) -> Handler:
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = dynamic(recorder, *args) if isinstance(args[-1], torch.SymInt) else None
         return plain(recorder, func, args, kwargs) if found is None else found
+
+    return handle
+
+
+def _arange_handler(plain: Handler) -> Handler:
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not counting.is_traced(*args):
+            return plain(recorder, func, args, kwargs)
+        with CaptureMode(recorder):
+            return counting.arange(func, *args, **kwargs)
 
     return handle
 

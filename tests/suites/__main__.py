@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from tests.suites.modules import MODES
 from tests.suites.tables import fused, load, markdown, merged
 from tests.suites.verdicts import WRONG, Tally, Verdict, report
 
@@ -59,7 +60,7 @@ def jobs(scale: int = 1) -> Iterator[Job]:
         plan.append(("operators", ("--form", "forward", "--samples", "16", "--dtype", dtype), 2))
         if dtype not in ("int64", "bool"):
             plan.append(("operators", ("--form", "backward", "--samples", "4", "--dtype", dtype), 2))
-    plan.append(("modules", (), 8))
+    plan += [("modules", ("--mode", mode), 2) for mode in MODES]  # one class has half of all samples
     plan.append(("optimizers", (), 4))
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("tests.suites.hf"):
         plan.append(("hf", (), 8))

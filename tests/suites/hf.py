@@ -207,7 +207,8 @@ def _generate(outcome: Outcome, backend: str) -> Verdict:
         except Exception as error:
             return Verdict(name, WRONG, f"{type(error).__name__}: {str(error).strip()[:300]}")
         stats = compiled.compiled.stats()
-        captures, limit = len(stats.recompiles) + 1, TOKENS + 1 if cache == "dynamic" else PROGRAMS
+        grows = cache == "dynamic" or not getattr(model.config, "use_cache", True)  # or it is given all tokens again
+        captures, limit = len(stats.recompiles) + 1, TOKENS + 1 if grows else PROGRAMS
         if stats.eager_calls or not stats.compiles or captures > limit:
             return Verdict(name, WRONG, f"{cache}: {captures} captures, {stats.eager_calls} calls ran eager")
         counts.append(stats.compiles)
