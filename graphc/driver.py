@@ -310,9 +310,18 @@ def _compile(graph: Graph, options: Options) -> Compilation:
 
 
 def _choose_backend(graph: Graph, options: Options) -> str:
+    from graphc.ir.types import HOST
     from graphc.runtime.device import find_device
 
-    on_gpu = any(find_device(device) is not None for device in {value.type.device for value in graph.values()})
+    devices = {value.type.device for value in graph.values()} - {"cpu", HOST}
+    unknown = sorted(device for device in devices if find_device(device) is None)
+    if unknown and options.backend != "interpret":
+        if options.backend != "auto":
+            raise BackendUnavailableError(f"{options.name}: backend={options.backend!r} has no code for {unknown[0]}")
+        reason = f"graphc has no code for {unknown[0]}"
+        warnings.warn(FallbackWarning(f"{options.name} runs op by op, as fast as eager, since {reason}"), stacklevel=3)
+        return "interpret"
+    on_gpu = bool(devices)
     backend = ("triton" if on_gpu else "c") if options.backend == "auto" else options.backend
     if backend == "c" and on_gpu:
         raise BackendUnavailableError(f"{options.name}: backend='c' runs CPU tensors; there are some on a GPU")

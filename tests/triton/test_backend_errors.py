@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -64,6 +65,20 @@ def test_old_gpus_are_refused(capability: tuple[int, int], refused: bool, monkey
     wanted = "generated kernels need compute capability 8.0, Some GPU has 7.5" if refused else ""
     assert DEVICE.refusal(1) == wanted
     assert DEVICE.refusal(2) == "there is no device cuda:2, the last one is cuda:1"
+
+
+def test_a_kind_of_device_without_code_runs_op_by_op() -> None:
+    import graphc
+    from graphc.driver import Options, compile_graph
+    from graphc.errors import FallbackWarning
+
+    graph = graphc.trace(lambda x: x.exp() * 2, torch.ones(3))
+    for value in graph.values():
+        value.type = dataclasses.replace(value.type, device="xpu:0")
+    with pytest.warns(FallbackWarning, match="runs op by op, as fast as eager, since graphc has no code for xpu:0"):
+        assert compile_graph(graph, Options("fn")).backend == "interpret"
+    with pytest.raises(BackendUnavailableError, match="backend='c' has no code for xpu:0"):
+        compile_graph(graph, Options("fn", backend="c"))
 
 
 def test_the_variable_set_too_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
