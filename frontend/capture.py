@@ -290,7 +290,7 @@ class _Session:
         reason = recorder.moves.refusal() or recorder.arguments.refusal(branches) or replays.refusal
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
-        reason = reason or refusal(recorder)
+        reason = reason or recorder.moves.refusal_of_graph() or refusal(recorder)
         if branches and not reason:
             assert recorder.decider is not None
             ends = replace(ends, checks=recorder.decider.add_checks())

@@ -129,6 +129,14 @@ class Moves:
                 return f"it changes the geometry or the memory of {argument.name}, which requires grad"
         return ""
 
+    def refusal_of_graph(self) -> str:
+        """The same where results can be differentiated: what is saved of an argument would seem to have changed."""
+        for argument in self._recorder.arguments:
+            tensor, by_data = self._moved.get(id(argument.stand_in), (None, True))
+            if tensor is not None and not by_data:
+                return f"it changes the geometry or the memory of {argument.name}"
+        return ""
+
 
 def refusal(recorder: Recorder, reason: str) -> EagerOnlyError:
     """The error for what only eager does to the memory of a tensor."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from graphc.ir.graph import Graph, Role
 from graphc.path_nodes import Node, Walk, random_state, set_random_state
 from graphc.settings import settings
 
@@ -46,6 +47,8 @@ class Direct:
         assert captured is not None
         if not captured.checks or leaf.gpus:  # a GPU says too late that a check has failed
             return None
+        if leaf.execute is None and captured.path is not None and _trains(captured.path):
+            return None
         inputs = captured.match(args, kwargs)
         if inputs is None or not self._ready(leaf):
             return None
@@ -66,3 +69,8 @@ class Direct:
                     assert leaf.captured is not None and leaf.captured.path is not None
                     leaf.direct = leaf.execute or self._tree.compile(leaf.captured.path).execute
         return leaf.direct is not None
+
+
+def _trains(graph: Graph) -> bool:
+    """Whether it writes to parameters: another program may round sums otherwise, and resumed runs are to go on alike."""
+    return any(write.target.role is Role.PARAM for write in graph.writes)

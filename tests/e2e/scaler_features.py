@@ -60,7 +60,7 @@ def tables(s: Any) -> Any:
     ]
 
 
-@program(compiles=4)  # two paths, and the one that calls keep to as a whole
+@program(compiles=4)  # two paths, and that of skipped steps as a whole
 def case_scaler_skips_steps(c: Compiler) -> Any:
     m = net().float()
     opt = torch.optim.SGD(m.parameters(), 0.1)

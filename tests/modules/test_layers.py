@@ -164,7 +164,6 @@ CALLS = [
     (nn.Upsample(size=5, mode="nearest-exact"), (2, 4, 8, 8)),
     (nn.ReflectionPad2d((1, 2, 3, 0)), (2, 4, 8, 8)),
     (nn.ReplicationPad3d(1), (1, 2, 3, 4, 5)),
-    (nn.Unfold(3), (2, 4, 8, 8)),
 ]
 
 

@@ -51,8 +51,8 @@ def test_sample_compiles(name: str) -> None:
 
 def test_split_reduction_compiles() -> None:
     made = emit_kernel(softmax(3, 40000), tiling=choose_tiling(softmax(3, 40000), SPLIT))
-    assert [launch.function for launch in made.launches] == ["softmax_pass1", "softmax_pass2", "softmax_pass3"]
-    assert len(compile_for(made, "cuda:90")) == 3
+    assert [launch.function for launch in made.launches] == ["softmax_pass1", "softmax_pass2"]
+    assert len(compile_for(made, "cuda:90")) == 2
 
 
 @pytest.mark.parametrize("op", ["pow", "digamma", "erfinv", "remainder", "nextafter"])
