@@ -72,5 +72,5 @@ class Direct:
 
 
 def _trains(graph: Graph) -> bool:
-    """Whether it writes to parameters: another program may round sums otherwise, and resumed runs are to go on alike."""
+    """Whether it writes to parameters: where sums are rounded otherwise, a resumed run would take another course."""
     return any(write.target.role is Role.PARAM for write in graph.writes)
