@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SUITES := $(VENV)/.suites
 
 .PHONY: demo test check format lint types layers bench gpu gpu-static suites fusion fuzz clean
 
@@ -36,10 +35,10 @@ gpu:  ## on a machine with a GPU, nothing installed: its tests, then eager, grap
 gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
 	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results
 
-suites: $(SUITES)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
+suites: $(STAMP)  ## all samples of PyTorch's own databases, and models, against eager: one table, docs/coverage.md
 	$(BIN)/python -m tests.suites --markdown docs/coverage.md
 
-fusion: $(SUITES)  ## how much of the zoo and of the models of transformers generated kernels do: docs/fusion.md
+fusion: $(STAMP)  ## how much of the zoo and of the models of transformers generated kernels do: docs/fusion.md
 	$(BIN)/python -m tests.suites.fusion --markdown docs/fusion.md
 
 fuzz: $(STAMP)  ## 100,000 random programs, and other long runs; what has been judged is kept in out/fuzz
@@ -48,10 +47,6 @@ fuzz: $(STAMP)  ## 100,000 random programs, and other long runs; what has been j
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
-
-$(SUITES): $(STAMP)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,suites]"
 	touch $@
 
 clean:

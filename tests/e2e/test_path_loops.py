@@ -184,7 +184,9 @@ class _Iterating:
 
 
 @pytest.mark.parametrize(
-    ("fn", "most"), [(_counting, 5), (_at_most, 5), (_other_in_turn_ten, 8), (_Iterating(), 7)], ids=str
+    ("fn", "most"),
+    [(_counting, 5), (_at_most, 5), (_other_in_turn_ten, 8), (_Iterating(), 7)],
+    ids=["counting", "at_most", "other_in_turn_ten", "iterating"],
 )
 def test_turns_that_python_counts_share_programs(fn: Any, most: int) -> None:
     compiled = graphc.compile(fn)
