@@ -28,7 +28,7 @@ from graphc.passes.axes import tidy
 from graphc.passes.group import Group
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
-from graphc.passes.updates import UPDATES, source_of
+from graphc.passes.updates import adds, source_of
 
 WHOLE, CHECKS_ONLY, UNCHECKED = "whole", "checks only", "unchecked"
 """Parts of a kernel that checks data: see `Lowering.lower`."""
@@ -176,16 +176,12 @@ class _Outline:
     def _walk(self, root: Value) -> None:
         """Number everything under a root, operands first, without recursion."""
         self._walk_value(self.source(root))
-        if self.is_added(root):
+        if adds(self.group, root):
             assert root.op is not None
             for operand in root.op.inputs:
                 if operand in self.group.visits:
                     self._walk_value(operand)
             self.ops.append(root.op)
-
-    def is_added(self, root: Value) -> bool:
-        """Whether elements of the source are added at places that are data."""
-        return root in self.group.stores and root.op is not None and root.op.name not in UPDATES
 
     def _walk_value(self, value: Value) -> None:
         stack: list[tuple[Value, bool]] = [(value, False)]
@@ -311,7 +307,7 @@ class _Writer:
             source = outline.source(root)
             index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
             values.append(self._to_memory(self._evaluate(source, index), root))
-            if outline.is_added(root):
+            if adds(self.group, root):
                 targets[root] = self._target(root, index)
         checks = self._store_checks() if part != UNCHECKED else ()
         stores = outline.stores.items() if part != CHECKS_ONLY else ()

@@ -18,7 +18,7 @@ from graphc.passes.fuse import ROW_LIMITS
 from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iterations, worth_rows
 from graphc.passes.layout import int_shape
 from graphc.passes.nodes import Node, Nodes
-from graphc.passes.updates import UPDATES, overwrites_its_input, source_of
+from graphc.passes.updates import adds, overwrites_its_input, source_of
 
 REACH = 256
 """Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
@@ -174,7 +174,7 @@ class _Merger:
         for group in (first, second):
             for root in group.roots:
                 if root in group.stores:
-                    if root in first.visits or root in second.visits or not _is_done_once(merged, root):
+                    if root in first.visits or root in second.visits or not _is_done_once(group, merged, root):
                         return False
                 elif any(index != merged.roots[root] for index in merged.visits.get(root, ())):
                     return False
@@ -239,11 +239,9 @@ class _Merger:
             nodes.readers.setdefault(value, {})[merged] = None
 
 
-def _is_done_once(merged: Group, root: Value) -> bool:
-    """Whether an element that is added to memory is so at one point of a space only."""
-    if root.op is None or root.op.name in UPDATES:
-        return True
-    return merged.axes_of(merged.roots[root]) >= frozenset(merged.parallel)
+def _is_done_once(group: Group, merged: Group, root: Value) -> bool:
+    """Whether an element that a group adds to memory is so at one point of the merged space only."""
+    return not adds(group, root) or merged.axes_of(merged.roots[root]) >= frozenset(merged.parallel)
 
 
 def _only_place(group: Group, value: Value) -> Index | None:

@@ -42,6 +42,11 @@ def is_added(op: Op, in_order: bool = False) -> bool:
     )
 
 
+def adds(group: Group, value: Value) -> bool:
+    """Whether a group adds to the memory of this root, at places that are data, where other updates store."""
+    return value in group.stores and value.op is not None and value.op.name not in UPDATES
+
+
 def source_of(op: Op) -> Value:
     """What an update stores, or adds, to elements of its base: the last operand."""
     source = op.operands[-1]
@@ -56,8 +61,8 @@ def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
         if not read:
             continue
         place = group.stores.get(value)
-        if place is not None and value.op is not None and value.op.name not in UPDATES:
-            return True  # a scatter may add to any element
+        if adds(group, value):
+            return True  # to any element
         strides = layouts.strides(value) if place is None else place.strides
         offset = 0 if place is None else place.offset
         target = simplify(flat_index(group.roots[value], strides) + offset, group.ranges)
