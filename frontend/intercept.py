@@ -26,6 +26,7 @@ from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.move_calls import assign_data
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor, unwrapped
+from graphc.frontend.watched import look_into
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
@@ -45,6 +46,7 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         special = _SPECIAL.get(func)
+        look_into(args)
         try:
             if special is not None:
                 return special(self.recorder, func, args, kwargs or {})
