@@ -148,6 +148,8 @@ class _Found:
 
 
 _SEARCH_LIMIT = 20_000
+_KNOWN = ("_parameters", "_buffers", "_modules")
+"""Tables of modules that were looked at before the run; `functional_call` puts others there for as long as it runs."""
 
 
 class SourceMap:
@@ -223,7 +225,9 @@ class SourceMap:
             for path, access in self._objects:
                 self._search(path, access)
             for module in list(self.modules):
-                self._search(self.module_paths[id(module)], Access(module.__dict__, ""))
+                for key in [key for key in module.__dict__ if key not in _KNOWN]:
+                    path = f"{self.module_paths[id(module)]}.{key}".lstrip(".")
+                    self._search(path, Access(module.__dict__, f"[{key!r}]"))
             found = self._tensors.get(id(tensor))
         if found is None or found.tensor is not tensor:
             shape = tuple(tensor.shape)

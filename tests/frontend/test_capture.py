@@ -278,3 +278,10 @@ def test_tensors_kept_in_a_dict_of_a_module() -> None:
         module.cache["a"] = x
         assert torch.equal(compiled(x, "a"), x + x)
     assert compiled.stats().hits
+
+
+def test_parameters_that_a_module_has_while_it_runs() -> None:
+    """They are found where they stay, and not where `functional_call` puts them for a moment."""
+    net = nn.Linear(2, 2)
+    own = {name: parameter.detach() + 1 for name, parameter in net.named_parameters()}
+    check(lambda x: torch.func.functional_call(net, own, (x,)), torch.randn(3, 2))
