@@ -162,11 +162,11 @@ class Attributes:
         return found
 
     def restore(self) -> None:
-        """Bind every name to what it was bound to before, where `changed` tells of it."""
+        """Bind names to what they were bound to before, where `changed` tells of it, or where that is the same again."""
         self.growing.restore()
         self._note_changed()
         for home, name, old, new in list(self._differences()):
-            if self._is_effect(home, new, old) or (id(home), name) in self._placed:
+            if self._is_effect(home, new, old) or (id(home), name) in self._placed or _is_alike(new, old):
                 bind(home, name, old)
 
     def _note_changed(self) -> None:
@@ -309,3 +309,18 @@ def _is_effect(new: Any, old: Any) -> bool:
     if is_plain(new):
         return not same(new, old)
     return (isinstance(new, (list, tuple, dict)) or is_plain_object(new)) and any(map(is_traced, flatten(new)[0]))
+
+
+def _is_alike(new: Any, old: Any, depth: int = 6) -> bool:
+    """The very same, or a new container or plain object that consists of the same."""
+    if new is old:
+        return True
+    if type(new) is not type(old) or not depth:
+        return False
+    if type(new) in (list, tuple):
+        return len(new) == len(old) and all(_is_alike(a, b, depth - 1) for a, b in zip(new, old, strict=True))
+    if isinstance(new, dict):
+        return list(new) == list(old) and all(_is_alike(new[key], old[key], depth - 1) for key in new)
+    if is_plain(new):
+        return same(new, old)
+    return is_plain_object(new) and _is_alike(vars(new), vars(old), depth - 1)

@@ -198,9 +198,9 @@ class _Session:
         recorder = Recorder(self.name, sources, merged, constants, self.numerics, self.assumes)
         modules.note_gradients(recorder.gradients)
         recorder.dynamic_numbers = self.numbers
+        recorder.messages = self._messages
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps, self.oracle)
-            recorder.messages = self._messages
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         self.attributes = Attributes(reads, modules, self.numbers - constants, self._wide)
         undo = _Undo(modules, self.leaves, self.attributes)
@@ -272,7 +272,7 @@ class _Session:
         bound, kept = effects_of(returned.bound, len(made))
         steps, given = recorder.schedules.effects(len(made) + len(kept))
         effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
-        for find in (recorder.arguments.effects, recorder.scalers.effects):
+        for find in (recorder.arguments.effects, recorder.scalers.effects, recorder.prints.effects):
             more, given = find(len(made))
             effects, made = [*effects, *more], [*made, *given]
         assert self._copies is not None
@@ -411,6 +411,7 @@ class _Session:
         recorder.arguments.release()
         recorder.assumptions.tensors.clear()
         recorder.moves.release()
+        recorder.prints.release()
         self._copies = None
 
     def _numbers(self) -> dict[int, int | float]:
@@ -437,14 +438,15 @@ class _Session:
                 kept = [leaf for _, _, value in bound for leaf in attributes.flatten(value)[0]]
                 kept += [leaf for change in changed for leaf in change.leaves]
                 replays = find_replays(recorder, [*leaves, *kept])
-                if recorder.messages.is_in([*leaves, *kept], [node, *(change.node for change in changed)]):
-                    raise CaptureError("text made of a tensor is a result")
+                texts = [*leaves, *kept], [node, *(change.node for change in changed)]
+                if recorder.messages.is_in(*texts) or recorder.prints.is_in(*texts):
+                    raise NeedsText(CaptureError("text made of a tensor is a result"))
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:
             if isinstance(error, Unwatched):
                 raise
-            if recorder.messages.made:
+            if recorder.messages.made or recorder.prints.made:
                 raise NeedsText(error) from None
             if isinstance(error, GraphcError):
                 raise

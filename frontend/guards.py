@@ -223,7 +223,7 @@ class GuardBuilder:
     def _changed(self, expression: str, item: Any, what: str) -> Describe:
         def describe(scope: dict[str, Any]) -> str:
             try:
-                now = repr(eval(expression, scope))
+                now = _shown(eval(expression, scope))
             except MISS:
                 now = "gone"
             return f"{what}: {now}, compiled for {item!r}"
@@ -237,6 +237,10 @@ class GuardBuilder:
 
 GROWING = object()
 """In a value to compare with: a list, whatever is in it."""
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def same(now: Any, then: Any) -> bool:

@@ -304,3 +304,50 @@ def test_no_fact_is_guarded_twice_or_forgotten() -> None:
     owner.history = {"loss": [0.5]}  # type: ignore[assignment]
     fn(torch.ones(2))
     assert (history, owner.history) == ({"loss": [2.0]}, {"loss": [0.5, 2.0]})
+
+
+class Anchors(nn.Module):
+    """Keeps a list anew that holds what it held, and fills a cache in its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = [torch.ones(2), torch.zeros(2)]
+        self.cache: dict[str, int] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cells = [cell.to(torch.float32) for cell in self.cells]
+        self.cache = {**self.cache, "calls": len(self.cells)}
+        return x + self.cells[0]
+
+
+def test_a_list_made_anew_of_the_same() -> None:
+    compiled = graphc.compile(Anchors())
+    for _ in range(3):
+        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+    assert compiled.stats().compiles <= 2
+    assert not compiled.stats().eager_calls
+
+
+class Registry:
+    """Replaced by a copy of itself whenever it is asked, as libraries do that are safe for threads."""
+
+    def __init__(self, other: Registry | None = None) -> None:
+        self.found = dict(other.found) if other is not None else {}
+
+
+class Registered:
+    def __init__(self) -> None:
+        self.state = Registry()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = Registry(self.state)
+        return x * self.state.found.setdefault("scale", 2)
+
+
+def test_a_cache_that_is_copied_in_each_call() -> None:
+    registered = Registered()
+    compiled = graphc.compile(lambda x: registered(x))
+    for _ in range(3):
+        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+    assert registered.state.found == {"scale": 2}
+    assert not compiled.stats().eager_calls

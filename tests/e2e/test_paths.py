@@ -406,3 +406,18 @@ def test_functions_without_decisions_have_no_tree() -> None:
     compiled(torch.ones(3))
     assert isinstance(compiled.graph(torch.ones(3)), graphc.ir.Graph)
     assert compiled.stats().paths == 0
+
+
+def test_a_mask_beside_other_indices() -> None:
+    def targets(logits, matched, labels):
+        foreground = matched >= 0
+        found = torch.zeros_like(logits)
+        found[foreground, labels[matched[foreground]]] = 1.0
+        return (found - logits).square().sum() / max(1, foreground.sum())
+
+    compiled = graphc.compile(targets)
+    logits, labels = torch.randn(6, 4), torch.tensor([1, 3])
+    for matched in ([0, -1, 1, 1, -1, -1], [-1, 1, 0, 0, -1, -1], [-1] * 6):
+        args = logits, torch.tensor(matched), labels
+        torch.testing.assert_close(compiled(*args), targets(*args))
+    assert not compiled.stats().eager_calls
