@@ -1,8 +1,8 @@
 """`x[t]` with a 0-d integer tensor (or a traced number): a view whose place data decide, without a decision of Python.
 
 Eager reads the number and selects; here the view reads with `take` and writes with `put`. Its offset in memory is not
-known: where it matters, since the view itself is returned, the number becomes a decision at the end of the function. Masks beside
-other indices become places, too, when something is written there.
+known: where it matters, since the view itself is returned, the number becomes a decision at the end of the function.
+Masks beside other indices become places, too, when something is written there.
 """
 
 from __future__ import annotations
