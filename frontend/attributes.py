@@ -162,7 +162,7 @@ class Attributes:
         return found
 
     def restore(self) -> None:
-        """Bind names to what they were bound to before, where `changed` tells of it, or what is there now is the same."""
+        """Bind names to what they were bound to before, where `changed` tells of it or where both are alike."""
         self.growing.restore()
         self._note_changed()
         for home, name, old, new in list(self._differences()):
