@@ -257,7 +257,7 @@ def test_a_print_inside_does_no_harm(capsys) -> None:
         return x + 1
 
     check(fn, torch.randn(2, 2))
-    assert "TracedTensor(f32[2, 2])" in capsys.readouterr().out
+    assert "traced" not in capsys.readouterr().out.lower()
 
 
 def test_unfound_tensors_are_reported() -> None:
