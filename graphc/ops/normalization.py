@@ -1,4 +1,4 @@
-"""Softmax and the normalizations: composite ops that expand into reductions over one set of dims and pointwise ops.
+"""The normalizations: composite ops that expand into reductions over one set of dims and pointwise ops.
 
 Every expansion keeps the reduced dims (`keepdim`), so that it lowers to one kernel with one row per statistic.
 Variances are two-pass (mean first, then the mean of squared distances), which is at least as accurate as eager's
@@ -7,7 +7,6 @@ streaming form.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,92 +19,6 @@ from graphc.ir.graph import Attr, Builder, Op, Operand, Value
 from graphc.ir.types import DType, TensorType, f32
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
-
-
-def _softmax_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    x = composite.floating(operands[0], "softmax")
-    if not 0 <= attrs["dim"] < max(x.type.rank, 1):
-        raise InvalidGraphError(f"softmax over dim {attrs['dim']} of {x.type}")
-    return [x.type]
-
-
-def _shifted_exponentials(b: Builder, op: Op) -> tuple[Value, Value, Value]:
-    """(x - max, its exponential, the sum of the exponentials), in compute dtype, at least one-dimensional."""
-    source = composite.tensor(op.operands[0], op.name)
-    x, dims = composite.reshape(b, composite.wide(b, source), source.shape or (1,)), (op.attrs["dim"],)
-    shifted = b.op("sub", x, b.op("amax", x, dims=dims, keepdim=True))
-    exponential = b.op("exp", shifted)
-    return shifted, exponential, b.op("sum", exponential, dims=dims, keepdim=True)
-
-
-def _nothing(b: Builder, type: TensorType) -> Value:
-    """A tensor with no elements."""
-    return b.op("full", shape=type.shape, dtype=type.dtype, value=0, device=type.device)
-
-
-def _expand_softmax(b: Builder, op: Op) -> Sequence[Value]:
-    result = op.result.type
-    if 0 in result.shape:
-        return [_nothing(b, result)]
-    _, exponential, total = _shifted_exponentials(b, op)
-    y = composite.cast(b, b.op("div", exponential, total), result.dtype)
-    return [composite.reshape(b, y, result.shape)]
-
-
-def _expand_log_softmax(b: Builder, op: Op) -> Sequence[Value]:
-    result = op.result.type
-    if 0 in result.shape:
-        return [_nothing(b, result)]
-    shifted, _, total = _shifted_exponentials(b, op)
-    y = composite.cast(b, b.op("sub", shifted, b.op("log", total)), result.dtype)
-    return [composite.reshape(b, y, result.shape)]
-
-
-register(
-    OpDef(
-        "softmax",
-        Kind.COMPOSITE,
-        "exp(x - max) / sum(exp(x - max)) along dim; a row with no finite maximum is NaN, as in eager.",
-        _softmax_type,
-        lambda x, dim: torch.softmax(x, dim),
-        expand=_expand_softmax,
-    )
-)
-register(
-    OpDef(
-        "log_softmax",
-        Kind.COMPOSITE,
-        "x - max - log(sum(exp(x - max))) along dim.",
-        _softmax_type,
-        lambda x, dim: torch.log_softmax(x, dim),
-        expand=_expand_log_softmax,
-    )
-)
-
-
-def _expand_safe_softmax(b: Builder, op: Op) -> Sequence[Value]:
-    result = op.result.type
-    if 0 in result.shape:
-        return [_nothing(b, result)]
-    source = composite.tensor(op.operands[0], op.name)
-    x, dims = composite.reshape(b, composite.wide(b, source), source.shape or (1,)), (op.attrs["dim"],)
-    peak = b.op("amax", x, dims=dims, keepdim=True)
-    exponential = b.op("exp", b.op("sub", x, peak))
-    quotient = b.op("div", exponential, b.op("sum", exponential, dims=dims, keepdim=True))
-    y = b.op("where", b.op("eq", peak, -math.inf), 0.0, quotient)
-    return [composite.reshape(b, composite.cast(b, y, result.dtype), result.shape)]
-
-
-register(
-    OpDef(
-        "safe_softmax",
-        Kind.COMPOSITE,
-        "softmax along dim, but 0 in rows that are -inf throughout: attention with every key masked.",
-        _softmax_type,
-        lambda x, dim: torch.softmax(x, dim).masked_fill((x == -math.inf).all(dim, keepdim=True), 0.0),
-        expand=_expand_safe_softmax,
-    )
-)
 
 
 def _parameters(
