@@ -19,6 +19,12 @@ from graphc.ops.registry import Kind, OpDef, register
 _ROUNDING = 1e-4
 """How far from 1 the sum of float32 weights of a softmax may be by rounding; eager sums long rows in float32."""
 
+_NOISE = 2.0**-48
+"""Relative errors of sums in float64."""
+
+_MANY_ROWS = 128
+"""Rows whose largest error is no luck any more: eager's is as large, so sums in float64 would only take time."""
+
 
 def _softmax_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
     x = composite.floating(operands[0], "softmax")
@@ -138,6 +144,11 @@ def _expand_softmax_gradient(b: Builder, op: Op) -> Sequence[Value]:
     return [composite.reshape(b, b.op("mul", b.op("sub", g, total), p), result.shape)]
 
 
+def _has_few_rows(weights: Value, dim: int) -> bool:
+    rows = composite.product([size for d, size in enumerate(weights.shape) if d != dim])
+    return isinstance(rows, int) and rows < _MANY_ROWS
+
+
 def _expand_softmax_gradient_precisely(b: Builder, op: Op) -> Sequence[Value]:
     """With t = sum(g * p) / sum(p) in float64, handed on as two float32 numbers: (g - high - low) * p.
 
@@ -145,8 +156,8 @@ def _expand_softmax_gradient_precisely(b: Builder, op: Op) -> Sequence[Value]:
     of the weights themselves does to sum(g * p). The division takes the latter out: a result is then as exact as its
     own weight. Only sums that are 1 but for rounding are divided by; others are no softmax, or masked whole.
     """
-    result = op.result.type
-    if result.dtype != f32 or composite.tensor(op.operands[1], op.name).dtype != f32 or 0 in result.shape:
+    result, weights = op.result.type, composite.tensor(op.operands[1], op.name)
+    if weights.dtype != f32 or 0 in result.shape or not _has_few_rows(weights, op.attrs["dim"]):
         return _expand_softmax_gradient(b, op)
     g, p = _rows_of_gradient(b, op)
     wide_g, wide_p = (b.op("cast", value, dtype=f64) for value in (g, p))
@@ -158,7 +169,9 @@ def _expand_softmax_gradient_precisely(b: Builder, op: Op) -> Sequence[Value]:
     total = b.op("mul", total, b.op("where", is_rounding, b.op("sub", 1.0, excess), 1.0))
     high = b.op("cast", total, dtype=f32)
     rest = b.op("cast", b.op("sub", total, b.op("cast", high, dtype=f64)), dtype=f32)
-    low = b.op("where", b.op("lt", b.op("abs", rest), math.inf), rest, 0.0)  # high may have overflowed
+    # not what float64 rounds by itself, nor where the total overflows float32
+    is_exact = b.op("gt", b.op("abs", rest), b.op("mul", b.op("abs", high), _NOISE))
+    low = b.op("where", is_exact, rest, 0.0)
     slope = b.op("sub", b.op("sub", g, high), low)
     return [composite.reshape(b, b.op("mul", slope, p), result.shape)]
 
