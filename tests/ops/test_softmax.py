@@ -105,7 +105,7 @@ def test_precise_expansions_are_for_programs_on_a_cpu_that_may_round_less_than_e
 @pytest.mark.parametrize("scale", [1, 4, 10, 20])
 @pytest.mark.parametrize("columns", [5, 64])
 def test_gradient_of_a_peaked_row_is_as_exact_as_its_weights(columns, scale):
-    """Rows by themselves: where eager cancels, it has no error by chance in some, and rounded sums break the contract."""
+    """Rows by themselves: where eager cancels, it has no error in some by chance, and rounded sums are too far off."""
     generator = torch.Generator().manual_seed(columns * scale)
     rows, broken, eps = 100, 0, torch.finfo(torch.float32).eps
     graph = expanded("softmax_gradient", [torch.zeros(rows, columns)] * 2, {"dim": 1}, precisely=True)
