@@ -19,6 +19,7 @@ from graphc.ops import (
     reductions,
     resampling,
     scan,
+    softmax,
     views,
 )
 from graphc.ops.registry import ElementContext, Kind, LoopValue, OpDef, all_ops, exists, get, infer, register
@@ -42,6 +43,7 @@ FAMILIES = (
     reductions,
     resampling,
     scan,
+    softmax,
     views,
 )
 """The modules that define ops."""
