@@ -255,6 +255,57 @@ def embedding_grad() -> Program:
     return fn, (single(50304, 1024), torch.zeros(16, 1024, dtype=torch.int64), single(16, 1024, 1024))
 
 
+@program
+def matmul_gelu() -> Program:
+    """8192 x 8192 x 8192, bfloat16."""
+    return lambda x, w, b: F.gelu(x @ w + b), (half(8192, 8192), half(8192, 8192), half(8192))
+
+
+@program
+def int8_linear() -> Program:
+    """A linear layer of bytes with a scale per row and per output, 16,384 rows."""
+
+    def run(x: torch.Tensor, w: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor) -> torch.Tensor:
+        return (torch._int_mm(x, w.t()).float() * by_row * by_column).bfloat16()
+
+    x, w = (torch.zeros(shape, dtype=torch.int8) for shape in ((16384, 4096), (4096, 4096)))
+    return run, (x, w, single(16384, 1), single(4096))
+
+
+def experts(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A layer of experts, of rows in their order, weighed by a router.
+
+    Args:
+        product: of rows and matrices, group by group: `product(rows, matrices, ends)`.
+    """
+
+    def run(
+        x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor
+    ) -> torch.Tensor:
+        gate, value = product(x, up, ends).chunk(2, -1)
+        return product(F.silu(gate) * value, down, ends) * weights
+
+    return run
+
+
+def grouped_mm(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return torch._grouped_mm(rows, matrices, offs=ends)
+
+
+@program
+def experts_forward() -> Program:
+    """64 experts of width 2,048 and 1,024, 32,768 rows, bfloat16, weighed in the second product."""
+    shapes = (half(32768, 2048), half(64, 2048, 2048), half(64, 1024, 2048), half(32768, 1))
+    return experts(grouped_mm), (*shapes, torch.zeros(64, dtype=torch.int32))
+
+
+@program
+def experts_grad() -> Program:
+    """64 experts of width 2,048 and 1,024, 32,768 rows, bfloat16."""
+    shapes = (half(32768, 2048), half(64, 2048, 2048), half(64, 1024, 2048), half(32768, 1))
+    return gradients(experts(grouped_mm)), (*shapes, torch.zeros(64, dtype=torch.int32), half(32768, 2048))
+
+
 # ------------------------------------------------------------------------------------------------ optimizers, steps
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from graphc.ir.graph import Op, Value
-from graphc.ir.types import DType
+from graphc.ir.types import DType, bf16
+from graphc.ops import grouped
 from graphc.ops.registry import get
 from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of
 from graphc.passes.layout import int_shape
@@ -63,7 +64,13 @@ class Templates:
     def can_hold(self, op: Op) -> bool:
         """Whether there is a template for the op at all."""
         dtype = op.results[0].dtype
+        if op.name == grouped.NAME and op.results[0].type.rank == 2 and len(op.operands) == 3:
+            return False  # `NameGroupsOfRows` has left it to the library
         return get(op.name).contract is not None and dtype.name in ("bf16", "f16", "f32", "i32")
+
+    def may_take_groups(self, op: Op) -> bool:
+        """Whether rows that are multiplied group by group may become a template, once what is around them is known."""
+        return self.policy == ALWAYS or (self.policy == AUTO and self._rate(op.results[0].dtype) > 0)
 
     def takes_product(self, op: Op, saved: int, launches: int) -> bool:
         """Whether a product becomes a template.
@@ -79,6 +86,8 @@ class Templates:
         if _narrow(op) or _reads_windows(op):
             return True  # no library call takes these operands as they are
         rate = self._rate(op.results[0].dtype)
+        if op.name == grouped.NAME and op.results[0].dtype != bf16:
+            return rate > 0  # the library waits for the ends of groups on the host, but for bf16
         if not rate or not launches or math.prod(int_shape(op.results[0])) < SMALL:
             return False
         library = self._time(op, rate) + saved / self._bandwidth + launches * LAUNCH
@@ -158,7 +167,7 @@ class Templates:
 
 def site(op: Op) -> str:
     """What a measurement of a product is kept under: its dtype and shape."""
-    left, right = (int_shape(value) for value in op.inputs)
+    left, right = (int_shape(value) for value in op.operands[:2] if isinstance(value, Value))
     return f"{op.name} {op.results[0].dtype.name} {list(left)} {list(right)}"
 
 
