@@ -256,9 +256,20 @@ def embedding_grad() -> Program:
 
 
 @program
-def matmul_gelu() -> Program:
-    """8192 x 8192 x 8192, bfloat16."""
-    return lambda x, w, b: F.gelu(x @ w + b), (half(8192, 8192), half(8192, 8192), half(8192))
+def linear_gelu() -> Program:
+    """The first feed-forward layer of GPT-2, 16,384 rows, bfloat16."""
+    return lambda x, w, b: F.gelu(F.linear(x, w, b)), (half(16384, 768), half(3072, 768), half(3072))
+
+
+@program
+def float8_linear() -> Program:
+    """A linear layer of 8-bit floats with a scale per row and per output, 16,384 rows."""
+
+    def run(x: torch.Tensor, w: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor) -> torch.Tensor:
+        return F.silu(torch._scaled_mm(x, w.t(), by_row, by_column, out_dtype=torch.bfloat16))
+
+    x, w = (torch.empty(shape, dtype=torch.float8_e4m3fn) for shape in ((16384, 4096), (4096, 4096)))
+    return run, (x, w, single(16384, 1), single(1, 4096))
 
 
 @program

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.types import HOST, contiguous_strides
-from graphc.ops import grouped
+from graphc.ir.types import FLOAT8, HOST, contiguous_strides
+from graphc.ops import grouped, scaled
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
@@ -456,6 +456,8 @@ class Fuser:
                 self._start_adding(op)
             return
         if not is_kernel_op(op) or self._is_transfer(op):
+            if self._reads_through(op):
+                return
             if self.products is None or not self.products.take(op):
                 self._visit_library(op)
             return
@@ -477,6 +479,16 @@ class Fuser:
                 self._start_join(op)
             else:
                 self._start(value)
+
+    def _reads_through(self, op: Op) -> bool:
+        """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
+        value = op.results[0]
+        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in self.needed:
+            return False
+        groups = self.waiting.pop(value, [])
+        for group in groups:
+            self.expand(group, value)
+        return bool(groups)
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -740,7 +752,7 @@ class Fuser:
 
     def _place_argument(self, value: Value, op: Op) -> Place:
         """An operand of an ATen call: with eager's strides, without a copy where they can be had."""
-        if op.name == grouped.NAME and value in op.operands[:2]:
+        if op.name in (grouped.NAME, scaled.NAME) and value in op.operands[:2]:
             return self._place_factor(value, grouped.ALIGNMENT // value.dtype.itemsize)
         wanted = wanted_strides(value)
         if value not in self.stored and value not in self.needed:

@@ -36,7 +36,8 @@ OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": Fals
 
 _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16,
           "*i64": torch.int64, "*i32": torch.int32, "*i16": torch.int16, "*i8": torch.int8, "*i1": torch.bool,
-          "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8}  # fmt: skip
+          "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8,
+          "*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}  # fmt: skip
 
 
 def signature_of(kernel: TritonKernel, launch: Launch) -> dict[str, str]:

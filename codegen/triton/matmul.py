@@ -29,7 +29,7 @@ from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without,
 from graphc.codegen.triton.tiles import GROUP, Choice, choose_tile
 from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, int_extent, join_axes, needs_wide_index
 from graphc.errors import CodegenError
-from graphc.ir.types import bool_
+from graphc.ir.types import FLOAT8, bool_
 from graphc.loopir.kernel import Axis, Compute, Define, Kernel, Load, Store, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
@@ -37,6 +37,8 @@ RESERVED = frozenset((
     "acc", "left", "right", "tile", "band", "height", "m_tile", "n_tile", "k_start", "part", "parts",
     "later", "left_blocks", "right_blocks", "group", "groups", "first_group", "last_group", "member", "first", "last",
 ))  # fmt: skip
+EXACT_STEPS = 128
+"""Products of 8-bit floats that are added up before the sum is rounded as in f32: what the library does by default."""
 RENAMED = 100_000
 """Number from which on statements are named anew."""
 FINISH_ROWS, FINISH_COLUMNS = 32, 64
@@ -73,7 +75,7 @@ class Product:
         self.rows = frozenset(axis.name for axis in self.kernel.row_axes)
         self.left, self.right = (self._narrow(name) for name in (found.left, found.right))
         self.dtype = self.by_id[self.left].dtype
-        if self.dtype.name not in ("bf16", "f16", "f32", "i8"):
+        if self.dtype.name not in ("bf16", "f16", "f32", "i8") and self.dtype not in FLOAT8:
             raise CodegenError(f"kernel {kernel.name}: no template multiplies matrices of {self.dtype.name}")
         self.group: str | None = None
         self.axes = self._classes()
@@ -241,6 +243,8 @@ class Product:
             f', input_precision="{"tf32" if self.contract.tf32 else "ieee"}"' if self.dtype.name == "f32" else ""
         )
         kind = f", out_dtype={tl_dtype(self.contract.dtype)}" if not self.dtype.is_float else ""
+        if self.dtype in FLOAT8:  # the units add up few of them with all bits
+            kind = f", max_num_imprecise_acc={min(EXACT_STEPS, self.choice.tile.depth)}"
         return f"acc = tl.dot(left, right, acc{precision}{kind})"
 
     def _steps_per_part(self) -> int:

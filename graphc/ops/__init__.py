@@ -19,6 +19,7 @@ from graphc.ops import (
     random,
     reductions,
     resampling,
+    scaled,
     scan,
     views,
 )
@@ -43,6 +44,7 @@ FAMILIES = (
     random,
     reductions,
     resampling,
+    scaled,
     scan,
     views,
 )

@@ -28,7 +28,7 @@ def _infer_matmul(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seq
     return (TensorType(a.dtype, (*batch, a.shape[-2], b.shape[-1]), a.device),)
 
 
-def _flops(op: Op) -> Dim:
+def flops(op: Op) -> Dim:
     a = op.operands[0]
     assert isinstance(a, Value)
     return op.results[0].type.numel * a.type.shape[-1] * 2
@@ -55,7 +55,7 @@ register(
     OpDef(
         "matmul", Kind.CONTRACTION,
         "(..., m, k) x (..., k, n) -> (..., m, n), leading dims broadcast. bf16 and f16 accumulate in f32.",
-        _infer_matmul, torch.matmul, call=_call, flops=_flops, contract=_contract,
+        _infer_matmul, torch.matmul, call=_call, flops=flops, contract=_contract,
     )
 )  # fmt: skip
 
@@ -85,7 +85,7 @@ register(
         "gemm", Kind.CONTRACTION,
         "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are "
         "not read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
-        _infer_gemm, _gemm, call=_gemm_call, flops=_flops,
+        _infer_gemm, _gemm, call=_gemm_call, flops=flops,
     )
 )  # fmt: skip
 
@@ -107,6 +107,6 @@ register(
         "int_matmul", Kind.CONTRACTION,
         "(m, k) x (k, n) -> (m, n) of i8, whose sums are i32 and exact but for what does not fit.",
         _infer_int_matmul, torch._int_mm,
-        call=lambda op: ("aten._int_mm.default", (Ref(0), Ref(1)), {}), flops=_flops, contract=_int_contract,
+        call=lambda op: ("aten._int_mm.default", (Ref(0), Ref(1)), {}), flops=flops, contract=_int_contract,
     )
 )  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from graphc.program.plan import BufferSpec
 
 ITEMSIZE = {"*fp64": 8, "*fp32": 4, "*fp16": 2, "*bf16": 2, "*i64": 8, "*i32": 4, "*i16": 2, "*i8": 1, "*i1": 1,
-            "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1}  # fmt: skip
+            "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1, "*fp8e4nv": 1, "*fp8e5": 1}  # fmt: skip
 """Bytes of an element by Triton's name of a pointer to it."""
 ALIGNMENT = 16
 """Bytes to which pointers must be aligned for the widest memory accesses."""
