@@ -8,7 +8,7 @@
             ...
         epilogue
 
-Where a chip copies blocks of matrices told by a descriptor (NVIDIA's TMA, from compute capability 9.0), no thread
+Where a chip copies blocks of matrices told by a descriptor (TMA), no thread
 computes addresses or masks, and what lies outside of a matrix is zero. The two loops are one to the pipeline, so the
 blocks of the next tile are on their way while the epilogue of the last one runs; that counts tiles for itself, so as
 not to tie them.

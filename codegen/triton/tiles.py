@@ -39,7 +39,7 @@ class Machine:
         processors: that run programs side by side.
         shared: bytes of shared memory that a program may take.
         tiles: for matrix units, best first.
-        describes: it copies blocks of matrices by themselves, told by descriptors of these (NVIDIA's TMA).
+        describes: it copies blocks of matrices by themselves, told by descriptors of these (TMA).
     """
 
     processors: int

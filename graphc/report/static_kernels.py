@@ -20,6 +20,7 @@ from typing import Any
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.program import triton_kernels
 from graphc.codegen.triton.tiling import choose_tiling
+from graphc.ir.types import FLOAT8
 from graphc.passes.chips import CHIPS
 from graphc.program.loops import unroll
 from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan
@@ -44,6 +45,7 @@ class Candidate:
         made: its code.
         traffic: of one call; None for a template, whose loops are its own.
         others: its code for targets that it is another for: products of matrices.
+        only: the targets that have such a kernel; none named = all.
     """
 
     program: str
@@ -51,6 +53,7 @@ class Candidate:
     made: TritonKernel
     traffic: Traffic | None
     others: Mapping[str, TritonKernel] = field(default_factory=dict)
+    only: frozenset[str] = frozenset()
 
     def on(self, target: str) -> Candidate:
         """The same with its code for a target."""
@@ -118,7 +121,9 @@ def candidates(program: str, plan: Plan) -> list[Candidate]:
         kernel = plan.kernels[name]
         traffic = kernel_traffic(kernel, choose_tiling(kernel), made[name])
         others = {target: emit_kernel(kernel, target=target) for target in TARGETS if kernel.contractions}
-        found.append(Candidate(program, count, made[name], traffic, others))
+        holds_float8 = any(buffer.dtype in FLOAT8 for buffer in kernel.buffers)
+        only = frozenset(chip.target for chip in CHIPS if chip.multiplies_float8) if holds_float8 else frozenset[str]()
+        found.append(Candidate(program, count, made[name], traffic, others, only))
     return found
 
 
@@ -133,7 +138,7 @@ def inspect(found: Sequence[Candidate], targets: Sequence[str], workers: int = W
         BackendUnavailableError: no triton, or it is interpreting.
         CompilerError: a kernel does not compile.
     """
-    placed = [(item.on(target), target) for item in found for target in targets]
+    placed = [(item.on(target), target) for item in found for target in targets if target in (item.only or targets)]
     jobs = {(_text_key(item.made), target): (item.made, target) for item, target in placed}
     facts = {key: kept for key, (made, target) in jobs.items() if (kept := _kept(made, target)) is not None}
     missing = [job for key, job in jobs.items() if key not in facts]
