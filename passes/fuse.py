@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.types import HOST, contiguous_strides
+from graphc.ir.types import FLOAT8, HOST, contiguous_strides
+from graphc.ops import grouped, scaled
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
@@ -32,6 +33,7 @@ from graphc.passes.layout import (
     view_strides,
     wanted_strides,
 )
+from graphc.passes.steps import operands_read
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
 from graphc.passes.updates import (
@@ -454,6 +456,8 @@ class Fuser:
                 self._start_adding(op)
             return
         if not is_kernel_op(op) or self._is_transfer(op):
+            if self._reads_through(op):
+                return
             if self.products is None or not self.products.take(op):
                 self._visit_library(op)
             return
@@ -475,6 +479,16 @@ class Fuser:
                 self._start_join(op)
             else:
                 self._start(value)
+
+    def _reads_through(self, op: Op) -> bool:
+        """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
+        value = op.results[0]
+        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in self.needed:
+            return False
+        groups = self.waiting.pop(value, [])
+        for group in groups:
+            self.expand(group, value)
+        return bool(groups)
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -671,9 +685,12 @@ class Fuser:
             self.layouts.chosen.setdefault(result, wanted_strides(result))
         overwrites = {value: self.overwritten[value] for value, _ in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
+        read = operands_read(op)
         operands = [
-            None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)
-            for x in [*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]]
+            None
+            if not isinstance(x, Value) or at not in read
+            else (self._own(x) if x in changed else self._place_argument(x, op))
+            for at, x in enumerate([*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]])
         ]
         self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
 
@@ -735,6 +752,8 @@ class Fuser:
 
     def _place_argument(self, value: Value, op: Op) -> Place:
         """An operand of an ATen call: with eager's strides, without a copy where they can be had."""
+        if op.name in (grouped.NAME, scaled.NAME) and value in op.operands[:2]:
+            return self._place_factor(value, grouped.ALIGNMENT // value.dtype.itemsize)
         wanted = wanted_strides(value)
         if value not in self.stored and value not in self.needed:
             place = self.layouts.place(_uncopied(value), self.stored, self.needed)
@@ -749,16 +768,16 @@ class Fuser:
             return self._own(value)
         return self._need(place)
 
-    def _place_factor(self, value: Value) -> Place:
-        """An operand of a matrix product: any strides that BLAS takes."""
+    def _place_factor(self, value: Value, step: int = 1) -> Place:
+        """An operand of a matrix product: any strides that BLAS takes, in steps of so many elements."""
         place = self.layouts.place(value, self.stored, self.needed)
         *_, rows, columns = place.shape
         *_, row_stride, column_stride = place.strides
         is_row_major = column_stride == 1 or columns == 1
         is_column_major = row_stride == 1 or rows == 1
-        if is_row_major and (rows == 1 or row_stride >= max(1, columns)):
+        if is_row_major and row_stride % step == 0 and (rows == 1 or row_stride >= max(1, columns)):
             return self._need(place)
-        if is_column_major and (columns == 1 or column_stride >= max(1, rows)):
+        if is_column_major and column_stride % step == 0 and (columns == 1 or column_stride >= max(1, rows)):
             return self._need(place)
         return self._own(value)
 

@@ -570,20 +570,37 @@ class _Writer:
         over = self.group.rows if self.group.sums else ()
         return value if _is_single(shape, dims) else self.builder.reduce(op, value, over)
 
-    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> str:
+    def contract(
+        self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex,
+        within: tuple[str, str] | None = None, dtype: DType | None = None,
+    ) -> str:  # fmt: skip
         """A sum of products over the row axis; operands are rounded to their dtype, as matrix units take them."""
         assert self.op is not None
         factors: list[str] = []
         rows = self.group.sums.get(self.op.results[0], self.group.rows)
+        counts = None if within is None else self._counts(left, left_index[0], rows, within)
         for operand, (dim, kept) in ((left, left_index), (right, right_index)):
             assert isinstance(operand, Value)
             sizes = tuple(size for at, size in enumerate(int_shape(operand)) if at != dim)
             at = self.group.row_index(operand, (dim,), normalise(kept, sizes, self.builder.ranges), rows)
-            value = self._known_element(operand, at, self.mask)
-            factors.append(self.compute("cast", value, dtype=operand.dtype))
+            if counts is None:
+                value = self._known_element(operand, at, self.mask)
+            else:
+                value = self.masked_element(operand, at, counts, 0.0)
+            factors.append(self.compute("cast", value, dtype=dtype or operand.dtype))
         first, second = factors
         tf32 = self.tf32 and self.builder.dtypes[first] == f32
         return self.builder.contract(first, second, tf32, rows if self.group.sums else ())
+
+    def _counts(self, operand: Operand, dim: int, rows: tuple[str, ...], within: tuple[str, str]) -> str:
+        """Whether a position along the dim that is summed over lies between two loaded ones."""
+        assert isinstance(operand, Value)
+        (position,) = self.group.row_parts((int_shape(operand)[dim],), rows)
+        at = self.index_value(position)
+        is_behind, is_before = (
+            self.compute(op, at, bound, dtype=bool_) for op, bound in zip(("ge", "lt"), within, strict=True)
+        )
+        return self.compute("logical_and", is_behind, is_before, dtype=bool_)
 
     def scan(self, op: str, operand: Operand, dim: int, index: Index, dtype: DType) -> str:
         """A running reduction along the row axis."""

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from graphc.ir.graph import Op, Value
-from graphc.ir.types import DType
+from graphc.ir.types import DType, bf16
+from graphc.ops import grouped, scaled
 from graphc.ops.registry import get
 from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of
 from graphc.passes.layout import int_shape
@@ -63,7 +64,15 @@ class Templates:
     def can_hold(self, op: Op) -> bool:
         """Whether there is a template for the op at all."""
         dtype = op.results[0].dtype
+        if op.name == grouped.NAME and op.results[0].type.rank == 2 and len(op.operands) == 3:
+            return False  # `NameGroupsOfRows` has left it to the library
+        if op.name == scaled.NAME and not self._multiplies_float8:
+            return False
         return get(op.name).contract is not None and dtype.name in ("bf16", "f16", "f32", "i32")
+
+    def may_take_groups(self, op: Op) -> bool:
+        """Whether rows that are multiplied group by group may become a template, once what is around them is known."""
+        return self.policy == ALWAYS or (self.policy == AUTO and self._rate_of(op) > 0)
 
     def takes_product(self, op: Op, saved: int, launches: int) -> bool:
         """Whether a product becomes a template.
@@ -78,7 +87,9 @@ class Templates:
             return self.policy == ALWAYS if chosen is None else chosen
         if _narrow(op) or _reads_windows(op):
             return True  # no library call takes these operands as they are
-        rate = self._rate(op.results[0].dtype)
+        rate = self._rate_of(op)
+        if op.name == grouped.NAME and op.results[0].dtype != bf16:
+            return rate > 0  # the library waits for the ends of groups on the host, but for bf16
         if not rate or not launches or math.prod(int_shape(op.results[0])) < SMALL:
             return False
         library = self._time(op, rate) + saved / self._bandwidth + launches * LAUNCH
@@ -123,7 +134,7 @@ class Templates:
         """
         if self.policy == ALWAYS:
             return True
-        rate = self._rate(op.results[0].dtype)
+        rate = self._rate_of(op)
         if not rate or work > PROLOGUE_WORK:
             return False
         size = _bytes(value)
@@ -135,14 +146,25 @@ class Templates:
         return fused < apart
 
     @property
+    def _multiplies_float8(self) -> bool:
+        """Known of this very chip."""
+        return self.chip.multiplies_float8 and self.chip.target == (self.target or DEFAULT_TARGET)
+
+    @property
     def _bandwidth(self) -> float:
         """Bytes per us."""
         return self.chip.bandwidth / 1e6
 
+    def _rate_of(self, op: Op) -> float:
+        """Operations of a product per us."""
+        left = op.operands[0]
+        assert isinstance(left, Value)
+        return self._rate(left.dtype if left.dtype.itemsize == 1 else op.results[0].dtype)
+
     def _rate(self, dtype: DType) -> float:
         """Operations per us: half of bf16's in tf32, twice on bytes; 0 = nothing for matrix units."""
         whole = self.chip.tensor_flops / 1e6
-        if dtype.is_reduced:
+        if dtype.is_reduced and dtype.itemsize > 1:
             return whole
         if dtype.name == "f32":
             return whole / 2 if self.tf32 else 0.0
@@ -158,7 +180,7 @@ class Templates:
 
 def site(op: Op) -> str:
     """What a measurement of a product is kept under: its dtype and shape."""
-    left, right = (int_shape(value) for value in op.inputs)
+    left, right = (int_shape(value) for value in op.operands[:2] if isinstance(value, Value))
     return f"{op.name} {op.results[0].dtype.name} {list(left)} {list(right)}"
 
 

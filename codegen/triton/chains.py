@@ -25,10 +25,11 @@ from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
+from graphc.codegen.triton.ragged import renamed
 from graphc.codegen.triton.tiles import ChainTile, choose_chain_tile
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
 from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, substitute, symbol
+from graphc.ir.dims import Dim, symbol
 from graphc.ir.types import f32
 from graphc.loopir.kernel import Axis, Compute, Const, Contract, Define, Index, Kernel, Load, Reduce, Store, operands
 from graphc.program.triton_kernel import Launch, TritonKernel
@@ -401,18 +402,7 @@ def _renamed(dim: TileDim, statements: list[Define], first: int) -> tuple[TileDi
     axes = tuple(replace(axis, name=f"{axis.name}_row") for axis in dim.axes)
     names = {s.id: f"v{first + number}" for number, s in enumerate(statements)}
     places: dict[str, Dim] = {axis.name: symbol(f"{axis.name}_row") for axis in dim.axes}
-    places |= {old: symbol(new) for old, new in names.items()}
-    found: list[Define] = []
-    for s in statements:
-        s = replace(s, id=names[s.id])
-        if isinstance(s, Load):
-            s = replace(s, index=substitute(s.index, places), mask=None if s.mask is None else names[s.mask])
-        elif isinstance(s, Index):
-            s = replace(s, expr=substitute(s.expr, places))
-        elif isinstance(s, Compute):
-            s = replace(s, args=tuple(names[arg] for arg in s.args))
-        found.append(s)
-    return replace(dim, name=f"{dim.name}_row", axes=axes), found
+    return replace(dim, name=f"{dim.name}_row", axes=axes), [renamed(s, names, places) for s in statements]
 
 
 def _dim(name: str, axes: tuple[Axis, ...], block: int, constexpr: str) -> TileDim:

@@ -29,9 +29,9 @@ from graphc.codegen.triton.chains import RESERVED as CHAIN_NAMES
 from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
-from graphc.codegen.triton.matmul import emit_product
 from graphc.codegen.triton.moments import part_length
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
+from graphc.codegen.triton.persistent import emit_product
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiles import Choice
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two

@@ -39,11 +39,13 @@ class Machine:
         processors: that run programs side by side.
         shared: bytes of shared memory that a program may take.
         tiles: for matrix units, best first.
+        describes: it copies blocks of matrices by themselves, told by descriptors of these (TMA).
     """
 
     processors: int
     shared: int
     tiles: tuple[Tile, ...]
+    describes: bool = False
 
 
 _SMALL = (
@@ -64,11 +66,13 @@ MACHINES: dict[str, Machine] = {
         132, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
+        describes=True,
     ),
     "cuda:100": Machine(
         148, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.7),
          Tile(64, 128, 64, 4, 4, 0.6), *_SMALL),
+        describes=True,
     ),
     "hip:gfx942": Machine(
         304, 64 << 10,
@@ -88,10 +92,17 @@ MOST_PARTS, LEAST_STEPS = 16, 8
 
 @dataclass(frozen=True)
 class Choice:
-    """A tile and the number of programs that share each sum."""
+    """How a product is cut into programs.
+
+    Args:
+        tile: of one step.
+        parts: programs that share each sum.
+        programs: that stay, and go from tile to tile; 0 = one per tile.
+    """
 
     tile: Tile
     parts: int = 1
+    programs: int = 0
 
 
 def depth_of(tile: Tile, dtype: DType) -> int:
@@ -100,8 +111,9 @@ def depth_of(tile: Tile, dtype: DType) -> int:
 
 
 def choose_tile(
-    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool
-) -> Choice:
+    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
+    groups: int = 1,
+) -> Choice:  # fmt: skip
     """The tile of a product.
 
     Args:
@@ -110,6 +122,7 @@ def choose_tile(
         dtype: of the operands of the matrix units.
         loaded: bytes of the widest element that is loaded for them.
         scalar: the matrix units do not take the dtype as it is.
+        groups: of rows that follow each other, each with a matrix of its own: every border is one more tile.
     """
     machine = MACHINES.get(target, MACHINES[DEFAULT_MACHINE])
 
@@ -119,7 +132,7 @@ def choose_tile(
     candidates = SCALAR_TILES if scalar else tuple(tile for tile in machine.tiles if fits(tile))
 
     def cost(tile: Tile) -> float:
-        programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+        programs = batch * (-(-rows // tile.rows) + groups - 1) * -(-columns // tile.columns)
         waves = -(-programs // machine.processors)
         return waves * tile.rows * tile.columns / tile.rate
 
@@ -132,7 +145,10 @@ def choose_tile(
     programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
     steps = -(-inner // depth)
     parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
-    return Choice(tile, max(1, parts))
+    # a chip that is not in the table may do without
+    describes = machine.describes and (target or DEFAULT_MACHINE) in MACHINES
+    stay = machine.processors if describes and batch == 1 and programs > machine.processors else 0
+    return Choice(tile, max(1, parts), stay)
 
 
 @dataclass(frozen=True)

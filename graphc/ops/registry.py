@@ -81,11 +81,21 @@ class ElementContext(Protocol):
     ) -> LoopValue:
         """Reduction of `operand` over `dims`; `index` gives the position along the other dims, in order."""
 
-    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> LoopValue:
+    def contract(
+        self,
+        left: Operand,
+        left_index: KeptIndex,
+        right: Operand,
+        right_index: KeptIndex,
+        within: tuple[LoopValue, LoopValue] | None = None,
+        dtype: DType | None = None,
+    ) -> LoopValue:
         """The sum of products of two operands along a dim of each, for kernels on matrix units.
 
         Args:
             left_index, right_index: the dim summed over, and the position along the others, in order.
+            within: i64 values: the first position along that dim which counts, and the first one that no longer does.
+            dtype: what elements are multiplied as, by default as they are.
         """
 
     def scan(self, op: str, operand: Operand, dim: int, index: tuple[Dim, ...], dtype: DType) -> LoopValue:
