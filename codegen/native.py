@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 from graphc.codegen import native_text as text
 from graphc.codegen import tile_text
 from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported
-from graphc.codegen.attention import Attention, attention_call, attention_text
+from graphc.codegen.attention import LIBRARY, Attention, attention_call, attention_text
 from graphc.codegen.attention_text import SUM_OVER_QUERIES
 from graphc.codegen.c.flags import CFLAGS, LIBRARIES
 from graphc.codegen.c.prelude import prelude
 from graphc.codegen.dispatcher import aten_call
 from graphc.codegen.foreach import foreach_body, foreach_numbers
 from graphc.codegen.gemm import (
+    BLAS,
     GEMM_SYMBOLS,
     REAL_NAMES,
     Product,
@@ -98,12 +99,13 @@ def kernel_files(kernels: Sequence[EmittedKernel]) -> dict[str, str]:
     return {f"kernels_{number}.c": _kernel_file(file) for number, file in enumerate(files)}
 
 
-def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> Program:
+def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel], apart: bool = False) -> Program:
     """The plan as C.
 
     Args:
         plan: the scheduled program, all of it on the CPU.
         emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`.
+        apart: each step is a segment of its own, which can be run alone.
 
     Returns:
         The program; steps that C cannot do form PYTHON segments, and `stats["python_steps"]` says
@@ -112,7 +114,7 @@ def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) 
     Raises:
         CodegenError: a kernel could not be written, or a step names a kernel that is not there.
     """
-    return _NativeWriter(_natural(plan), emit_kernel).write()
+    return _NativeWriter(_natural(plan), emit_kernel).write(apart)
 
 
 def _natural(plan: Plan) -> Plan:
@@ -150,14 +152,15 @@ class _NativeWriter:
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
         self.attentions: dict[Attention, str] = {}  # -> name of its C function
+        self.blockings: set[tuple[tile_text.Blocking, bool]] = set()  # asked for; for batches?
         self.uses_tensors = self.uses_matmul_aten = self.uses_checks = self.tiles = self.tiles_batch = False
         self.reasons: dict[str, str] = {}
         self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
 
-    def write(self) -> Program:
+    def write(self, apart: bool) -> Program:
         plan = self.plan
         lines = [self._step(number, step) for number, step in enumerate(plan.steps)]
-        segments = _segments(lines)
+        segments = _segments(lines, apart)
         runs = [
             self._run_function(segment, lines[segment.first : segment.stop])
             for segment in segments
@@ -246,7 +249,11 @@ class _NativeWriter:
             if exported(symbol):
                 self.symbols[symbol] = text.BLAS[symbol]
                 (self.gemm_batch if batched else self.gemm_one).add(REAL_NAMES[dtype])
-                if fits_tiles(step, call):
+                blocking = tile_text.BLOCKINGS.get(step.form)
+                if blocking is not None:
+                    self.blockings.add((blocking, batched))
+                    return self.table.statement(_gemm_name(product), tile_line(step, call))
+                if step.form != BLAS and fits_tiles(step, call):
                     self.tiles, self.tiles_batch = self.tiles or not batched, self.tiles_batch or batched
                     return self.table.statement(_gemm_name(product), tile_line(step, call))
                 return self.table.statement(_gemm_name(product), blas_line(step, call))
@@ -273,7 +280,7 @@ class _NativeWriter:
         call: ShimCall = aten_call(step, self.plan.buffers)
         self._need_tensors()
         attention = attention_text(step, self.plan.buffers)
-        if attention is not None:
+        if attention is not None and step.form != LIBRARY:
             kernel = self.attentions.setdefault(attention, f"attention_{len(self.attentions)}")
             call = attention_call(step, self.plan.buffers, call, kernel)
         self.symbols.update(call.symbols)
@@ -322,7 +329,8 @@ class _NativeWriter:
         kernels = list(self.kernels.values())
         files = kernel_files(kernels)
         here, elsewhere = ([], kernels) if files else (kernels, [])
-        tiles = {TILES: self._tiles()} if self.tiles or self.tiles_batch or self.attentions else {}
+        uses_tiles = self.tiles or self.tiles_batch or self.attentions or self.blockings
+        tiles = {TILES: self._tiles()} if uses_tiles else {}
         return {SOURCE: self._source(runs, here, elsewhere), **files, **tiles}
 
     def _source(self, runs: list[str], here: list[EmittedKernel], elsewhere: list[EmittedKernel]) -> str:
@@ -345,6 +353,9 @@ class _NativeWriter:
             parts.append(tile_text.PRODUCT_CALL)
         if self.tiles_batch:
             parts.append(tile_text.BATCH_CALL)
+        for blocking, batched in self._asked():
+            prototype = tile_text.BATCH_PROTOTYPE if batched else tile_text.PRODUCT_PROTOTYPE
+            parts.append(f"{_HIDDEN} {blocking.text(prototype)};\n")
         for attention, name in self.attentions.items():
             parts.append(f"{_HIDDEN} {attention.prototype.replace('NAME', name)};\n")
         if self.uses_checks:
@@ -358,13 +369,21 @@ class _NativeWriter:
         parts.append(_bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
 
+    def _asked(self) -> list[tuple[tile_text.Blocking, bool]]:
+        """Products that steps want by tiles, blocked in some way."""
+        return sorted(self.blockings, key=repr)
+
     def _tiles(self) -> str:
         """The file of products and attention by tiles."""
         parts = [prelude({"expf", "logf"} if self.attentions else ()), tile_text.MICRO_KERNEL]
-        if self.tiles or self.tiles_batch:
-            parts += [tile_text.PRODUCT_PART, tile_text.PRODUCT]
-        if self.tiles_batch:
-            parts.append(tile_text.BATCH)
+        products = dict.fromkeys([tile_text.USUAL] if self.tiles or self.tiles_batch else [])
+        products.update(dict.fromkeys(blocking for blocking, _ in self._asked()))
+        if products:
+            parts.append(tile_text.PRODUCT_TILE)
+        parts += [blocking.text(tile_text.PRODUCT_PART + tile_text.PRODUCT) for blocking in products]
+        batches = dict.fromkeys([tile_text.USUAL] if self.tiles_batch else [])
+        batches.update(dict.fromkeys(blocking for blocking, batched in self._asked() if batched))
+        parts += [blocking.text(tile_text.BATCH) for blocking in batches]
         if any(attention.is_backward for attention in self.attentions):
             parts.append(SUM_OVER_QUERIES)
         parts += [f"HIDDEN {attention.text.replace('NAME', name)}" for attention, name in self.attentions.items()]
@@ -389,13 +408,13 @@ def _bind_function(symbols: Iterable[str]) -> str:
     return f"/* where the functions of libtorch are */\nvoid graphc_bind(void *const *functions) {{\n{body}}}\n"
 
 
-def _segments(lines: list[str | None]) -> list[Segment]:
-    """Runs of steps that C does, and of steps that it does not."""
+def _segments(lines: list[str | None], apart: bool) -> list[Segment]:
+    """Runs of steps that C does, and of steps that it does not; or each step apart."""
     found: list[Segment] = []
     natives = 0
     for number, line in enumerate(lines):
         kind = PYTHON if line is None else NATIVE
-        if found and found[-1].kind == kind:
+        if found and found[-1].kind == kind and not apart:
             found[-1] = replace(found[-1], stop=number + 1)
             continue
         found.append(Segment(kind, number, number + 1, f"graphc_run_{natives}" if kind == NATIVE else ""))

@@ -21,7 +21,7 @@ from math import prod
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
-from graphc.codegen.triton.tiles import GROUP, Choice, choose_tile
+from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, join_axes, needs_wide_index
 from graphc.errors import CodegenError
 from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Store, operands
@@ -42,12 +42,17 @@ def emit_product(
         pointers: parameter name per buffer.
         name: of the function.
         target: as in `graphc.codegen.triton.tiles.MACHINES`.
-        choice: the tile, by default `choose_tile`'s.
+        choice: the tile, by default the best of `product_tiles`.
 
     Raises:
         CodegenError: dtypes that `tl.dot` does not take.
     """
     return _Product(kernel, pointers, name, target, choice).module()
+
+
+def product_tiles(kernel: Kernel, target: str) -> list[Choice]:
+    """The tiles that a kernel with a `contract` may have, as `candidate_tiles` says; arguments as of `emit_product`."""
+    return _Product(kernel, {}, kernel.name, target, None).candidates
 
 
 class _Product:
@@ -66,10 +71,11 @@ class _Product:
         self.axes = self._classes()
         batch, rows, columns, inner = (prod(int_extent(axis) for axis in self.axes[kind]) for kind in "bmnk")
         loops = [s for s in self._closure((self.left, self.right)) if isinstance(s, Load) and self._is_inner(s)]
-        self.choice = choice or choose_tile(
+        self.candidates = [choice] if choice else candidate_tiles(
             target, batch, rows, columns, inner, self.dtype, loaded=max((s.dtype.itemsize for s in loops), default=1),
             scalar=self.dtype.name == "f32" and not found.tf32,
         )  # fmt: skip
+        self.choice = self.candidates[0]
         tile = self.choice.tile
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], tile.rows, "MBLOCK")

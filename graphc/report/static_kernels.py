@@ -13,15 +13,15 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graphc.codegen.triton.program import triton_kernels
+from graphc.codegen.triton.program import triton_kernels, with_loop_kernels
 from graphc.codegen.triton.tiling import choose_tiling
 from graphc.passes.chips import CHIPS
 from graphc.program.loops import unroll
-from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan
+from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan, Step
 from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
 from graphc.report.kernel_traffic import SMALL, TABLE, Traffic, kernel_traffic, table_traffic
 from graphc.runtime.triton_cross import compile_for
@@ -85,9 +85,9 @@ class Line:
 
 def launches_of(plan: Plan) -> dict[str, int]:
     """What one run of a program starts: launches of generated kernels, and calls of libraries."""
-    made = triton_kernels(plan)
+    steps, made = _device_kernels(plan)
     found = {"launches": 0, "library": 0}
-    for step in unroll(plan.steps):
+    for step in unroll(steps):
         names = [step.kernel] if isinstance(step, KernelStep) else step.kernels if isinstance(step, ForeachStep) else []
         found["launches"] += sum(len(made[name].launches) for name in names if name in made)
         found["library"] += isinstance(step, (GemmStep, AtenStep))
@@ -96,10 +96,10 @@ def launches_of(plan: Plan) -> dict[str, int]:
 
 def candidates(program: str, plan: Plan) -> list[Candidate]:
     """The kernels of a plan that a device runs."""
-    made = triton_kernels(plan)
+    steps, made = _device_kernels(plan)
     calls: dict[str, int] = {}
     found: list[Candidate] = []
-    for step in unroll(plan.steps):
+    for step in unroll(steps):
         if isinstance(step, KernelStep) and step.kernel in made:
             calls[step.kernel] = calls.get(step.kernel, 0) + 1
         elif isinstance(step, ForeachStep):
@@ -108,9 +108,16 @@ def candidates(program: str, plan: Plan) -> list[Candidate]:
                     traffic = table_traffic(plan.kernels[name], step, arguments)
                     found.append(Candidate(program, 1, made[name], traffic))
     for name, count in calls.items():
-        kernel = plan.kernels[name]
-        found.append(Candidate(program, count, made[name], kernel_traffic(kernel, choose_tiling(kernel), made[name])))
+        kernel = plan.kernels.get(name)
+        moved = None if kernel is None else kernel_traffic(kernel, choose_tiling(kernel), made[name])
+        found.append(Candidate(program, count, made[name], moved))
     return found
+
+
+def _device_kernels(plan: Plan) -> tuple[list[Step], dict[str, TritonKernel]]:
+    """Steps with loops that are one kernel as such, and all kernels that a device runs."""
+    steps, loops = with_loop_kernels(plan)
+    return steps, triton_kernels(replace(plan, steps=steps)) | loops
 
 
 def inspect(found: Sequence[Candidate], targets: Sequence[str], workers: int = WORKERS) -> list[Line]:
