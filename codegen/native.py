@@ -11,6 +11,7 @@ before the rest of the program is known.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from graphc.codegen import tile_text
 from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported
 from graphc.codegen.attention import LIBRARY, Attention, attention_call, attention_text
 from graphc.codegen.attention_text import SUM_OVER_QUERIES
+from graphc.codegen.c.emit import copies_for
 from graphc.codegen.c.flags import CFLAGS, LIBRARIES
 from graphc.codegen.c.prelude import prelude
 from graphc.codegen.dispatcher import aten_call
@@ -42,10 +44,12 @@ from graphc.codegen.loop_text import loop_body
 from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
+from graphc.loopir.kernel import Store
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     CHECKS,
+    EXTERNAL,
     INPUT,
     OUTPUT,
     AtenStep,
@@ -59,7 +63,7 @@ from graphc.program.plan import (
 from graphc.program.record import NATIVE, PYTHON, Program, Segment
 
 if TYPE_CHECKING:
-    from graphc.loopir.kernel import Kernel
+    pass
 
 SOURCE = "program.c"
 TILES = "tiles.c"
@@ -99,12 +103,13 @@ def kernel_files(kernels: Sequence[EmittedKernel]) -> dict[str, str]:
     return {f"kernels_{number}.c": _kernel_file(file) for number, file in enumerate(files)}
 
 
-def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel], apart: bool = False) -> Program:
+def generate_native(plan: Plan, emit_kernel: Callable[..., EmittedKernel], apart: bool = False) -> Program:
     """The plan as C.
 
     Args:
         plan: the scheduled program, all of it on the CPU.
-        emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`.
+        emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`; with the name of a buffer too, one
+            that begins with a copy, as `COptions.begins` has it.
         apart: each step is a segment of its own, which can be run alone.
 
     Returns:
@@ -139,7 +144,7 @@ def _is_native(step: Step) -> bool:
 
 
 class _NativeWriter:
-    def __init__(self, plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> None:
+    def __init__(self, plan: Plan, emit_kernel: Callable[..., EmittedKernel]) -> None:
         self.plan, self.emit_kernel = plan, emit_kernel
         self.buffers: Sequence[BufferSpec] = plan.buffers  # that steps name: a loop has its own
         self.symbols: dict[str, str] = {}
@@ -159,6 +164,7 @@ class _NativeWriter:
 
     def write(self, apart: bool) -> Program:
         plan = self.plan
+        self.copied = self._copied()
         lines = [self._step(number, step) for number, step in enumerate(plan.steps)]
         segments = _segments(lines, apart)
         runs = [
@@ -191,7 +197,10 @@ class _NativeWriter:
         """The C lines of a step, or None when Python must do it."""
         try:
             if isinstance(step, KernelStep):
-                line = self._kernel_line(step)
+                does_next = number + 1 in self.copied
+                line = (
+                    self.table.row("with_the_next", "  return 0;", ()) if does_next else self._kernel_line(step, number)
+                )
             elif isinstance(step, ForeachStep):
                 line = self._foreach_line(step)
             elif isinstance(step, GemmStep):
@@ -209,27 +218,53 @@ class _NativeWriter:
             line += f"\n    {self.table.release(index)}"
         return line
 
-    def _kernel_line(self, step: KernelStep) -> str:
-        emitted = self._kernel(step.kernel, step.location)
+    def _copied(self) -> dict[int, tuple[str, int]]:
+        """Kernels that make the copy they work on themselves: number of the step -> its buffer, and what is copied."""
+        found: dict[int, tuple[str, int]] = {}
+        for number, (copy, step) in enumerate(itertools.pairwise(self.plan.steps), 1):
+            if not isinstance(copy, KernelStep) or not isinstance(step, KernelStep) or len(copy.buffers) != 2:
+                continue
+            source, target = copy.buffers
+            if step.buffers.count(target) != 1 or any(copy.offsets) or any(step.offsets) or source in step.buffers:
+                continue
+            kernel, buffer = self.plan.kernels[step.kernel], step.buffers.index(target)
+            name = kernel.buffers[buffer].name
+            written = {i for b, i in zip(kernel.buffers, step.buffers, strict=True) if b.access != "in"} - {target}
+            if self.buffers[source].kind == EXTERNAL or any(self.buffers[i].kind != CHECKS for i in written):
+                continue  # what is copied may be gone, or overwritten, when the kernel runs
+            is_added_to = any(isinstance(s, Store) and (s.buffer, s.mode) == (name, "add") for s in kernel.body)
+            if is_added_to and copies_for(self.plan.kernels[copy.kernel], kernel, name):
+                found[number] = name, source
+        return found
+
+    def _kernel_line(self, step: KernelStep, number: int = -1) -> str:
+        begins, source = self.copied.get(number, ("", -1))
+        emitted = self._kernel(step.kernel, step.location, begins)
         arguments: list[str] = []
         numbers: list[int] = []
         for index, offset in zip(step.buffers, step.offsets, strict=True):
             first = len(numbers)
             arguments.append(f"AT(b[{first}], b[{first + 1}])" if offset else f"p[b[{first}]]")
             numbers += [index, offset * self.buffers[index].dtype.itemsize] if offset else [index]
+        if begins:
+            arguments.append(f"p[b[{len(numbers)}]]")
+            numbers.append(source)
         call, ending = f"{emitted.name}({', '.join(arguments)});", "return 0;"
         if step.buffers and self.buffers[step.buffers[-1]].kind == CHECKS:
             self.uses_checks = True
-            ending = f"return failed({arguments[-1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
-        return self.table.row(step.kernel, f"  {call}\n  {ending}", numbers)
+            ending = (
+                f"return failed({arguments[len(step.buffers) - 1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
+            )
+        return self.table.row(emitted.name.removeprefix("k_"), f"  {call}\n  {ending}", numbers)
 
-    def _kernel(self, name: str, location: Location) -> EmittedKernel:
-        emitted = self.kernels.get(name)
+    def _kernel(self, name: str, location: Location, begins: str = "") -> EmittedKernel:
+        emitted = self.kernels.get(name + begins)
         if emitted is None:
             kernel = self.plan.kernels.get(name)
             if kernel is None:
                 raise CodegenError(f"the plan has no kernel named {name}", location)
-            emitted = self.kernels[name] = self.emit_kernel(kernel)
+            emitted = self.emit_kernel(kernel, begins) if begins else self.emit_kernel(kernel)
+            self.kernels[name + begins] = emitted
         return emitted
 
     def _foreach_line(self, step: ForeachStep) -> str:

@@ -482,16 +482,17 @@ def _build_native(found: Compilation, key: str) -> Executable:
     from graphc.runtime.build import Build
     from graphc.runtime.load import build_program
 
-    emitted: dict[int, tuple[Kernel, CKernel]] = {}
+    emitted: dict[tuple[int, str], tuple[Kernel, CKernel]] = {}
 
-    def options_of(kernel: Kernel) -> COptions:
+    def options_of(kernel: Kernel, begins: str) -> COptions:
         """A kernel of any size is called for pieces of a table of rows, by several threads already."""
-        return COptions(parallel=all(isinstance(axis.extent, int) for axis in kernel.axes))
+        return COptions(parallel=all(isinstance(axis.extent, int) for axis in kernel.axes), begins=begins)
 
-    def emit(kernel: Kernel) -> CKernel:
-        if id(kernel) not in emitted:
-            emitted[id(kernel)] = (kernel, emit_kernel(kernel, options_of(kernel)))  # holding the kernel keeps its id
-        return emitted[id(kernel)][1]
+    def emit(kernel: Kernel, begins: str = "") -> CKernel:
+        key = id(kernel), begins
+        if key not in emitted:
+            emitted[key] = (kernel, emit_kernel(kernel, options_of(kernel, begins)))  # holding the kernel keeps its id
+        return emitted[key][1]
 
     with Build(CFLAGS) as build:
 
@@ -512,7 +513,7 @@ def _build_native(found: Compilation, key: str) -> Executable:
             return build_program(found.program, key, build, keep=is_complete)
 
 
-def _tune_native(plan: Plan, emit: Callable[[Kernel], CKernel]) -> tuple[Plan, bool]:
+def _tune_native(plan: Plan, emit: Callable[..., CKernel]) -> tuple[Plan, bool]:
     """The plan with its steps in the forms that are fastest; and whether all of them were measured."""
     from graphc.trials import NativeBench
     from graphc.tuning import Tuning, choose_forms

@@ -190,7 +190,7 @@ class NativeBench:
         emit: as for `graphc.codegen.native.generate_native`.
     """
 
-    emit: Callable[[Kernel], EmittedKernel]
+    emit: Callable[..., EmittedKernel]
 
     def forms(self, plan: Plan, step: Step, buffers: Sequence[BufferSpec]) -> tuple[str, ...]:
         from graphc.codegen.forms import native_forms
