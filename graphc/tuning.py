@@ -116,9 +116,9 @@ def _keep(key: str, outcome: Outcome) -> None:
 
 
 def _steps(plan: Plan) -> Iterator[tuple[Step, Sequence[BufferSpec], int]]:
-    """Steps with the buffers that they name, and how often each is run."""
+    """Steps with the buffers that they name, and how often each is run. Loops that may be one kernel are one step."""
     for step in plan.steps:
-        if isinstance(step, LoopStep):
+        if isinstance(step, LoopStep) and not step.rows:
             yield from ((inner, step.specs, step.length) for inner in step.steps)
         else:
             yield step, plan.buffers, 1
@@ -139,7 +139,7 @@ def with_forms(plan: Plan, bench: Bench, report: Mapping[str, Mapping[str, Any]]
     forms: dict[str, str] = {}
 
     def chosen(step: Step, buffers: Sequence[BufferSpec]) -> Step:
-        if isinstance(step, LoopStep):
+        if isinstance(step, LoopStep) and not step.rows:
             return replace(step, steps=tuple(chosen(inner, step.specs) for inner in step.steps))
         trial = trial_of(bench, plan, step, buffers)
         form = report.get(trial.label, {}).get("chosen", "") if trial is not None and len(trial.forms) > 1 else ""

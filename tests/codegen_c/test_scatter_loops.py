@@ -1,4 +1,4 @@
-"""Sums at places that are data, element by element: places are checked without bounds, and copies are made row by row."""
+"""Sums at places that are data, element by element: places are checked by jumps, and copies are made row by row."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from graphc.program.plan import AtenStep, GemmStep, KernelStep, Plan
 from graphc.runtime.timing import timed_by
 from graphc.settings import override
 from tests.support import assert_contract
+from tests.triton.loops import lstm_by_hand, operands
 from tests.tuning.timers import Says
 
 torch.set_num_threads(1)
@@ -132,3 +133,13 @@ def test_what_cannot_be_run_is_no_choice() -> None:
     tuning.note(trial)
     assert tuning.best(trial) == (trial.forms[1], 1.0)
     assert tuning.report[trial.label][trial.forms[0]] == "does not compile: too large"
+
+
+def test_loops_that_are_one_kernel_stay_so() -> None:
+    """A product inside is no template of its own, however fast that may be: the loop would fall apart."""
+    args = operands(9, 16, 7, 32, torch.bfloat16)
+    compiled = graphc.compile(lstm_by_hand, backend="triton", mode="max")
+    with timed_by(Says(lambda label, form: 0.1 if _of_tiles(form) else 1.0)):
+        found = compiled(*args)
+    assert_contract(found, lstm_by_hand(*args), lstm_by_hand(*(x.double() for x in args)))
+    assert any(name.startswith("loop") for name in compiled.source(*args))
