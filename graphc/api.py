@@ -473,7 +473,8 @@ def compile(
             given back itself, and calls of its instances run compiled.
         backend: `auto` (triton for tensors of a GPU, c for those of the CPU), `triton`, `c`, `interpret` (op by op with
             ATen), or `eager` (the target as it is).
-        mode: `default`.
+        mode: `default` decides by models of the machine; `max` measures while compiling: products of matrices,
+            convolutions and attention as library calls and as generated code, cut in several ways.
         dynamic: None or False: every new shape is compiled once.
         numerics: `default` keeps reduced-precision intermediates in float32 and computes random numbers in the kernels
             that use them; `eager` rounds where eager rounds and draws eager's very random numbers.

@@ -84,6 +84,12 @@ class Settings:
         "matrix products as Triton kernels with what comes before and behind in them: auto, always, never",
         default="auto",
     )
+    tune_seconds: float = _setting(
+        "GRAPHC_TUNE_SECONDS",
+        float,
+        'with mode="max": seconds that measuring may take per compiled program; what is left then is not measured',
+        default=120.0,
+    )
     replay: bool = _setting(
         "GRAPHC_REPLAY",
         _parse_bool,

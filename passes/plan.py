@@ -24,10 +24,11 @@ from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Lowering, memory_dtype
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic
-from graphc.passes.templates import Templates
+from graphc.passes.templates import NEVER, Templates
 from graphc.passes.transient import EMPTY
 from graphc.passes.updates import IN_PLACE_CALLS, source_of
 from graphc.passes.whole import whole_outputs
@@ -80,7 +81,10 @@ def make_plan(
     for item in graph.inputs:
         if not all(isinstance(size, int) for size in item.shape):
             raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
-    return Planner(graph, numerics, backend, templates).run(on_kernels)
+    plan = Planner(graph, numerics, backend, templates).run(on_kernels)
+    if templates is not None and templates.policy != NEVER:
+        mark_rows(plan)
+    return plan
 
 
 class Planner:

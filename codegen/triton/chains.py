@@ -26,7 +26,7 @@ from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import ChainTile, choose_chain_tile
+from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.dims import Dim, symbol
@@ -52,12 +52,17 @@ def emit_chain(
         pointers: parameter name per buffer.
         name: of the function.
         target: as in `graphc.codegen.triton.tiles.MACHINES`.
-        tile: by default `choose_chain_tile`'s.
+        tile: by default the best of `chain_tiles`.
 
     Raises:
         CodegenError: a form that this template does not take.
     """
     return _Chain(kernel, pointers, name, target, tile).module()
+
+
+def chain_tiles(kernel: Kernel, target: str) -> list[ChainTile]:
+    """The tiles that such a kernel may have, as `candidate_chain_tiles` says; arguments as of `emit_chain`."""
+    return _Chain(kernel, {}, kernel.name, target, None).candidates
 
 
 class _Chain:
@@ -76,7 +81,8 @@ class _Chain:
         inner = max(prod(int_extent(axis) for axis in axes) for axes in self.sums)
         columns = prod(int_extent(axis) for axis in self.axes["n"])
         dtype = self.by_id[self.outer.left].dtype
-        self.tile = tile or choose_chain_tile(target, max(inner, columns), dtype, len(self.inner))
+        self.candidates = [tile] if tile else candidate_chain_tiles(target, max(inner, columns), dtype, len(self.inner))
+        self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], self.tile.rows, "MBLOCK")

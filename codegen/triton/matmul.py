@@ -26,7 +26,7 @@ from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
-from graphc.codegen.triton.tiles import GROUP, Choice, choose_tile
+from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles
 from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, int_extent, join_axes, needs_wide_index
 from graphc.errors import CodegenError
 from graphc.ir.types import FLOAT8, bool_
@@ -45,6 +45,11 @@ FINISH_ROWS, FINISH_COLUMNS = 32, 64
 """Block of the launch that adds parts."""
 
 
+def product_tiles(kernel: Kernel, target: str) -> list[Choice]:
+    """The tiles that a kernel with a `contract` may have, as `candidate_tiles` says."""
+    return Product(kernel, {}, kernel.name, target, None).candidates
+
+
 class Product:
     """The writer of the Triton module for a kernel that holds a `contract`.
 
@@ -53,7 +58,7 @@ class Product:
         pointers: parameter name per buffer.
         name: of the function.
         target: as in `graphc.codegen.triton.tiles.MACHINES`.
-        choice: the tile, by default `choose_tile`'s.
+        choice: the tile, by default the best of `product_tiles`.
 
     Attributes:
         left, right: names of the operands, as matrix units take them.
@@ -82,10 +87,11 @@ class Product:
         self.limits = self._limits()
         batch, rows, columns, inner = (prod(int_extent(axis) for axis in self.axes[kind]) for kind in "bmnk")
         loops = [s for s in self._closure((self.left, self.right)) if isinstance(s, Load) and self._is_inner(s)]
-        self.choice = choice or choose_tile(
+        self.candidates = [choice] if choice else candidate_tiles(
             target, batch, rows, columns, inner, self.dtype, loaded=max((s.dtype.itemsize for s in loops), default=1),
             scalar=self.dtype.name == "f32" and not found.tf32, groups=self._matrices(inner * columns),
         )  # fmt: skip
+        self.choice = self.candidates[0]
         if self.group is not None or any(self.limits):
             self.choice = replace(self.choice, parts=1)
         tile = self.choice.tile

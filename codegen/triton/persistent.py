@@ -45,7 +45,7 @@ def emit_product(
         pointers: parameter name per buffer.
         name: of the function.
         target: as in `graphc.codegen.triton.tiles.MACHINES`.
-        choice: the tile, by default `choose_tile`'s.
+        choice: the tile, by default the best of `product_tiles`.
 
     Raises:
         CodegenError: dtypes that `tl.dot` does not take.
