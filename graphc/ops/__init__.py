@@ -15,9 +15,11 @@ from graphc.ops import (
     normalization,
     pointwise,
     pooling,
+    pooling_backward,
     random,
     reductions,
     resampling,
+    resampling_backward,
     scan,
     views,
 )
@@ -38,9 +40,11 @@ FAMILIES = (
     normalization,
     pointwise,
     pooling,
+    pooling_backward,
     random,
     reductions,
     resampling,
+    resampling_backward,
     scan,
     views,
 )
