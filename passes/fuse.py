@@ -38,11 +38,11 @@ from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
 from graphc.passes.updates import (
     UPDATES,
-    adding_group,
-    adds_one_by_one,
     chain_of,
     copy_op,
-    is_added,
+    is_scattered,
+    scattering_group,
+    scatters_one_by_one,
     source_of,
     update_place,
     updates,
@@ -451,9 +451,9 @@ class Fuser:
     # the sweep
 
     def _visit(self, op: Op) -> None:
-        if is_added(op, self.in_order):
+        if is_scattered(op, self.in_order):
             if self.waiting.pop(op.results[0], None) is not None or op.results[0] in self.needed:
-                self._start_adding(op)
+                self._start_scatter(op)
             return
         if not is_kernel_op(op) or self._is_transfer(op):
             if self._reads_through(op):
@@ -522,8 +522,8 @@ class Fuser:
         self.needed.add(base)
         self._store_part(op, source, base, self.position[op])
 
-    def _start_adding(self, op: Op) -> None:
-        """A group that adds the source to elements of the base's memory."""
+    def _start_scatter(self, op: Op) -> None:
+        """A group that adds the source to elements of the base's memory, or puts it there."""
         value, base = op.results[0], self.overwritten.get(op.results[0])
         given = next(iter(op.inputs))
         is_made = given.op is not None and get(given.op.name).kind is Kind.CREATION
@@ -536,9 +536,9 @@ class Fuser:
         else:
             self.needed.update((base, *op.inputs))  # what they are made of may be made of the base
         self.stored.add(value)
-        group = adding_group(op, base, self.position[op], self.layouts.strides(value))
+        group = scattering_group(op, base, self.position[op], self.layouts.strides(value))
         self.groups.append(group)
-        if self.backend == "c" and adds_one_by_one(op, group) and source_of(op) not in self.cheap:
+        if self.backend == "c" and scatters_one_by_one(op, group) and source_of(op) not in self.cheap:
             self.needed.add(source_of(op))  # what is vector arithmetic stays so
             self.early.add(source_of(op))
         for operand in group.visits:

@@ -28,7 +28,7 @@ from graphc.passes.axes import tidy
 from graphc.passes.group import Group
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
-from graphc.passes.updates import adds, source_of
+from graphc.passes.updates import scatters, source_of
 
 WHOLE, CHECKS_ONLY, UNCHECKED = "whole", "checks only", "unchecked"
 """Parts of a kernel that checks data: see `Lowering.lower`."""
@@ -176,7 +176,7 @@ class _Outline:
     def _walk(self, root: Value) -> None:
         """Number everything under a root, operands first, without recursion."""
         self._walk_value(self.source(root))
-        if adds(self.group, root):
+        if scatters(self.group, root):
             assert root.op is not None
             for operand in root.op.inputs:
                 if operand in self.group.visits:
@@ -307,7 +307,7 @@ class _Writer:
             source = outline.source(root)
             index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
             values.append(self._to_memory(self._evaluate(source, index), root))
-            if adds(self.group, root):
+            if scatters(self.group, root):
                 targets[root] = self._target(root, index)
         checks = self._store_checks() if part != UNCHECKED else ()
         stores = outline.stores.items() if part != CHECKS_ONLY else ()
@@ -318,8 +318,10 @@ class _Writer:
             self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
             index, mode = self.group.roots[root], "set"
             if root in targets:
-                index, mode = targets[root], "add"
-                added.add(number)
+                assert root.op is not None
+                index, mode = targets[root], "add" if root.op.attrs["mode"] == "add" else "put"
+                if mode == "add":
+                    added.add(number)
             builder.store(self.names[number], flat_index(index, place.strides), value, mode=mode)
         buffers = tuple(
             Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], _access(a, number in added))
@@ -336,7 +338,7 @@ class _Writer:
         return kernel, order[: len(order) - bool(checks)], checks
 
     def _target(self, root: Value, index: Index) -> Index:
-        """Where in a root an element of what is added to it goes."""
+        """Where in a root an element of what is scattered to it goes."""
         op = root.op
         assert op is not None
         place = get(op.name).place

@@ -245,7 +245,7 @@ class _Verifier:
 
     def check_store(self, s: Store) -> None:
         domain = self.check_access(s.buffer, s.index, s.mask, ("out", "inout"))
-        if s.mode not in ("set", "add", "max"):
+        if s.mode not in ("set", "put", "add", "max"):
             raise self.fail(f"there is no store mode {s.mode}")
         dtype = self.dtypes[s.value]
         if dtype != self.buffers[s.buffer].dtype:
