@@ -23,7 +23,7 @@ from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, 
 from graphc.codegen.attention import LIBRARY, Attention, attention_call, attention_text
 from graphc.codegen.attention_text import SUM_OVER_QUERIES
 from graphc.codegen.c.emit import copies_for
-from graphc.codegen.c.flags import CFLAGS, LIBRARIES
+from graphc.codegen.c.flags import LIBRARIES, c_flags
 from graphc.codegen.c.prelude import prelude
 from graphc.codegen.dispatcher import aten_call
 from graphc.codegen.foreach import foreach_body, foreach_numbers
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 SOURCE = "program.c"
 TILES = "tiles.c"
 _KERNELS_IN_ONE_FILE = 3
-_KERNELS_PER_FILE = 8
+_KERNELS_PER_FILE = 16
 _MOST_FILES = 8
 
 
@@ -188,7 +188,7 @@ class _NativeWriter:
             segments=segments,
             sources=sources,
             symbols=tuple(self.symbols),
-            flags=CFLAGS,
+            flags=c_flags(),
             libraries=LIBRARIES,
             stats={**plan.stats, "python_steps": dict(self.reasons)},
         )

@@ -477,7 +477,7 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
 def _build_native(found: Compilation, key: str) -> Executable:
     """Plan, generate, build. Kernels are built from the moment they are known, while the plan is still being made."""
     from graphc.codegen.c.emit import COptions, emit_kernel
-    from graphc.codegen.c.flags import CFLAGS
+    from graphc.codegen.c.flags import c_flags
     from graphc.codegen.native import generate_native, kernel_files
     from graphc.runtime.build import Build
     from graphc.runtime.load import build_program
@@ -494,7 +494,7 @@ def _build_native(found: Compilation, key: str) -> Executable:
             emitted[key] = (kernel, emit_kernel(kernel, options_of(kernel, begins)))  # holding the kernel keeps its id
         return emitted[key][1]
 
-    with Build(CFLAGS) as build:
+    with Build(c_flags()) as build:
 
         def start(kernels: list[Kernel]) -> None:
             for name, text in kernel_files([emit(kernel) for kernel in kernels]).items():
@@ -595,6 +595,8 @@ def _cache_key(text: str, options: Options, backend: str) -> str:
         facts["templates"] = repr(templates_for(backend))
     if options.measures:
         facts["measured on"] = repr(_machine(backend))
+    if backend == "c":
+        facts["cflags"] = " ".join(settings().cflags)
     return program_key(text, facts)
 
 

@@ -13,7 +13,7 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
@@ -22,6 +22,7 @@ from graphc.ops import grouped, scaled
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
+from graphc.passes.fused import PRODUCTS, Fusion, Library
 from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
@@ -53,7 +54,6 @@ KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8
 BIG_CONCAT = 4096
 """Elements from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
-PRODUCTS = ("matmul", "gemm")
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -61,70 +61,6 @@ WORK_OF_STORING = {"c": 0, "triton": 2}
 """Scalar operations that take as long as storing an element and reading it back: none where caches hold it."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
-
-
-@dataclass(eq=False)
-class Library:
-    """An op done by a library call or by the runtime. Compared by identity.
-
-    Attributes:
-        op: the op.
-        position: in program order.
-        operands: per operand the strided view it is passed as; None for literals.
-        results: the values it stores, those of the op; for a product perhaps one with its batch dims split.
-        overwrites: for a result that takes over the memory of an operand, that operand.
-        joins: nothing runs: the result is complete when its parts, the operands, are stored.
-    """
-
-    op: Op
-    position: float
-    operands: list[Place | None]
-    results: list[Value]
-    overwrites: dict[Value, Value] = field(default_factory=dict)
-    joins: bool = False
-
-    @property
-    def is_matmul(self) -> bool:
-        return self.op.name in PRODUCTS
-
-    @property
-    def is_foreach(self) -> bool:
-        """Kernels over a table of rows: no call, it takes and gives memory as kernels do."""
-        return self.op.name == "foreach"
-
-    @property
-    def fills(self) -> bool:
-        """Its results lie where the plan wants them, and are not tensors that a library made."""
-        return self.op.name in (*PRODUCTS, "scan", "foreach")
-
-
-@dataclass
-class Fusion:
-    """The outcome of fusion.
-
-    Attributes:
-        groups: kernels to be.
-        libraries: everything else that runs.
-        stored: values that have memory of their own, or share that of a value they overwrite.
-        layouts: strides of all of them.
-        homes: values that are stored into an input at the end, with that input.
-        in_inputs: values that are stored into an input by updating what it holds.
-        output_places: per graph output the place of its value, for those that are not a buffer of their own.
-        parts: memory that is stored part by part, in any order.
-        early: values stored so that what they are computed from need not be kept for their readers.
-    """
-
-    graph: Graph
-    backend: str
-    groups: list[Group]
-    libraries: list[Library]
-    stored: set[Value]
-    layouts: Layouts
-    homes: dict[Value, Input]
-    in_inputs: set[Value]
-    output_places: dict[int, Place]
-    parts: set[Value]
-    early: set[Value]
 
 
 def is_kernel_op(op: Op) -> bool:

@@ -17,7 +17,8 @@ from graphc.ops.foreach import NUMBER, rows_of
 from graphc.passes.arena import place_arena
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.foreach import Stages, stages_of
-from graphc.passes.fuse import Library, fuse
+from graphc.passes.fuse import fuse
+from graphc.passes.fused import Library
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
