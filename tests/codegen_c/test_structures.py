@@ -290,6 +290,28 @@ def text_of(name: str, options: COptions = COptions()) -> str:
     return emit_kernel(KERNELS[name], options).text
 
 
+@pytest.mark.parametrize(
+    ("last", "dtype", "is_compensated"), [("", "f32", False), ("", "f64", True), ("lt", "f32", True)]
+)
+def test_sums_of_doubles_are_compensated_where_all_their_bits_are_seen(
+    last: str, dtype: str, is_compensated: bool
+) -> None:
+    """As such, or by what they decide: not when they are rounded to f32."""
+    decided = "  v4: bool = lt v1 v1\n  store z[i] = v4\n" if last else ""
+    kernel = parse_kernel(
+        f"""kernel total(x: in f32[700], y: out {dtype}[7]{", z: out bool[7]" if last else ""})
+    axes(i: 7 parallel, j: 100 row) {{
+  v0: f32 = load x[i*100 + j]
+  v2: f64 = cast v0
+  v1: f64 = reduce sum v2
+  v3: {dtype} = cast v1
+  store y[i] = v3
+{decided}}}"""
+    )
+    verify(kernel)
+    assert ("gc_two_sum" in emit_kernel(kernel, COptions()).text) == is_compensated
+
+
 def test_text_is_for_reading() -> None:
     text = text_of("softmax")
     assert text.startswith(

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from graphc import ops
 from graphc.errors import InvalidGraphError
+from graphc.ir import interpreter
 from graphc.ops import Kind
-from tests.ops.expansion import check, graph_of, kinds, op_names, ordinary
+from tests.ops.expansion import check, expanded, graph_of, kinds, op_names, ordinary
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -108,6 +109,18 @@ def test_batch_norm_eval(dtype, weight, bias):
         graph = check("batch_norm_eval", [ordinary(*shape, dtype=dtype), mean, var, *parameters], eager,
                       eps=1e-5, weight=weight, bias=bias)  # fmt: skip
     assert Kind.REDUCTION not in kinds(graph)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 10])
+def test_deviation_of_a_row_is_rounded_once(offset):
+    """Rows by themselves: statistics rounded at every step are beyond twice eager's error in some."""
+    attrs = {"dims": 1, "eps": 1e-5, "weight": False, "bias": False}
+    x = ordinary(2000, 5) + offset
+    graph = expanded("layer_norm", [x], attrs, precisely=True)
+    found, eager, exact = interpreter.run(graph, [x])[0], F.layer_norm(x, (5,)), F.layer_norm(x.double(), (5,))
+    own = (eager - exact).abs().amax(1, keepdim=True)
+    allowed = 2 * own + 4 * torch.finfo(torch.float32).eps * exact.abs()
+    assert not bool(((found - exact).abs() > allowed).any())
 
 
 @pytest.mark.parametrize(
