@@ -23,6 +23,15 @@ def by_row(x: torch.Tensor, w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, b
     return torch._scaled_mm(x, w.t(), a, b.t(), out_dtype=torch.bfloat16) + bias
 
 
+def exact(function: object, x: torch.Tensor, w: torch.Tensor, *scales: torch.Tensor) -> torch.Tensor:
+    """What a program computes, in float64."""
+    a, b, bias = (item.double() for item in scales)
+    product = x.double() @ w.double().t()
+    if function is by_matrix:
+        return F.silu(product * a[0, 0] * b[0, 0] + bias)
+    return product * a * b.t() + bias
+
+
 def inputs(rows: int, inner: int, columns: int, left: torch.dtype = E4, right: torch.dtype = E4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     x, w = (torch.randn(size, inner, generator=generator) for size in (rows, columns))

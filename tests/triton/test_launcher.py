@@ -14,7 +14,7 @@ import torch
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.errors import BackendUnavailableError, CompilerError
-from graphc.ir.types import f32, f64
+from graphc.ir.types import bf16, f32, f64
 from graphc.program.triton_kernel import TritonKernel
 from graphc.runtime import triton_launcher, triton_program
 from graphc.runtime.device import register
@@ -25,6 +25,7 @@ from graphc.runtime.triton_program import TritonProgram
 from graphc.settings import override
 from tests.runtime.plans import LINE
 from tests.triton.cases import chain, softmax
+from tests.triton.persistent import LAYOUTS, product_kernel
 from tests.triton.programs import TritonPlan, scale_by_host
 
 pytest.importorskip("triton")
@@ -43,6 +44,7 @@ class Device:
         compiled: (function, pointers that are not aligned) of each variant.
         launched: (function, grid, threads, shared bytes, stream, pointers) of each launch.
         codes: what the driver answers to the next launches.
+        lent: the address of memory for Triton's own use, of each launch; 0 = none.
     """
 
     kind = "listed"
@@ -55,6 +57,7 @@ class Device:
         self.launched: list[tuple[Any, ...]] = []
         self.by_triton: list[tuple[Any, ...]] = []
         self.codes: list[int] = []
+        self.lent: list[int] = []
         self.attached = 0
         self._functions: list[tuple[str, int]] = []
         self._refusal, self._metadata = refusal, metadata
@@ -69,11 +72,15 @@ class Device:
         self._functions.append((launch.function, len(kernel.signature)))
         plain = {"num_ctas": 1, "num_warps": 4, "shared": 96, "target": SimpleNamespace(warp_size=32)}
         return SimpleNamespace(
-            run=lambda *args: self.by_triton.append(args),
+            run=lambda *args: self.run(*args),
             function=len(self._functions),
             packed_metadata="packed",
             metadata=SimpleNamespace(**{**plain, **self._metadata}),
         )
+
+    def run(self, *args: Any) -> None:
+        """Triton's own launcher."""
+        self.by_triton.append(args)
 
     def launch(self, function: int, *rest: Any) -> int:
         grid, block, (shared, stream, pointers, extra) = rest[:3], rest[3:6], rest[6:]
@@ -81,7 +88,9 @@ class Device:
         if code == 0:
             name, count = self._functions[function - 1]
             words = [ctypes.cast(pointers[i], ctypes.POINTER(ctypes.c_uint64))[0] for i in range(count + 2)]
-            assert words[count:] == [0, 0] and block[1:] == (1, 1) and not extra
+            memory, profile = words[count:]
+            assert profile == 0 and block[1:] == (1, 1) and not extra
+            self.lent.append(memory)
             self.launched.append((name, grid, block[0], shared, stream, words[:count]))
         return code
 
@@ -128,7 +137,7 @@ def launch(device: Device, made: TritonKernel, *calls: list[int]) -> Launches:
 def test_a_launch_passes_grid_threads_stream_and_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
     launch(device, emit_kernel(softmax(6, 128)), [16, 32])
-    assert device.launched == [("softmax", (6, 1, 1), 128, 96, 7, [16, 32])]
+    assert device.launched == [("softmax", (6, 1, 1), 128, 96, 7, [16, 32])] and device.lent == [0]
 
 
 def test_one_variant_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +169,43 @@ def test_split_kernels_share_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert first == 1 << 20 and len(others) == len(made.scratch) - 1
     assert all(other - first >= made.scratch[0].size * 4 for other in others)
     assert launches.scratch_bytes >= 4 * sum(part.size for part in made.scratch)
+
+
+def _described() -> TritonKernel:
+    """A product whose programs write descriptors."""
+    return emit_kernel(product_kernel(4096, 4096, 64, bf16, LAYOUTS["rows"]), target="cuda:90")
+
+
+def test_memory_for_descriptors_follows_the_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, made = Device(monkeypatch, global_scratch_size=256), _described()
+    launches = launch(device, made, [16, 32, 48])
+    assert device.launched == [(made.name, (132, 1, 1), 128, 96, 7, [16, 32, 48])]
+    assert device.lent == [1 << 20] and launches.scratch_bytes >= 132 * 256 and not launches.one_by_one
+
+
+def test_a_misaligned_pointer_gets_the_function_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, made = Device(monkeypatch), _described()
+    launch(device, made, [16, 32, 48], [18, 32, 48], [16, 32, 48])
+    other = f"{made.name}_unaligned"
+    assert [item[0] for item in device.launched] == [made.name, other, made.name]
+    assert device.compiled == [(made.name, []), (other, [0])]
+
+
+def test_triton_is_lent_memory_where_it_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, made = Device(monkeypatch, driver=False, global_scratch_size=256), _described()
+    found: list[int] = []
+
+    def run(*args: Any) -> None:
+        from triton.runtime import _allocation
+
+        found.append(_allocation._allocator.get()(132 * 256, 128, 7).numel())
+        device.by_triton.append(args)
+
+    monkeypatch.setattr(device, "run", run)
+    launch(device, made, [16, 32, 48])
+    assert found == [132 * 256]
+    ((*_, x, y, z, m, n, k),) = device.by_triton
+    assert (x, y, z) == (16, 32, 48) and (m, n, k) == tuple(value for _, value in made.launches[0].constexprs)
 
 
 def test_an_empty_grid_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
