@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from graphc.ir.graph import Attr, Op, Ref
-from graphc.ops.extern import LIBRARY_CALL, is_library
+from graphc.ops.extern import LIBRARY_CALL, gives_views, is_library
 from graphc.ops.registry import Kind, get
 from graphc.passes.layout import view_strides
 from graphc.program.loops import LoopStep
@@ -140,5 +140,7 @@ def _traffic(plan: Plan, step: Step, buffers: Sequence[BufferSpec]) -> tuple[int
     if isinstance(step, GemmStep):
         return buffers[step.a.buffer].nbytes + buffers[step.b.buffer].nbytes, buffers[step.out.buffer].nbytes
     assert isinstance(step, AtenStep), "a loop in a loop is written out before"
+    if gives_views(step.op):
+        return 0, 0
     read = sum(buffers[view.buffer].nbytes for view in step.views())
     return read, sum(buffers[index].nbytes for index in step.outs if index >= 0)

@@ -10,7 +10,8 @@ import math
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.expression import Term, formula
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.registry import POINTWISE, Decline, rule
+from graphc.frontend.aten.operands import wrap_dim
+from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
 from graphc.ir.graph import Operand, Value
 
 
@@ -167,6 +168,35 @@ def shrink_backward(imp: Importer, grad_output: Value, self: Value, lambd: Opera
     return formula(
         imp, lambda g, x: x.op("ge", -limit).op("logical_and", x.op("le", limit)).where(0.0, g), grad_output, self
     )
+
+
+@rule("aten.hardswish_backward.default", layout=POINTWISE)
+def hardswish_backward(imp: Importer, grad_output: Value, self: Value) -> Value:
+    _same(grad_output, self)
+
+    def slope(g: Term, x: Term) -> Term:
+        inside = g * (x / 3.0 + 0.5)
+        return x.op("le", -3.0).where(0.0, x.op("lt", 3.0).where(inside, g))
+
+    return formula(imp, slope, grad_output, self)
+
+
+@rule("aten.glu_backward.default", layout=CONTIGUOUS)
+def glu_backward(imp: Importer, grad_output: Value, self: Value, dim: int) -> Value:
+    _same(grad_output, self)
+    axis = wrap_dim(dim, self.type.rank)
+    half = grad_output.shape[axis] if self.shape else 0
+    if self.shape != (*grad_output.shape[:axis], half * 2, *grad_output.shape[axis + 1 :]):
+        raise Decline("eager raises")
+    value, gate = (imp.slice(self, axis, start, start + half) for start in (0, half))  # type: ignore[arg-type]  # static
+    first = formula(imp, lambda g, y: g * y.op("sigmoid"), grad_output, gate)
+    second = formula(imp, _gate_slope, grad_output, value, gate)
+    return imp.b.op("concat", first, second, dim=axis)
+
+
+def _gate_slope(g: Term, x: Term, y: Term) -> Term:
+    open_ = y.op("sigmoid")
+    return (1.0 - open_) * open_ * x * g
 
 
 @rule("aten._prelu_kernel_backward.default", layout=POINTWISE)

@@ -15,10 +15,7 @@ from graphc.frontend.aten.registry import Decline, rule
 from graphc.frontend.aten.resampling import LINEAR, linear_ratio, nearest_scale, pads, scales_of
 from graphc.ir.graph import Value
 from graphc.ops.composite import static, wide
-from graphc.ops.resampling import Line, repeats
-
-MOST_READERS = 16
-"""Result pixels per source pixel, along one dim, up to which the sum over them is written out."""
+from graphc.ops.resampling import repeats
 
 
 def _check(grad: Value, output_size: Sequence[int], input_size: Sequence[int]) -> None:
@@ -84,10 +81,7 @@ def upsample_linear_backward(
     _check(grad_output, output_size, input_size)
     ratio = []
     for size, count, scale in zip(input_size[2:], output_size, scales_of(output_size, scales, named), strict=True):
-        pair = linear_ratio(size, count, scale, align_corners)
-        if Line(size, count, pair, align_corners).most_readers > MOST_READERS:
-            raise Decline("many result pixels per source pixel")
-        ratio.append(pair)
+        ratio.append(linear_ratio(size, count, scale, align_corners))
     attrs = {"size": tuple(input_size[2:]), "ratio": tuple(ratio), "align_corners": align_corners}
     return like_input(imp, imp.b.op("upsample_linear_backward", grad_output, **attrs), grad_output)
 

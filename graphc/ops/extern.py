@@ -103,6 +103,7 @@ LIBRARY_CALL = "library call"
 _LIBRARIES = (
     "convolution", "mkldnn_convolution", "slow_conv", "conv_depthwise", "_scaled_dot_product", "lstm", "gru", "rnn_",
     "mkldnn_rnn", "_thnn_fused", "mm.", "bmm.", "addmm.", "baddbmm.", "grouped_mm", "_grouped_mm", "_scaled_mm",
+    "linalg_solve_triangular",
 )  # fmt: skip
 
 
@@ -113,6 +114,12 @@ def is_library(name: str) -> bool:
         name: `namespace.name.overload`.
     """
     return name.partition(".")[2].startswith(_LIBRARIES)
+
+
+def gives_views(name: str) -> bool:
+    """Whether all that an operator gives are views of its operands, as by `view_as_real`: it moves no bytes."""
+    returns = overload(name)._schema.returns
+    return bool(returns) and all(item.alias_info is not None and not item.alias_info.is_write for item in returns)
 
 
 def effect(op: Op) -> str:

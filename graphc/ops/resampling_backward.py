@@ -13,6 +13,9 @@ from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
 from graphc.ops.resampling import Line, linear_type, pixel_numbers
 
+UNROLLED_READERS = 16
+"""Result pixels per source pixel, along one dim, up to which the sum over them is written out."""
+
 
 def _type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
     grad = composite.floating(operands[0], "upsample_linear_backward")
@@ -38,21 +41,30 @@ def _gathered(b: Builder, grad: Value, dim: int, line: Line) -> Value:
     """The gradient along one dim: of each source pixel the sum over its readers of gradient times weight."""
     pixel = pixel_numbers(b, line, line.size, grad.device)
     start, most = line.readers(b, pixel)
-    behind = (1,) * (grad.type.rank - 1 - dim)
+    if most > UNROLLED_READERS:
+        readers = b.op("iota", size=most, start=0, step=1, dtype=pixel.dtype, device=grad.device)
+        pixel, start = (composite.reshape(b, value, (line.size, 1)) for value in (pixel, start))
+        terms = _terms(b, grad, dim, line, pixel, b.op("add", start, readers))
+        return b.op("sum", terms, dims=(dim + 1,), keepdim=False)
     total: Value | None = None
     for number in range(most):
-        reader = b.op("add", start, number) if number else start
-        low, high, fraction = line.pixels(b, reader, grad.dtype)
-        is_low, is_high = b.op("eq", low, pixel), b.op("eq", high, pixel)
-        below = b.op("where", is_low, b.op("sub", 1.0, fraction), 0.0)
-        weight = b.op("add", below, b.op("where", is_high, fraction, 0.0))
-        reads = b.op("logical_and", b.op("lt", reader, line.count), b.op("logical_or", is_low, is_high))
-        given = b.op("take", grad, b.op("minimum", reader, line.count - 1), dim=dim, check="inside")
-        product = b.op("mul", given, composite.reshape(b, weight, (line.size, *behind)))
-        term = b.op("where", composite.reshape(b, reads, (line.size, *behind)), product, 0.0)
+        term = _terms(b, grad, dim, line, pixel, b.op("add", start, number) if number else start)
         total = term if total is None else b.op("add", total, term)
     assert total is not None
     return total
+
+
+def _terms(b: Builder, grad: Value, dim: int, line: Line, pixel: Value, reader: Value) -> Value:
+    """What source pixels get from result pixels: gradient times weight, 0 from those that do not read them."""
+    low, high, fraction = line.pixels(b, reader, grad.dtype)
+    is_low, is_high = b.op("eq", low, pixel), b.op("eq", high, pixel)
+    below = b.op("where", is_low, b.op("sub", 1.0, fraction), 0.0)
+    weight = b.op("add", below, b.op("where", is_high, fraction, 0.0))
+    reads = b.op("logical_and", b.op("lt", reader, line.count), b.op("logical_or", is_low, is_high))
+    given = b.op("take", grad, b.op("minimum", reader, line.count - 1), dim=dim, check="inside")
+    spread = (*reader.shape, *(1,) * (grad.type.rank - 1 - dim))
+    product = b.op("mul", given, composite.reshape(b, weight, spread))
+    return b.op("where", composite.reshape(b, reads, spread), product, 0.0)
 
 
 def _reference(

@@ -46,6 +46,7 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "bilinear corners": ((1, 2, 5, 7), lambda x: F.interpolate(x, (9, 15), mode="bilinear", align_corners=True)),
     "bilinear factor": ((1, 2, 5, 7), lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bilinear")),
     "bilinear single": ((1, 2, 1, 3), lambda x: F.interpolate(x, (4, 1), mode="bilinear", align_corners=True)),
+    "bilinear many": ((1, 2, 3, 2), lambda x: F.interpolate(x, (30, 17), mode="bilinear")),
     "linear": ((2, 3, 6), lambda x: F.interpolate(x, 15, mode="linear")),
     "trilinear": ((1, 2, 2, 3, 4), lambda x: F.interpolate(x, (4, 4, 2), mode="trilinear")),
     "nearest uneven": ((1, 2, 4, 6), lambda x: F.interpolate(x, (8, 12), mode="nearest")),

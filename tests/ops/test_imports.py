@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random as python_random
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -413,6 +414,20 @@ def test_gradients_of_slices(size: int, cut: tuple[int, int, int]) -> None:
         aten.slice_backward(random((count,), torch.float32), [size], 0, *cut)
     assert not checked.mistakes
     assert checked.used["aten.slice_backward.default"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_of_gates(dtype: torch.dtype) -> None:
+    x, grad = random((4, 6, 3), dtype), random((4, 3, 3), dtype, seed=1)
+    edges = torch.tensor([-3.0, 3.0, math.nan, math.inf, -math.inf, 2.5, -2.9], dtype=dtype)
+    turned, ones = x.transpose(0, 1).contiguous().transpose(0, 1), torch.ones_like(edges)
+    with CheckRules() as checked:
+        aten.glu_backward(grad, x, 1)
+        aten.glu_backward(grad, turned, -2)
+        aten.hardswish_backward(x, turned)
+        aten.hardswish_backward(ones, edges)
+    assert not checked.mistakes
+    assert not checked.declined and checked.used.total() == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from benchmarks import zoo
 from tests.suites.fusion import COLUMNS, HEAD, LIBRARIES, TITLES, Line, kind_of, line_of, main, markdown, of_zoo, page
+from tests.suites.hf_media import MEDIA
+from tests.suites.hf_text import TEXT
 
 PAGE = Path(__file__).parents[2] / "docs" / "fusion.md"
 KINDS = ("kernels", *LIBRARIES, "other")
@@ -37,6 +39,7 @@ def rows(text: str, title: str) -> list[list[str]]:
         ("aten.embedding_dense_backward.default", "other"), ("aten.topk.default", "other"),
         ("transformers.grouped_mm_fallback.default", "products"), ("aten._grouped_mm.default", "products"),
         ("transformers.grouped_mm_fallback_backward.default", "products"),
+        ("aten.linalg_solve_triangular.default", "products"), ("aten._fft_c2c.default", "other"),
     ],
 )  # fmt: skip
 def test_kinds(call: str, kind: str) -> None:
@@ -81,15 +84,26 @@ def test_a_model_is_measured_and_written() -> None:
     assert page({}, text) == text, "what is not measured again stays"
 
 
-def test_the_committed_page() -> None:
-    """Every model of the zoo, twice; shares of a row that sum to all; and the sentence that counts them."""
+@pytest.mark.parametrize("suite", TITLES)
+def test_the_committed_page(suite) -> None:
+    """Every model of a suite, twice; shares of a row that sum to all; and the sentence that counts them."""
     text = PAGE.read_text()
     assert text.startswith(HEAD)
-    found = rows(text, TITLES["zoo"])
-    assert [row[:2] for row in found] == [[name, form] for name in zoo.ENTRIES for form in ("step", "forward")]
+    all_rows = rows(text, TITLES[suite])
+    models, forms = (zoo.ENTRIES, ("step", "forward")) if suite == "zoo" else (hf_names(), ("forward", "step"))
+    assert [row[:2] for row in all_rows] == [[name, form] for name in models for form in forms]
+    found = [row for row in all_rows if row[2]]
+    assert len(all_rows) - len(found) <= 1, "hardly any model is refused"
     for row in found:
         shares = [float(cell.removesuffix("%")) for cell in row[3:-1]]
         assert len(shares) == len(KINDS) and min(shares) >= 0 and sum(shares) == pytest.approx(100, abs=0.31)
         assert bool(row[-1]) or shares[-1] == 0
-    below, total = re.search(r"below 5 % in (\d+) of (\d+) programs", text).groups()  # type: ignore[union-attr]
+    section = text.partition(f"## {TITLES[suite]}\n")[2]
+    below, total = re.search(r"below 5 % in (\d+) of (\d+) programs", section).groups()  # type: ignore[union-attr]
     assert (int(below), int(total)) == (sum(float(row[-2].removesuffix("%")) < 5 for row in found), len(found))
+    assert {row[0] for row in found if float(row[-2].removesuffix("%")) >= 5} <= {"FNet"}, "a Fourier transform"
+
+
+def hf_names() -> list[str]:
+    """All models of transformers that the suite has."""
+    return [spec.name for spec in (*TEXT, *MEDIA)]
