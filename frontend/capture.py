@@ -7,6 +7,7 @@ result = captured.rebuild(run(captured.graph, inputs), inputs, ((x,), {}))
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import inspect
@@ -557,10 +558,20 @@ def _check_leaks(stand_ins: list[weakref.ref[Any]]) -> None:
 def _break_circles(alive: list[Any]) -> None:
     """Free what autograd alone holds: `x *= x` saves x in the history of x, and so keeps itself, in eager too."""
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-        for tensor in alive:
-            held = any(holder is not alive for holder in gc.get_referrers(tensor) if not isinstance(holder, _FRAME))
-            if not held and not tensor.is_leaf and not tensor._is_view():  # the bases of views are here too
+        loose = [
+            tensor
+            for tensor in alive
+            if all(holder is alive or isinstance(holder, _FRAME) for holder in gc.get_referrers(tensor))
+            and not tensor.is_leaf
+        ]
+        for tensor in loose:
+            if not tensor._is_view():  # the bases of views are here too
                 tensor.detach_()
+        for tensor in loose:
+            if tensor._is_view() and not tensor._base.requires_grad:
+                torch.autograd.graph.increment_version(tensor)
+                with contextlib.suppress(RuntimeError):  # of a view that no history can be made for
+                    tensor.grad_fn  # noqa: B018  # history that is out of date is made anew, from the base's
 
 
 _FRAME = types.FrameType

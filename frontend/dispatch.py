@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphc.errors import DataDependentError, GraphcError, UnsupportedError
+from graphc.errors import DataDependentError, EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import counting, dynamic_index, host, move_calls, replay, scalers
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
@@ -202,6 +202,8 @@ def _unknown_view(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: 
     """A view that graphs have no form for (of complex numbers, of bytes): read by a call, refused when written."""
     from graphc.frontend.foreign_views import foreign_view
 
+    if not isinstance(args[0], torch.Tensor):  # the number in the gradient of `x * 1j`, of no dtype of its own
+        raise EagerOnlyError(f"{func} of the number {args[0]}; make it a tensor of a dtype", recorder.locator.here())
     values, keywords = snapshot(recorder, args, kwargs)
     with replay.located(recorder.builder.location):
         states = foreign_view(recorder, func, recorder.state_of(args[0]), values, keywords)

@@ -10,13 +10,14 @@ through a view goes back along them, so that the storage gets a new base value:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from graphc.errors import UnsupportedError
+from graphc.errors import EagerOnlyError, UnsupportedError
 from graphc.ir.graph import Builder, Input, Value
-from graphc.ir.types import UNKNOWN, DType
+from graphc.ir.types import UNKNOWN, DType, i64
 
 Shape: TypeAlias = tuple[int, ...]
 ParentValue: TypeAlias = Callable[[], Value]
@@ -95,7 +96,7 @@ class Slice(Link):
 
 @dataclass(frozen=True)
 class Expand(Link):
-    """Broadcast. It can be written only where it repeats nothing, which the caller has made sure of."""
+    """Broadcast. What is written to it comes back here only where it repeats nothing; see `write`."""
 
     parent_shape: Shape
     shape: Shape
@@ -119,11 +120,6 @@ class Strided(Link):
         return b.op("as_strided", parent, shape=self.shape, strides=self.strides, offset=self.offset)
 
     def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
-        if _overlap(self.shape, self.strides):
-            raise UnsupportedError(
-                "a write through windows that overlap, whose result eager does not define; clone() the view before",
-                b.location,
-            )
         return b.op("update_strided", parent(), new, shape=self.shape, strides=self.strides, offset=self.offset)
 
 
@@ -259,24 +255,88 @@ def write(b: Builder, state: TensorState, new: Value) -> None:
     """Give a tensor new contents: of its shape, dtype and device.
 
     Raises:
-        RuntimeError: several of its elements are one place in memory, as in eager.
+        EagerOnlyError: several of its elements are one place in memory, and which one stays is for eager to say.
+        UnsupportedError: its elements overlap in a way whose result eager does not define either.
     """
     if 0 in state.shape:
         return
-    if any(stride == 0 and size > 1 for size, stride in zip(state.shape, state.strides, strict=True)):
-        raise RuntimeError(
-            "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
-            "Please clone() the tensor before performing the operation."
+    if repeats(state):
+        state, new = _once(b, state, new)
+    if _overlap(state.shape, state.strides):
+        raise UnsupportedError(
+            "a write through windows that overlap, whose result eager does not define; clone() the view before",
+            b.location,
         )
     value, view = new, state
+    repeating = next((view for view in _from_root(state) if _is_many_to_one(view.link)), None)
+    if repeating is not None:
+        value, view = _scattered(b, repeating, state, new), repeating.parent  # type: ignore[assignment]
     while view.parent is not None:
         parent = view.parent
         value = view.link.backward(b, lambda parent=parent: read(b, parent), value)  # type: ignore[misc]
         view = parent
     state.storage.base = value
     state.storage.version += 1
-    if state.parent is not None and not _overlap(state.shape, state.strides):
+    if state.parent is not None:
         state.cached, state.version = new, state.storage.version
+
+
+def repeats(state: TensorState) -> bool:
+    """Whether several elements of a tensor are one place in memory because it has been expanded."""
+    return any(stride == 0 and size > 1 for size, stride in zip(state.shape, state.strides, strict=True))
+
+
+def _once(b: Builder, state: TensorState, new: Value) -> tuple[TensorState, Value]:
+    """Each place in memory once, where the same is written to all elements, as `fill_` does."""
+    op = new.op
+    if op is None or not (op.name == "full" or (op.name == "expand" and op.inputs[0].type.rank == 0)):
+        raise EagerOnlyError(
+            "it writes to a tensor of which several elements are one place in memory; clone() the tensor before",
+            b.location,
+        )
+    for dim, (size, stride) in enumerate(zip(state.shape, state.strides, strict=True)):
+        if stride == 0 and size > 1:
+            shape = (*state.shape[:dim], 1, *state.shape[dim + 1 :])
+            link = Slice(dim, 0, 1, 1)
+            state, new = state.view(link, shape, state.strides), link.forward(b, new)
+    return state, new
+
+
+def _from_root(state: TensorState) -> list[TensorState]:
+    """The views that lead from a storage's root to a tensor, in this order."""
+    found: list[TensorState] = []
+    view: TensorState | None = state
+    while view is not None and view.parent is not None:
+        found.append(view)
+        view = view.parent
+    return found[::-1]
+
+
+def _is_many_to_one(link: Link) -> bool:
+    """Whether several elements of the view may be one element of the parent."""
+    if isinstance(link, Expand):
+        return math.prod(link.shape) != math.prod(link.parent_shape)
+    return isinstance(link, Strided) and _overlap(link.shape, link.strides)
+
+
+def _scattered(b: Builder, first: TensorState, state: TensorState, new: Value) -> Value:
+    """What the parent of a view that repeats its elements holds after a part of that view, `state`, is written.
+
+    Each element of the part is another element of the parent: which one is told by the views themselves, applied to the
+    positions in the parent.
+    """
+    base = read(b, first.parent)  # type: ignore[arg-type]
+    count = base.type.numel
+    places = b.op("iota", size=count, start=0, step=1, dtype=i64, device=base.device)
+    places = b.op("reshape", places, shape=base.shape)
+    for view in _from_root(state)[len(_from_root(first)) - 1 :]:
+        if not isinstance(view.link, Bitcast):
+            places = view.link.forward(b, places)
+    if new.dtype != base.dtype:
+        new = b.op("bitcast", new, dtype=base.dtype)
+    flat, rows, source = (b.op("reshape", v, shape=(v.type.numel,)) for v in (base, places, new))
+    flat = b.op("put", flat, rows, source, dim=0, mode="set", check="none")
+    return b.op("reshape", flat, shape=base.shape)
 
 
 def _overlap(shape: Shape, strides: Shape) -> bool:

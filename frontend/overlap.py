@@ -11,7 +11,7 @@ from graphc.frontend import replay
 from graphc.frontend.aten import layout, promotion
 from graphc.frontend.aten.extern import generators_kept
 from graphc.frontend.foreign_views import is_foreign
-from graphc.frontend.functionalize import Storage, TensorState
+from graphc.frontend.functionalize import Storage, TensorState, repeats
 from graphc.frontend.recorder import Recorder
 
 _LIMIT_BYTES = 1 << 30
@@ -20,21 +20,22 @@ _LIMIT_BYTES = 1 << 30
 def refuse_as_eager(
     recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[torch.Tensor]
 ) -> bool:
-    """Make a call on zeros that share memory as its arguments do, where one that it writes to meets another.
+    """Make a call on zeros that lie in memory as its arguments do, where one that it writes to meets another or itself.
 
     Returns:
-        Whether one does.
+        Whether one meets another.
 
     Raises:
         Exception: what eager raises, with the user's line.
     """
     states = [recorder.state_of(tensor) for tensor in tensors([args, kwargs])]
     targets = [recorder.state_of(tensor) for tensor in written]
-    if not _any_meet(states, targets):
+    meet = _any_meet(states, targets)
+    if not meet and not any(map(repeats, targets)):
         return False
     size = sum(layout.span(s.shape, s.strides) * s.dtype.itemsize for s in states)
     if size > _LIMIT_BYTES or any(map(is_foreign, states)):
-        return True
+        return meet
     memory = _Memory(states)
 
     def real(item: Any) -> Any:
@@ -47,7 +48,7 @@ def refuse_as_eager(
     random = torch.Tag.nondeterministic_seeded in func.tags
     with replay.located(recorder.builder.location), torch.no_grad(), generators_kept((-1,) if random else ()):
         func(*map(real, args), **{key: real(item) for key, item in kwargs.items()})
-    return True
+    return meet
 
 
 def _any_meet(states: list[TensorState], targets: list[TensorState]) -> bool:

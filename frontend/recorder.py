@@ -145,8 +145,11 @@ class Recorder:
         return state
 
     def _new_input(self, type_: TensorType, role: Role, path: str, binding: Binding, strides: tuple[int, ...]) -> Input:
-        given = None if layout.is_contiguous(type_.shape, strides) else strides  # type: ignore[arg-type]
-        value = self.builder.input(_identifier(path), type_, role, path, given)
+        shape: tuple[int, ...] = type_.shape  # type: ignore[assignment]  # static by construction
+        plain = layout.is_contiguous(shape, strides)
+        if len(shape) in (4, 5) and 0 not in shape:  # torch reads the memory format off strides of dims of size 1 too
+            plain = strides == layout.contiguous(shape)
+        value = self.builder.input(_identifier(path), type_, role, path, None if plain else strides)
         self.bindings.append(binding)
         return value
 

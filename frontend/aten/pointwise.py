@@ -499,14 +499,20 @@ def logit(imp: Importer, self: Value, eps: float | None = None) -> Value:
     return imp.b.op("log", imp.b.op("div", x, imp.b.op("sub", 1.0, x)))
 
 
-@rule("aten.deg2rad.default", layout=POINTWISE)
+@rule("aten.deg2rad.default")
 def deg2rad(imp: Importer, self: Value) -> Value:
-    return imp.b.op("mul", *floating(imp, self), math.pi / 180.0)
+    return _scaled(imp, self, math.pi / 180.0)
 
 
-@rule("aten.rad2deg.default", layout=POINTWISE)
+@rule("aten.rad2deg.default")
 def rad2deg(imp: Importer, self: Value) -> Value:
-    return imp.b.op("mul", *floating(imp, self), 180.0 / math.pi)
+    return _scaled(imp, self, 180.0 / math.pi)
+
+
+def _scaled(imp: Importer, self: Value, factor: float) -> Value:
+    """A product with a number, which has a part in eager's strides as any operand has."""
+    result = imp.b.op("mul", *floating(imp, self), factor)
+    return imp.with_strides(result, imp.pointwise_strides(result, [self, factor]))
 
 
 @rule("aten.ldexp.Tensor", layout=POINTWISE)

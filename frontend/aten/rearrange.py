@@ -79,7 +79,7 @@ def repeat(imp: Importer, self: Value, repeats: Sequence[int]) -> Value:
 def flip(imp: Importer, self: Value, dims: Sequence[int]) -> Value:
     wrapped = wrap_dims(list(dims), self.type.rank) if dims else ()
     result = imp.b.op("flip", self, dims=wrapped) if wrapped else self
-    return imp.with_strides(result, imp.pointwise_strides(result, [self]))
+    return imp.with_strides(result, layout.dense_strides(_shape(self), imp.strides(self)))
 
 
 @rule("aten.roll.default")

@@ -15,6 +15,7 @@ import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from graphc.report.numerics import errors_of
 from graphc.settings import override
+from tests.fuzz.environments import same
 from tests.fuzz.program import NARROW, WIDE, Module, Program
 from tests.suites.verdicts import RAISES, REFUSED, RIGHT, WRONG, TooSlow, Verdict, limited
 
@@ -29,6 +30,8 @@ _ALONE = re.compile(
 _CULPRIT = re.compile(r"<fuzz (\d+)>:\d+|arguments\[(\d+)\]")
 """A program of a batch, named in a message."""
 SINGLE_ROUNDING = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+NEARBY = (1.0, 1 + 1 / 64, 1 - 1 / 64, 1 + 1 / 32, 1 - 1 / 32)
+"""What floats among the inputs are multiplied with, to see how far rounding can take a result."""
 
 
 @dataclass
@@ -159,9 +162,11 @@ def _joined(fns: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     return batch
 
 
-def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str) -> Outcome:
+def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str, scale: float = 1.0) -> Outcome:
     """Call programs on inputs of their own, and look at everything that is left."""
     arguments = [module.names[inputs]() for module in modules]
+    if scale != 1.0:
+        _scale([arg for group in arguments for arg in group], scale)
     torch.default_generator.manual_seed(0)  # those of other devices take a while
     try:
         results = call(arguments)
@@ -172,21 +177,41 @@ def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str) -
     tensors = [tensor for group in (*results, *arguments) for tensor in group]
     gradients = [arg.grad for group in arguments for arg in group if arg.is_leaf]
     state = torch.rand(1)
-    seen = [(t.requires_grad, t.is_leaf) for t in tensors]
+    seen = [_tracked(t) for t in tensors]
     facts = [[_layout(t) for t in (*tensors, *gradients)], _sharing(tensors), seen, [g is None for g in gradients]]
     return Outcome(None, [t.detach() for t in (*tensors, *gradients) if t is not None] + [state], facts)
 
 
-def _references(modules: Sequence[Module], inputs: str) -> tuple[Outcome, Outcome]:
-    """The same in float64, and with float32 for float64."""
+def _scale(tensors: Sequence[torch.Tensor], scale: float) -> None:
+    """Multiply the floats in the memory of tensors."""
+    memories = {t.untyped_storage().data_ptr(): t for t in tensors if t.is_floating_point() or t.is_complex()}
+    for tensor in memories.values():
+        torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).mul_(scale)
+
+
+def _references(modules: Sequence[Module], inputs: str) -> list[tuple[Outcome, Outcome]]:
+    """The same in float64, and with float32 for it: on these inputs, and on some nearby."""
     wide = [module.with_dtypes(WIDE) for module in modules]
     narrow = [module.with_dtypes(NARROW) for module in modules]
-    torch.set_default_dtype(torch.float64)
+
+    def in_float64(scale: float) -> Outcome:
+        torch.set_default_dtype(torch.float64)
+        try:
+            return _outcome(wide, _joined([module.names["program"] for module in wide]), inputs, scale)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def in_float32(scale: float) -> Outcome:
+        return _outcome(narrow, _joined([module.names["program"] for module in narrow]), inputs, scale)
+
+    return [(in_float64(scale), in_float32(scale)) for scale in NEARBY]
+
+
+def _tracked(tensor: torch.Tensor) -> Any:
     try:
-        exact = _outcome(wide, _joined([module.names["program"] for module in wide]), inputs)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return exact, _outcome(narrow, _joined([module.names["program"] for module in narrow]), inputs)
+        return tensor.requires_grad, tensor.is_leaf
+    except RuntimeError:  # a view made without autograd, whose memory was then written under it: eager forbids to ask
+        return RuntimeError
 
 
 def _layout(tensor: torch.Tensor | None) -> Any:
@@ -208,7 +233,7 @@ def _sharing(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], tuple[Outcome, Outcome]]) -> str:
+def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], list[tuple[Outcome, Outcome]]]) -> str:
     """How a compiled call differs from eager's; empty when it does not."""
     for what, mine, other in zip(("strides", "memory", "autograd", "gradients"), ours.facts, theirs.facts):
         if mine != other:
@@ -216,23 +241,37 @@ def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], tuple[Outcome
     found = [errors_of(mine, other).miss for mine, other in zip(ours.values, theirs.values, strict=True)]
     if not any(found):
         return ""
-    wide, narrow = references()
+    nearby = references()
     for number, (mine, other) in enumerate(zip(ours.values, theirs.values, strict=True)):
-        exact = _exact(other, wide.values[number], narrow.values[number]) if wide.values and narrow.values else None
+        exact = _exact(other, nearby, number) if nearby[0][0].values else None
         miss = errors_of(mine, other, exact).miss
         if miss:
             return f"value {number}, {other.dtype}{list(other.shape)}: {miss}"
     return ""
 
 
-def _exact(eager: Any, wide: Any, narrow: Any) -> Any:
-    """The result without rounding. That of float64 is believed to be as far away as float32's error tells."""
+def _exact(eager: Any, nearby: Sequence[tuple[Outcome, Outcome]], number: int) -> Any:
+    """A result without rounding. That of float64 is believed to be as far away as float32's error tells."""
+    wide = nearby[0][0].values[number]
     if not (eager.is_floating_point() or eager.is_complex()):
         return None
-    if eager.dtype not in (torch.float64, torch.complex128) or not torch.equal(eager, wide):
+    if eager.dtype not in (torch.float64, torch.complex128) or not same(eager, wide):
         return wide
-    error = (narrow.to(wide.dtype) - wide) * SINGLE_ROUNDING
+    error = _single_error(nearby, number) * SINGLE_ROUNDING
     return torch.where(torch.isfinite(error), wide + error, wide)
+
+
+def _single_error(nearby: Sequence[tuple[Outcome, Outcome]], number: int) -> Any:
+    """The largest error of float32, since a single one is small by chance now and then."""
+    found: list[torch.Tensor] = []
+    for wide, narrow in nearby:
+        if wide.values and narrow.values and wide.values[number].shape == nearby[0][0].values[number].shape:
+            error = narrow.values[number].to(wide.values[number].dtype) - wide.values[number]
+            found.append(torch.where(torch.isfinite(error), error, torch.zeros_like(error)))
+    if not found:
+        return torch.zeros(())
+    errors = torch.stack(found)
+    return errors.gather(0, errors.abs().argmax(0, keepdim=True))[0]
 
 
 def _described(outcome: Outcome) -> str:
