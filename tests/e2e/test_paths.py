@@ -406,3 +406,18 @@ def test_functions_without_decisions_have_no_tree() -> None:
     compiled(torch.ones(3))
     assert isinstance(compiled.graph(torch.ones(3)), graphc.ir.Graph)
     assert compiled.stats().paths == 0
+
+
+def test_complex_numbers() -> None:
+    """`.item()` of a complex tensor is a Python number, so that each one met is a path."""
+
+    def scaled(x: torch.Tensor) -> tuple[complex, torch.Tensor]:
+        total = x.sum().item()
+        return total, torch.view_as_real(x * total)
+
+    compiled, x = graphc.compile(scaled), torch.tensor([1 + 2j, 3 - 1j])
+    for given in (x, x.conj(), x):
+        (number, ours), (other, theirs) = compiled(given), scaled(given)
+        assert type(number) is complex and number == other
+        torch.testing.assert_close(ours, theirs)
+    assert compiled.stats().eager_calls == 0
