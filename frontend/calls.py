@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from graphc.errors import CaptureError, UnsupportedError
+from graphc.errors import CaptureError, InternalError, UnsupportedError
 from graphc.frontend import host, replay
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
@@ -92,13 +92,14 @@ def wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: Op
         if result.type.is_host:
             kind = {"f64": float, "i64": int, "bool": bool}[result.dtype.name]
             return host.wrap(host.HostNode(recorder, result, kind))
-        return recorder.wrap(result, _result_strides(recorder, result, rule_layout, operands))
+        return recorder.wrap(result, result_strides(recorder, result, rule_layout, operands))
     if isinstance(result, (list, tuple)):
         return type(result)(wrap_results(recorder, part, rule_layout, operands) for part in result)
     return result
 
 
-def _result_strides(recorder: Recorder, value: Value, rule_layout: str, operands: Operands) -> Sequence[int]:
+def result_strides(recorder: Recorder, value: Value, rule_layout: str, operands: Operands) -> Sequence[int]:
+    """Strides that eager gives to a fresh result of a call."""
     given = recorder.imp.given_strides(value)
     if given is not None:
         return given
@@ -125,7 +126,11 @@ def import_functional(
     """Import a call on Values; returns Values."""
     imp = recorder.imp
     imp.begin(operands)
-    if rule is None or any(has_no_rules(value, rule.float8) for value in operands):
+    if (
+        rule is None
+        or any(has_no_rules(value, rule.float8) for value in operands)
+        or not (operands or _makes_tensors(func))
+    ):
         return import_extern(imp, func, args, kwargs).returned
     mark = len(recorder.graph.ops)
     try:
@@ -134,19 +139,33 @@ def import_functional(
         del recorder.graph.ops[mark:]
     except Exception as error:
         del recorder.graph.ops[mark:]
-        fault(recorder, func, args, kwargs, error)
+        raise_fault(recorder, func, args, kwargs, error)
     imp.begin(operands)  # forgets what the rule said before it gave up
     return import_extern(imp, func, args, kwargs).returned
 
 
-def fault(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], error: Exception) -> None:
-    """A rule failed: raise what eager raises for such arguments, or note that the call runs as it is."""
+def _makes_tensors(func: Any) -> bool:
+    """Whether an operator takes no tensor; rules of those that do count on one, where torch takes numbers as well."""
+    return not any(str(argument.type) == "Tensor" for argument in func._schema.arguments)
+
+
+def raise_fault(
+    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], error: Exception
+) -> NoReturn:
+    """A rule failed.
+
+    Raises:
+        Exception: what eager raises for such arguments.
+        InternalError: eager takes them. A rule that does not cover arguments says so with `Decline`.
+    """
     if isinstance(error, (UnsupportedError, CaptureError)):
         raise error
     replay.raise_as_eager(recorder.imp, func, args, kwargs, recorder.builder.location)
-    recorder.warnings.append(
-        f"{recorder.builder.location.file}:{recorder.builder.location.line}: {func} runs as it is: {error}"
-    )
+    raise InternalError(
+        f"the import rule of {func} failed, which is a fault of graphc ({type(error).__name__}: {error}). Please "
+        "report it with this message and the call; until then run the function with graphc.eager()",
+        recorder.builder.location,
+    ) from error
 
 
 def snapshot(recorder: Recorder, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

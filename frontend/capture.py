@@ -28,6 +28,7 @@ from graphc.frontend import attributes, finish, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends, flatten_call
+from graphc.frontend.cotangents import Question, Strides
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
 from graphc.frontend.global_state import GlobalState
@@ -111,6 +112,18 @@ def capture(
             _STATE.capturing = False
     captured.seconds = time.perf_counter() - started
     return captured
+
+
+def gradient_strides(question: Question, strides: Sequence[Strides]) -> list[Strides]:
+    """Ask a finished capture how the gradients lie for cotangents of these strides; see `Question`."""
+    with _LOCK:
+        _STATE.capturing = True
+        try:
+            recorder = question.recorder
+            with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
+                return question.ask(strides)
+        finally:
+            _STATE.capturing = False
 
 
 def is_capturing() -> bool:
@@ -245,7 +258,10 @@ class _Session:
         recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
         del given, returned
         self._forget(recorder)
-        _check_leaks(recorder.made)
+        if ends.joint is None or ends.joint.question is None or not ends.joint.question.settle():
+            if ends.joint is not None:
+                ends.joint.question = None
+            _check_leaks(recorder.made)
         segment = None
         if recorder.decider is not None and self.steps:
             recorder.decider.check_end()

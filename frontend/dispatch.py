@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphc.errors import DataDependentError, EagerOnlyError, GraphcError, UnsupportedError
+from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import counting, dynamic_index, host, move_calls, replay, scalers
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
@@ -256,8 +256,10 @@ def item(recorder: Recorder, tensor: torch.Tensor) -> Any:
     if known is not None:
         return _known_item(known)
     value = recorder.value_of(tensor)
-    if value.dtype.kind == "complex":
-        raise DataDependentError("`.item()` of a complex tensor is not supported; take the real and imaginary parts")
+    if value.dtype.kind == "complex":  # there are no traced numbers of that kind: it is known, or a decision
+        with CaptureMode(recorder):
+            parts = torch.ops.aten.view_as_real.default(torch.ops.aten.resolve_conj.default(tensor)).reshape(2)
+            return complex(*(float(item(recorder, parts.select(0, place))) for place in (0, 1)))
     number = recorder.builder.op("item", recorder.imp.reshape(value, ()))
     kind = float if value.dtype.is_float else bool if value.dtype.kind == "bool" else int
     return host.wrap(host.HostNode(recorder, number, kind))

@@ -171,8 +171,4 @@ def _is_number(item: Any) -> bool:
 SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.Tensor.__getitem__: getitem,
     torch.Tensor.__setitem__: setitem,
-    torch.Tensor.index_put: index_put,
-    torch.Tensor.index_put_: index_put,
-    torch.index_put: index_put,
-    torch.index_put_: index_put,
 }

@@ -18,7 +18,7 @@ from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
-from graphc.frontend import batch_momentum, dynamic_index, host, prints, replay, schedulers
+from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, prints, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
@@ -266,6 +266,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
     **dynamic_index.SPECIAL,
+    **masked_values.SPECIAL,  # which hands `x[...] = v` on
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     torch.lstm: _lstm,
     torch.tensor: _tensor,

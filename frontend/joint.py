@@ -7,8 +7,7 @@ grad. `graphc.passes.partition` splits the joint graph in two.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +16,14 @@ import torch
 from graphc.frontend import functionalize
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import tensor_type
+from graphc.frontend.cotangents import Question, own_gradient, usual, without_hooks
 from graphc.frontend.functionalize import Storage, root_state
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.replays import Replays
 from graphc.frontend.segments import Stop
 from graphc.frontend.traced import TracedTensor
-from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
+from graphc.ir.graph import Graph, Input, Op, Role, Value
 
 _SECOND_TIME = "backward through the graph a second time"
 
@@ -37,12 +37,14 @@ class Joint:
         results: outputs of the forward pass that are differentiable, by number, in the order of the cotangents.
         wanted: inputs whose gradients the last outputs are, by number, in the order of those outputs.
         overwritten: inputs that get new contents when the forward pass has run, by number.
+        question: for gradients by cotangents that lie otherwise than those of the graph; None when it cannot be asked.
     """
 
     graph: Graph
     results: list[int]
     wanted: list[int]
     overwritten: list[int]
+    question: Question | None
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class Recorded:
         start: how many ops the forward pass has.
         cotangents: one input per differentiable result.
         leaves: the differentiable results.
-        gradients: input and gradient.
+        gradients: input, gradient and its strides.
+        question: as in `Joint`.
     """
 
     start: int
     cotangents: list[Input]
     leaves: list[TracedTensor]
     gradients: list[tuple[Input, Value, tuple[int, ...]]]
+    question: Question
 
 
 def record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | None:
@@ -92,7 +96,7 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
         wanted = _differentiable_inputs(recorder)
         tensors = [tensor for tensor, _ in wanted]
         try:
-            with _without_hooks(tensors):
+            with without_hooks(tensors):
                 found = torch.autograd.grad(results, tensors, stand_ins, retain_graph=True, allow_unused=True)
         except Stop:  # the programs of a path know nothing of cotangents
             assert recorder.decider is not None
@@ -114,8 +118,9 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
             for (_, value), grad in zip(wanted, found, strict=True)
             if grad is not None
         ]
+        reached = [tensor for tensor, grad in zip(tensors, found, strict=True) if grad is not None]
         del found, stand_ins
-        return Recorded(mark, cotangents, results, gradients)
+        return Recorded(mark, cotangents, results, gradients, Question(recorder, results, reached))
     return None
 
 
@@ -166,7 +171,7 @@ def _is_used_up(recorder: Recorder, leaf: TracedTensor) -> bool:
     _, stand_ins = _cotangents(recorder, [leaf])
     wanted = [tensor for tensor, _ in _differentiable_inputs(recorder)]
     try:
-        with _without_hooks(wanted):
+        with without_hooks(wanted):
             torch.autograd.grad([leaf], wanted, stand_ins, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         _drop_waiting_nodes()
@@ -198,27 +203,16 @@ def roll_back(recorder: Recorder, start: int) -> None:
     recorder.forget(gone)
 
 
-@contextlib.contextmanager
-def _without_hooks(tensors: list[torch.Tensor]) -> Iterator[None]:
-    """Hooks of the user's tensors stay still: autograd runs them when the compiled backward pass has run."""
-    hooks = [(t._backward_hooks, dict(t._backward_hooks)) for t in tensors if t._backward_hooks]
-    for table, _ in hooks:
-        table.clear()
-    try:
-        yield
-    finally:
-        for table, entries in hooks:
-            table.update(entries)
-
-
 def _cotangents(recorder: Recorder, results: list[TracedTensor]) -> tuple[list[Input], list[TracedTensor]]:
     """One input and stand-in per result. They have no binding: the caller puts them behind all other inputs."""
     inputs, stand_ins = [], []
     for number, leaf in enumerate(results):
         type_ = tensor_type(leaf)
-        value = recorder.builder.input(f"cotangent.{number}", type_, Role.ARG, f"cotangent.{number}")
+        strides = usual(leaf)
+        hint = None if strides == layout.contiguous(leaf.shape) else strides
+        value = recorder.builder.input(f"cotangent.{number}", type_, Role.ARG, f"cotangent.{number}", hint)
         inputs.append(value)
-        stand_ins.append(recorder.make(root_state(value, layout.contiguous(type_.shape))))  # type: ignore[arg-type]
+        stand_ins.append(recorder.make(root_state(value, strides)))
     return inputs, stand_ins
 
 
@@ -272,11 +266,10 @@ def close(
     positions = {value: number for number, value in enumerate(graph.inputs)}
     taken = {output.value for output in graph.outputs}
     for _, value, strides in recorded.gradients:
-        value = _own(recorder, value, strides, taken)
-        taken.add(value)
-        graph.outputs.append(Output(value))
+        graph.outputs.append(own_gradient(recorder.builder, value, strides, taken))
     changing = [positions[storage.source] for storage in overwritten if storage.source is not None]
-    return forward, Joint(graph, numbers, [positions[value] for value, _, _ in recorded.gradients], changing)
+    wanted = [positions[value] for value, _, _ in recorded.gradients]
+    return forward, Joint(graph, numbers, wanted, changing, recorded.question)
 
 
 def _forward_ops(graph: Graph, start: int) -> list[Op]:
@@ -288,13 +281,3 @@ def _forward_ops(graph: Graph, start: int) -> list[Op]:
             live.update(op.inputs)
             kept.append(op)
     return graph.ops[:start] + kept[::-1]
-
-
-def _own(recorder: Recorder, value: Value, strides: tuple[int, ...], taken: set[Value]) -> Value:
-    """A gradient in memory of its own, laid out as eager does: autograd may keep it and add to it in place."""
-    shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
-    wanted = None if strides == layout.contiguous(shape) or not layout.is_dense(shape, strides) else strides
-    if isinstance(value, Input) or value in taken or value.strides not in (None, wanted):
-        value = recorder.builder.op("cast", value, dtype=value.dtype)
-    value.strides = wanted
-    return value

@@ -63,9 +63,26 @@ def _resize(recorder: Recorder, func: Any, tensor: torch.Tensor, shape: tuple[in
     state = recorder.state_of(tensor)
     if shape == state.shape and memory_format is None:
         return
-    if memory_format is torch.preserve_format or is_foreign(state) or any(dynamic_links(state)):
+    if memory_format is torch.preserve_format:
         raise refusal(recorder, f"{named(func)} of such a tensor")
     strides = layout.format_strides(shape, layout.contiguous(shape), memory_format or torch.contiguous_format)
+    resize(recorder, func, tensor, shape, strides)
+
+
+def resize(
+    recorder: Recorder, func: Any, tensor: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    """Give a tensor another shape on its own memory, which grows where it has to.
+
+    Args:
+        func: the call that does so.
+
+    Raises:
+        EagerOnlyError: it would grow and is the caller's, or not the tensor's alone.
+    """
+    state = recorder.state_of(tensor)
+    if is_foreign(state) or any(dynamic_links(state)):
+        raise refusal(recorder, f"{named(func)} of such a tensor")
     try:
         moved = as_strided(state, shape, strides)
     except StorageModeNeeded as needed:

@@ -7,13 +7,24 @@ from typing import Any
 
 import torch
 
-from graphc.errors import EagerOnlyError, UnsupportedError
+from graphc.errors import DataDependentError, EagerOnlyError, ResizesError
 from graphc.frontend import overlap, replay
 from graphc.frontend.aten import promotion
 from graphc.frontend.aten.extern import import_extern, written_arguments
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, Rule
-from graphc.frontend.calls import Operands, call_values, fault, has_no_rules, snapshot, to_values, wrap_results
+from graphc.frontend.calls import (
+    Operands,
+    call_values,
+    has_no_rules,
+    raise_fault,
+    result_strides,
+    snapshot,
+    to_values,
+    wrap_results,
+)
 from graphc.frontend.functionalize import TensorState
+from graphc.frontend.move_calls import resize
+from graphc.frontend.overloads import functional_of
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Value
@@ -30,6 +41,7 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
         _check_history(recorder, func, args, kwargs, written)
         if overlap.refuse_as_eager(recorder, func, args, kwargs, written) and len(written) > 1 and takes_lists:
             return _one_by_one(handle, recorder, func, args, kwargs, len(written))
+        before = [recorder.state_of(tensor).shape for tensor in written]
         operands = Operands()
         inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
         values, keywords = call_values(recorder, func, args, inputs, operands)
@@ -37,14 +49,23 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
         new: list[Value] | None = None
         if rule is not None:
             new = _functional_results(recorder, rule, func, values, keywords, operands, written)
+        returned = None
         if new is None:
-            keywords.update({key: to_values(recorder, kwargs[key], operands) for key in kwargs if key not in inputs})
+            full = {
+                **keywords,
+                **{key: to_values(recorder, kwargs[key], operands) for key in kwargs if key not in inputs},
+            }
             recorder.imp.begin(operands)
-            with replay.located(recorder.builder.location):
-                answer = import_extern(recorder.imp, func, values, keywords)
-            new, returned = answer.mutated, answer.returned
-        else:
-            returned = None
+            try:
+                with replay.located(recorder.builder.location):
+                    answer = import_extern(recorder.imp, func, values, full)
+                new, returned = answer.mutated, answer.returned
+            except (ResizesError, DataDependentError):
+                if functional_of(func) is None:
+                    raise
+                new = _resized(recorder, func, values, keywords, full, operands, written)
+        if is_out and before != [recorder.state_of(tensor).shape for tensor in written]:
+            overlap.refuse_as_eager(recorder, func, args, kwargs, written)  # now that it may meet an operand
         with replay.located(recorder.builder.location):
             for tensor, value in zip(written, new, strict=True):
                 recorder.write(tensor, value)
@@ -112,30 +133,55 @@ def _functional_results(
         del recorder.graph.ops[mark:]
         full = dict(keywords)
         full.update(_out_values(recorder, func, written))
-        fault(recorder, func, values, full, error)
-        return None
+        raise_fault(recorder, func, values, full, error)
     results = [r for r in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(r, Value)]
     states = [recorder.state_of(tensor) for tensor in written]
     if any(r.dtype != s.dtype for r, s in zip(results, states, strict=False)):  # some operators insist on their own
         full = {**keywords, **_out_values(recorder, func, written)}
         replay.raise_as_eager(imp, func, values, full, recorder.builder.location)
     fits = len(results) == len(states) and all(
-        r.shape == s.shape and r.device == s.device and _can_cast(r, s) for r, s in zip(results, states, strict=True)
+        r.device == s.device and _can_cast(r, s) for r, s in zip(results, states, strict=True)
     )
+    if not fits or any(r.shape != s.shape for r, s in zip(results, states, strict=True)):
+        full = {**keywords, **_out_values(recorder, func, written)}
+        replay.raise_as_eager(imp, func, values, full, recorder.builder.location)
     if not fits:
         del recorder.graph.ops[mark:]
-        full = dict(keywords)
-        full.update(_out_values(recorder, func, written))
-        replay.raise_as_eager(imp, func, values, full, recorder.builder.location)
-        _refuse_resize(func, results, states)
         return None
-    return [imp.cast(r, s.dtype) for r, s in zip(results, states, strict=True)]  # type: ignore[misc]
+    return _resize_to(recorder, func, written, results, rule.layout, operands)
 
 
-def _refuse_resize(func: Any, results: list[Value], states: list[TensorState]) -> None:
-    """Eager would give the `out=` tensor another shape."""
-    if len(results) == len(states) and any(r.shape != s.shape for r, s in zip(results, states, strict=True)):
-        raise UnsupportedError(f"{func}: the out= tensor has another shape than the result; give it the right shape")
+def _resized(
+    recorder: Recorder, func: Any, values: tuple[Any, ...], keywords: dict[str, Any], full: dict[str, Any],
+    operands: Operands, written: list[torch.Tensor],
+) -> list[Value]:  # fmt: skip
+    """New contents of tensors that a call without a rule makes larger or smaller, by the functional overload.
+
+    Args:
+        keywords: without tensors that are written.
+        full: with them.
+    """
+    replay.raise_as_eager(recorder.imp, func, values, full, recorder.builder.location)
+    recorder.imp.begin(operands)
+    with replay.located(recorder.builder.location):
+        returned = import_extern(recorder.imp, functional_of(func), values, keywords).returned
+    results = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    return _resize_to(recorder, func, written, results, CONTIGUOUS, operands)
+
+
+def _resize_to(
+    recorder: Recorder, func: Any, written: list[torch.Tensor], results: list[Value], rule_layout: str,
+    operands: Operands,
+) -> list[Value]:  # fmt: skip
+    """Results in the dtypes of the tensors that they are written to, which get their shapes, as in eager."""
+    found: list[Value] = []
+    for tensor, result in zip(written, results, strict=True):
+        state = recorder.state_of(tensor)
+        if state.shape != result.shape:
+            strides = tuple(result_strides(recorder, result, rule_layout, operands))
+            resize(recorder, func, tensor, result.shape, strides)  # type: ignore[arg-type]  # static by construction
+        found.append(recorder.imp.cast(result, state.dtype))  # type: ignore[arg-type]  # a tensor stays one
+    return found
 
 
 def _out_values(recorder: Recorder, func: Any, written: list[torch.Tensor]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from graphc.errors import CaptureError, EagerOnlyError, UnsupportedError
+from graphc.errors import CaptureError, EagerCallError, EagerOnlyError, UnsupportedError
 from graphc.frontend import functionalize, host
 from graphc.frontend.argument_tensors import ArgumentTensors
 from graphc.frontend.assumptions import Assumptions
@@ -342,6 +342,24 @@ class Recorder:
         self.made = [ref for ref in self.made if ref() is not None]
         self.numbers = [ref for ref in self.numbers if ref() is not None]
 
+    def versions(self) -> list[tuple[torch.Tensor, int]]:
+        """Version counters as they are now of tensors that will still be there when the capture is over."""
+        given = self._given()
+        return [(tensor, tensor._version) for tensor, _ in self._versions if id(tensor) not in given]
+
+    def _given(self) -> set[int]:
+        """Ids of tensors that came as arguments."""
+        return {id(binding.tensor) for binding in self.bindings if binding.leaf >= 0}
+
+    def successor(self) -> Recorder:
+        """For what is asked when the capture is over: it knows its tensors, but none of the arguments."""
+        twin, given = Recorder(self.graph.name, SourceMap([], [])), self._given()
+        twin._kept = [tensor for tensor in self._kept if id(tensor) not in given]
+        twin._states = {id(tensor): self._states[id(tensor)] for tensor in twin._kept}
+        pairs = zip(self.graph.inputs, self.bindings, strict=False)
+        twin.imp.known = twin.known = Known({v: b.tensor for v, b in pairs if v.role is Role.CONST}.get)
+        return twin
+
     # HostScope
 
     def host_op(self, name: str, *operands: Value | bool | int | float) -> Value:
@@ -388,7 +406,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
     Raises:
         CaptureError: a tensor subclass.
         EagerOnlyError: sparse gradients.
-        UnsupportedError: other sparse tensors, quantized, nested or meta ones.
+        EagerCallError: tensors on the meta device.
+        UnsupportedError: other sparse tensors, quantized or nested ones.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise CaptureError(
@@ -401,7 +420,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
         raise EagerOnlyError(f"{path} is of layout {tensor.layout}; use dense gradients", locator.here())
     bad = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else ""
     bad = bad or (f"of layout {tensor.layout}" if tensor.layout != torch.strided else "")
-    bad = bad or ("on the meta device" if tensor.device.type == "meta" else "")
+    if tensor.device.type == "meta":
+        raise EagerCallError(f"{path} is on the meta device, which graphc does not compile", locator.here())
     if bad:
         raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", locator.here())
 

@@ -20,7 +20,7 @@ _LIMIT_BYTES = 1 << 30
 
 
 def raise_as_eager(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], location: Location) -> None:
-    """Make a call on zeros; return when eager accepts it.
+    """Make a call on zeros, or large ones on tensors without data; return when eager accepts it.
 
     Args:
         args, kwargs: with Values for tensors, whose strides `imp` knows.
@@ -28,10 +28,10 @@ def raise_as_eager(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[s
     Raises:
         Exception: what eager raises, of the same class, with the user's line.
     """
-    if extern.operand_bytes(args, kwargs) > _LIMIT_BYTES:
-        return
+    large = extern.operand_bytes(args, kwargs) > _LIMIT_BYTES
+    call = extern.call_on_fakes if large else extern.call_on_zeros
     with located(location), contextlib.suppress(UnsupportedError):
-        extern.call_on_zeros(imp, func, args, kwargs)
+        call(imp, func, args, kwargs)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from graphc.driver import STAGES, Compilation, Options, Report
 from graphc.earnings import Earnings, kind_of
 from graphc.errors import (
     AssumptionError,
+    EagerCallError,
     EagerOnlyError,
     FallbackWarning,
     GraphcWarning,
@@ -112,8 +113,9 @@ class CompiledFunction(PathCalls):
             try:
                 entry = self._add_entry(args, kwargs)
             except EagerOnlyError as error:
-                self._eager_only = str(error)
-                return self._run_eager(self._eager_only, args, kwargs)
+                if not isinstance(error, EagerCallError):
+                    self._eager_only = str(error)
+                return self._run_eager(str(error), args, kwargs)
             except UninitializedError:
                 self._stats.eager_calls += 1
                 return self.target(*args, **kwargs)

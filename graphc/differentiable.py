@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from graphc.errors import UnsupportedError
 from graphc.frontend.argument_tensors import shares_storage
+from graphc.frontend.cotangents import canonical, laid_out, layout_of
 
 if TYPE_CHECKING:
+    from graphc.frontend.cotangents import Strides
     from graphc.frontend.joint import Joint
     from graphc.passes.partition import Split
 
 Execute: TypeAlias = Callable[[list[Any]], list[Any]]
+
+_LAYOUTS = 8
+"""So many backward programs are compiled for one forward program, each for cotangents that lie differently."""
+_KNOWN = 256
+"""So many sets of strides are remembered with the program for each."""
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """A backward program, and how it takes cotangents.
+
+    Args:
+        layouts: their strides; empty where those that come have them already.
+    """
+
+    execute: Execute
+    layouts: tuple[Strides, ...] = ()
 
 
 class Differentiable:
@@ -26,12 +46,14 @@ class Differentiable:
         joint: which results can be differentiated, with respect to which inputs.
         split: the two graphs.
         forward: runs the forward graph.
-        compile_backward: compiles the backward graph; called at the first backward pass.
+        compile_backward: compiles the backward graph for cotangents with given strides, or (None) with those that it
+            was recorded with; called at the first backward pass with such ones.
     """
 
     def __init__(
-        self, name: str, joint: Joint, split: Split, forward: Execute, compile_backward: Callable[[], Execute]
-    ) -> None:
+        self, name: str, joint: Joint, split: Split, forward: Execute,
+        compile_backward: Callable[[Sequence[Strides] | None], Execute],
+    ) -> None:  # fmt: skip
         self.name = name
         self._results, self._wanted = joint.results, joint.wanted
         self._outputs = len(split.forward.outputs) - split.saved
@@ -39,7 +61,11 @@ class Differentiable:
         self._reused = split.reused
         self._saved_from = split.saved_from
         self._forward, self._compile_backward = forward, compile_backward
-        self._backward: Execute | None = None
+        cotangents = split.backward.inputs[len(split.backward.inputs) - len(joint.results) :]
+        self._recorded = tuple(layout_of(value) for value in cotangents)
+        self._adapts = joint.question is not None
+        self._programs: dict[tuple[Strides, ...], Execute] = {}
+        self._by_strides: dict[tuple[Strides, ...], _Backward] = {}
         self._lock = threading.Lock()
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
@@ -76,11 +102,30 @@ class Differentiable:
 
     def run_backward(self, kept: list[Any], cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradients, one per wanted input."""
-        if self._backward is None:
+        strides = tuple([cotangent.stride() for cotangent in cotangents])
+        found = self._by_strides.get(strides)
+        if found is None:
             with self._lock:
-                if self._backward is None:
-                    self._backward = self._compile_backward()
-        return self._backward([*kept, *(cotangent.contiguous() for cotangent in cotangents)])
+                found = self._choose(strides, cotangents)
+        if found.layouts:
+            cotangents = [laid_out(item, wanted) for item, wanted in zip(cotangents, found.layouts, strict=True)]
+        return found.execute([*kept, *cotangents])
+
+    def _choose(self, strides: tuple[Strides, ...], cotangents: Sequence[torch.Tensor]) -> _Backward:
+        """The backward program for cotangents that lie so."""
+        layouts = self._recorded
+        if self._adapts:
+            pairs = zip(cotangents, strides, strict=True)
+            layouts = tuple([canonical(tuple(cotangent.shape), steps) for cotangent, steps in pairs])
+            if layouts not in self._programs and len(self._programs) >= _LAYOUTS:
+                layouts = self._recorded
+        if layouts not in self._programs:
+            self._programs[layouts] = self._compile_backward(None if layouts == self._recorded else layouts)
+        if len(self._by_strides) >= _KNOWN:
+            self._by_strides.clear()
+        found = _Backward(self._programs[layouts], () if layouts == strides else layouts)
+        self._by_strides[strides] = found
+        return found
 
 
 class _Function(torch.autograd.Function):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from graphc.codegen.c.emit import CKernel
     from graphc.frontend.captured import Captured
+    from graphc.frontend.cotangents import Strides
     from graphc.frontend.segments import Oracle, Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
@@ -127,6 +128,8 @@ def capture(
 def differentiable(captured: Captured, options: Options) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
     from graphc.differentiable import Differentiable
+    from graphc.frontend.capture import gradient_strides
+    from graphc.frontend.cotangents import relaid
     from graphc.passes.partition import partition
     from graphc.passes.pipeline import prepare_split
 
@@ -139,8 +142,13 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 
-    def compile_backward() -> Callable[[list[Any]], list[Any]]:
-        forward.backward = compile_graph(split.backward, replace(options, name=split.backward.name))
+    def compile_backward(strides: Sequence[Strides] | None) -> Callable[[list[Any]], list[Any]]:
+        graph, question = split.backward, joint.question
+        if strides is not None and question is not None:
+            with collector_paused():
+                graph = relaid(graph, strides, gradient_strides(question, strides))
+        forward.backward = compile_graph(graph, replace(options, name=split.backward.name))
+        forward.backwards += 1
         return forward.backward.execute
 
     return forward, Differentiable(options.name, joint, split, forward.execute, compile_backward)
@@ -170,7 +178,8 @@ class Compilation:
         program: the built program; None for `interpret`.
         seconds: time of each phase.
         cached: the program came from the disk cache.
-        backward: the backward pass, once it has run.
+        backward: the backward pass, once it has run; of several, the one compiled last.
+        backwards: how many there are, one per layout of cotangents.
     """
 
     graph: Graph
@@ -181,6 +190,7 @@ class Compilation:
     seconds: dict[str, float] = field(default_factory=dict)
     cached: bool = False
     backward: Compilation | None = None
+    backwards: int = 0
     _optimized: Graph | None = None
     _plan: Plan | None = None
 
@@ -220,6 +230,8 @@ class Compilation:
         launched = getattr(self.execute, "report", None)
         if launched is not None:
             stats["launch"] = launched()
+        if self.backwards > 1:
+            stats["backward programs"] = self.backwards
         backward = self.backward.report() if self.backward is not None else None
         name, seconds = self.options.name, dict(self.seconds)
         return Report(name, self.backend, self.cached, seconds, stats, str(self.graph), backward)

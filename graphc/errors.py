@@ -43,6 +43,14 @@ class EagerOnlyError(UnsupportedError):
     """A function does what only eager does, which it can go on doing: its calls run eager, counted, with a warning."""
 
 
+class EagerCallError(EagerOnlyError):
+    """As `EagerOnlyError`, for this very call, because of what it is given; others may run compiled."""
+
+
+class ResizesError(UnsupportedError):
+    """An operator gives a tensor that it writes to another shape."""
+
+
 class DataDependentError(UnsupportedError):
     """Python control flow or a shape depends on the data of a tensor."""
 
@@ -57,6 +65,10 @@ class CaptureError(GraphcError):
 
 class UninitializedError(CaptureError):
     """A lazy module has no parameters yet; its first call, which makes them, runs eager."""
+
+
+class InternalError(GraphcError):
+    """A fault of graphc's own; the message names the operator it has to do with, and asks to report it."""
 
 
 class InvalidGraphError(GraphcError):

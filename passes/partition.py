@@ -160,12 +160,13 @@ class _Splitter:
         joint = self.graph
         backward = Graph(f"{joint.name}_backward")
         values = [*self.saved, *self.reused, *(value for value in joint.inputs if value in self.given)]
-        wanted = [output.value for output in joint.outputs[self.count :]]
+        gradients = joint.outputs[self.count :]
+        wanted = {output.value for output in gradients}
         backward.inputs = [
             Input(value.name, value.type, *_label(value), strides=self._strides(value)) for value in values
         ]
         twins: dict[Value, Value] = dict(zip(values, backward.inputs, strict=True))
-        for op in _slice(joint, set(wanted), set(values)):
+        for op in _slice(joint, wanted, set(values)):
             operands = [twins[item] if isinstance(item, Value) else item for item in op.operands]
             made = Op(
                 op.name, operands, op.attrs, [r.type for r in op.results], op.location, [r.name for r in op.results]
@@ -174,7 +175,7 @@ class _Splitter:
                 new.strides = old.strides
                 twins.setdefault(old, new)
             backward.ops.append(made)
-        backward.outputs = [Output(twins[value]) for value in wanted]
+        backward.outputs = [Output(twins[output.value], output.view) for output in gradients]
         return backward
 
 

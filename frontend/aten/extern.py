@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from graphc.errors import DataDependentError, EagerOnlyError, UnsupportedError
+from graphc.errors import DataDependentError, EagerOnlyError, ResizesError, UnsupportedError
 from graphc.frontend.aten import layout, promotion
-from graphc.ir.graph import Attr, Named, Ref, Value
+from graphc.ir.graph import Attr, Builder, Named, Ref, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, f64, i64
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
             return item
         if any(n > 1 and s == 0 for n, s in zip(shape, eager, strict=True)):
             return item
-        copy = _copied(imp, item, eager)
+        copy = copied(imp.b, item, eager)
         if not layout.is_contiguous(shape, eager):
             copy.strides = eager
         return copy
@@ -132,16 +132,16 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
     return type(item)(as_eager_lays_out(imp, part) for part in item) if isinstance(item, (list, tuple)) else item
 
 
-def _copied(imp: Importer, value: Value, strides: tuple[int, ...]) -> Value:
+def copied(builder: Builder, value: Value, strides: tuple[int, ...]) -> Value:
     """A copy with the given strides, by library calls for numbers that kernels do not hold."""
     if value.dtype.kind != "complex" and not value.dtype.name.startswith("f8"):
-        return imp.b.op("copy", value, strides=strides)
+        return builder.op("copy", value, strides=strides)
     like = {"dtype": value.dtype, "device": Named("device", value.device)}
     attrs: dict[str, Attr] = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}
-    memory = imp.b.multi("extern", [], attrs, [value.type]).result
+    memory = builder.multi("extern", [], attrs, [value.type]).result
     memory.strides = None if layout.is_contiguous(value.shape, strides) else strides  # type: ignore[arg-type]
     attrs = {"op": "aten.copy.default", "args": (Ref(0), Ref(1)), "kwargs": {}}
-    return imp.b.multi("extern", [memory, value], attrs, [value.type]).result
+    return builder.multi("extern", [memory, value], attrs, [value.type]).result
 
 
 class _Encoder:
@@ -244,7 +244,7 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
             "(torch.where, a mask multiplied in), or compute this outside the function"
         )
     if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
-        return _try_fake(imp, func, args, kwargs)
+        return call_on_fakes(imp, func, args, kwargs)
     try:
         answer = call_on_zeros(imp, func, args, kwargs)
     except (IndexError, NotImplementedError, TypeError, ValueError):  # wrong whatever the values are
@@ -253,7 +253,7 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         raise
     except Exception as error:  # values may matter (a matrix of zeros has no inverse): metadata decides then
         try:
-            return _try_fake(imp, func, args, kwargs)
+            return call_on_fakes(imp, func, args, kwargs)
         except Exception:
             raise error from None
     if any(value.dtype.is_integral or value.type.is_host for value in values):
@@ -306,9 +306,7 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
     with torch.no_grad(), generators_kept(cards if random else ()):
         answer = func(*map(replace, args), **{key: replace(value) for key, value in kwargs.items()})
     if any(isinstance(made[v], torch.Tensor) and tuple(made[v].shape) != v.shape for v in made):
-        raise UnsupportedError(
-            f"{func} changes the shape of a tensor that it writes to; give it the right shape before"
-        )
+        raise ResizesError(f"{func} changes the shape of a tensor that it writes to; give it the right shape before")
     return answer
 
 
@@ -335,7 +333,8 @@ def _filled(imp: Importer, value: Value, number: int) -> Any:
     return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
 
 
-def _try_fake(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Make a call with Values replaced by FakeTensors of the same metadata."""
     from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
     def make(value: Value) -> Any:

@@ -15,6 +15,8 @@ from graphc.driver import Options
 from graphc.errors import UnsupportedError
 from graphc.frontend import tree
 from graphc.frontend.captured import Captured
+from graphc.frontend.cotangents import laid_out, layout_of
+from graphc.ir.graph import Input
 from graphc.ir.interpreter import Datum
 from graphc.ir.interpreter import run as interpret
 from graphc.path_whole import capture_whole
@@ -97,7 +99,7 @@ class _Comparison:
     ) -> None:
         self.captured, self.options, self.draws, self.expected = captured, options, draws, expected
         self.graph = captured.graph if captured.joint is None else captured.joint.graph
-        self.inputs = inputs + [_cotangent(item.type) for item in self.graph.inputs[len(inputs) :]]
+        self.inputs = inputs + [_cotangent(item) for item in self.graph.inputs[len(inputs) :]]
 
     def report(self, again: Callable[[], Any]) -> NumericsReport:
         """Errors per output, and the first fault.
@@ -160,10 +162,12 @@ class _Comparison:
             return [*self.inputs, *interpret(exposed(self.graph, values), data)]
 
 
-def _cotangent(type_: Any) -> torch.Tensor:
+def _cotangent(item: Input) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, type_.dtype.torch_name)
-    return torch.randn(type_.shape, generator=generator, dtype=dtype, device="cpu").to(type_.device)
+    dtype = getattr(torch, item.dtype.torch_name)
+    shape: tuple[int, ...] = item.shape  # type: ignore[assignment]  # static by construction
+    made = torch.randn(shape, generator=generator, dtype=dtype, device="cpu").to(item.type.device)
+    return laid_out(made, layout_of(item))
 
 
 def _other_computation(eager: Any, captured: Any, exact: Any) -> str:

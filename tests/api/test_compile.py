@@ -326,10 +326,9 @@ def test_tensor_subclass_is_refused() -> None:
         f(torch.ones(2).as_subclass(Mine))
 
 
-@pytest.mark.parametrize("make", [lambda: torch.eye(3).to_sparse(), lambda: torch.empty(2, device="meta")])
-def test_other_tensor_kinds_are_refused(make) -> None:
+def test_other_tensor_kinds_are_refused() -> None:
     with pytest.raises(UnsupportedError):
-        graphc.compile(lambda x: x + x)(make())
+        graphc.compile(lambda x: x + x)(torch.eye(3).to_sparse())
 
 
 def test_generator_results_are_refused() -> None:

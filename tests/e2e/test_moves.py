@@ -80,6 +80,24 @@ def as_template(x: Tensor, y: Tensor) -> Any:
     return x.resize_as_(y[:1])
 
 
+def results(x: Tensor, y: Tensor) -> Any:
+    none, larger, few, flat = torch.empty(0), torch.empty(9), torch.empty(3), torch.empty(1, 6)
+    torch.add(x, y, out=none)
+    torch.mul(x, y, out=larger)
+    torch.linalg.inv(x[:, :2] @ y[:, :2].t(), out=few)
+    torch.add(x.t(), y.t(), out=flat)
+    whole = x.new_ones(1)
+    whole.addbmm_(x[:, None], y[:, :, None])
+    places = torch.empty(0, dtype=torch.int64)
+    sorted_ = torch.sort(x, out=(torch.empty(1), places))
+    return none, larger, few, flat, whole, places, sorted_.values
+
+
+def into_arguments(x: Tensor, y: Tensor) -> Any:
+    torch.cat([y, y[:1]], out=x)
+    return x + 1
+
+
 CASES: list[tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = [
     (transposed, lambda: [rand(2, 3)]),
     (transposed, lambda: [rand(4, 3)[1:, :2]]),
@@ -93,6 +111,8 @@ CASES: list[tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = [
     (other_data, lambda: [rand(2, 3), rand(4, 2)]),
     (swapped_data, lambda: [rand(2, 3), rand(2, 3)]),
     (as_template, lambda: [rand(2, 3), rand(4, 2)]),
+    (results, lambda: [rand(2, 3), rand(3, 2).t()]),
+    (into_arguments, lambda: [rand(4, 3), rand(1, 3)]),
 ]
 
 
@@ -123,6 +143,30 @@ def test_geometry_and_memory(number: int, grad: bool, backend: str) -> None:
             torch.testing.assert_close([*ours, *found], [*theirs, *expected])
             for mine, other in zip(found, expected, strict=True):
                 assert [mine is x for x in ours] == [other is x for x in theirs]
+    assert compiled.stats().eager_calls == 0
+
+
+def test_a_larger_result_that_meets_an_operand() -> None:
+    def gathered(x: Tensor, places: Tensor) -> Tensor:
+        return torch.gather(x, 0, places[1:], out=places[:1])
+
+    places = torch.tensor([2, 1, 0])
+    with pytest.raises(RuntimeError, match="unsupported operation"):
+        gathered(places.clone(), places)
+    with pytest.raises(RuntimeError, match="unsupported operation"):
+        graphc.compile(gathered)(places.clone(), places)
+
+
+def test_results_whose_size_is_data() -> None:
+    def positive(x: Tensor) -> Tensor:
+        found, places = torch.ones(7), torch.zeros(2, 9, dtype=torch.int64)
+        torch.masked_select(x, x > 0, out=found)
+        torch.nonzero(x > 0, out=places)
+        return found * 2 + places.sum()
+
+    compiled = graphc.compile(positive, backend="interpret")
+    for x in (rand(2, 3), -rand(2, 3), rand(2, 3)):
+        torch.testing.assert_close(compiled(x), positive(x))
     assert compiled.stats().eager_calls == 0
 
 
@@ -179,6 +223,10 @@ def larger_argument(x: Tensor) -> Tensor:
     return x.resize_(x.numel() + 2)[:2]
 
 
+def larger_result(x: Tensor) -> Tensor:
+    return torch.cat([x + 1, x + 2], out=x.detach())
+
+
 def flipped_parameter(x: Tensor) -> Tensor:
     NET.weight.data = NET.weight.data.t()
     return x + 1
@@ -198,6 +246,7 @@ def of_a_non_leaf(x: Tensor) -> Tensor:
     ("fn", "said"),
     [
         (larger_argument, "`resize_` makes memory larger"),
+        (larger_result, "`cat` makes memory larger"),
         (flipped_parameter, "changes the geometry of a tensor that is no argument"),
         (behind_a_branch, "behind a branch on data"),
     ],

@@ -421,3 +421,18 @@ def test_a_mask_beside_other_indices() -> None:
         args = logits, torch.tensor(matched), labels
         torch.testing.assert_close(compiled(*args), targets(*args))
     assert not compiled.stats().eager_calls
+
+
+def test_complex_numbers() -> None:
+    """`.item()` of a complex tensor is a Python number, so that each one met is a path."""
+
+    def scaled(x: torch.Tensor) -> tuple[complex, torch.Tensor]:
+        total = x.sum().item()
+        return total, torch.view_as_real(x * total)
+
+    compiled, x = graphc.compile(scaled), torch.tensor([1 + 2j, 3 - 1j])
+    for given in (x, x.conj(), x):
+        (number, ours), (other, theirs) = compiled(given), scaled(given)
+        assert type(number) is complex and number == other
+        torch.testing.assert_close(ours, theirs)
+    assert compiled.stats().eager_calls == 0

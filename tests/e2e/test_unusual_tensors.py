@@ -27,7 +27,6 @@ REFUSED: dict[str, Callable[[], Tensor]] = {
     "layout torch.sparse_csr": lambda: torch.eye(3).to_sparse_csr(),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
-    "on the meta device": lambda: torch.empty(2, device="meta"),
     "a tensor subclass": lambda: torch.ones(2).as_subclass(Custom),
 }
 
@@ -38,6 +37,16 @@ def test_refused_by_name(kind: str) -> None:
     with pytest.raises(GraphcError, match=kind) as caught:
         graphc.compile(lambda x: x + 1)(REFUSED[kind]())
     assert "x is" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_meta_device_is_for_eager() -> None:
+    """Such calls run eager, others of the same function compiled; what eager makes of a mix of devices it does here."""
+    f = graphc.compile(lambda x, y: x + y)
+    assert f(torch.empty(2, device="meta"), 1).device.type == "meta"
+    assert torch.equal(f(torch.ones(2), 1), torch.full((2,), 2.0)) and f.stats().eager_calls == 1
+    agree(lambda x, y: x + y, torch.ones(2), torch.ones(2, device="meta"), backend="c")
+    agree(lambda x: x + torch.ones(2, device="meta"), torch.ones(2), backend="c")
 
 
 def agree(fn: Callable[..., Any], *args: Any, backend: str, **tolerance: float) -> None:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from graphc.errors import CaptureError, DataDependentError, EagerOnlyError, GraphcError, UnsupportedError
+from graphc.errors import (
+    CaptureError,
+    DataDependentError,
+    EagerOnlyError,
+    GraphcError,
+    InternalError,
+    UnsupportedError,
+)
+from graphc.frontend import dispatch
+from graphc.frontend.aten import registry
 from graphc.frontend.capture import capture
 from tests.frontend.harness import call, check
 
@@ -190,15 +199,27 @@ def test_shape_errors_are_eagers_own() -> None:
         expect(type(eager.value), str(eager.value).splitlines()[0], fn, x, y)
 
 
-def test_out_of_another_shape() -> None:
-    def with_rule(x):
-        torch.add(x, 1, out=torch.empty(0))  # here
+@pytest.mark.parametrize("in_place", [False, True])
+def test_faults_of_import_rules_do_not_hide(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that fails for arguments which eager takes is a fault, unless it says that it does not cover them."""
 
-    def without_rule(x):
-        torch.linalg.inv(x, out=torch.empty(0))  # here
+    def fails(imp, self):
+        return no_such_name  # noqa: F821
 
-    for fn in (with_rule, without_rule):
-        expect(UnsupportedError, "right shape", fn, torch.randn(2, 2))
+    def declines(imp, self):
+        raise registry.Decline
+
+    def fn(x):
+        return torch.sin_(x.clone()) if in_place else torch.sin(x)  # here
+
+    registry.load_rules()
+    monkeypatch.setattr(dispatch, "_HANDLERS", {})
+    monkeypatch.setitem(registry.RULES, "aten.sin.default", registry.Rule("aten.sin.default", fails))
+    name = "aten.sin_.default" if in_place else "aten.sin.default"
+    expect(InternalError, f"the import rule of {name} failed, which is a fault of graphc (NameError", fn, torch.ones(2))
+    monkeypatch.setattr(dispatch, "_HANDLERS", {})
+    monkeypatch.setitem(registry.RULES, "aten.sin.default", registry.Rule("aten.sin.default", declines))
+    assert any(op.name == "extern" for op in capture(fn, (torch.randn(2),)).graph.ops)
 
 
 def test_write_to_expanded() -> None:
