@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_programs import gradients
+from gpu_programs import experts, gradients, grouped_mm
 from torch import nn
 from torch.nn import functional as F
 from zoo import build
@@ -161,6 +161,25 @@ def matmul_gelu(device: torch.device, exact: bool, small: bool) -> Made:
     side = 64 if small else SIDE
     x, w = (floats(device, exact, BF16, side, side, scale=side**-0.25) for _ in range(2))
     return Made(lambda x, w, b: F.gelu(x @ w + b), (x, w, floats(device, exact, BF16, side)))
+
+
+def grouped_exactly(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """`torch._grouped_mm` of float64, which it does not take."""
+    found = ends.tolist()
+    return torch.cat([rows[i:j] @ matrix for matrix, i, j in zip(matrices, [0, *found], found)])
+
+
+@case(">= 1.0x torch.compile", 40, flops=3 * 2 * 32768 * 3 * 2048 * 1024, contenders=("default",))
+def experts_grad(device: torch.device, exact: bool, small: bool) -> Made:
+    """64 experts of width 2,048 and 1,024, 32,768 rows of uneven shares, forward and backward."""
+    count, rows, width = (4, 64, 32) if small else (64, 32768, 2048)
+    shares = torch.rand(count, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    ends = (shares / shares[-1] * rows).round().to(device, torch.int32)
+    x, cotangent = (floats(device, exact, BF16, rows, width) for _ in range(2))
+    up = floats(device, exact, BF16, count, width, width, scale=width**-0.5)
+    down = floats(device, exact, BF16, count, width // 2, width, scale=width**-0.5)
+    weights = floats(device, exact, BF16, rows, 1)
+    return with_gradients(experts(grouped_exactly if exact else grouped_mm), (x, up, down, weights, ends, cotangent))
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

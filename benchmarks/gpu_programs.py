@@ -255,6 +255,68 @@ def embedding_grad() -> Program:
     return fn, (single(50304, 1024), torch.zeros(16, 1024, dtype=torch.int64), single(16, 1024, 1024))
 
 
+@program
+def linear_gelu() -> Program:
+    """The first feed-forward layer of GPT-2, 16,384 rows, bfloat16."""
+    return lambda x, w, b: F.gelu(F.linear(x, w, b)), (half(16384, 768), half(3072, 768), half(3072))
+
+
+@program
+def float8_linear() -> Program:
+    """A linear layer of 8-bit floats with a scale per row and per output, 16,384 rows."""
+
+    def run(x: torch.Tensor, w: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor) -> torch.Tensor:
+        return F.silu(torch._scaled_mm(x, w.t(), by_row, by_column, out_dtype=torch.bfloat16))
+
+    x, w = (torch.empty(shape, dtype=torch.float8_e4m3fn) for shape in ((16384, 4096), (4096, 4096)))
+    return run, (x, w, single(16384, 1), single(1, 4096))
+
+
+@program
+def int8_linear() -> Program:
+    """A linear layer of bytes with a scale per row and per output, 16,384 rows."""
+
+    def run(x: torch.Tensor, w: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor) -> torch.Tensor:
+        return (torch._int_mm(x, w.t()).float() * by_row * by_column).bfloat16()
+
+    x, w = (torch.zeros(shape, dtype=torch.int8) for shape in ((16384, 4096), (4096, 4096)))
+    return run, (x, w, single(16384, 1), single(4096))
+
+
+def experts(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A layer of experts, of rows in their order, weighed by a router.
+
+    Args:
+        product: of rows and matrices, group by group: `product(rows, matrices, ends)`.
+    """
+
+    def run(
+        x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor
+    ) -> torch.Tensor:
+        gate, value = product(x, up, ends).chunk(2, -1)
+        return product(F.silu(gate) * value, down, ends) * weights
+
+    return run
+
+
+def grouped_mm(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return torch._grouped_mm(rows, matrices, offs=ends)
+
+
+@program
+def experts_forward() -> Program:
+    """64 experts of width 2,048 and 1,024, 32,768 rows, bfloat16, weighed in the second product."""
+    shapes = (half(32768, 2048), half(64, 2048, 2048), half(64, 1024, 2048), half(32768, 1))
+    return experts(grouped_mm), (*shapes, torch.zeros(64, dtype=torch.int32))
+
+
+@program
+def experts_grad() -> Program:
+    """64 experts of width 2,048 and 1,024, 32,768 rows, bfloat16."""
+    shapes = (half(32768, 2048), half(64, 2048, 2048), half(64, 1024, 2048), half(32768, 1))
+    return gradients(experts(grouped_mm)), (*shapes, torch.zeros(64, dtype=torch.int32), half(32768, 2048))
+
+
 # ------------------------------------------------------------------------------------------------ optimizers, steps
 
 

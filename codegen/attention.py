@@ -13,6 +13,8 @@ from graphc.codegen.tile_text import ATTENTION_WINS
 from graphc.ir.types import f32
 from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, View
 
+LIBRARY, GENERATED = "library", "generated"
+"""The forms of an attention step for which there is a C function."""
 FORWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu.default"
 BACKWARD_OP = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
 _LEAST_ROWS = 6
@@ -147,4 +149,6 @@ def attention_call(step: AtenStep, buffers: Sequence[BufferSpec], call: ShimCall
     results = [f"p[{number[index]}]" if index >= 0 else "NULL" for index in step.outs]
     lines += [f"{name}({', '.join(operands + results)});", "return 0;"]
     own = "\n".join(f"  {line}" for line in lines)
+    if step.form == GENERATED:
+        return replace(call, body=own)
     return replace(call, body=f"#if {ATTENTION_WINS}\n{own}\n#else\n{call.body}\n#endif")

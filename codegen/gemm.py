@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from graphc.codegen.tile_text import BLOCKINGS
 from graphc.ir.types import DType, f32, f64
 from graphc.program.plan import GemmStep, View
 
@@ -145,8 +146,16 @@ def fits_tiles(step: GemmStep, call: BlasCall) -> bool:
     return step.out.dtype is f32 and p.m >= _LEAST_ROWS and p.n >= _LEAST_COLUMNS and p.k >= _LEAST_INNER
 
 
+BLAS = "blas"
+"""The form of a product that is a call of BLAS; those by tiles are `BLOCKINGS`."""
+
+
 def tile_line(step: GemmStep, call: BlasCall) -> str:
-    """The C statement of a product by tiles."""
+    """The C statement of a product by tiles; where the step does not ask for them, only if they win over BLAS."""
+    blocking = BLOCKINGS.get(step.form)
+    one, batch = "matmul_tiles", "matmul_batch_tiles"
+    if blocking is not None:
+        one, batch = (f"{name}{blocking.suffix}" for name in ("multiply_by_tiles", "multiply_batch_by_tiles"))
     p = call.product
     first, second = (step.a, step.b) if call.swapped else (step.b, step.a)
     b_strides, a_strides = (
@@ -158,9 +167,9 @@ def tile_line(step: GemmStep, call: BlasCall) -> str:
         f"{int(step.accumulate)}, {address(step.out)}, {call.leading[2]}"
     )
     if not p.batch:
-        return f"matmul_tiles({matrices});"
+        return f"{one}({matrices});"
     strides = ", ".join(longs(x.batch) for x in (p.a, p.b, p.out))
-    return f"matmul_batch_tiles({matrices}, {len(p.batch)}, {longs(p.batch)}, {strides});"
+    return f"{batch}({matrices}, {len(p.batch)}, {longs(p.batch)}, {strides});"
 
 
 def is_empty(step: GemmStep) -> bool:

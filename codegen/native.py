@@ -11,6 +11,7 @@ before the rest of the program is known.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING, Protocol
 from graphc.codegen import native_text as text
 from graphc.codegen import tile_text
 from graphc.codegen.aten_shim import NotNative, ShimCall, constant, dtype_code, exported
-from graphc.codegen.attention import Attention, attention_call, attention_text
+from graphc.codegen.attention import LIBRARY, Attention, attention_call, attention_text
 from graphc.codegen.attention_text import SUM_OVER_QUERIES
-from graphc.codegen.c.flags import CFLAGS, LIBRARIES
+from graphc.codegen.c.emit import copies_for
+from graphc.codegen.c.flags import LIBRARIES, c_flags
 from graphc.codegen.c.prelude import prelude
 from graphc.codegen.dispatcher import aten_call
 from graphc.codegen.foreach import foreach_body, foreach_numbers
 from graphc.codegen.gemm import (
+    BLAS,
     GEMM_SYMBOLS,
     REAL_NAMES,
     Product,
@@ -41,10 +44,12 @@ from graphc.codegen.loop_text import loop_body
 from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
+from graphc.loopir.kernel import Store
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     CHECKS,
+    EXTERNAL,
     INPUT,
     OUTPUT,
     AtenStep,
@@ -58,12 +63,12 @@ from graphc.program.plan import (
 from graphc.program.record import NATIVE, PYTHON, Program, Segment
 
 if TYPE_CHECKING:
-    from graphc.loopir.kernel import Kernel
+    pass
 
 SOURCE = "program.c"
 TILES = "tiles.c"
 _KERNELS_IN_ONE_FILE = 3
-_KERNELS_PER_FILE = 8
+_KERNELS_PER_FILE = 16
 _MOST_FILES = 8
 
 
@@ -98,12 +103,14 @@ def kernel_files(kernels: Sequence[EmittedKernel]) -> dict[str, str]:
     return {f"kernels_{number}.c": _kernel_file(file) for number, file in enumerate(files)}
 
 
-def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> Program:
+def generate_native(plan: Plan, emit_kernel: Callable[..., EmittedKernel], apart: bool = False) -> Program:
     """The plan as C.
 
     Args:
         plan: the scheduled program, all of it on the CPU.
-        emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`.
+        emit_kernel: writes one kernel as a C function `name(buffer, buffer, ...)`; with the name of a buffer too, one
+            that begins with a copy, as `COptions.begins` has it.
+        apart: each step is a segment of its own, which can be run alone.
 
     Returns:
         The program; steps that C cannot do form PYTHON segments, and `stats["python_steps"]` says
@@ -112,7 +119,7 @@ def generate_native(plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) 
     Raises:
         CodegenError: a kernel could not be written, or a step names a kernel that is not there.
     """
-    return _NativeWriter(_natural(plan), emit_kernel).write()
+    return _NativeWriter(_natural(plan), emit_kernel).write(apart)
 
 
 def _natural(plan: Plan) -> Plan:
@@ -137,7 +144,7 @@ def _is_native(step: Step) -> bool:
 
 
 class _NativeWriter:
-    def __init__(self, plan: Plan, emit_kernel: Callable[[Kernel], EmittedKernel]) -> None:
+    def __init__(self, plan: Plan, emit_kernel: Callable[..., EmittedKernel]) -> None:
         self.plan, self.emit_kernel = plan, emit_kernel
         self.buffers: Sequence[BufferSpec] = plan.buffers  # that steps name: a loop has its own
         self.symbols: dict[str, str] = {}
@@ -150,14 +157,16 @@ class _NativeWriter:
         self.gemm_one: set[str] = set()
         self.gemm_batch: set[str] = set()
         self.attentions: dict[Attention, str] = {}  # -> name of its C function
+        self.blockings: set[tuple[tile_text.Blocking, bool]] = set()  # asked for; for batches?
         self.uses_tensors = self.uses_matmul_aten = self.uses_checks = self.tiles = self.tiles_batch = False
         self.reasons: dict[str, str] = {}
         self.releases = last_external_uses(plan.buffers, plan.steps, plan.outputs)
 
-    def write(self) -> Program:
+    def write(self, apart: bool) -> Program:
         plan = self.plan
+        self.copied = self._copied()
         lines = [self._step(number, step) for number, step in enumerate(plan.steps)]
-        segments = _segments(lines)
+        segments = _segments(lines, apart)
         runs = [
             self._run_function(segment, lines[segment.first : segment.stop])
             for segment in segments
@@ -179,7 +188,7 @@ class _NativeWriter:
             segments=segments,
             sources=sources,
             symbols=tuple(self.symbols),
-            flags=CFLAGS,
+            flags=c_flags(),
             libraries=LIBRARIES,
             stats={**plan.stats, "python_steps": dict(self.reasons)},
         )
@@ -188,7 +197,10 @@ class _NativeWriter:
         """The C lines of a step, or None when Python must do it."""
         try:
             if isinstance(step, KernelStep):
-                line = self._kernel_line(step)
+                does_next = number + 1 in self.copied
+                line = (
+                    self.table.row("with_the_next", "  return 0;", ()) if does_next else self._kernel_line(step, number)
+                )
             elif isinstance(step, ForeachStep):
                 line = self._foreach_line(step)
             elif isinstance(step, GemmStep):
@@ -206,27 +218,53 @@ class _NativeWriter:
             line += f"\n    {self.table.release(index)}"
         return line
 
-    def _kernel_line(self, step: KernelStep) -> str:
-        emitted = self._kernel(step.kernel, step.location)
+    def _copied(self) -> dict[int, tuple[str, int]]:
+        """Kernels that make the copy they work on themselves: number of the step -> its buffer, and what is copied."""
+        found: dict[int, tuple[str, int]] = {}
+        for number, (copy, step) in enumerate(itertools.pairwise(self.plan.steps), 1):
+            if not isinstance(copy, KernelStep) or not isinstance(step, KernelStep) or len(copy.buffers) != 2:
+                continue
+            source, target = copy.buffers
+            if step.buffers.count(target) != 1 or any(copy.offsets) or any(step.offsets) or source in step.buffers:
+                continue
+            kernel, buffer = self.plan.kernels[step.kernel], step.buffers.index(target)
+            name = kernel.buffers[buffer].name
+            written = {i for b, i in zip(kernel.buffers, step.buffers, strict=True) if b.access != "in"} - {target}
+            if self.buffers[source].kind == EXTERNAL or any(self.buffers[i].kind != CHECKS for i in written):
+                continue  # what is copied may be gone, or overwritten, when the kernel runs
+            is_added_to = any(isinstance(s, Store) and (s.buffer, s.mode) == (name, "add") for s in kernel.body)
+            if is_added_to and copies_for(self.plan.kernels[copy.kernel], kernel, name):
+                found[number] = name, source
+        return found
+
+    def _kernel_line(self, step: KernelStep, number: int = -1) -> str:
+        begins, source = self.copied.get(number, ("", -1))
+        emitted = self._kernel(step.kernel, step.location, begins)
         arguments: list[str] = []
         numbers: list[int] = []
         for index, offset in zip(step.buffers, step.offsets, strict=True):
             first = len(numbers)
             arguments.append(f"AT(b[{first}], b[{first + 1}])" if offset else f"p[b[{first}]]")
             numbers += [index, offset * self.buffers[index].dtype.itemsize] if offset else [index]
+        if begins:
+            arguments.append(f"p[b[{len(numbers)}]]")
+            numbers.append(source)
         call, ending = f"{emitted.name}({', '.join(arguments)});", "return 0;"
         if step.buffers and self.buffers[step.buffers[-1]].kind == CHECKS:
             self.uses_checks = True
-            ending = f"return failed({arguments[-1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
-        return self.table.row(step.kernel, f"  {call}\n  {ending}", numbers)
+            ending = (
+                f"return failed({arguments[len(step.buffers) - 1]}, {self.plan.kernels[step.kernel].buffers[-1].size});"
+            )
+        return self.table.row(emitted.name.removeprefix("k_"), f"  {call}\n  {ending}", numbers)
 
-    def _kernel(self, name: str, location: Location) -> EmittedKernel:
-        emitted = self.kernels.get(name)
+    def _kernel(self, name: str, location: Location, begins: str = "") -> EmittedKernel:
+        emitted = self.kernels.get(name + begins)
         if emitted is None:
             kernel = self.plan.kernels.get(name)
             if kernel is None:
                 raise CodegenError(f"the plan has no kernel named {name}", location)
-            emitted = self.kernels[name] = self.emit_kernel(kernel)
+            emitted = self.emit_kernel(kernel, begins) if begins else self.emit_kernel(kernel)
+            self.kernels[name + begins] = emitted
         return emitted
 
     def _foreach_line(self, step: ForeachStep) -> str:
@@ -246,7 +284,11 @@ class _NativeWriter:
             if exported(symbol):
                 self.symbols[symbol] = text.BLAS[symbol]
                 (self.gemm_batch if batched else self.gemm_one).add(REAL_NAMES[dtype])
-                if fits_tiles(step, call):
+                blocking = tile_text.BLOCKINGS.get(step.form)
+                if blocking is not None:
+                    self.blockings.add((blocking, batched))
+                    return self.table.statement(_gemm_name(product), tile_line(step, call))
+                if step.form != BLAS and fits_tiles(step, call):
                     self.tiles, self.tiles_batch = self.tiles or not batched, self.tiles_batch or batched
                     return self.table.statement(_gemm_name(product), tile_line(step, call))
                 return self.table.statement(_gemm_name(product), blas_line(step, call))
@@ -273,7 +315,7 @@ class _NativeWriter:
         call: ShimCall = aten_call(step, self.plan.buffers)
         self._need_tensors()
         attention = attention_text(step, self.plan.buffers)
-        if attention is not None:
+        if attention is not None and step.form != LIBRARY:
             kernel = self.attentions.setdefault(attention, f"attention_{len(self.attentions)}")
             call = attention_call(step, self.plan.buffers, call, kernel)
         self.symbols.update(call.symbols)
@@ -322,7 +364,8 @@ class _NativeWriter:
         kernels = list(self.kernels.values())
         files = kernel_files(kernels)
         here, elsewhere = ([], kernels) if files else (kernels, [])
-        tiles = {TILES: self._tiles()} if self.tiles or self.tiles_batch or self.attentions else {}
+        uses_tiles = self.tiles or self.tiles_batch or self.attentions or self.blockings
+        tiles = {TILES: self._tiles()} if uses_tiles else {}
         return {SOURCE: self._source(runs, here, elsewhere), **files, **tiles}
 
     def _source(self, runs: list[str], here: list[EmittedKernel], elsewhere: list[EmittedKernel]) -> str:
@@ -345,6 +388,9 @@ class _NativeWriter:
             parts.append(tile_text.PRODUCT_CALL)
         if self.tiles_batch:
             parts.append(tile_text.BATCH_CALL)
+        for blocking, batched in self._asked():
+            prototype = tile_text.BATCH_PROTOTYPE if batched else tile_text.PRODUCT_PROTOTYPE
+            parts.append(f"{_HIDDEN} {blocking.text(prototype)};\n")
         for attention, name in self.attentions.items():
             parts.append(f"{_HIDDEN} {attention.prototype.replace('NAME', name)};\n")
         if self.uses_checks:
@@ -358,13 +404,21 @@ class _NativeWriter:
         parts.append(_bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
 
+    def _asked(self) -> list[tuple[tile_text.Blocking, bool]]:
+        """Products that steps want by tiles, blocked in some way."""
+        return sorted(self.blockings, key=repr)
+
     def _tiles(self) -> str:
         """The file of products and attention by tiles."""
         parts = [prelude({"expf", "logf"} if self.attentions else ()), tile_text.MICRO_KERNEL]
-        if self.tiles or self.tiles_batch:
-            parts += [tile_text.PRODUCT_PART, tile_text.PRODUCT]
-        if self.tiles_batch:
-            parts.append(tile_text.BATCH)
+        products = dict.fromkeys([tile_text.USUAL] if self.tiles or self.tiles_batch else [])
+        products.update(dict.fromkeys(blocking for blocking, _ in self._asked()))
+        if products:
+            parts.append(tile_text.PRODUCT_TILE)
+        parts += [blocking.text(tile_text.PRODUCT_PART + tile_text.PRODUCT) for blocking in products]
+        batches = dict.fromkeys([tile_text.USUAL] if self.tiles_batch else [])
+        batches.update(dict.fromkeys(blocking for blocking, batched in self._asked() if batched))
+        parts += [blocking.text(tile_text.BATCH) for blocking in batches]
         if any(attention.is_backward for attention in self.attentions):
             parts.append(SUM_OVER_QUERIES)
         parts += [f"HIDDEN {attention.text.replace('NAME', name)}" for attention, name in self.attentions.items()]
@@ -389,13 +443,13 @@ def _bind_function(symbols: Iterable[str]) -> str:
     return f"/* where the functions of libtorch are */\nvoid graphc_bind(void *const *functions) {{\n{body}}}\n"
 
 
-def _segments(lines: list[str | None]) -> list[Segment]:
-    """Runs of steps that C does, and of steps that it does not."""
+def _segments(lines: list[str | None], apart: bool) -> list[Segment]:
+    """Runs of steps that C does, and of steps that it does not; or each step apart."""
     found: list[Segment] = []
     natives = 0
     for number, line in enumerate(lines):
         kind = PYTHON if line is None else NATIVE
-        if found and found[-1].kind == kind:
+        if found and found[-1].kind == kind and not apart:
             found[-1] = replace(found[-1], stop=number + 1)
             continue
         found.append(Segment(kind, number, number + 1, f"graphc_run_{natives}" if kind == NATIVE else ""))

@@ -11,11 +11,42 @@ Source: the loop order is that of K. Goto and R. van de Geijn, Anatomy of High-P
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # Where these are used: measured on AMD's Zen 3 and, with AVX-512, on Zen 5 (which gcc 12 takes for a Zen 3), where the
 # BLAS in libtorch is slower: it uses AVX-512 on Intel's chips only. Attention, which skips what a causal
 # mask hides, is taken to win on other chips with AVX2 too, products are not.
 PRODUCT_WINS = "defined(__znver3__) || defined(__znver4__) || defined(__znver5__)"
 ATTENTION_WINS = f"defined(__AVX2__) && (!defined(__AVX512F__) || {PRODUCT_WINS})"
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How much of the right operand a thread packs at once, to be read by all of its rows.
+
+    Args:
+        panels: columns, in panels.
+        steps: of the sum; whole chunks, so that no result depends on it.
+    """
+
+    panels: int
+    steps: int
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of functions that work so; that of the usual one is empty."""
+        return "" if self == USUAL else f"_{self.panels}x{self.steps}"
+
+    def text(self, text: str) -> str:
+        """The text of products, for this blocking."""
+        for name in ("multiply_by_tiles", "multiply_batch_by_tiles", "product_part"):
+            text = text.replace(f"{name}(", f"{name}{self.suffix}(")
+        return text.replace("PANELS_AT_ONCE", str(self.panels)).replace("STEPS_AT_ONCE", str(self.steps))
+
+
+USUAL = Blocking(8, 384)
+BLOCKINGS = {f"tiles {item.panels}x{item.steps}": item for item in (USUAL, Blocking(4, 256), Blocking(16, 384))}
+"""By the name of the form of a product that is computed so."""
 
 MICRO_KERNEL = """\
 int omp_get_num_threads(void);
@@ -31,7 +62,7 @@ enum { LANES = 8, TILE = 6 };
 #else
 enum { LANES = 4, TILE = 6 };
 #endif
-enum { VECTORS = 2, PANEL = VECTORS * LANES, CHUNK = 128, DEPTH = 384, GROUP = 8, SMALL = 1 << 15 };
+enum { VECTORS = 2, PANEL = VECTORS * LANES, CHUNK = 128, SMALL = 1 << 15 };
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define HIDDEN __attribute__((visibility("hidden")))
 #define CACHE_LINE __attribute__((aligned(64)))
@@ -234,25 +265,28 @@ static {BATCH_PROTOTYPE.replace("multiply_batch_by_tiles", "matmul_batch_tiles")
 }}
 """
 
-# c = a b (+ c): c row by row, a and b of any strides of which one is 1.
-PRODUCT_PART = f"""\
+PRODUCT_TILE = """\
 /* One tile of the result, whole or padded. */
 static inline void product_tile(long rows, long columns, long depth, const float *a, long a_row, const float *b,
-                                float *c, long c_row, int accumulate) {{
-  if (rows == TILE && columns == PANEL) {{
+                                float *c, long c_row, int accumulate) {
+  if (rows == TILE && columns == PANEL) {
     multiply_tile(depth, a, a_row, b, c, c_row, accumulate);
     return;
-  }}
+  }
   float whole[TILE * PANEL] CACHE_LINE;
   multiply_tile(depth, a, a_row, b, whole, PANEL, 0);
   for (long i = 0; i < rows; i++)
     for (long j = 0; j < columns; j++)
       c[i * c_row + j] = accumulate ? c[i * c_row + j] + whole[i * PANEL + j] : whole[i * PANEL + j];
-}}
+}
+"""
 
+# c = a b (+ c): c row by row, a and b of any strides of which one is 1.
+PRODUCT_PART = f"""\
 /* Some panels of some rows of tiles of c = a b (+ c). */
 __attribute__((noinline)) static void product_part({_OPERANDS}, long panel, long last_panel, long tile,
                                                    long last_tile) {{
+  enum {{ GROUP = PANELS_AT_ONCE, DEPTH = STEPS_AT_ONCE }};
   float right[GROUP * DEPTH * PANEL] CACHE_LINE, left[TILE * (DEPTH + 16)] CACHE_LINE;
   /* rows that lie a power of two apart fall into the same few sets of the cache: those are copied first */
   const int turned = a_column != 1, copies = turned || a_row % 512 == 0;

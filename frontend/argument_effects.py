@@ -15,6 +15,7 @@ from graphc.frontend import tree
 from graphc.frontend.guards import is_plain, same, snapshot
 from graphc.frontend.leaves import Key, OutputLeaf, Path, find
 from graphc.frontend.objects import holders, is_plain_object, is_traced
+from graphc.frontend.watched import Watched, users
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def argument_effect(given: Given, changed: list[Changed], first: int) -> tuple[A
     for change in changed:
         outputs = []
         for leaf in change.leaves:
-            outputs.append(OutputLeaf(first + len(made)) if is_traced(leaf) else OutputLeaf(constant=leaf))
+            outputs.append(OutputLeaf(first + len(made)) if is_traced(leaf) else OutputLeaf(constant=users(leaf)))
             if is_traced(leaf):
                 made.append(leaf)
         changes.append(Change(change.path, change.keys, change.node, tuple(given.located(change.leaves, outputs))))
@@ -142,7 +143,10 @@ class Given:
     def flatten(self, value: Any) -> tuple[list[Any], tree.Node]:
         """Leaves and structure, where what the caller has given is a leaf, and objects with traced tensors are not."""
         opened = holders(value, is_traced)
-        return tree.flatten(value, lambda item: id(item) in opened, lambda item: id(item) in self._known)
+        return tree.flatten(value, lambda item: id(item) in opened, self._is_kept)
+
+    def _is_kept(self, item: Any) -> bool:
+        return id(item) in self._known or isinstance(item, Watched)
 
     def located(self, leaves: list[Any], outputs: list[OutputLeaf]) -> list[OutputLeaf]:
         """What becomes of leaves, with the caller's own containers and objects in the places of their copies."""

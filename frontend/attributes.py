@@ -7,18 +7,20 @@ program, plain values are kept. A number that is found to change between calls b
 
 from __future__ import annotations
 
-import types
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from graphc.frontend import tree
-from graphc.frontend.guards import is_plain, same, snapshot
-from graphc.frontend.inputs import Access, Binding, BindingKind
+from graphc.frontend.growing import Change, Growing
+from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
+from graphc.frontend.inputs import GONE, Access, Binding, BindingKind, bind, bound
 from graphc.frontend.leaves import OutputLeaf
-from graphc.frontend.objects import is_traced
+from graphc.frontend.objects import holders, is_plain_object, is_traced
+from graphc.frontend.watched import Watched, users
 
 if TYPE_CHECKING:
     from graphc.frontend.modules import ModuleFacts
@@ -26,10 +28,9 @@ if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
     from graphc.ir.graph import Graph
 
+_DEPTH = 2
 Home: TypeAlias = Any
 """A dict with names, or a closure cell."""
-
-_GONE = object()
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,9 @@ class BindEffect:
     def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Bind it; `outputs` are the leaves of this run that are effects."""
         if self.node is None:
-            _bind(self.home, self.key, _GONE)
+            bind(self.home, self.key, GONE)
             return
-        found = [outputs[leaf.number] if leaf.number >= 0 else snapshot(leaf.constant) for leaf in self.leaves]
-        _bind(self.home, self.key, tree.rebuild(self.node, iter(found)))
+        bind(self.home, self.key, _rebuilt(self.node, self.leaves, outputs))
 
 
 class Attributes:
@@ -89,14 +89,22 @@ class Attributes:
     Args:
         reads, modules: where names are.
         dynamic: keys of numbers that are to be inputs of the program.
+        wide: see `Growing`.
     """
 
-    def __init__(self, reads: Reads, modules: ModuleFacts, dynamic: Collection[Hashable]) -> None:
+    def __init__(self, reads: Reads, modules: ModuleFacts, dynamic: Collection[Hashable], wide: bool = False) -> None:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
+        self._held = {id(vars(item)): (path, access, item) for path, access, item in _held(modules.modules())}
+        for path, access, item in self._held.values():
+            inner = ((name, Access(access.root, f"{access.suffix}.__dict__[{name!r}]")) for name in vars(item))
+            found = (Number(f"{path}.{name}", access, vars(item)[name]) for name, access in inner)
+            self.numbers.update({n.key: n for n in found if n.key in dynamic and n.key not in self.numbers})
         self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
-        homes: dict[int, Home] = {}
-        homes.update({id(table): table for table in modules.tables()})
-        homes.update({id(table): table for table in reads.holders})
+        tables = [*modules.tables(), *((path, access, access.resolve()) for path, access in reads.tables)]
+        tables += _attributes(self._held.values())
+        self._tables = {id(table): (path, access) for path, access, table in reversed(tables)}
+        tables += _attributes(reads.holders)
+        homes: dict[int, Home] = {id(table): table for _, _, table in tables}
         hooks = {id(table): table for table in modules.hook_tables()}
         homes.update(hooks)
         self._hooks = frozenset(hooks)
@@ -104,8 +112,11 @@ class Attributes:
         places = [access.place() for _, access, _ in (*reads.values, *reads.identities)]
         places += [access.place() for _, access in reads.objects]
         single = {(id(place[0]), place[1]): place for place in places if place and id(place[0]) not in homes}
-        self._single = [(home, name, _bound(home, name)) for home, name in single.values()]
+        self._single = [(home, name, bound(home, name)) for home, name in single.values()]
         self._placed: dict[tuple[int, str], Any] = {}
+        self._guarded: dict[Hashable, Callable[[GuardBuilder], None]] = {}
+        slots = [(path, access, home, name) for path, access, home in tables for name in home]
+        self.growing = Growing(reads, [*slots, *(("", None, home, name) for home, name, _ in self._single)], wide)
 
     def place(self, recorder: Recorder) -> None:
         """Put traced numbers where numbers are that shall be inputs."""
@@ -113,15 +124,19 @@ class Attributes:
             home, name = number.access.place()  # type: ignore[misc]  # numbers have one
             traced = recorder.number_input(number.value, number.path, number.access, key)
             self._placed[id(home), name] = traced
-            _bind(home, name, traced)
+            bind(home, name, traced)
+        self.growing.place()
 
     def changed(self) -> list[tuple[Home, str, Any]]:
-        """(home, name, new value) of every name bound anew to something that can be bound again after each run."""
+        """(home, name, new value) of every name bound anew to something that can be bound again after each run.
+
+        For a list that the function has added to, or changed in another way, the value is that `Change`.
+        """
         return [
             (home, name, new)
             for home, name, old, new in self._differences()
             if new is not self._placed.get((id(home), name), old) and self._is_effect(home, new, old)
-        ]
+        ] + self.growing.changed()
 
     def _is_effect(self, home: Home, new: Any, old: Any) -> bool:
         """Something that can be bound again after each run; hooks always can."""
@@ -130,47 +145,112 @@ class Attributes:
     def _differences(self) -> Iterator[tuple[Home, str, Any, Any]]:
         for home, before in self._before:
             for name in [*before, *(name for name in home if name not in before)]:
-                old, new = before.get(name, _GONE), home.get(name, _GONE)
-                if new is not old:
+                old, new = before.get(name, GONE), home.get(name, GONE)
+                if new is not old and not self.growing.watches(home, name):
                     yield home, name, old, new
         for home, name, old in self._single:
-            new = _bound(home, name)
-            if new is not old:
+            new = bound(home, name)
+            if new is not old and not self.growing.watches(home, name):
                 yield home, name, old, new
 
     def rebound(self) -> set[int]:
         """Ids of the tensors in whose place the function has bound others."""
         found: set[int] = set()
         for _, _, old, new in self._differences():
-            if old is not _GONE and _is_effect(new, old):
+            if old is not GONE and _is_effect(new, old):
                 found.update(id(leaf) for leaf in tree.flatten(old)[0] if isinstance(leaf, torch.Tensor))
         return found
 
     def restore(self) -> None:
-        """Bind every name to what it was bound to before, where `changed` tells of it."""
+        """Bind names to what they were bound to before, where `changed` tells of it or where both are alike."""
+        self.growing.restore()
+        self._note_changed()
         for home, name, old, new in list(self._differences()):
-            if self._is_effect(home, new, old) or (id(home), name) in self._placed:
-                _bind(home, name, old)
+            if self._is_effect(home, new, old) or (id(home), name) in self._placed or _is_alike(new, old):
+                bind(home, name, old)
+
+    def _note_changed(self) -> None:
+        """Dicts and objects in which names are changed, and what these were, are facts if they were none before."""
+        for home, name, old, _ in self._differences():
+            path, access = self._tables.get(id(home), ("", None))
+            if access is None:
+                continue
+            self._guarded[access.key()] = partial(GuardBuilder.is_object, where=access, item=home, what=path)
+            if not isinstance(name, (str, int)):
+                continue
+            inner, path = Access(access.root, f"{access.suffix}[{name!r}]"), f"{path}[{name!r}]"
+            if is_plain(old):
+                self._guarded[inner.key()] = partial(GuardBuilder.equals, where=inner, item=snapshot(old), what=path)
+                if type(old) in (int, float) and inner.place() is not None:
+                    self.numbers.setdefault(inner.key(), Number(path, inner, old))
+            elif old is GONE:
+                self._guarded[inner.key()] = partial(GuardBuilder.is_absent, where=access, key=name, what=path)
+
+    def guards(self, g: GuardBuilder) -> None:
+        """The facts that have come to light while the function ran."""
+        for key, fact in self._guarded.items():
+            if key not in self.inputs:
+                fact(g)
+        self.growing.guards(g)
 
 
-def effects_of(changed: list[tuple[Home, str, Any]], first: int) -> tuple[list[BindEffect], list[Any]]:
+@dataclass(frozen=True)
+class GrowEffect:
+    """A list that a run adds to.
+
+    Args:
+        home, key: where the list is.
+        node, leaves: the list of what is added, as in `BindEffect`.
+        replaces: it takes the place of what was in the list.
+    """
+
+    home: Home
+    key: str
+    node: tree.Node
+    leaves: tuple[OutputLeaf, ...]
+    replaces: bool
+
+    def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Add it; `outputs` are the leaves of this run that are effects."""
+        items = bound(self.home, self.key)
+        if self.replaces:
+            items.clear()
+        items.extend(_rebuilt(self.node, self.leaves, outputs))
+
+
+def _rebuilt(node: tree.Node, leaves: tuple[OutputLeaf, ...], outputs: list[Any]) -> Any:
+    found = (outputs[leaf.number] if leaf.number >= 0 else snapshot(leaf.constant) for leaf in leaves)
+    return tree.rebuild(node, found)
+
+
+def effects_of(changed: list[tuple[Home, str, Any]], first: int) -> tuple[list[BindEffect | GrowEffect], list[Any]]:
     """Effects that bind names, and the tensors and traced numbers that takes, numbered from `first`."""
-    effects: list[BindEffect] = []
+    effects: list[BindEffect | GrowEffect] = []
     made: list[Any] = []
     for home, name, value in changed:
-        if value is _GONE:
+        if value is GONE:
             effects.append(BindEffect(home, name, None))
             continue
-        leaves, node = tree.flatten(value)
+        leaves, node = flatten(value)
         outputs = []
         for leaf in leaves:
             if is_traced(leaf):
                 outputs.append(OutputLeaf(first + len(made)))
                 made.append(leaf)
             else:
-                outputs.append(OutputLeaf(constant=snapshot(leaf)))
-        effects.append(BindEffect(home, name, node, tuple(outputs)))
+                outputs.append(OutputLeaf(constant=snapshot(users(leaf))))
+        if isinstance(value, Change):
+            effects.append(GrowEffect(home, name, node, tuple(outputs), value.replaces))
+        else:
+            effects.append(BindEffect(home, name, node, tuple(outputs)))
     return effects, made
+
+
+def flatten(value: Any) -> tuple[list[Any], tree.Node]:
+    """Leaves and structure of what `Attributes.changed` tells of; new objects with traced tensors are opened."""
+    value = value.items if isinstance(value, Change) else value
+    opened = holders(value, is_traced)
+    return tree.flatten(value, lambda item: id(item) in opened, lambda item: isinstance(item, Watched))
 
 
 def look_up_rebound(
@@ -197,37 +277,50 @@ def _moved_before(binding: Binding, places: Collection[Hashable]) -> bool:
     return bool(places) and not trained and binding.accesses[0].key() in places
 
 
+def _held(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[str, Access, Any]]:
+    """(path, access, object) of the plain objects that are attributes of modules, and of those in them."""
+    seen: set[int] = set()
+    queue = [(key, Access(m.__dict__, f"[{key!r}]"), item, _DEPTH) for m in modules for key, item in m.__dict__.items()]
+    while queue:
+        path, access, item, depth = queue.pop()
+        if not is_plain_object(item) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield path, access, item
+        for key, inner in vars(item).items() if depth else ():
+            queue.append((f"{path}.{key}", Access(access.root, f"{access.suffix}.__dict__[{key!r}]"), inner, depth - 1))
+
+
+def _attributes(objects: Iterable[tuple[str, Access, Any]]) -> Iterator[tuple[str, Access, dict[str, Any]]]:
+    for path, access, item in objects:
+        yield path, Access(access.root, f"{access.suffix}.__dict__"), vars(item)
+
+
 def _numbers(reads: Reads, modules: ModuleFacts) -> Iterator[Number]:
     for path, access, value in (*modules.plain(), *reads.values):
         if type(value) in (int, float) and access.place() is not None:
             yield Number(path, access, value)
 
 
-def _bound(home: Home, name: str) -> Any:
-    if not isinstance(home, types.CellType):
-        return home.get(name, _GONE)
-    try:
-        return home.cell_contents
-    except ValueError:  # an empty cell
-        return _GONE
-
-
-def _bind(home: Home, name: str, value: Any) -> None:
-    if isinstance(home, types.CellType):
-        if value is _GONE:
-            del home.cell_contents
-        else:
-            home.cell_contents = value
-    elif value is _GONE:
-        home.pop(name, None)
-    else:
-        home[name] = value
-
-
 def _is_effect(new: Any, old: Any) -> bool:
     """Something that can be bound again: a deletion, a plain value, a structure with traced tensors or numbers."""
-    if new is _GONE or is_traced(new):
+    if new is GONE or is_traced(new):
         return True
     if is_plain(new):
         return not same(new, old)
-    return isinstance(new, (list, tuple, dict)) and any(map(is_traced, tree.flatten(new)[0]))
+    return (isinstance(new, (list, tuple, dict)) or is_plain_object(new)) and any(map(is_traced, flatten(new)[0]))
+
+
+def _is_alike(new: Any, old: Any, depth: int = 6) -> bool:
+    """The very same, or a new container or plain object that consists of the same."""
+    if new is old:
+        return True
+    if type(new) is not type(old) or not depth:
+        return False
+    if type(new) in (list, tuple):
+        return len(new) == len(old) and all(_is_alike(a, b, depth - 1) for a, b in zip(new, old, strict=True))
+    if isinstance(new, dict):
+        return list(new) == list(old) and all(_is_alike(new[key], old[key], depth - 1) for key in new)
+    if is_plain(new):
+        return same(new, old)
+    return is_plain_object(new) and _is_alike(vars(new), vars(old), depth - 1)

@@ -17,6 +17,7 @@ from graphc.frontend.functionalize import read
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Value
+from graphc.ir.types import FLOAT8
 from graphc.ops.registry import Kind, get
 
 
@@ -112,9 +113,10 @@ def result_strides(recorder: Recorder, value: Value, rule_layout: str, operands:
     return layout.tensor_iterator_strides(shape, promoted_layouts(operands.tensors, value.dtype) + numbers)
 
 
-def has_no_rules(value: Value) -> bool:
-    """Import rules do not cover complex numbers, 8-bit floats, and more dims than TensorIterator takes."""
-    return value.dtype.kind == "complex" or value.dtype.name.startswith("f8") or value.type.rank > MAX_RANK
+def has_no_rules(value: Value, float8: bool = False) -> bool:
+    """Most import rules cover no complex numbers, no 8-bit floats, and no more dims than TensorIterator takes."""
+    is_float8 = value.dtype in FLOAT8 and not float8
+    return value.dtype.kind == "complex" or is_float8 or value.type.rank > MAX_RANK
 
 
 def import_functional(
@@ -124,7 +126,11 @@ def import_functional(
     """Import a call on Values; returns Values."""
     imp = recorder.imp
     imp.begin(operands)
-    if rule is None or any(map(has_no_rules, operands)) or not (operands or _makes_tensors(func)):
+    if (
+        rule is None
+        or any(has_no_rules(value, rule.float8) for value in operands)
+        or not (operands or _makes_tensors(func))
+    ):
         return import_extern(imp, func, args, kwargs).returned
     mark = len(recorder.graph.ops)
     try:

@@ -23,7 +23,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
-from graphc.frontend import finish, tree
+from graphc.frontend import attributes, finish, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends, flatten_call
@@ -32,11 +32,12 @@ from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
 from graphc.frontend.global_state import GlobalState
 from graphc.frontend.gradients import GradientEffect, Gradients
+from graphc.frontend.growing import Unwatched
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
 from graphc.frontend.intercept import FunctionMode, watching
 from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.messages import Messages, NeedsText
-from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.modules import ModuleFacts, all_hooks
 from graphc.frontend.objects import Closed, Restart
 from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
@@ -46,6 +47,7 @@ from graphc.frontend.replays import Replays, find_replays
 from graphc.frontend.schedulers import Later
 from graphc.frontend.segments import Diverged, Oracle, PathRaises, Regrow, Segment, Step, Stop, whole
 from graphc.frontend.traced import TracedTensor
+from graphc.frontend.watched import users
 from graphc.ir.graph import Role
 
 _LOCK = threading.RLock()
@@ -157,6 +159,7 @@ class _Session:
         self._unshown: Exception | None = None  # why text of tensors was taken to be more than messages
         self._given: list[Any] = []
         self._copies: Given | None = None
+        self._wide = False  # all lists are watched
 
     def _open(self) -> None:
         self.leaves, self.node = flatten_call(self.args, self.kwargs)
@@ -178,6 +181,8 @@ class _Session:
                 if self.steps:
                     raise Regrow(merged) from None
                 self._open()
+            except Unwatched:
+                self._wide = True
             except NeedsText as needs:
                 self._messages, self._unshown = Messages(allowed=False), needs.error
             except Diverged as different:
@@ -206,11 +211,11 @@ class _Session:
         recorder = Recorder(self.name, sources, merged, constants, self.numerics, self.assumes)
         modules.note_gradients(recorder.gradients)
         recorder.dynamic_numbers = self.numbers
+        recorder.messages = self._messages
         if self.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps, self.oracle)
-            recorder.messages = self._messages
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
-        self.attributes = Attributes(reads, modules, self.numbers - constants)
+        self.attributes = Attributes(reads, modules, self.numbers - constants, self._wide)
         undo = _Undo(modules, self.leaves, self.attributes)
         self._closed = Closed(self.leaves)
         try:
@@ -239,6 +244,7 @@ class _Session:
             recorder.settle()
         except Stop:
             self._closed.check()
+            self.attributes.growing.check()
             ends = Ends(gradients=recorder.gradient_facts())
             recorder.settle()
             rebound = self.attributes.rebound()
@@ -282,7 +288,7 @@ class _Session:
         bound, kept = effects_of(returned.bound, len(made))
         steps, given = recorder.schedules.effects(len(made) + len(kept))
         effects, made = [*effects, *bound, *steps], [*made, *kept, *given]
-        for find in (recorder.arguments.effects, recorder.scalers.effects):
+        for find in (recorder.arguments.effects, recorder.scalers.effects, recorder.prints.effects):
             more, given = find(len(made))
             effects, made = [*effects, *more], [*made, *given]
         assert self._copies is not None
@@ -319,6 +325,7 @@ class _Session:
     ) -> Captured:
         graph = ends.graph or recorder.graph
         trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards, recorder.scalers.guards]
+        trained.append(self.attributes.guards)
         trained.append(lambda g: recorder.arguments.guards(g, facts.local))
         if recorder.locator.differentiates:
             trained.append(recorder.gradients.hook_guards)
@@ -327,7 +334,7 @@ class _Session:
         return Captured(
             graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
-            facts.guards(graph, recorder.bindings, trained, self.attributes.inputs),
+            facts.guards(graph, recorder.bindings, trained, self.attributes.inputs, self.attributes.growing.masked),
             ends.node,
             ends.leaves,
             self.node,
@@ -376,6 +383,8 @@ class _Session:
         roots += reads.modules
         for path, root in list(roots):
             for child_path, module in root.named_modules(prefix=path):
+                for hook in all_hooks(module):
+                    reads.function(hook)
                 forward = type(module).forward
                 if not type(module).__module__.startswith("torch.nn."):
                     reads.function(forward, (child_path, Access([module], "[0]")))
@@ -418,6 +427,7 @@ class _Session:
         recorder.arguments.release()
         recorder.assumptions.tensors.clear()
         recorder.moves.release()
+        recorder.prints.release()
         self._copies = None
 
     def _numbers(self) -> dict[int, int | float]:
@@ -435,19 +445,24 @@ class _Session:
             with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
                 result = self.fn(*given[0], **given[1])
                 self._closed.check()
+                self.attributes.growing.check()
                 assert self._copies is not None
                 leaves, node = self._copies.flatten(result)
+                leaves = [users(leaf) for leaf in leaves]
                 _check_results(leaves, node)
                 bound, changed = self.attributes.changed(), self._copies.changed()
-                kept = [leaf for _, _, value in bound for leaf in tree.flatten(value)[0]]
+                kept = [leaf for _, _, value in bound for leaf in attributes.flatten(value)[0]]
                 kept += [leaf for change in changed for leaf in change.leaves]
                 replays = find_replays(recorder, [*leaves, *kept])
-                if recorder.messages.is_in([*leaves, *kept], [node, *(change.node for change in changed)]):
-                    raise CaptureError("text made of a tensor is a result")
+                texts = [*leaves, *kept], [node, *(change.node for change in changed)]
+                if recorder.messages.is_in(*texts) or recorder.prints.is_in(*texts):
+                    raise NeedsText(CaptureError("text made of a tensor is a result"))
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:
-            if recorder.messages.made:
+            if isinstance(error, Unwatched):
+                raise
+            if recorder.messages.made or recorder.prints.made:
                 raise NeedsText(error) from None
             if isinstance(error, GraphcError):
                 raise

@@ -2,6 +2,7 @@
 
 Eager reads the number and selects; here the view reads with `take` and writes with `put`. Its offset in memory is not
 known: where it matters, since the view itself is returned, the number becomes a decision at the end of the function.
+Masks beside other indices become places, too, when something is written there.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def setitem(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`x[...] = value`, likewise."""
     found = _view(recorder, args[0], args[1])
     if found is None:
-        return func(*args)
+        return func(args[0], _without_masks(args[1]), args[2])
     value = args[2]
     if not isinstance(value, torch.Tensor):
         found.fill_(value)
@@ -53,6 +54,26 @@ def setitem(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         value = value[0]
     found.copy_(value)
     return None
+
+
+def index_put(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`index_put` and `index_put_`."""
+    if len(args) > 1 and isinstance(args[1], (list, tuple)):
+        args = (args[0], _without_masks(tuple(args[1])), *args[2:])
+    return func(*args, **kwargs)
+
+
+def _without_masks(index: Any) -> Any:
+    """Masks beside other indices as the places where they hold: how many these are must fit the other indices."""
+    items = index if type(index) is tuple else (index,)
+    tensors = [item for item in items if isinstance(item, torch.Tensor)]
+    masks = [item for item in tensors if item.dtype == torch.bool and item.dim()]
+    if not masks or len(masks) == len(tensors):
+        return index
+    places: list[Any] = []
+    for item in items:
+        places += item.nonzero(as_tuple=True) if any(item is mask for mask in masks) else [item]
+    return tuple(places)
 
 
 def _view(recorder: Recorder, tensor: Any, index: Any) -> Any:
@@ -150,4 +171,8 @@ def _is_number(item: Any) -> bool:
 SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.Tensor.__getitem__: getitem,
     torch.Tensor.__setitem__: setitem,
+    torch.Tensor.index_put: index_put,
+    torch.Tensor.index_put_: index_put,
+    torch.index_put: index_put,
+    torch.index_put_: index_put,
 }

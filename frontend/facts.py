@@ -12,7 +12,7 @@ from graphc.frontend import ambient, tree
 from graphc.frontend.aten import layout
 from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, TensorFacts, is_plain
 from graphc.frontend.inputs import Binding, BindingKind
-from graphc.frontend.modules import ModuleFacts
+from graphc.frontend.modules import Masked, ModuleFacts
 from graphc.frontend.reads import Reads
 from graphc.ir.graph import Graph
 from graphc.program.facts import TensorFact, stride_facts
@@ -91,11 +91,13 @@ class Facts:
         bindings: Sequence[Binding],
         trained: Sequence[Callable[[GuardBuilder], None]] = (),
         numbers: Collection[Hashable] = (),
+        masked: Masked = lambda access, value: value,
     ) -> GuardSet:
         """The guard function for a captured graph.
 
         Args:
             numbers: keys of accesses to numbers that are inputs.
+            masked: the value to guard at a place, see `Growing.masked`.
             trained: add the facts about gradients and optimizers.
         """
         g = GuardBuilder()
@@ -109,10 +111,10 @@ class Facts:
         for value, binding in zip(graph.inputs, bindings, strict=True):
             for access in binding.accesses if binding.kind is not BindingKind.FOUND else ():
                 g.is_object(access, binding.tensor, f"tensor {value.path}")
-        self._modules.guards(g, numbers)
+        self._modules.guards(g, numbers, masked)
         for path, access, value in self._reads.values:
             if not numbers or access.key() not in numbers:
-                g.equals(access, value, path)
+                g.equals(access, masked(access, value), path)
         for path, access, item in self._reads.identities:
             g.is_object(access, item, path)
         for path, access, name in self._reads.absent:

@@ -52,17 +52,27 @@ def grouped_updates(running: Callable[[], Recorder | None]) -> Iterator[None]:
     if hasattr(clip, _SUPPORT):
         replaced.append((clip, _SUPPORT, getattr(clip, _SUPPORT)))
         setattr(clip, _SUPPORT, _with_traced(getattr(clip, _SUPPORT)))
-    for name, module in list(sys.modules.items()):
-        if name.startswith("torch.optim."):
-            for key, function in list(vars(module).items()):
-                if key.startswith(_PREFIXES) and callable(function):
-                    replaced.append((module, key, function))
-                    setattr(module, key, _grouped(function, running))
+    for module, key in _list_functions(len(sys.modules)):
+        function = getattr(module, key)
+        replaced.append((module, key, function))
+        setattr(module, key, _grouped(function, running))
     try:
         yield
     finally:
         for module, key, function in replaced:
             setattr(module, key, function)
+
+
+@functools.lru_cache(maxsize=1)
+def _list_functions(modules: int) -> list[tuple[Any, str]]:
+    """Torch.optim's functions over lists, as module and name; looked for again when modules have been imported."""
+    return [
+        (module, key)
+        for name, module in list(sys.modules.items())
+        if name.startswith("torch.optim.")
+        for key, function in vars(module).items()
+        if key.startswith(_PREFIXES) and callable(function)
+    ]
 
 
 def _with_traced(supported: Callable[..., bool]) -> Callable[..., bool]:

@@ -213,13 +213,17 @@ class GuardBuilder:
         test = f"{expression} is {name} or _same({expression}, {name})"
         self.check(f"({test})", self._changed(expression, item, what))
 
+    def is_absent(self, where: Access, key: Any, what: str) -> None:
+        """There is nothing under a key of the dict that an access gives."""
+        self.check(f"{self.hold(key)} not in {self._expression(where)}", f"{what} is there now")
+
     def _expression(self, where: str | Access) -> str:
         return where if isinstance(where, str) else f"{self.hold(where.root)}{where.suffix}"
 
     def _changed(self, expression: str, item: Any, what: str) -> Describe:
         def describe(scope: dict[str, Any]) -> str:
             try:
-                now = repr(eval(expression, scope))
+                now = _shown(eval(expression, scope))
             except MISS:
                 now = "gone"
             return f"{what}: {now}, compiled for {item!r}"
@@ -231,10 +235,20 @@ class GuardBuilder:
         return GuardSet(self.lines, self._constants, result)
 
 
+GROWING = object()
+"""In a value to compare with: a list, whatever is in it."""
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+
+
 def same(now: Any, then: Any) -> bool:
     """Equal, of the same type down to the parts of containers; NaN is like NaN."""
     if now is then:
         return True
+    if then is GROWING:
+        return isinstance(now, list)
     if type(now) is not type(then):
         return False
     if isinstance(then, (list, tuple)):

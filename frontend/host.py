@@ -38,6 +38,9 @@ class HostScope(Protocol):
     def expect(self, node: HostNode) -> bool:
         """The value of a condition that is said to hold; where it does not, an error follows."""
 
+    def text_of(self, node: HostNode, spec: str = "") -> str:
+        """What a number is formatted as."""
+
     def note_number(self, node: HostNode) -> None:
         """A traced number has been made."""
 
@@ -267,10 +270,11 @@ class _HostNumber:
     def __repr__(self) -> str:
         return repr(self.node)
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return self.node.scope.text_of(self.node)
 
     def __format__(self, spec: str) -> str:
-        return repr(self.node)  # the number is not known while the function is captured
+        return self.node.scope.text_of(self.node, spec)
 
     def __trunc__(self) -> Any:
         return wrap(self.node.unary("trunc").convert(int))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from graphc.frontend.traced import TracedTensor
+from graphc.frontend.watched import contents
 from graphc.ir.graph import Role
 
 
@@ -61,6 +63,33 @@ class Access:
         """The same for all accesses to one place, as long as something keeps that alive."""
         place = self.place()
         return (id(self.root), self.suffix) if place is None else (id(place[0]), place[1])
+
+
+GONE = object()
+"""In the place of what a name is not bound to."""
+
+
+def bound(home: Any, name: Any) -> Any:
+    """What is under a key of a dict or, whatever the key, in a closure cell; `GONE` where nothing is."""
+    if not isinstance(home, types.CellType):
+        return home.get(name, GONE)
+    try:
+        return home.cell_contents
+    except ValueError:  # an empty cell
+        return GONE
+
+
+def bind(home: Any, name: Any, value: Any) -> None:
+    """Put something there; `GONE` takes away what is there."""
+    if isinstance(home, types.CellType):
+        if value is GONE:
+            del home.cell_contents
+        else:
+            home.cell_contents = value
+    elif value is GONE:
+        home.pop(name, None)
+    else:
+        home[name] = value
 
 
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")
@@ -119,6 +148,8 @@ class _Found:
 
 
 _SEARCH_LIMIT = 20_000
+_KNOWN = ("_parameters", "_buffers", "_modules")
+"""Tables of modules that were looked at before the run; `functional_call` puts others there for as long as it runs."""
 
 
 class SourceMap:
@@ -194,7 +225,9 @@ class SourceMap:
             for path, access in self._objects:
                 self._search(path, access)
             for module in list(self.modules):
-                self._search(self.module_paths[id(module)], Access(module.__dict__, ""))
+                for key in [key for key in module.__dict__ if key not in _KNOWN]:
+                    path = f"{self.module_paths[id(module)]}.{key}".lstrip(".")
+                    self._search(path, Access(module.__dict__, f"[{key!r}]"))
             found = self._tensors.get(id(tensor))
         if found is None or found.tensor is not tensor:
             shape = tuple(tensor.shape)
@@ -230,7 +263,7 @@ def _children(item: Any) -> Iterator[tuple[str, str, Any]]:
             if isinstance(key, (str, int)) and _may_hold(child):
                 yield f"[{key!r}]", f"[{key!r}]", child
     elif isinstance(item, (list, tuple)):
-        for index, child in enumerate(item):
+        for index, child in enumerate(contents(item) if isinstance(item, list) else item):
             if _may_hold(child):
                 yield f"[{index}]", f"[{index}]", child
     else:

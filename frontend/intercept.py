@@ -18,7 +18,7 @@ from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode
 
 from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
-from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, replay, schedulers
+from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, prints, replay, schedulers
 from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
@@ -26,6 +26,7 @@ from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.move_calls import assign_data
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor, unwrapped
+from graphc.frontend.watched import look_into
 
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
@@ -45,6 +46,7 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         special = _SPECIAL.get(func)
+        look_into(args)
         try:
             if special is not None:
                 return special(self.recorder, func, args, kwargs or {})
@@ -599,6 +601,12 @@ def _without_saved_tensors_hooks() -> Iterator[None]:
             autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
+def _current() -> Recorder | None:
+    """The capture of this thread."""
+    recorder: Recorder | None = getattr(_running, "recorder", None)
+    return recorder
+
+
 @contextlib.contextmanager
 def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
@@ -627,13 +635,13 @@ def watching(recorder: Recorder) -> Iterator[None]:
     reading = torch.get_rng_state
     torch.get_rng_state = torch.random.get_rng_state = _saving(reading)
     plain = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-    grouped = grouped_updates(lambda: getattr(_running, "recorder", None))
+    grouped = grouped_updates(_current)
     try:
         with (
             plain, _without_saved_tensors_hooks(), _packing_detached(), _force_original_view_tracking(True),
             batch_momentum.traced_batch_counts(recorder), traced_extremes(),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
-            _watching_transforms(), _watching_backward(recorder),
+            _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
         ):  # fmt: skip
             yield
     finally:

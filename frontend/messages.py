@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dis
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 from graphc.frontend.locations import is_user_code
 
 _STAND_IN = "<a tensor that is being traced>"
-_SEEN = ("print",)
-"""Functions whose text somebody reads in every call."""
+_PRINTS = "print"
+"""The function whose text somebody reads in every call; see `graphc.frontend.prints`."""
 
 
 class NeedsText(BaseException):
@@ -49,13 +50,21 @@ class Messages:
         self._allowed = allowed
         self.made = False
 
-    def text(self) -> str | None:
-        """What to format a tensor as, if that goes into a message."""
+    @property
+    def allowed(self) -> bool:
+        """Text of tensors need not be known while the function is captured."""
+        return self._allowed
+
+    def text(self, mark: Callable[[], str]) -> str | None:
+        """What to format a tensor as, if that is only printed (a mark) or goes into a message (a stand-in)."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and not is_user_code(frame.f_code):
             frame = frame.f_back
-        if not self._allowed or frame is None or not _is_message(frame.f_code, frame.f_lasti):
+        taker = _taker(frame.f_code, frame.f_lasti) if self._allowed and frame is not None else None
+        if taker is None:
             return None
+        if taker == _PRINTS:
+            return mark()
         self.made = True
         return _STAND_IN
 
@@ -67,12 +76,12 @@ class Messages:
 
 
 @lru_cache(maxsize=4096)
-def _is_message(code: CodeType, offset: int) -> bool:
-    """Whether the text formatted at `offset` is only an argument of a call of a global function, as a statement."""
+def _taker(code: CodeType, offset: int) -> str | None:
+    """The global function for which alone the text formatted at `offset` is made, in a call that is a statement."""
     instructions = [item for item in dis.get_instructions(code) if item.opname != "CACHE"]
     at = next((n for n, item in enumerate(instructions) if item.offset == offset), None)
     if at is None or not instructions[at].opname.startswith("FORMAT_"):
-        return False
+        return None
     start = at
     while start and not _ends_statement(instructions[start - 1]):
         start -= 1
@@ -81,7 +90,7 @@ def _is_message(code: CodeType, offset: int) -> bool:
     for number in range(start, len(instructions)):
         item = instructions[number]
         if _ends_statement(item):
-            return False
+            return None
         before, depth = depth, depth + dis.stack_effect(item.opcode, item.arg, jump=False)
         if item.opname == "LOAD_GLOBAL" and depth == before + 2:
             called[before] = item.argval
@@ -89,12 +98,12 @@ def _is_message(code: CodeType, offset: int) -> bool:
             text = depth - 1
         elif item.opname.startswith("CALL") and number > at and depth - 1 <= text:
             following = instructions[number + 1].opname if number + 1 < len(instructions) else ""
-            return following == "POP_TOP" and called.get(depth - 1, "print") not in _SEEN
+            return called.get(depth - 1) if following == "POP_TOP" else None
         elif number > at and depth <= text and item.opname != "PRECALL":
-            return False  # consumed by something else
+            return None  # consumed by something else
         if number == at:
             text = depth - 1
-    return False
+    return None
 
 
 def _ends_statement(item: dis.Instruction) -> bool:

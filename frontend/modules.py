@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -14,6 +14,7 @@ from graphc.frontend.guards import Describe, GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.reads import attribute_names
 
+Masked: TypeAlias = Callable[[Access, Any], Any]
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _ALL_HOOKS = frozenset(name for name in vars(torch.nn.Module()) if name.endswith("_hooks"))
@@ -90,12 +91,17 @@ class ModuleFacts:
         """The modules known."""
         return [state.module for state in self._states.values()]
 
-    def tables(self) -> Iterator[dict[Any, Any]]:
-        """Where modules keep names: their attributes, buffers, and attributes that are dicts."""
+    def tables(self) -> Iterator[tuple[str, Access | None, dict[Any, Any]]]:
+        """(path, access, dict) of where modules keep names: attributes, buffers, and attributes that are dicts.
+
+        Only the last may be other dicts in later calls; the others have no access.
+        """
         for state in self._states.values():
             own = state.module.__dict__
-            yield from (own, own["_buffers"])
-            yield from (value for key, value in own.items() if type(value) is dict and key not in _INTERNAL)
+            yield from ((state.path, None, own), (state.path, None, own["_buffers"]))
+            for key, value in own.items():
+                if type(value) is dict and key not in _INTERNAL:
+                    yield f"{state.path}.{key}".lstrip("."), Access(own, f"[{key!r}]"), value
 
     def hook_tables(self) -> Iterator[dict[Any, Any]]:
         """Where hooks are registered."""
@@ -115,15 +121,18 @@ class ModuleFacts:
             for key, value in state.plain.items():
                 yield f"{where}{key}", Access(state.module.__dict__, f"[{key!r}]"), value
 
-    def guards(self, g: GuardBuilder, numbers: Collection[Hashable] = ()) -> None:
+    def guards(
+        self, g: GuardBuilder, numbers: Collection[Hashable] = (), masked: Masked = lambda access, value: value
+    ) -> None:
         """Guard flags, plain attributes, children and hooks of all modules.
 
         Args:
             numbers: keys of accesses to numbers that are inputs.
+            masked: the value to guard at a place, see `Growing.masked`.
         """
         for path, access, value in self.plain():
             if not numbers or access.key() not in numbers:
-                g.equals(access, value, f"attribute {path}")
+                g.equals(access, masked(access, value), f"attribute {path}")
         for state in self._states.values():
             _module_guards(g, state)
         states = list(self._states.values())
@@ -151,6 +160,13 @@ def _describe_attributes(states: list[ModuleState]) -> Describe:
         return f"the set of attributes of {where}: {', '.join(sorted(names))}"
 
     return describe
+
+
+def all_hooks(module: torch.nn.Module) -> Iterator[Any]:
+    """The hooks of a module, of all kinds."""
+    for name, table in module.__dict__.items():
+        if name in _ALL_HOOKS and table is not None:
+            yield from table.values()
 
 
 def _hooks(module: torch.nn.Module) -> dict[str, tuple[Any, ...]]:

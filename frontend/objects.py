@@ -15,6 +15,7 @@ import torch
 
 from graphc.frontend import host, tree
 from graphc.frontend.traced import TracedTensor
+from graphc.frontend.watched import Watched
 
 _LIMIT = 20_000
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: defined in Python
@@ -55,7 +56,7 @@ def holders(value: Any, holds: Callable[[Any], bool]) -> dict[int, Any]:
             return True
         if id(item) in found:
             return True
-        if id(item) in seen or len(seen) > _LIMIT:
+        if id(item) in seen or len(seen) > _LIMIT or isinstance(item, Watched):
             return False
         children = tree.parts(item)
         if children is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from graphc.frontend.guards import is_plain, snapshot
 from graphc.frontend.inputs import Access
 from graphc.frontend.locations import is_user_code
+from graphc.frontend.watched import ADDING
 
 Chain: TypeAlias = tuple[str, str, tuple[str, ...]]
 """(`global`, `cell` or `local`, name, attributes read from it in a row)."""
@@ -64,7 +66,10 @@ class Reads:
         identities: (path, access, object) of functions and other objects, to be guarded by identity.
         modules: (path, module) of nn.Modules.
         objects: (path, access) of containers, objects and tensors that may hold tensors.
-        holders: the `__dict__` of objects whose attributes are read.
+        grown: (path, access) of lists and deques that are added to.
+        seen: ids of lists and deques that are used in other ways too.
+        tables: (path, access) of dicts, which may hold such lists.
+        holders: (path, access, object) of those whose attributes are read.
         absent: (path, access, name) of attributes found on an object's class that the object itself does not have.
     """
 
@@ -74,7 +79,10 @@ class Reads:
         self.modules: list[tuple[str, torch.nn.Module]] = []
         self.objects: list[tuple[str, Access]] = []
         self.absent: list[tuple[str, Access, str]] = []
-        self.holders: list[dict[str, Any]] = []
+        self.holders: list[tuple[str, Access, Any]] = []
+        self.grown: list[tuple[str, Access]] = []
+        self.seen: set[int] = set()
+        self.tables: list[tuple[str, Access]] = []
         self._seen: set[tuple[int, int]] = set()
         self._noted: set[tuple[int, str]] = set()
 
@@ -103,10 +111,15 @@ class Reads:
         except ValueError:  # an empty cell
             return
         for attribute in attributes:
+            if isinstance(item, (list, deque)):
+                if attribute in ADDING:
+                    self.grown.append((path, access))
+                elif attribute != "clear":
+                    self.seen.add(id(item))
             if self._settle(path, access, item):
                 return
             holder = vars(item) if hasattr(item, "__dict__") else {}
-            self._holder(item)
+            self._holder(path, access, item)
             path = f"{path}.{attribute}" if path else attribute
             if attribute in holder:
                 suffix = f".{attribute}" if isinstance(item, (types.ModuleType, type)) else f".__dict__[{attribute!r}]"
@@ -140,6 +153,10 @@ class Reads:
 
     def _settle(self, path: str, access: Access, item: Any, final: bool = False) -> bool:
         """Note an object met on a chain; True when there is nothing to follow beyond it."""
+        if final and isinstance(item, (list, deque)):
+            self.seen.add(id(item))
+        if isinstance(item, dict):
+            self.tables.append((path, access))
         if is_plain(item):
             self._value(path, access, item)
             return True
@@ -180,7 +197,7 @@ class Reads:
 
     def attributes(self, path: str, access: Access, item: Any, depth: int = 2) -> None:
         """Guard all plain attributes of an object that the function may hand on to code not seen here."""
-        self._holder(item)
+        self._holder(path, access, item)
         for name, value in list(getattr(item, "__dict__", {}).items())[:_ATTRIBUTE_LIMIT]:
             inner = Access(access.root, f"{access.suffix}.__dict__[{name!r}]")
             if is_plain(value):
@@ -192,11 +209,11 @@ class Reads:
             ):
                 self.attributes(f"{path}.{name}", inner, value, depth - 1)
 
-    def _holder(self, item: Any) -> None:
+    def _holder(self, path: str, access: Access, item: Any) -> None:
         """An object whose attributes the function may change."""
         table = getattr(item, "__dict__", None)
         if type(table) is dict and not isinstance(item, (types.ModuleType, types.FunctionType, torch.nn.Module)):
-            self.holders.append(table)
+            self.holders.append((path, access, item))
 
     def _bound(self, path: str, access: Access, method: types.MethodType) -> None:
         if isinstance(method.__self__, torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import weakref
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -27,6 +28,7 @@ from graphc.frontend.messages import Messages
 from graphc.frontend.moves import Moves
 from graphc.frontend.optimizers import OptimizerNumber, Optimizers
 from graphc.frontend.paths import Decider
+from graphc.frontend.prints import Prints
 from graphc.frontend.scalers import Scalers
 from graphc.frontend.schedulers import Schedules
 from graphc.frontend.traced import TracedTensor
@@ -94,6 +96,7 @@ class Recorder:
         self.optimizers = Optimizers(self, constants)
         self.schedules = Schedules(self)
         self.scalers = Scalers(self)
+        self.prints = Prints(self)
         self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
         self._states: dict[int, TensorState] = {}
@@ -375,6 +378,12 @@ class Recorder:
         if node.kind is bool and (assumed := self.assumptions.answer(node)) is not None:
             return assumed
         return decider.number(node)
+
+    def text_of(self, node: host.HostNode, spec: str = "") -> str:
+        """Text of a number. Names are made of integers, so these are looked at, unless they are only shown."""
+        mark = functools.partial(self.prints.number, node, spec)
+        text = mark() if node.kind is float and self.messages.allowed else self.messages.text(mark)
+        return format(self.specialize(node), spec) if text is None else text
 
     def expect(self, node: host.HostNode) -> bool:
         expected = self.assumptions.truth(node) if self.decider is not None and node.hint is None else None

@@ -63,13 +63,20 @@ class TracedTensor(torch.Tensor):
         sizes = ", ".join(map(str, self.state.shape))
         return f"TracedTensor({self.state.dtype.name}[{sizes}])"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return format(self)
 
     def __format__(self, spec: str) -> str:
         """Integers are looked at, unless for a message, since names are made of them; others are only ever shown."""
-        if self.dim() or self.is_floating_point() or self.is_complex() or self.recorder.decider is None:
-            return repr(self)
-        if self.recorder.known_tensor(self) is None and (text := self.recorder.messages.text()) is not None:
+        recorder = self.recorder
+        if self.dim() or self.is_floating_point() or self.is_complex():
+            if recorder.messages.allowed:
+                return recorder.prints.tensor(self, spec)
+            if self.dim():
+                raise CaptureError("text made of a tensor is a result", recorder.locator.here())
+            return format(self.tolist(), spec)
+        text = recorder.messages.text(lambda: recorder.prints.tensor(self, spec))
+        if recorder.known_tensor(self) is None and text is not None:
             return text
         return format(self.tolist(), spec)
 

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils import _pytree
 
+from graphc.frontend.watched import kinds
+
 
 @dataclass(frozen=True)
 class Node:
@@ -49,6 +51,7 @@ class Node:
 
 LEAF = Node("leaf")
 Test: TypeAlias = Callable[[Any], bool]
+_WATCHED = kinds[list]
 _ATOMS = frozenset((torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), complex, torch.Size))
 
 
@@ -57,7 +60,7 @@ def parts(value: Any) -> tuple[str, tuple[Any, ...], list[Any]] | None:
     cls = type(value)
     if cls in _ATOMS or isinstance(value, (torch.Tensor, torch.nn.Module)):
         return None
-    if cls is list:
+    if cls is list or cls is _WATCHED:
         return "list", (), value
     if cls is tuple:
         return "tuple", (), list(value)

@@ -72,6 +72,10 @@ class _Entry:
     reclaimer: Reclaimer | None = None
 
 
+_ATTEMPTS = 3
+"""Captures for one call: the first ones may fill caches that the function keeps outside."""
+
+
 class CompiledFunction(PathCalls):
     """A compiled callable: calls like its target, with the target's signature, docstring and attributes.
 
@@ -105,32 +109,40 @@ class CompiledFunction(PathCalls):
             return self._run_eager(reason, args, kwargs)
         if len(self._stats.recompiles) >= settings().max_recompiles and not self._earned(args, kwargs):
             return self._run_unearned(args, kwargs)
-        try:
-            entry = self._add_entry(args, kwargs)
-        except EagerOnlyError as error:
-            if not isinstance(error, EagerCallError):
-                self._eager_only = str(error)
-            return self._run_eager(str(error), args, kwargs)
-        except UninitializedError:
-            self._stats.eager_calls += 1
-            return self.target(*args, **kwargs)
-        if entry.execute is None and entry.tree is None:
-            return self._run(entry, [], args, kwargs, fresh=True)
-        try:
+        for attempt in range(_ATTEMPTS):
+            try:
+                entry = self._add_entry(args, kwargs)
+            except EagerOnlyError as error:
+                if not isinstance(error, EagerCallError):
+                    self._eager_only = str(error)
+                return self._run_eager(str(error), args, kwargs)
+            except UninitializedError:
+                self._stats.eager_calls += 1
+                return self.target(*args, **kwargs)
+            if entry.execute is None and entry.tree is None:
+                return self._run(entry, [], args, kwargs, fresh=True)
             inputs = entry.captured.match(args, kwargs)
-            if inputs is None:
-                raise UnsupportedError(
-                    f"{self.options.name} changes, while it runs, what its own compilation depends on: "
-                    f"{entry.captured.explain_miss(args, kwargs)}. Move that change out of the compiled function."
-                )
+            if inputs is not None:
+                return self._run_fresh(entry, inputs, args, kwargs)
+            reason = entry.captured.explain_miss(args, kwargs)
+            self._withdraw(entry.captured, attempt + 1 < _ATTEMPTS)
+        raise UnsupportedError(
+            f"{self.options.name} changes, while it runs, what its own compilation depends on: {reason}. Move that "
+            "change out of the compiled function."
+        )
+
+    def _run_fresh(self, entry: _Entry, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first call of a program."""
+        try:
             return self._run(entry, inputs, args, kwargs, fresh=True)
         except BaseException:
             if entry.tree is None:
                 self._withdraw(entry.captured)
             raise
 
-    def _withdraw(self, captured: Captured) -> None:
-        if captured.withdraw():
+    def _withdraw(self, captured: Captured, always: bool = False) -> None:
+        """Take back the state that was made for a program, and the program itself where there was some, or always."""
+        if captured.withdraw() or always:
             with self._lock:
                 self._entries = tuple(entry for entry in self._entries if entry.captured is not captured)
 
@@ -463,7 +475,8 @@ def compile(
             given back itself, and calls of its instances run compiled.
         backend: `auto` (triton for tensors of a GPU, c for those of the CPU), `triton`, `c`, `interpret` (op by op with
             ATen), or `eager` (the target as it is).
-        mode: `default`.
+        mode: `default` decides by models of the machine; `max` measures while compiling: products of matrices,
+            convolutions and attention as library calls and as generated code, cut in several ways.
         dynamic: None or False: every new shape is compiled once.
         numerics: `default` keeps reduced-precision intermediates in float32 and computes random numbers in the kernels
             that use them; `eager` rounds where eager rounds and draws eager's very random numbers.

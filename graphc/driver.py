@@ -4,6 +4,7 @@ capture          the user's code runs once on traced tensors          frontend
 look up          has this very graph been built before?               runtime.cache
 optimize         graph -> graph, composites expanded                  passes
 plan             fuse, lower to loop IR, schedule, lay out memory     passes
+measure          with mode="max": which forms of steps are fastest     tuning
 generate         loop IR -> C or Triton text, steps -> native program codegen
 build and load   compiler, disk cache, dlopen                         runtime
 """
@@ -15,7 +16,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from graphc.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from graphc.codegen.c.emit import CKernel
     from graphc.frontend.captured import Captured
     from graphc.frontend.cotangents import Strides
     from graphc.frontend.segments import Oracle, Step
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "triton", "c", "interpret", "eager")
 NUMERICS = ("default", "eager")
+MODES = ("default", "max")
 STAGES = ("captured", "optimized", "scheduled")
 
 
@@ -57,6 +60,12 @@ class Options:
     name: str
     backend: str = "auto"
     numerics: str = "default"
+    mode: str = "default"
+
+    @property
+    def measures(self) -> bool:
+        """What runs fastest is measured."""
+        return self.mode == "max"
 
 
 def make_options(
@@ -82,15 +91,14 @@ def make_options(
             f"{target.__name__} is a {kind} function; compile the function that computes one item, "
             "and call that in the loop"
         )
-    for option, value, allowed in (("backend", backend, BACKENDS), ("numerics", numerics, NUMERICS)):
+    options = ("backend", backend, BACKENDS), ("numerics", numerics, NUMERICS), ("mode", mode, MODES)
+    for option, value, allowed in options:
         if value not in allowed:
             raise ValueError(f"{option}={value!r}; there are {', '.join(allowed)}")
-    if mode != "default":
-        raise ValueError(f"mode={mode!r}; there is default")
     if dynamic:
         raise UnsupportedError("dynamic=True: symbolic shapes are not offered; every new shape is compiled once")
     label = name or getattr(target, "__name__", None) or type(target).__name__
-    return Options("".join(c if c.isalnum() or c == "_" else "_" for c in label) or "graph", backend, numerics)
+    return Options("".join(c if c.isalnum() or c == "_" else "_" for c in label) or "graph", backend, numerics, mode)
 
 
 def capture(
@@ -191,12 +199,26 @@ class Compilation:
         if stage == "captured":
             return self.graph
         if self._optimized is None:
-            self._optimized = _optimize(self.graph, self.options, self.backend)
+            self._optimized = _optimize(self.graph, self.options, self.backend, self._templates())
         if stage == "optimized":
             return self._optimized
         if self._plan is None:
-            self._plan = _plan(self._optimized, self.options, self.backend)
+            plan = _plan(self._optimized, self.options, self.backend, templates=self._templates())
+            self._plan = plan if not self._measured() else _with_forms(plan, self.backend, self._measured())
         return self._plan
+
+    def _measured(self) -> dict[str, Any]:
+        """What the program's steps were chosen by."""
+        found: dict[str, Any] = {} if self.program is None else self.program.stats.get("measured", {})
+        return found
+
+    def _templates(self) -> Templates | None:
+        """Which products are templates, with what was chosen against the model."""
+        if not self._measured():
+            return templates_for(self.backend)
+        from graphc.tuning import chosen_templates
+
+        return templates_for(self.backend, chosen_templates(self._measured()))
 
     def sources(self) -> dict[str, str]:
         """Generated files by name; empty for `interpret`."""
@@ -242,12 +264,24 @@ class Report:
         for key, value in self.stats.items():
             if isinstance(value, dict):
                 lines.append(f"  {key}:")
-                lines.extend(f"    {name}: {detail}" for name, detail in value.items())
+                lines.extend(f"    {name}: {_detail(detail)}" for name, detail in value.items())
             else:
                 lines.append(f"  {key}: {value}")
         if self.backward is not None:
             lines.append(str(self.backward))
         return "\n".join(lines)
+
+
+def _detail(found: Any) -> Any:
+    """A measurement in words; anything else as it is."""
+    if not isinstance(found, dict):
+        return found
+    times = (
+        f"{form} {value * 1e6:.1f} us" if isinstance(value, float) else f"{form} {value}"
+        for form, value in found.items()
+        if form != "chosen"
+    )
+    return f"{found.get('chosen', 'as by default')} ({'; '.join(times)})"
 
 
 @contextmanager
@@ -369,26 +403,30 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
     return Compilation(graph, options, "interpret", execute)
 
 
-def _context(options: Options, backend: str) -> PassContext:
+def _context(options: Options, backend: str, templates: Templates | None = None) -> PassContext:
     from graphc.passes.base import PassContext
 
-    templates = templates_for(backend)
+    templates = templates_for(backend) if templates is None else templates
     if templates is None:
         return PassContext(numerics=options.numerics)
     return PassContext(numerics=options.numerics, target="gpu", templates=templates)
 
 
-def _optimize(graph: Graph, options: Options, backend: str) -> Graph:
+def _optimize(graph: Graph, options: Options, backend: str, templates: Templates | None = None) -> Graph:
     from graphc.passes.pipeline import optimize
 
     copy = graph.copy()  # passes rewrite in place, and the captured stage stays as it is
-    optimize(copy, _context(options, backend))
+    optimize(copy, _context(options, backend, templates))
     _dump(options.name, "optimized.graph", lambda: str(copy))
     return copy
 
 
-def templates_for(backend: str) -> Templates | None:
-    """Which products of matrices are to be Triton kernels, on the current device and with torch's flags."""
+def templates_for(backend: str, choices: Mapping[str, bool] | None = None) -> Templates | None:
+    """Which products of matrices are to be Triton kernels, on the current device and with torch's flags.
+
+    Args:
+        choices: where it was measured whether they are to be.
+    """
     if backend != "triton":
         return None
     import torch
@@ -399,15 +437,19 @@ def templates_for(backend: str) -> Templates | None:
     device = present_device()
     tf32 = device is not None and device.allows_tf32()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return Templates(current_target(), tf32, settings().templates, deterministic)
+    return Templates(current_target(), tf32, settings().templates, deterministic, choices or {})
 
 
 def _plan(
-    graph: Graph, options: Options, backend: str, on_kernels: Callable[[list[Kernel]], None] | None = None
+    graph: Graph,
+    options: Options,
+    backend: str,
+    on_kernels: Callable[[list[Kernel]], None] | None = None,
+    templates: Templates | None = None,
 ) -> Plan:
     from graphc.passes.plan import make_plan
 
-    templates = templates_for(backend)
+    templates = templates_for(backend) if templates is None else templates
     plan = make_plan(graph, numerics=options.numerics, backend=backend, templates=templates, on_kernels=on_kernels)
     _dump(options.name, "scheduled.plan", lambda: str(plan))
     return plan
@@ -446,24 +488,25 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
 
 def _build_native(found: Compilation, key: str) -> Executable:
     """Plan, generate, build. Kernels are built from the moment they are known, while the plan is still being made."""
-    from graphc.codegen.c.emit import CKernel, COptions, emit_kernel
-    from graphc.codegen.c.flags import CFLAGS
+    from graphc.codegen.c.emit import COptions, emit_kernel
+    from graphc.codegen.c.flags import c_flags
     from graphc.codegen.native import generate_native, kernel_files
     from graphc.runtime.build import Build
     from graphc.runtime.load import build_program
 
-    emitted: dict[int, tuple[Kernel, CKernel]] = {}
+    emitted: dict[tuple[int, str], tuple[Kernel, CKernel]] = {}
 
-    def options_of(kernel: Kernel) -> COptions:
+    def options_of(kernel: Kernel, begins: str) -> COptions:
         """A kernel of any size is called for pieces of a table of rows, by several threads already."""
-        return COptions(parallel=all(isinstance(axis.extent, int) for axis in kernel.axes))
+        return COptions(parallel=all(isinstance(axis.extent, int) for axis in kernel.axes), begins=begins)
 
-    def emit(kernel: Kernel) -> CKernel:
-        if id(kernel) not in emitted:
-            emitted[id(kernel)] = (kernel, emit_kernel(kernel, options_of(kernel)))  # holding the kernel keeps its id
-        return emitted[id(kernel)][1]
+    def emit(kernel: Kernel, begins: str = "") -> CKernel:
+        key = id(kernel), begins
+        if key not in emitted:
+            emitted[key] = (kernel, emit_kernel(kernel, options_of(kernel, begins)))  # holding the kernel keeps its id
+        return emitted[key][1]
 
-    with Build(CFLAGS) as build:
+    with Build(c_flags()) as build:
 
         def start(kernels: list[Kernel]) -> None:
             for name, text in kernel_files([emit(kernel) for kernel in kernels]).items():
@@ -471,10 +514,24 @@ def _build_native(found: Compilation, key: str) -> Executable:
 
         with _timed(found.seconds, "plan"):
             found._plan = plan = _plan(found.stage("optimized"), found.options, found.backend, start)
+        is_complete = True
+        if found.options.measures:
+            with _timed(found.seconds, "measure"):
+                plan, is_complete = _tune_native(plan, emit)
+            found._plan = plan
         with _timed(found.seconds, "generate"):
             found.program = generate_native(plan, emit)
         with _timed(found.seconds, "build"):
-            return build_program(found.program, key, build)
+            return build_program(found.program, key, build, keep=is_complete)
+
+
+def _tune_native(plan: Plan, emit: Callable[..., CKernel]) -> tuple[Plan, bool]:
+    """The plan with its steps in the forms that are fastest; and whether all of them were measured."""
+    from graphc.trials import NativeBench
+    from graphc.tuning import Tuning, choose_forms
+
+    tuning = Tuning(NativeBench(emit), _machine("c"), settings().tune_seconds)
+    return choose_forms(plan, tuning), tuning.is_complete
 
 
 def _build_triton(found: Compilation, key: str) -> Executable:
@@ -482,12 +539,57 @@ def _build_triton(found: Compilation, key: str) -> Executable:
     from graphc.runtime.device import current_target
     from graphc.runtime.load import build_program
 
+    is_complete = True
     with _timed(found.seconds, "plan"):
         plan = found.stage("scheduled")
+    if found.options.measures:
+        with _timed(found.seconds, "measure"):
+            plan, is_complete = _tune_triton(found)
     with _timed(found.seconds, "generate"):
         found.program = generate(plan, current_target())
     with _timed(found.seconds, "build"):
-        return build_program(found.program, key)
+        return build_program(found.program, key, keep=is_complete)
+
+
+def _tune_triton(found: Compilation) -> tuple[Plan, bool]:
+    """The plan with templates, and tiles of templates, where they are fastest; and whether all was measured."""
+    from graphc.runtime.device import current_target
+    from graphc.trials import TritonBench
+    from graphc.tuning import Tuning, choose_forms, choose_templates
+
+    def plan_with(choices: Mapping[str, bool]) -> tuple[Plan, Mapping[str, bool]]:
+        templates = templates_for("triton", choices)
+        assert templates is not None
+        found._optimized = _optimize(found.graph, found.options, "triton", templates)
+        return _plan(found._optimized, found.options, "triton", templates=templates), templates.asked
+
+    tuning = Tuning(TritonBench(current_target()), _machine("triton"), settings().tune_seconds)
+    plan, choices = choose_templates(plan_with, tuning)
+    found._optimized = _optimize(found.graph, found.options, "triton", templates_for("triton", choices))
+    found._plan = choose_forms(plan, tuning)
+    return found._plan, tuning.is_complete
+
+
+def _with_forms(plan: Plan, backend: str, measured: Mapping[str, Any]) -> Plan:
+    from graphc.codegen.c.emit import emit_kernel
+    from graphc.runtime.device import current_target
+    from graphc.trials import NativeBench, TritonBench
+    from graphc.tuning import with_forms
+
+    bench = TritonBench(current_target()) if backend == "triton" else NativeBench(emit_kernel)
+    return with_forms(plan, bench, measured)
+
+
+def _machine(backend: str) -> dict[str, str]:
+    """What times depend on besides the machine as `program_key` has it."""
+    import torch
+
+    from graphc.runtime.device import present_device
+
+    device = present_device()
+    if backend == "triton" and device is not None:
+        return {"device": device.model(device.current()), "target": device.target(device.current())}
+    return {"threads": str(torch.get_num_threads())}
 
 
 def _unavailable(error: BackendUnavailableError) -> Callable[[list[Any]], list[Any]]:
@@ -503,6 +605,10 @@ def _cache_key(text: str, options: Options, backend: str) -> str:
     facts = {"backend": backend, "numerics": options.numerics, "chunk_bytes": str(settings().chunk_bytes)}
     if backend == "triton":
         facts["templates"] = repr(templates_for(backend))
+    if options.measures:
+        facts["measured on"] = repr(_machine(backend))
+    if backend == "c":
+        facts["cflags"] = " ".join(settings().cflags)
     return program_key(text, facts)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -72,6 +73,12 @@ class Settings:
         "GRAPHC_CACHE_MAX_BYTES", int, "disk cache size above which the oldest entries go, bytes", default=2 << 30
     )
     cc: str = _setting("GRAPHC_CC", str, "C compiler command", default="gcc")
+    cflags: tuple[str, ...] = _setting(
+        "GRAPHC_CFLAGS",
+        lambda text: tuple(shlex.split(text)),
+        "further flags for the C compiler, after graphc's own: -O0 builds fast, -g for a debugger",
+        default=(),
+    )
     chunk_bytes: int = _setting(
         "GRAPHC_CHUNK_BYTES",
         int,
@@ -83,6 +90,12 @@ class Settings:
         _parse_templates,
         "matrix products as Triton kernels with what comes before and behind in them: auto, always, never",
         default="auto",
+    )
+    tune_seconds: float = _setting(
+        "GRAPHC_TUNE_SECONDS",
+        float,
+        'with mode="max": seconds that measuring may take per compiled program; what is left then is not measured',
+        default=120.0,
     )
     replay: bool = _setting(
         "GRAPHC_REPLAY",

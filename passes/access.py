@@ -127,14 +127,17 @@ class _Notes:
         self.reads.append(Read(self.position(operand), place, dims=tuple(dims)))
         return self.value(_union(place))
 
-    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> str:
+    def contract(
+        self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex,
+        within: tuple[str, str] | None = None, dtype: DType | None = None,
+    ) -> str:  # fmt: skip
         places: Index = ()
         for number, (dim, kept) in enumerate((left_index, right_index)):
             operand = self.op.operands[number]
             assert isinstance(operand, Value)
             sizes = tuple(size for at, size in enumerate(operand.shape) if at != dim)
             place = normalise(kept, sizes, self.ranges)
-            self.reads.append(Read(number, place, dims=(dim,)))
+            self.reads.append(Read(number, place, within is not None, dims=(dim,)))
             places += place
         return self.value(_union(places))
 

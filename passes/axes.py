@@ -165,16 +165,19 @@ def _fresh(name: str, taken: set[str]) -> str:
 def _order_axes(kernel: Kernel) -> Kernel:
     """Parallel axes by falling step of the stores, then of the loads: the innermost one walks along memory.
 
-    An index that is data steps with all axes that it depends on.
+    An index that is data steps with all axes that it depends on. Those of a `put` keep their order: it decides which
+    value stays where several go to one place.
     """
     data = {name: domain for name, domain in kernel.domains.items() if domain}
+    puts = [s.index for s in kernel.body if isinstance(s, Store) and s.mode == "put"]
+    in_order = frozenset().union(*(data[name] for index in puts for name in symbols(index) if name in data))
     stores = [s.index for s in kernel.body if isinstance(s, Store)]
     loads = [s.index for s in kernel.body if isinstance(s, Load)]
 
     def order(axis: Axis) -> tuple[int, int]:
         by_data = [name for name, domain in data.items() if axis.name in domain]
         step = max((_largest_step(stores, name) for name in (axis.name, *by_data)), default=0)
-        return (-step, -_largest_step(loads, axis.name))
+        return (-step, 0 if axis.name in in_order else -_largest_step(loads, axis.name))
 
     parallel = sorted(kernel.parallel_axes, key=order)
     if tuple(parallel) == kernel.parallel_axes:

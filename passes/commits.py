@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Input
 from graphc.ops.checks import may_refuse
-from graphc.passes.fuse import Library
+from graphc.passes.fused import Library
 from graphc.passes.group import Group
 from graphc.passes.layout import int_shape
 from graphc.program.loops import LoopStep

@@ -45,7 +45,7 @@ class ConvolutionsAsProducts:
             found = _convolution(op)
             if found is None:
                 return None
-            if not templates.takes_convolution(op.results[0].dtype, found.flops, found.moved, found.is_wide):
+            if not templates.takes_convolution(op, found.flops, found.moved, found.is_wide):
                 return None
             return found.gradients(rewriter) if op.name == "extern" else (found.product(rewriter),)
 

@@ -27,7 +27,8 @@ class ExpandComposites:
         %4: f32[4] = div(1.0, %3)             # mlp.py:14
 
     Composites in `ctx.keep` stay whole. Expansions compute reduced floats in f32 and round once at the end, as eager's
-    kernels do, so they are right under both settings of `ctx.numerics`.
+    kernels do, so they are right under both settings of `ctx.numerics`. The few with a second, more precise expansion
+    get that on a CPU, unless `ctx.numerics` is `eager`.
 
     Args:
         least_bytes: only those that read a value of so many bytes.
@@ -146,10 +147,13 @@ class _Number:
 
 
 def _expand(rewriter: Rewriter, op: Op) -> Sequence[Value]:
-    definition = rewriter.ctx.get_def(op.name)
-    assert definition.expand is not None
+    definition, ctx = rewriter.ctx.get_def(op.name), rewriter.ctx
+    expand = definition.expand
+    if definition.expand_precisely is not None and ctx.target == "cpu" and ctx.numerics != "eager":
+        expand = definition.expand_precisely
+    assert expand is not None
     values: list[Value] = []
-    for value in definition.expand(rewriter.builder, op):
+    for value in expand(rewriter.builder, op):
         # a result must be a value of its own: an operand or another result could not be handed out in its place
         own = value not in values and value not in op.operands
         values.append(value if own else rewriter.op("reshape", value, shape=value.shape))

@@ -13,14 +13,16 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.types import HOST, contiguous_strides
+from graphc.ir.types import FLOAT8, HOST, contiguous_strides
+from graphc.ops import grouped, scaled
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import Kind, get
+from graphc.passes.fused import PRODUCTS, Fusion, Library
 from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import (
@@ -32,15 +34,16 @@ from graphc.passes.layout import (
     view_strides,
     wanted_strides,
 )
+from graphc.passes.steps import operands_read
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
 from graphc.passes.updates import (
     UPDATES,
-    adding_group,
-    adds_one_by_one,
     chain_of,
     copy_op,
-    is_added,
+    is_scattered,
+    scattering_group,
+    scatters_one_by_one,
     source_of,
     update_place,
     updates,
@@ -51,7 +54,6 @@ KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8
 BIG_CONCAT = 4096
 """Elements from which on the pieces of a stored concat are stored one by one."""
 CHEAP_WORK, FREE_WORK = 8, 16
-PRODUCTS = ("matmul", "gemm")
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -59,70 +61,6 @@ WORK_OF_STORING = {"c": 0, "triton": 2}
 """Scalar operations that take as long as storing an element and reading it back: none where caches hold it."""
 TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
-
-
-@dataclass(eq=False)
-class Library:
-    """An op done by a library call or by the runtime. Compared by identity.
-
-    Attributes:
-        op: the op.
-        position: in program order.
-        operands: per operand the strided view it is passed as; None for literals.
-        results: the values it stores, those of the op; for a product perhaps one with its batch dims split.
-        overwrites: for a result that takes over the memory of an operand, that operand.
-        joins: nothing runs: the result is complete when its parts, the operands, are stored.
-    """
-
-    op: Op
-    position: float
-    operands: list[Place | None]
-    results: list[Value]
-    overwrites: dict[Value, Value] = field(default_factory=dict)
-    joins: bool = False
-
-    @property
-    def is_matmul(self) -> bool:
-        return self.op.name in PRODUCTS
-
-    @property
-    def is_foreach(self) -> bool:
-        """Kernels over a table of rows: no call, it takes and gives memory as kernels do."""
-        return self.op.name == "foreach"
-
-    @property
-    def fills(self) -> bool:
-        """Its results lie where the plan wants them, and are not tensors that a library made."""
-        return self.op.name in (*PRODUCTS, "scan", "foreach")
-
-
-@dataclass
-class Fusion:
-    """The outcome of fusion.
-
-    Attributes:
-        groups: kernels to be.
-        libraries: everything else that runs.
-        stored: values that have memory of their own, or share that of a value they overwrite.
-        layouts: strides of all of them.
-        homes: values that are stored into an input at the end, with that input.
-        in_inputs: values that are stored into an input by updating what it holds.
-        output_places: per graph output the place of its value, for those that are not a buffer of their own.
-        parts: memory that is stored part by part, in any order.
-        early: values stored so that what they are computed from need not be kept for their readers.
-    """
-
-    graph: Graph
-    backend: str
-    groups: list[Group]
-    libraries: list[Library]
-    stored: set[Value]
-    layouts: Layouts
-    homes: dict[Value, Input]
-    in_inputs: set[Value]
-    output_places: dict[int, Place]
-    parts: set[Value]
-    early: set[Value]
 
 
 def is_kernel_op(op: Op) -> bool:
@@ -449,11 +387,13 @@ class Fuser:
     # the sweep
 
     def _visit(self, op: Op) -> None:
-        if is_added(op, self.in_order):
+        if is_scattered(op, self.in_order):
             if self.waiting.pop(op.results[0], None) is not None or op.results[0] in self.needed:
-                self._start_adding(op)
+                self._start_scatter(op)
             return
         if not is_kernel_op(op) or self._is_transfer(op):
+            if self._reads_through(op):
+                return
             if self.products is None or not self.products.take(op):
                 self._visit_library(op)
             return
@@ -475,6 +415,16 @@ class Fuser:
                 self._start_join(op)
             else:
                 self._start(value)
+
+    def _reads_through(self, op: Op) -> bool:
+        """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
+        value = op.results[0]
+        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in self.needed:
+            return False
+        groups = self.waiting.pop(value, [])
+        for group in groups:
+            self.expand(group, value)
+        return bool(groups)
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -508,8 +458,8 @@ class Fuser:
         self.needed.add(base)
         self._store_part(op, source, base, self.position[op])
 
-    def _start_adding(self, op: Op) -> None:
-        """A group that adds the source to elements of the base's memory."""
+    def _start_scatter(self, op: Op) -> None:
+        """A group that adds the source to elements of the base's memory, or puts it there."""
         value, base = op.results[0], self.overwritten.get(op.results[0])
         given = next(iter(op.inputs))
         is_made = given.op is not None and get(given.op.name).kind is Kind.CREATION
@@ -522,9 +472,9 @@ class Fuser:
         else:
             self.needed.update((base, *op.inputs))  # what they are made of may be made of the base
         self.stored.add(value)
-        group = adding_group(op, base, self.position[op], self.layouts.strides(value))
+        group = scattering_group(op, base, self.position[op], self.layouts.strides(value))
         self.groups.append(group)
-        if self.backend == "c" and adds_one_by_one(op, group) and source_of(op) not in self.cheap:
+        if self.backend == "c" and scatters_one_by_one(op, group) and source_of(op) not in self.cheap:
             self.needed.add(source_of(op))  # what is vector arithmetic stays so
             self.early.add(source_of(op))
         for operand in group.visits:
@@ -671,9 +621,12 @@ class Fuser:
             self.layouts.chosen.setdefault(result, wanted_strides(result))
         overwrites = {value: self.overwritten[value] for value, _ in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
+        read = operands_read(op)
         operands = [
-            None if not isinstance(x, Value) else self._own(x) if x in changed else self._place_argument(x, op)
-            for x in [*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]]
+            None
+            if not isinstance(x, Value) or at not in read
+            else (self._own(x) if x in changed else self._place_argument(x, op))
+            for at, x in enumerate([*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]])
         ]
         self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
 
@@ -735,6 +688,8 @@ class Fuser:
 
     def _place_argument(self, value: Value, op: Op) -> Place:
         """An operand of an ATen call: with eager's strides, without a copy where they can be had."""
+        if op.name in (grouped.NAME, scaled.NAME) and value in op.operands[:2]:
+            return self._place_factor(value, grouped.ALIGNMENT // value.dtype.itemsize)
         wanted = wanted_strides(value)
         if value not in self.stored and value not in self.needed:
             place = self.layouts.place(_uncopied(value), self.stored, self.needed)
@@ -749,16 +704,16 @@ class Fuser:
             return self._own(value)
         return self._need(place)
 
-    def _place_factor(self, value: Value) -> Place:
-        """An operand of a matrix product: any strides that BLAS takes."""
+    def _place_factor(self, value: Value, step: int = 1) -> Place:
+        """An operand of a matrix product: any strides that BLAS takes, in steps of so many elements."""
         place = self.layouts.place(value, self.stored, self.needed)
         *_, rows, columns = place.shape
         *_, row_stride, column_stride = place.strides
         is_row_major = column_stride == 1 or columns == 1
         is_column_major = row_stride == 1 or rows == 1
-        if is_row_major and (rows == 1 or row_stride >= max(1, columns)):
+        if is_row_major and row_stride % step == 0 and (rows == 1 or row_stride >= max(1, columns)):
             return self._need(place)
-        if is_column_major and (columns == 1 or column_stride >= max(1, rows)):
+        if is_column_major and column_stride % step == 0 and (columns == 1 or column_stride >= max(1, rows)):
             return self._need(place)
         return self._own(value)
 

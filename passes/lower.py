@@ -28,7 +28,7 @@ from graphc.passes.axes import tidy
 from graphc.passes.group import Group
 from graphc.passes.layout import Layouts, Place, flat_index, int_shape, span
 from graphc.passes.naming import buffer_names, kernel_name, notes
-from graphc.passes.updates import adds, source_of
+from graphc.passes.updates import scatters, source_of
 
 WHOLE, CHECKS_ONLY, UNCHECKED = "whole", "checks only", "unchecked"
 """Parts of a kernel that checks data: see `Lowering.lower`."""
@@ -176,7 +176,7 @@ class _Outline:
     def _walk(self, root: Value) -> None:
         """Number everything under a root, operands first, without recursion."""
         self._walk_value(self.source(root))
-        if adds(self.group, root):
+        if scatters(self.group, root):
             assert root.op is not None
             for operand in root.op.inputs:
                 if operand in self.group.visits:
@@ -307,7 +307,7 @@ class _Writer:
             source = outline.source(root)
             index = normalise(self.group.roots[root], int_shape(source), builder.ranges)
             values.append(self._to_memory(self._evaluate(source, index), root))
-            if adds(self.group, root):
+            if scatters(self.group, root):
                 targets[root] = self._target(root, index)
         checks = self._store_checks() if part != UNCHECKED else ()
         stores = outline.stores.items() if part != CHECKS_ONLY else ()
@@ -318,8 +318,10 @@ class _Writer:
             self.sizes[number] = max(self.sizes[number], span(place.shape, place.strides))
             index, mode = self.group.roots[root], "set"
             if root in targets:
-                index, mode = targets[root], "add"
-                added.add(number)
+                assert root.op is not None
+                index, mode = targets[root], "add" if root.op.attrs["mode"] == "add" else "put"
+                if mode == "add":
+                    added.add(number)
             builder.store(self.names[number], flat_index(index, place.strides), value, mode=mode)
         buffers = tuple(
             Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], _access(a, number in added))
@@ -336,7 +338,7 @@ class _Writer:
         return kernel, order[: len(order) - bool(checks)], checks
 
     def _target(self, root: Value, index: Index) -> Index:
-        """Where in a root an element of what is added to it goes."""
+        """Where in a root an element of what is scattered to it goes."""
         op = root.op
         assert op is not None
         place = get(op.name).place
@@ -570,20 +572,37 @@ class _Writer:
         over = self.group.rows if self.group.sums else ()
         return value if _is_single(shape, dims) else self.builder.reduce(op, value, over)
 
-    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> str:
+    def contract(
+        self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex,
+        within: tuple[str, str] | None = None, dtype: DType | None = None,
+    ) -> str:  # fmt: skip
         """A sum of products over the row axis; operands are rounded to their dtype, as matrix units take them."""
         assert self.op is not None
         factors: list[str] = []
         rows = self.group.sums.get(self.op.results[0], self.group.rows)
+        counts = None if within is None else self._counts(left, left_index[0], rows, within)
         for operand, (dim, kept) in ((left, left_index), (right, right_index)):
             assert isinstance(operand, Value)
             sizes = tuple(size for at, size in enumerate(int_shape(operand)) if at != dim)
             at = self.group.row_index(operand, (dim,), normalise(kept, sizes, self.builder.ranges), rows)
-            value = self._known_element(operand, at, self.mask)
-            factors.append(self.compute("cast", value, dtype=operand.dtype))
+            if counts is None:
+                value = self._known_element(operand, at, self.mask)
+            else:
+                value = self.masked_element(operand, at, counts, 0.0)
+            factors.append(self.compute("cast", value, dtype=dtype or operand.dtype))
         first, second = factors
         tf32 = self.tf32 and self.builder.dtypes[first] == f32
         return self.builder.contract(first, second, tf32, rows if self.group.sums else ())
+
+    def _counts(self, operand: Operand, dim: int, rows: tuple[str, ...], within: tuple[str, str]) -> str:
+        """Whether a position along the dim that is summed over lies between two loaded ones."""
+        assert isinstance(operand, Value)
+        (position,) = self.group.row_parts((int_shape(operand)[dim],), rows)
+        at = self.index_value(position)
+        is_behind, is_before = (
+            self.compute(op, at, bound, dtype=bool_) for op, bound in zip(("ge", "lt"), within, strict=True)
+        )
+        return self.compute("logical_and", is_behind, is_before, dtype=bool_)
 
     def scan(self, op: str, operand: Operand, dim: int, index: Index, dtype: DType) -> str:
         """A running reduction along the row axis."""

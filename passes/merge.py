@@ -18,7 +18,7 @@ from graphc.passes.fuse import ROW_LIMITS
 from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iterations, worth_rows
 from graphc.passes.layout import int_shape
 from graphc.passes.nodes import Node, Nodes
-from graphc.passes.updates import adds, overwrites_its_input, source_of
+from graphc.passes.updates import overwrites_its_input, scatters, source_of
 
 REACH = 256
 """Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
@@ -240,8 +240,8 @@ class _Merger:
 
 
 def _is_done_once(group: Group, merged: Group, root: Value) -> bool:
-    """Whether an element that a group adds to memory is so at one point of the merged space only."""
-    return not adds(group, root) or merged.axes_of(merged.roots[root]) >= frozenset(merged.parallel)
+    """Whether an element that a group scatters to memory is so at one point of the merged space only."""
+    return not scatters(group, root) or merged.axes_of(merged.roots[root]) >= frozenset(merged.parallel)
 
 
 def _only_place(group: Group, value: Value) -> Index | None:

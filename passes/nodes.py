@@ -14,7 +14,7 @@ from typing import TypeAlias
 from graphc.ir.graph import Input, Value
 from graphc.ops.extern import effect
 from graphc.passes.commits import set_stages
-from graphc.passes.fuse import Fusion, Library
+from graphc.passes.fused import Fusion, Library
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import Place
 from graphc.passes.updates import copy_op, updated_positions

@@ -20,6 +20,7 @@ from graphc.passes.dce import EliminateDeadCode
 from graphc.passes.expand import ExpandComposites
 from graphc.passes.fold_constants import FoldConstants
 from graphc.passes.foreach import ExpandForeach
+from graphc.passes.group_rows import NameGroupsOfRows
 from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
 from graphc.passes.products import AccumulateProducts, MergeProducts
@@ -45,6 +46,7 @@ PREPARE: tuple[Pass, ...] = (
     EliminateDeadCode(),  # nothing unused is expanded
     ExpandComposites(),
     ConvolutionsAsProducts(),  # before clean-up: what is made is views of views
+    NameGroupsOfRows(),  # before clean-up, which makes equal vectors one
 )
 CLEAN_UP: tuple[Pass, ...] = (
     Canonicalize(),  # expansions bring casts and reshapes that meet each other

@@ -17,17 +17,19 @@ from graphc.ops.foreach import NUMBER, rows_of
 from graphc.passes.arena import place_arena
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.foreach import Stages, stages_of
-from graphc.passes.fuse import Library, fuse
+from graphc.passes.fuse import fuse
+from graphc.passes.fused import Library
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Lowering, memory_dtype
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic
-from graphc.passes.templates import Templates
+from graphc.passes.templates import NEVER, Templates
 from graphc.passes.transient import EMPTY
 from graphc.passes.updates import IN_PLACE_CALLS, source_of
 from graphc.passes.whole import whole_outputs
@@ -80,7 +82,10 @@ def make_plan(
     for item in graph.inputs:
         if not all(isinstance(size, int) for size in item.shape):
             raise LoweringError(f"input {item!r} has a symbolic size; plans are made for static shapes")
-    return Planner(graph, numerics, backend, templates).run(on_kernels)
+    plan = Planner(graph, numerics, backend, templates).run(on_kernels)
+    if templates is not None and templates.policy != NEVER:
+        mark_rows(plan)
+    return plan
 
 
 class Planner:

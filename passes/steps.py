@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from graphc.ir.graph import Attr, Op, Ref
@@ -24,6 +24,22 @@ def call_of(op: Op) -> tuple[str, tuple[Attr, ...], dict[str, Attr], tuple[int, 
     assert call is not None
     name, args, kwargs = call(op)
     return name, args, dict(kwargs), ()
+
+
+def operands_read(op: Op) -> Collection[int]:
+    """Positions of the operands that the ATen call for an op is given: kernels may need others too."""
+    call = get(op.name).call
+    if op.name == "extern" or call is None:
+        return range(len(op.operands))
+    found: set[int] = set()
+    pending: list[Attr] = [*call(op)[1], *call(op)[2].values()]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Ref):
+            found.add(item.index)
+        elif isinstance(item, tuple):
+            pending.extend(item)
+    return found
 
 
 def reason(op: Op) -> str:

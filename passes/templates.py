@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from graphc.ir.graph import Op, Value
-from graphc.ir.types import DType
+from graphc.ir.types import DType, bf16
+from graphc.ops import grouped, scaled
 from graphc.ops.registry import get
 from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of
 from graphc.passes.layout import int_shape
@@ -47,7 +48,8 @@ class Templates:
         tf32: products in f32 may use tf32.
         policy: `auto` = by the model; `always` and `never` for tests and for measuring.
         deterministic: floats are not added by atomic additions, whose order differs from run to run.
-        choices: per `site` of a product whether it is a template, as measured; overrides the model.
+        choices: per `site` whether it is a template, as measured; overrides the model.
+        asked: what the model has said so far, per site.
     """
 
     target: str = DEFAULT_TARGET
@@ -55,6 +57,7 @@ class Templates:
     policy: str = AUTO
     deterministic: bool = False
     choices: Mapping[str, bool] = field(default_factory=dict)
+    asked: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def chip(self) -> Chip:
@@ -63,7 +66,15 @@ class Templates:
     def can_hold(self, op: Op) -> bool:
         """Whether there is a template for the op at all."""
         dtype = op.results[0].dtype
+        if op.name == grouped.NAME and op.results[0].type.rank == 2 and len(op.operands) == 3:
+            return False  # `NameGroupsOfRows` has left it to the library
+        if op.name == scaled.NAME and not self._multiplies_float8:
+            return False
         return get(op.name).contract is not None and dtype.name in ("bf16", "f16", "f32", "i32")
+
+    def may_take_groups(self, op: Op) -> bool:
+        """Whether rows that are multiplied group by group may become a template, once what is around them is known."""
+        return self.policy == ALWAYS or (self.policy == AUTO and self._rate_of(op) > 0)
 
     def takes_product(self, op: Op, saved: int, launches: int) -> bool:
         """Whether a product becomes a template.
@@ -73,32 +84,43 @@ class Templates:
             saved: bytes that are then neither written nor read.
             launches: kernels that are then not launched.
         """
-        chosen = self.choices.get(site(op))
-        if chosen is not None or self.policy != AUTO:
-            return self.policy == ALWAYS if chosen is None else chosen
+        if self.policy != AUTO:
+            return self.choices.get(site(op), self.policy == ALWAYS)
         if _narrow(op) or _reads_windows(op):
             return True  # no library call takes these operands as they are
-        rate = self._rate(op.results[0].dtype)
-        if not rate or not launches or math.prod(int_shape(op.results[0])) < SMALL:
-            return False
+        rate = self._rate_of(op)
+        if op.name == grouped.NAME and op.results[0].dtype != bf16:
+            return rate > 0  # the library waits for the ends of groups on the host, but for bf16
+        if not rate:
+            return self._decide(site(op), False)
         library = self._time(op, rate) + saved / self._bandwidth + launches * LAUNCH
-        return self._time(op, rate * EFFICIENCY) < library
+        is_worth_it = launches > 0 and math.prod(int_shape(op.results[0])) >= SMALL
+        return self._decide(site(op), is_worth_it and self._time(op, rate * EFFICIENCY) < library)
 
-    def takes_convolution(self, dtype: DType, flops: int, moved: int, is_wide: bool) -> bool:
+    def _decide(self, place: str, by_model: bool) -> bool:
+        """What the model says of a site, unless it was measured."""
+        self.asked[place] = by_model
+        return self.choices.get(place, by_model)
+
+    def takes_convolution(self, op: Op, flops: int, moved: int, is_wide: bool) -> bool:
         """Whether a convolution is a product of matrices with windows of the image as an operand.
 
         The library is at least as fast where operations are what takes the time; where it is bytes, a kernel that takes
         in what comes before and behind saves some.
 
         Args:
-            dtype: of its operands.
+            op: the convolution, or the call for its gradients.
             moved: bytes of operands and results.
             is_wide: the channels of a pixel are whole accesses of 16 bytes.
         """
+        dtype = op.results[0].dtype
         if self.policy != AUTO:
             return self.policy == ALWAYS and dtype.name in ("bf16", "f16", "f32")
         rate = self._rate(dtype) if dtype.is_float else 0.0
-        return is_wide and rate > 0 and flops / (rate * PROLOGUE_EFFICIENCY) <= moved / self._bandwidth
+        if not rate:
+            return False
+        by_model = is_wide and flops / (rate * PROLOGUE_EFFICIENCY) <= moved / self._bandwidth
+        return self._decide(f"{site(op)}, {flops} operations", by_model)
 
     def takes_chain(self, scores: int, rows: int, dtype: DType) -> bool:
         """Whether a product around other products is a kernel of its own; never storing the scores is what it is for.
@@ -110,7 +132,8 @@ class Templates:
         """
         if self.policy != AUTO:
             return self.policy == ALWAYS
-        return scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
+        by_model = scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
+        return self._decide(f"product of products {dtype.name}, {scores} scores, {rows} rows", by_model)
 
     def takes_operand(self, op: Op, value: Value, leaves: int, work: int) -> bool:
         """Whether an operand of a template is computed in it, once for each tile that reads it.
@@ -123,7 +146,7 @@ class Templates:
         """
         if self.policy == ALWAYS:
             return True
-        rate = self._rate(op.results[0].dtype)
+        rate = self._rate_of(op)
         if not rate or work > PROLOGUE_WORK:
             return False
         size = _bytes(value)
@@ -135,14 +158,25 @@ class Templates:
         return fused < apart
 
     @property
+    def _multiplies_float8(self) -> bool:
+        """Known of this very chip."""
+        return self.chip.multiplies_float8 and self.chip.target == (self.target or DEFAULT_TARGET)
+
+    @property
     def _bandwidth(self) -> float:
         """Bytes per us."""
         return self.chip.bandwidth / 1e6
 
+    def _rate_of(self, op: Op) -> float:
+        """Operations of a product per us."""
+        left = op.operands[0]
+        assert isinstance(left, Value)
+        return self._rate(left.dtype if left.dtype.itemsize == 1 else op.results[0].dtype)
+
     def _rate(self, dtype: DType) -> float:
         """Operations per us: half of bf16's in tf32, twice on bytes; 0 = nothing for matrix units."""
         whole = self.chip.tensor_flops / 1e6
-        if dtype.is_reduced:
+        if dtype.is_reduced and dtype.itemsize > 1:
             return whole
         if dtype.name == "f32":
             return whole / 2 if self.tf32 else 0.0
@@ -157,9 +191,9 @@ class Templates:
 
 
 def site(op: Op) -> str:
-    """What a measurement of a product is kept under: its dtype and shape."""
-    left, right = (int_shape(value) for value in op.inputs)
-    return f"{op.name} {op.results[0].dtype.name} {list(left)} {list(right)}"
+    """What is decided on at once: all ops of one name, on operands of the same shapes and dtype."""
+    name = op.attrs["op"] if op.name == "extern" else op.name
+    return f"{name} {op.results[0].dtype.name} {' '.join(str(list(int_shape(value))) for value in op.inputs)}"
 
 
 def _narrow(op: Op) -> bool:

@@ -26,29 +26,27 @@ IN_PLACE_CALLS = {
 """The form of a scatter that writes to its first operand."""
 
 
-def is_added(op: Op, in_order: bool = False) -> bool:
-    """Whether a kernel can add the source of a scatter to its base, one element at a time, in any order.
+def is_scattered(op: Op, in_order: bool = False) -> bool:
+    """Whether a kernel can add the source of a scatter to its base, or put it there, one element at a time.
 
     Args:
-        in_order: floats are to be added in an order that is the same in each run.
+        in_order: floats are to be added, and elements put into one place, in an order that is the same in each run.
     """
-    return (
-        get(op.name).place is not None
-        and op.attrs["mode"] == "add"
-        and op.results[0].dtype.name in ADDED_DTYPES
-        and not op.results[0].type.is_host
-        and not (in_order and op.results[0].dtype.is_float)
-        and op.operands[0] not in op.operands[1:]
-    )
+    if get(op.name).place is None or op.operands[0] in op.operands[1:]:
+        return False
+    dtype, mode = op.results[0].dtype, op.attrs["mode"]
+    if mode == "add":
+        return dtype.name in ADDED_DTYPES and not (in_order and dtype.is_float)
+    return mode == "set" and dtype.kind != "complex" and not in_order
 
 
-def adds(group: Group, value: Value) -> bool:
-    """Whether a group adds to the memory of this root, at places that are data, where other updates store."""
+def scatters(group: Group, value: Value) -> bool:
+    """Whether a group adds to the memory of this root, or stores to it, at places that are data."""
     return value in group.stores and value.op is not None and value.op.name not in UPDATES
 
 
 def source_of(op: Op) -> Value:
-    """What an update stores, or adds, to elements of its base: the last operand."""
+    """What an update stores to elements of its base, or adds to them: the last operand."""
     source = op.operands[-1]
     assert isinstance(source, Value)
     return source
@@ -61,7 +59,7 @@ def overwrites_its_input(group: Group, layouts: Layouts) -> bool:
         if not read:
             continue
         place = group.stores.get(value)
-        if adds(group, value):
+        if scatters(group, value):
             return True  # to any element
         strides = layouts.strides(value) if place is None else place.strides
         offset = 0 if place is None else place.offset
@@ -115,8 +113,8 @@ def update_place(op: Op, strides: tuple[int, ...]) -> Place:
     return Place(value, int_shape(source), steps, offset)
 
 
-def adding_group(op: Op, base: Value, position: float, strides: tuple[int, ...]) -> Group:
-    """A group that adds the source of a scatter, element by element, to the memory of its base.
+def scattering_group(op: Op, base: Value, position: float, strides: tuple[int, ...]) -> Group:
+    """A group that scatters its source, element by element, to the memory of its base.
 
     Args:
         strides: of that memory.
@@ -133,7 +131,7 @@ def adding_group(op: Op, base: Value, position: float, strides: tuple[int, ...])
     return group
 
 
-def adds_one_by_one(op: Op, group: Group) -> bool:
+def scatters_one_by_one(op: Op, group: Group) -> bool:
     """Whether each element of the innermost axis that the group of a scatter walks goes to a place of its own."""
     innermost = next(iter(reversed(group.axes)), None)
     index = op.operands[1]

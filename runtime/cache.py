@@ -37,6 +37,8 @@ _MANIFEST = "manifest.json"
 _STAGING = "staging-"
 _STALE_SECONDS = 3600.0
 _LOOKS = 3
+_sizes: dict[Path, int] = {}
+"""Bytes in each cache folder, as far as this process knows."""
 
 
 def program_key(text: str, options: Mapping[str, Any]) -> str:
@@ -133,7 +135,7 @@ class DiskCache:
         except (OSError, CacheError) as error:
             _warn_unwritable(str(self.root), str(error))
             return temporary_entry(key, files)
-        self._evict(keep=key)
+        self._make_room(key, sum(map(len, files.values())))
         return folder
 
     def discard(self, key: str, reason: str) -> None:
@@ -203,19 +205,28 @@ class DiskCache:
         except FileNotFoundError:
             return
 
-    def _evict(self, keep: str) -> None:
-        """Bring the cache below its limit, and sweep up what killed processes left."""
+    def _make_room(self, key: str, size: int) -> None:
+        """Count an entry, and look through the cache when it may have become too large, or has not been looked at yet.
+
+        Looking takes time with every entry there is. What other processes put in is seen when one of them looks.
+        """
+        known = _sizes.get(self.root)
+        if known is None or known + size > self.max_bytes:
+            known, size = self._evict(key), 0
+        _sizes[self.root] = known + size
+
+    def _evict(self, keep: str) -> int:
+        """Bring the cache below its limit, and sweep up what killed processes left; gives the bytes in it then."""
         for name in self._folders():
             if _is_staging(name) and time.time() - _usage(name)[1] > _STALE_SECONDS:
                 self._remove(Path(name))
         entries = sorted(self.entries(), key=lambda entry: entry[2])
         total = sum(size for _, size, _ in entries)
         for path, size, _ in entries:
-            if total <= self.max_bytes:
-                return
-            if path.name != keep:
+            if total > self.max_bytes and path.name != keep:
                 self._remove(path)
                 total -= size
+        return total
 
     def _remove(self, folder: Path) -> None:
         """Take an entry away in one step, then delete it, so that no one reads half an entry."""

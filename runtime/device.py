@@ -92,6 +92,12 @@ class Device(Protocol):
     def wait(self, index: int, mark: Any) -> None:
         """Have the current stream wait until a mark is reached; the CPU does not."""
 
+    def model(self, index: int) -> str:
+        """What the device is called where it is sold: times are its own."""
+
+    def seconds(self, index: int, run: Callable[[], object], repeats: int) -> float:
+        """Seconds that the device takes for what `run` puts on the current stream, the mean of so many runs."""
+
 
 _found: dict[str, Device | None] = {}
 

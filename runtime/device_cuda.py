@@ -132,6 +132,19 @@ class CudaDevice:
     def wait(self, index: int, mark: torch.cuda.Event) -> None:
         torch.cuda.current_stream(index).wait_event(mark)
 
+    def model(self, index: int) -> str:
+        return torch.cuda.get_device_name(index)
+
+    def seconds(self, index: int, run: Callable[[], object], repeats: int) -> float:
+        with torch.cuda.device(index):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(repeats):
+                run()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / repeats
+
 
 def _captured(index: int, pool: Any, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()

@@ -62,13 +62,14 @@ def find_program(key: str) -> Executable | None:
         return None
 
 
-def build_program(program: Program, key: str, build: Build | None = None) -> Executable:
+def build_program(program: Program, key: str, build: Build | None = None, keep: bool = True) -> Executable:
     """Build a program, store it under its key, and make it callable.
 
     Args:
         program: what to build.
         key: its place in the cache.
         build: where some of its sources may have been started already.
+        keep: store it for other processes too.
 
     Raises:
         CompilerError: it could not be built.
@@ -78,12 +79,12 @@ def build_program(program: Program, key: str, build: Build | None = None) -> Exe
         files[RECORD] = program.to_json().encode()
     elif build is None:
         with Build(program.flags) as fresh:
-            return build_program(program, key, fresh)
+            return build_program(program, key, fresh, keep)
     else:
         build.begin(program)
         files[RECORD] = program.to_json().encode()  # while the compiler works
         files[LIBRARY] = build.library(program)
-    if not settings().cache:
+    if not (keep and settings().cache):
         return load_program(program, temporary_entry(key, files))
     folder = disk_cache().put(key, files)
     try:

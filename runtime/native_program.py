@@ -7,10 +7,11 @@ memory in every call, so nothing that the user holds is ever overwritten.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,9 +274,18 @@ class NativeProgram:
             self._pool.give_back(frame)
 
     def _run_segments(self, frame: Frame) -> None:
-        """Tell native code where the tensors are, and run segment by segment."""
+        """Run segment by segment."""
         if not self._runners:
             return
+        self._locate_tensors(frame)
+        if self._calls_torch:
+            self._run_calling_torch(frame)
+        else:
+            for run in self._runners:
+                run(frame)
+
+    def _locate_tensors(self, frame: Frame) -> None:
+        """Tell native code where the tensors of a call are."""
         if self._locate is None or type(frame.inputs) is not list or self._locate(
             frame.inputs, frame.made, frame.table_address
         ):  # fmt: skip
@@ -283,11 +293,27 @@ class NativeProgram:
                 frame.table[spec.index] = _address(frame.inputs[spec.source])
             for spec, tensor in zip(self._made, frame.made, strict=True):
                 frame.table[spec.index] = tensor.data_ptr()
-        if self._calls_torch:
-            self._run_calling_torch(frame)
-        else:
-            for run in self._runners:
-                run(frame)
+
+    @contextlib.contextmanager
+    def segments_apart(self, inputs: list[Any]) -> Iterator[list[Callable[[], None]]]:
+        """The program's segments, each of which can be run alone on these inputs, as often as wanted, in the block.
+
+        For measuring: nothing is undone, no outputs are handed out. A program without steps for Python has a run per
+        segment.
+        """
+        frame = self._pool.take()
+        try:
+            frame.inputs, frame.made = inputs, [empty_strided(*layout) for layout in self._layouts]
+            for spec in self._numbers:
+                write_cell(frame.cell_bytes, spec, inputs[spec.source])
+            torch.get_num_threads()  # as for a call
+            self._locate_tensors(frame)
+            with torch.no_grad(), torch._C._DisableAutocast():
+                yield [functools.partial(run, frame) for run in self._runners]
+        finally:
+            frame.drop_handles()
+            frame.clear()
+            self._pool.give_back(frame)
 
     def fact_check(self, entries: Sequence[EntryFact], tensors: Sequence[TensorFact]) -> FactCheck | None:
         """A check of guards by this program's native code, or None where that cannot be; see `FactChecker`."""

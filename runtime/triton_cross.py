@@ -38,6 +38,7 @@ class CompiledKernel:
         shared: bytes of shared memory per program.
         loads, stores: number of global accesses by width in bytes.
         tensor_core: number of matrix instructions.
+        memory: bytes of global memory per program that Triton takes for itself, for descriptors.
         widths: per position of a pointer parameter the widths in bytes of the accesses through it; position -1 is for
             pointers that the kernel itself loads.
     """
@@ -52,6 +53,7 @@ class CompiledKernel:
     loads: dict[int, int]
     stores: dict[int, int]
     tensor_core: int
+    memory: int
     widths: dict[int, tuple[int, ...]]
 
 
@@ -94,9 +96,10 @@ def _inspect(compiled: Any, launch: Launch, target: str) -> CompiledKernel:
         text = asm["amdgcn"]
         registers, spills = amd_field(text, "vgpr_count"), amd_field(text, "vgpr_spill_count")
         stack, code = amd_field(text, "private_segment_fixed_size"), read_amd(text, asm["llir"])
+    memory = int(getattr(compiled.metadata, "global_scratch_size", 0) or 0)
     return CompiledKernel(
         launch.function, target, asm, registers, spills, stack, int(compiled.metadata.shared),
-        code.loads, code.stores, code.tensor_core, code.widths,
+        code.loads, code.stores, code.tensor_core, memory, code.widths,
     )  # fmt: skip
 
 

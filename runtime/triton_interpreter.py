@@ -96,10 +96,14 @@ def _amend_builder(interpreter: Any) -> None:
 
 def _dot(interpreter: Any) -> Callable[..., Any]:
     tl = interpreter.tl
+    float8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
 
     def operand(handle: Any, rounds: bool) -> np.ndarray[Any, Any]:
         if handle.dtype.scalar == tl.bfloat16:
             return (handle.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        if handle.dtype.scalar in float8:
+            bits = torch.from_numpy(np.ascontiguousarray(handle.data))
+            return bits.view(float8[handle.dtype.scalar]).float().numpy()
         return _round_to_tf32(handle.data) if rounds and handle.data.dtype == np.float32 else handle.data
 
     def dot(left: Any, right: Any, acc: Any, precision: Any, _: Any) -> Any:

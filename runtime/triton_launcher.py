@@ -7,9 +7,11 @@ interpreter runs the same text.
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 
 from graphc.errors import BackendUnavailableError, CompilerError
 from graphc.ir.types import Location
-from graphc.program.triton_kernel import ALIGNMENT, ITEMSIZE, Launch, TritonKernel, triton_source
+from graphc.program.triton_kernel import ALIGNMENT, DESCRIPTOR, ITEMSIZE, Launch, TritonKernel, triton_source
 from graphc.runtime.device import Device
 from graphc.runtime.launch_list import Binary
 from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
@@ -34,7 +36,8 @@ OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": Fals
 
 _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16,
           "*i64": torch.int64, "*i32": torch.int32, "*i16": torch.int16, "*i8": torch.int8, "*i1": torch.bool,
-          "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8}  # fmt: skip
+          "*u64": torch.uint64, "*u32": torch.uint32, "*u16": torch.uint16, "*u8": torch.uint8,
+          "*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}  # fmt: skip
 
 
 def signature_of(kernel: TritonKernel, launch: Launch) -> dict[str, str]:
@@ -72,6 +75,8 @@ class Bound:
         metadata: as Triton's launcher takes it.
         constants: compile-time arguments, which Triton's launcher takes and ignores.
         binary: for the driver; None when only Triton's launcher knows how to launch it.
+        taken: pointers that it takes; memory for descriptors, which comes behind them, Triton's launcher finds itself.
+        place: the device.
     """
 
     launch: Launch
@@ -80,11 +85,20 @@ class Bound:
     metadata: Any
     constants: tuple[int, ...]
     binary: Binary | None
+    taken: int
+    place: torch.device
 
     def __call__(self, pointers: Sequence[int], stream: int) -> None:
         """Launch by Triton's launcher."""
         x, y, z = self.launch.grid
-        self.run(x, y, z, stream, self.function, self.metadata, None, None, None, *pointers, *self.constants)
+        arguments = (*pointers[: self.taken], *self.constants)
+        call = functools.partial(self.run, x, y, z, stream, self.function, self.metadata, None, None, None, *arguments)
+        contextvars.copy_context().run(self._with_memory, call) if len(pointers) > self.taken else call()
+
+    def _with_memory(self, call: Callable[[], None]) -> None:
+        """Launch with memory for Triton's own use, which the stream's order keeps from others while it is needed."""
+        import_triton().set_allocator(lambda size, *_: torch.empty(size, dtype=torch.uint8, device=self.place))
+        call()
 
 
 class DeviceKernel:
@@ -108,7 +122,10 @@ class DeviceKernel:
         self._variants: dict[int, tuple[Bound, ...]] = {}
         self._lock = threading.Lock()
         self.active = [launch for launch in kernel.launches if prod(launch.grid)]
-        self.scratch_bytes = sum(_padded(item.size * ITEMSIZE[item.dtype]) for item in kernel.scratch)
+        self._scratch_sizes = [item.size * ITEMSIZE[item.dtype] for item in kernel.scratch]
+        if kernel.descriptors:
+            self._scratch_sizes.append(kernel.descriptor_bytes)
+        self.scratch_bytes = sum(map(_padded, self._scratch_sizes))
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         """Launch by Triton's launcher on a stream of the device, which must be the current one.
@@ -127,11 +144,11 @@ class DeviceKernel:
             bound(pointers, stream)
 
     def scratch_offsets(self) -> list[int]:
-        """Where in a kernel's scratch memory its parts begin, in bytes."""
+        """Where in a kernel's scratch memory its parts begin, in bytes; that of descriptors comes last."""
         found, offset = [], 0
-        for item in self.kernel.scratch:
+        for size in self._scratch_sizes:
             found.append(offset)
-            offset += _padded(item.size * ITEMSIZE[item.dtype])
+            offset += _padded(size)
         return found
 
     def prepare(self, unaligned: int = 0) -> tuple[Bound, ...]:
@@ -149,6 +166,7 @@ class DeviceKernel:
 
     def _bind(self, launch: Launch, unaligned: int) -> Bound:
         positions = [number for number in range(len(self.kernel.signature)) if unaligned >> number & 1]
+        launch = launch.variant(not unaligned)
         try:
             compiled = compile_launch(self.kernel, launch, None, positions)
             run = compiled.run  # loads the binary
@@ -161,16 +179,18 @@ class DeviceKernel:
                 self.location,
             ) from error
         constants = tuple(value for _, value in launch.constexprs)
-        return Bound(launch, run, compiled.function, compiled.packed_metadata, constants, _binary(compiled))
+        taken, place = len(self.kernel.signature), self.device.place(self.index)
+        binary = _binary(compiled, self.kernel.descriptors * DESCRIPTOR)
+        return Bound(launch, run, compiled.function, compiled.packed_metadata, constants, binary, taken, place)
 
 
-def _binary(compiled: Any) -> Binary | None:
-    """What the driver needs, where a launch has nothing but a grid, threads and shared memory."""
+def _binary(compiled: Any, memory: int) -> Binary | None:
+    """What the driver needs, where a launch takes a grid, threads, shared memory, and `memory` for each program."""
     metadata = compiled.metadata
     plain = metadata.num_ctas == 1 and not any(
-        getattr(metadata, name, 0)
-        for name in ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+        getattr(metadata, name, 0) for name in ("launch_cooperative_grid", "launch_pdl", "profile_scratch_size")
     )
+    plain &= (getattr(metadata, "global_scratch_size", 0) or 0) <= memory
     if not plain or not isinstance(compiled.function, int):
         return None
     return Binary(compiled.function, metadata.num_warps * metadata.target.warp_size, metadata.shared)
@@ -243,10 +263,11 @@ class InterpretedKernel:
             torch.empty(item.size, dtype=_TORCH[item.dtype], device=tensors[0].device if tensors else "cpu")
             for item in self.kernel.scratch
         ]
+        is_aligned = not unaligned_of([tensor.data_ptr() for tensor in tensors])
         with np.errstate(all="ignore"):
             for launch in self.kernel.launches:
                 if prod(launch.grid):
-                    function = getattr(self._module, launch.function)
+                    function = getattr(self._module, launch.variant(is_aligned).function)
                     function[launch.grid](*tensors, *scratch, **dict(launch.constexprs))
 
 

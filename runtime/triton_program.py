@@ -185,6 +185,23 @@ class TritonProgram:
         self.fetch()
         return self.outputs(frame)
 
+    def run_alone(self, inputs: Sequence[Any]) -> Callable[[], object]:
+        """What runs the program's steps on these inputs, as often as wanted: for measuring; outputs are not handed out.
+
+        Where that can be, the launches are recorded, so that what is measured is the device. It has run once by then.
+        """
+        frame = self.memory.begin(inputs)
+        self.memory.allocate(frame)
+
+        def run() -> None:
+            with torch.no_grad():
+                self.run(frame, self.parts)
+
+        run()
+        if self.device is None or is_interpreting() or self.device.cannot_record():
+            return run
+        return self.device.record(self.index, self.device.pool(), run).replay
+
     def run(self, frame: Frame, parts: Sequence[Part]) -> None:
         """Do some of the program's parts."""
         if not self._calls_torch:

@@ -1,18 +1,20 @@
 """How each reduction and scan is accumulated in C.
 
 Float sums and products run in double whatever the operand, so that a sum of f32 is as good as its rounding; sums of f64
-carry the exact error of every block (Knuth's two-sum). Maxima and minima keep a NaN flag beside the
-running extremum: two one-cycle operations vectorise better than one comparison that honours NaN.
+carry the exact error of every block (Knuth's two-sum), unless the kernel rounds what comes of them to f32. Maxima and
+minima keep a NaN flag beside the running extremum: two one-cycle operations vectorise better than one comparison that
+honours NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphc.codegen.c.scalar_text import Use, c_type, number
 from graphc.ir.types import DType, f64, i64, u64
 from graphc.loopir.interpreter import reduce_identity
-from graphc.loopir.kernel import Reduce, Scan
+from graphc.loopir.kernel import Kernel, Reduce, Scan, Statement, operands
 
 _CLAUSE = {"sum": "+", "prod": "*", "max": "max", "min": "min", "any": "|", "all": "&"}
 
@@ -26,12 +28,14 @@ class Accumulator:
         op: sum, prod, max, min, any or all.
         dtype: dtype of the result.
         wide: dtype accumulated in.
+        is_compensated: it carries the error of a sum.
     """
 
     id: str
     op: str
     dtype: DType
     wide: DType
+    is_compensated: bool = False
 
     @property
     def name(self) -> str:
@@ -51,10 +55,6 @@ class Accumulator:
     @property
     def c_type(self) -> str:
         return "int" if self.wide.kind == "bool" else c_type(self.wide)
-
-    @property
-    def is_compensated(self) -> bool:
-        return self.op == "sum" and self.dtype == f64
 
     @property
     def has_flag(self) -> bool:
@@ -108,12 +108,26 @@ class Accumulator:
         return f"{value} + ({error} == {error} ? {error} : 0.0)"
 
 
-def accumulator(s: Reduce | Scan, arg: DType) -> Accumulator:
-    """The accumulator of a reduction or scan over values of dtype `arg`."""
+def accumulator(s: Reduce | Scan, arg: DType, is_seen: bool = True) -> Accumulator:
+    """The accumulator of a reduction or scan over values of dtype `arg`; `is_seen`: see `seen_values`."""
     op = s.op
     if arg.kind == "bool":
         op = {"max": "any", "min": "all"}.get(op, op)
-    return Accumulator(s.id, op, s.dtype, _wide(op, arg))
+    return Accumulator(s.id, op, s.dtype, _wide(op, arg), op == "sum" and s.dtype == f64 and is_seen)
+
+
+def seen_values(kernel: Kernel, dtypes: Mapping[str, DType]) -> frozenset[str]:
+    """Values of which every bit may be seen outside: what reaches memory otherwise than rounded to f32 or less."""
+    by_id: dict[str, Statement] = {s.id: s for s in kernel.defines}
+    seen: set[str] = set()
+    stack = [name for s in kernel.stores for name in operands(s)]
+    while stack:
+        name = stack.pop()
+        if name in seen or (dtypes[name].is_float and dtypes[name] != f64):
+            continue
+        seen.add(name)
+        stack.extend(operands(by_id[name]))
+    return frozenset(seen)
 
 
 def _wide(op: str, arg: DType) -> DType:

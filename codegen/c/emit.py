@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from graphc.codegen.c.pointwise import write_pointwise
+from graphc.codegen.c.pointwise import BEFORE, is_plain_copy, takes_rows, write_pointwise
 from graphc.codegen.c.prelude import MEMORY_TYPES, is_helper
 from graphc.codegen.c.rows import write_rows
 from graphc.codegen.c.scalar_text import c_type
@@ -51,12 +51,15 @@ class COptions:
         row_buffer_bytes: stack per thread for values of one row that later stages need again.
         chunk: elements of a row in one parallel step, at least, when there are too few rows.
         parallel: False writes no OpenMP threads at all.
+        begins: a buffer of which each row, right before the kernel comes to it, is copied from the same row of one more
+            argument, the last one; see `copies_for`.
     """
 
     parallel_cost: int = 400_000
     row_buffer_bytes: int = 64 << 10
     chunk: int = 2048
     parallel: bool = True
+    begins: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,9 @@ def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:
         (write_rows if normal.row_axes else write_pointwise)(writer, replace(options, parallel=parallel))
     parameters = (*(_parameter(b, names[b.name]) for b in kernel.buffers), *(f"int64_t {size}" for size in sizes))
     name = f"k_{kernel.name}"
+    if options.begins:
+        parameters = (*parameters, f"const void *{BEFORE}")
+        name += "_on_copy"
     lines = [
         *(f"// src[{note}]" for note in kernel.notes),
         f"static __attribute__((noinline)) void {name}({', '.join(parameters)}) {{",
@@ -115,6 +121,16 @@ def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:
         "}",
     ]
     return CKernel(name, "\n".join(lines) + "\n", frozenset(writer.helpers), parameters, sizes)
+
+
+def copies_for(copy: Kernel, kernel: Kernel, buffer: str) -> bool:
+    """Whether a kernel may itself make the copy that it works on, row by row: what is in the cache is then worked on.
+
+    Args:
+        copy: a kernel of two buffers that runs right before it.
+        buffer: of `kernel`, what the copy gives.
+    """
+    return is_plain_copy(normalize(copy)) and takes_rows(KernelFacts(normalize(kernel)), buffer)
 
 
 def normalize(kernel: Kernel) -> Kernel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from graphc.settings import settings
+
 CFLAGS: tuple[str, ...] = (
     "-std=gnu11",
     "-O2",  # -O3 takes twice the time and finds nothing more in loops that say `omp simd`
@@ -21,6 +23,12 @@ CFLAGS: tuple[str, ...] = (
     "-fno-semantic-interposition",
 )
 """Flags for every unit of generated kernels. NaN, inf and signed zeros stay what IEEE says: no -ffast-math."""
+
+
+def c_flags() -> tuple[str, ...]:
+    """Flags of the programs that are made now: those that the user adds come last, and so win."""
+    return (*CFLAGS, *settings().cflags)
+
 
 LIBRARIES: tuple[str, ...] = ("-lmvec", "-lm")
 """Libraries that generated kernels call."""

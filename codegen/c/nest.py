@@ -15,6 +15,7 @@ from graphc.codegen.c.accumulators import Accumulator
 from graphc.codegen.c.random_text import BLOCK
 from graphc.codegen.c.writer import Writer
 from graphc.ir.dims import Dim, substitute, symbol
+from graphc.ir.types import i64
 from graphc.loopir.analysis import breakpoints, closure, known_truths
 from graphc.loopir.kernel import Compute, Const, Define, Index, Scan, Statement, Store, operands
 from graphc.loopir.transform import substitute_known
@@ -128,6 +129,24 @@ class _Cell:
             return f"{self.variable} |= {mask or '1'};"
         chosen = value if mask is None else f"{mask} ? {value} : INT64_MIN"
         return f"{self.variable} = {maximum}({self.variable}, {chosen});"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An index that data give and a check looks at.
+
+    Args:
+        check: the store to its cell.
+        cell: in the innermost loop.
+        given, name: the index as it is, and within its bounds.
+        limit: the last one that passes; the first is 0.
+    """
+
+    check: Store
+    cell: _Cell
+    given: str
+    name: str
+    limit: int
 
 
 class _NestWriter:
@@ -286,12 +305,16 @@ class _NestWriter:
     def statements(self, segment: _Segment, level: int) -> None:
         """Everything that happens at one level, in order."""
         writer, nest = self.writer, self.nest
+        places = self.checked_places(segment) if level == len(nest.loops) else {}
+        done = {id(place.check) for place in places.values()}
         for name, s in segment.body.items():
             if name not in segment.needed or self.value_level(name) != level or name in self.running:
                 continue
             if isinstance(s, Scan):
                 self.scan(s)
-            else:
+            elif name in places:
+                self.place(segment, places[name])
+            elif not places or name not in writer.available:  # else a place has asked for it before
                 writer.define(s)
             if name in nest.keep:
                 writer.line(f"{nest.keep[name]} = {writer.read(name)};")
@@ -301,7 +324,7 @@ class _NestWriter:
                 writer.line(*nest.update_lines(accumulator, writer.read(value)))
         cells = self.cells if level == len(nest.loops) else {}
         for store in segment.stores:
-            if self.level(self.facts.domain(store)) != level:
+            if self.level(self.facts.domain(store)) != level or id(store) in done:
                 continue
             cell = cells.get((store.buffer, store.index)) if store.mode == "max" else None
             if cell is None:
@@ -309,6 +332,49 @@ class _NestWriter:
             else:
                 mask = None if store.mask is None else writer.read(store.mask)
                 writer.line(cell.update(mask, writer.read(store.value), writer.use("gc_max_index")))
+
+    def checked_places(self, segment: _Segment) -> dict[str, _Place]:
+        """Places that are checked, in a loop of single steps: a jump that is never made costs less than bounds."""
+        loop = self.nest.loops[-1] if self.nest.loops else None
+        if loop is None or self.nest.simd or "simd" in loop.pragma:
+            return {}
+        found: dict[str, _Place] = {}
+        for store in segment.stores:
+            cell = self.cells.get((store.buffer, store.index)) if store.mode == "max" else None
+            failed = segment.body.get(store.mask or "")
+            if cell is None or not isinstance(failed, Compute) or failed.op != "ne":
+                continue
+            given, bounded = failed.args
+            low = self._bound(segment, bounded, "minimum")
+            high = None if low is None else self._bound(segment, low[0], "maximum")
+            if low is None or high != (given, 0) or low[1] < 0 or bounded in found:
+                continue
+            if bounded not in closure([store.value], segment.body, self.stop):
+                found[bounded] = _Place(store, cell, given, bounded, low[1])
+        return found
+
+    def _bound(self, segment: _Segment, name: str, op: str) -> tuple[str, int] | None:
+        """What an integer is bounded by, from one side: its name and the bound."""
+        s = segment.body.get(name)
+        if not isinstance(s, Compute) or s.op != op or s.dtype != i64:
+            return None
+        limit = self.facts.by_id.get(s.args[1])
+        return (s.args[0], int(limit.value)) if isinstance(limit, Const) else None
+
+    def place(self, segment: _Segment, place: _Place) -> None:
+        """A place that is within bounds but where its check fails, which is also noted then."""
+        writer = self.writer
+        wanted = closure([place.check.value], segment.body, self.stop)
+        for name, s in segment.body.items():
+            if name in wanted and name not in writer.available and self.value_level(name) == len(self.nest.loops):
+                writer.define(s)
+        given = writer.read(place.given)
+        writer.line(f"int64_t {place.name} = {given};")
+        writer.open(f"if (__builtin_expect((uint64_t){given} > {place.limit}, 0))")
+        writer.line(f"{place.name} = {writer.value_text(segment.body[place.name])};")
+        writer.line(place.cell.update(None, writer.read(place.check.value), writer.use("gc_max_index")))
+        writer.close()
+        writer.declare(place.name)
 
     def value_level(self, name: str) -> int:
         return self.level(self.facts.domains[name])

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from graphc.codegen.c.nest import Loop, Nest, write_nest
 from graphc.codegen.c.writer import Writer
+from graphc.ir.dims import substitute, symbol
 from graphc.loopir.analysis import KernelFacts, breakpoints
-from graphc.loopir.kernel import Store
+from graphc.loopir.kernel import Kernel, Load, Store
 
 if TYPE_CHECKING:
     from graphc.codegen.c.emit import COptions
@@ -33,6 +34,45 @@ ENOUGH_STEPS = 512
 """Steps of shared loops from which on no more loops are shared: work of many threads is even."""
 MIN_PARALLEL_STEPS = 16
 MAX_BOXES = 8
+
+
+BEFORE = "gc_before"
+"""The argument that a buffer is copied from."""
+
+
+def is_plain_copy(kernel: Kernel) -> bool:
+    """Whether a kernel copies one buffer to another, element by element and as a whole."""
+    if len(kernel.buffers) != 2 or len(kernel.axes) != 1 or len(kernel.body) != 2:
+        return False
+    load, store = kernel.body
+    (axis,) = kernel.axes
+    return (
+        isinstance(load, Load)
+        and isinstance(store, Store)
+        and (load.mask, store.mask, store.mode) == (None, None, "set")
+        and load.index == store.index == symbol(axis.name)
+        and all(buffer.size == axis.extent and buffer.dtype == load.dtype for buffer in kernel.buffers)
+    )
+
+
+def takes_rows(facts: KernelFacts, buffer: str) -> bool:
+    """Whether a kernel is a loop over rows around one over columns, and works on one row of a buffer at a time."""
+    kernel = facts.kernel
+    if len(kernel.axes) != 2 or kernel.row_axes:
+        return False
+    row, column = kernel.axes
+    if (
+        facts.vector_axis(facts.axes) != column.name
+        or facts.is_disjoint(column.name)
+        or not facts.is_disjoint(row.name)
+    ):
+        return False
+    places = [s.index for s in kernel.body if isinstance(s, Load | Store) and s.buffer == buffer]
+    size = facts.buffers[buffer].size
+    if not isinstance(size, int) or not isinstance(row.extent, int) or row.extent < 2:
+        return False
+    rows = [substitute(index, {row.name: 1}) - substitute(index, {row.name: 0}) for index in places]
+    return _boxes(facts, column.name) == [{}] and all(step * row.extent == size for step in rows)
 
 
 def write_pointwise(writer: Writer, options: COptions) -> None:
@@ -94,8 +134,15 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
             directive, simd = "parallel for simd", ""
         directive += " schedule(static)"
         loops[0] = replace(loops[0], pragma=directive)
+    before: list[str] = []
+    if options.begins:
+        name, buffer = writer.buffer_names[options.begins], facts.buffers[options.begins]
+        length = int(str(buffer.size)) // facts.extent(loops[0].variable) * buffer.dtype.itemsize
+        place = f"{loops[0].variable} * {length}"
+        before = [f"memcpy((char *){name} + {place}, (const char *){BEFORE} + {place}, {length});"]
     cut = not blocked
-    write_nest(writer, Nest(loops, stores, collapse=collapse if directive else 0, simd=simd, cut=cut))
+    collapse = collapse if directive else 0
+    write_nest(writer, Nest(loops, stores, collapse=collapse, simd=simd, cut=cut, before=before))
 
 
 def _collapsed(steps: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphc.codegen.c.accumulators import Accumulator, accumulator
+from graphc.codegen.c.accumulators import Accumulator, accumulator, seen_values
 from graphc.codegen.c.nest import Loop, Nest, write_nest
 from graphc.codegen.c.scalar_text import c_type
 from graphc.codegen.c.stages import Stage, plan_stages
@@ -53,6 +53,7 @@ class _RowWriter:
         self.writer, self.options, self.facts = writer, options, writer.facts
         facts = self.facts
         self.kernel = facts.kernel
+        self.seen = seen_values(self.kernel, facts.dtypes)
         self.safe = [name for name in facts.axes if facts.is_disjoint(name)]
         parallel = [axis.name for axis in self.kernel.parallel_axes]
         rows = [axis.name for axis in self.kernel.row_axes]
@@ -223,7 +224,7 @@ class _RowWriter:
 
     def stage(self, stage: Stage) -> None:
         """The loops of one stage, and the results of its reductions."""
-        found = [accumulator(s, self.facts.dtypes[s.arg]) for s in stage.reduces]
+        found = [accumulator(s, self.facts.dtypes[s.arg], s.id in self.seen) for s in stage.reduces]
         args = {s.id: s.arg for s in stage.reduces}
         if self.chunks is None:
             self.declare(found, args)

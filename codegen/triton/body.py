@@ -214,11 +214,11 @@ class Body:
         value = self.operand(s.value)
         masks = [*([self.operand(s.mask).typed] if s.mask is not None else []), *self.edge_masks(shape)]
         converted = cast(value.typed, value.dtype, buffer.dtype)
-        function = {"set": "tl.store", "add": "tl.atomic_add", "max": "tl.atomic_max"}[s.mode]
+        function = {"set": "tl.store", "put": "tl.store", "add": "tl.atomic_add", "max": "tl.atomic_max"}[s.mode]
         if s.mode == "add" and (buffer.dtype.itemsize < 4 and buffer.dtype.name != "f16"):
             raise CodegenError(f"no atomic addition on {buffer.dtype.name} in Triton; accumulate in f32 or i32")
         mask = f", mask={' & '.join(masks)}" if masks else ""
-        relaxed = ', sem="relaxed"' if s.mode != "set" else ""
+        relaxed = ', sem="relaxed"' if s.mode in ("add", "max") else ""
         self.line(f"{function}({self._address(s.buffer, s.index, shape)}, {converted}{mask}{relaxed})")
 
     # ------------------------------------------------------------------------------------------ reductions and scans

@@ -25,10 +25,11 @@ from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
-from graphc.codegen.triton.tiles import ChainTile, choose_chain_tile
+from graphc.codegen.triton.ragged import renamed
+from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
 from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, substitute, symbol
+from graphc.ir.dims import Dim, symbol
 from graphc.ir.types import f32
 from graphc.loopir.kernel import Axis, Compute, Const, Contract, Define, Index, Kernel, Load, Reduce, Store, operands
 from graphc.program.triton_kernel import Launch, TritonKernel
@@ -51,12 +52,17 @@ def emit_chain(
         pointers: parameter name per buffer.
         name: of the function.
         target: as in `graphc.codegen.triton.tiles.MACHINES`.
-        tile: by default `choose_chain_tile`'s.
+        tile: by default the best of `chain_tiles`.
 
     Raises:
         CodegenError: a form that this template does not take.
     """
     return _Chain(kernel, pointers, name, target, tile).module()
+
+
+def chain_tiles(kernel: Kernel, target: str) -> list[ChainTile]:
+    """The tiles that such a kernel may have, as `candidate_chain_tiles` says; arguments as of `emit_chain`."""
+    return _Chain(kernel, {}, kernel.name, target, None).candidates
 
 
 class _Chain:
@@ -75,7 +81,8 @@ class _Chain:
         inner = max(prod(int_extent(axis) for axis in axes) for axes in self.sums)
         columns = prod(int_extent(axis) for axis in self.axes["n"])
         dtype = self.by_id[self.outer.left].dtype
-        self.tile = tile or choose_chain_tile(target, max(inner, columns), dtype, len(self.inner))
+        self.candidates = [tile] if tile else candidate_chain_tiles(target, max(inner, columns), dtype, len(self.inner))
+        self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], self.tile.rows, "MBLOCK")
@@ -401,18 +408,7 @@ def _renamed(dim: TileDim, statements: list[Define], first: int) -> tuple[TileDi
     axes = tuple(replace(axis, name=f"{axis.name}_row") for axis in dim.axes)
     names = {s.id: f"v{first + number}" for number, s in enumerate(statements)}
     places: dict[str, Dim] = {axis.name: symbol(f"{axis.name}_row") for axis in dim.axes}
-    places |= {old: symbol(new) for old, new in names.items()}
-    found: list[Define] = []
-    for s in statements:
-        s = replace(s, id=names[s.id])
-        if isinstance(s, Load):
-            s = replace(s, index=substitute(s.index, places), mask=None if s.mask is None else names[s.mask])
-        elif isinstance(s, Index):
-            s = replace(s, expr=substitute(s.expr, places))
-        elif isinstance(s, Compute):
-            s = replace(s, args=tuple(names[arg] for arg in s.args))
-        found.append(s)
-    return replace(dim, name=f"{dim.name}_row", axes=axes), found
+    return replace(dim, name=f"{dim.name}_row", axes=axes), [renamed(s, names, places) for s in statements]
 
 
 def _dim(name: str, axes: tuple[Axis, ...], block: int, constexpr: str) -> TileDim:

@@ -22,23 +22,28 @@ through scratch memory and are combined, in a fixed order, by the next launch.
 from __future__ import annotations
 
 import keyword
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from graphc.codegen.triton.body import Body, neutral
 from graphc.codegen.triton.chains import RESERVED as CHAIN_NAMES
-from graphc.codegen.triton.chains import emit_chain
+from graphc.codegen.triton.chains import chain_tiles, emit_chain
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
-from graphc.codegen.triton.matmul import emit_product
+from graphc.codegen.triton.matmul import product_tiles
 from graphc.codegen.triton.moments import part_length
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
+from graphc.codegen.triton.persistent import emit_product
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.tiles import Choice
+from graphc.codegen.triton.tiles import ChainTile, Choice
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.types import DType
 from graphc.loopir.kernel import Kernel, Reduce, Scan, Store
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
+
+_Tile = TypeVar("_Tile", Choice, ChainTile)
 
 _RESERVED = frozenset(keyword.kwlist) | {
     "tl", "triton", "libdevice", "range", "float", "part", "parts", "row_start"
@@ -46,7 +51,7 @@ _RESERVED = frozenset(keyword.kwlist) | {
 
 
 def emit_kernel(
-    kernel: Kernel, *, tiling: Tiling | None = None, target: str = "", choice: Choice | None = None
+    kernel: Kernel, *, tiling: Tiling | None = None, target: str = "", choice: Choice | None = None, form: str = ""
 ) -> TritonKernel:
     """The Triton module for a kernel.
 
@@ -54,7 +59,8 @@ def emit_kernel(
         kernel: any verified kernel with known extents.
         tiling: how to cut it, by default `choose_tiling(kernel)`; not for products of matrices.
         target: what tiles of products are chosen for, as in `graphc.codegen.triton.tiles`.
-        choice: the tile of a product, by default `choose_tile`'s.
+        choice: the tile of a product, by default the best by the model.
+        form: instead, one of `kernel_forms(kernel, target)`, as a plan has it.
 
     Returns:
         text, launches and scratch memory; equal kernels give equal text but for names and notes.
@@ -63,11 +69,25 @@ def emit_kernel(
         CodegenError: a symbolic extent, an element type or operator that Triton lacks.
     """
     if len(kernel.contractions) > 1:
-        return emit_chain(kernel, parameter_names(kernel), _function_name(kernel, CHAIN_NAMES), target)
+        tile = _named(chain_tiles(kernel, target), form) if form else None
+        return emit_chain(kernel, parameter_names(kernel), _function_name(kernel, CHAIN_NAMES), target, tile)
     if kernel.contractions:
+        choice = _named(product_tiles(kernel, target), form) if form else choice
         return emit_product(kernel, parameter_names(kernel), _function_name(kernel, PRODUCT_NAMES), target, choice)
     writer = _Writer(kernel, tiling or choose_tiling(kernel))
     return writer.module()
+
+
+def kernel_forms(kernel: Kernel, target: str) -> tuple[str, ...]:
+    """The forms in which a kernel can be generated, the best by the model first: the tiles of products."""
+    if not kernel.contractions:
+        return ("",)
+    tiles = chain_tiles(kernel, target) if len(kernel.contractions) > 1 else product_tiles(kernel, target)
+    return tuple(tile.form for tile in tiles)
+
+
+def _named(tiles: Sequence[_Tile], form: str) -> _Tile:
+    return next(tile for tile in tiles if tile.form == form)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ Parallel axes that only the left operand varies with are rows, those of the righ
 transposes, merged heads and broadcast operands are index arithmetic. Blocks have masks where extents do not divide.
 When there are few tiles and a long sum, several programs share it: each leaves its part in scratch memory, and a second
 launch adds the parts in a fixed order and runs the epilogue.
+
+Data may say by which matrix each row is multiplied (`graphc.codegen.triton.ragged`), as with a mixture of experts: the
+program walks the groups that it finds among its rows, and stores the rows of one group at a time. Rows in the order of
+their groups make that few; right it is in any order. A sum over a part of the axis is a loop over that part.
 """
 
 from __future__ import annotations
@@ -21,36 +25,51 @@ from math import prod
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
-from graphc.codegen.triton.tiles import GROUP, Choice, choose_tile
-from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, join_axes, needs_wide_index
+from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
+from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles
+from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, int_extent, join_axes, needs_wide_index
 from graphc.errors import CodegenError
-from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Store, operands
+from graphc.ir.types import FLOAT8, bool_
+from graphc.loopir.kernel import Axis, Compute, Define, Kernel, Load, Store, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
-RESERVED = frozenset(("acc", "left", "right", "tile", "band", "height", "m_tile", "n_tile", "k_start", "part", "parts"))
+RESERVED = frozenset((
+    "acc", "left", "right", "tile", "band", "height", "m_tile", "n_tile", "k_start", "part", "parts",
+    "later", "left_blocks", "right_blocks", "group", "groups", "first_group", "last_group", "member", "first", "last",
+))  # fmt: skip
+EXACT_STEPS = 128
+"""Products of 8-bit floats that are added up before the sum is rounded as in f32: what the library does by default."""
+RENAMED = 100_000
+"""Number from which on statements are named anew."""
 FINISH_ROWS, FINISH_COLUMNS = 32, 64
 """Block of the launch that adds parts."""
 
 
-def emit_product(
-    kernel: Kernel, pointers: dict[str, str], name: str, target: str, choice: Choice | None
-) -> TritonKernel:
-    """The Triton module for a kernel that holds a `contract`.
+def product_tiles(kernel: Kernel, target: str) -> list[Choice]:
+    """The tiles that a kernel with a `contract` may have, as `candidate_tiles` says."""
+    return Product(kernel, {}, kernel.name, target, None).candidates
+
+
+class Product:
+    """The writer of the Triton module for a kernel that holds a `contract`.
 
     Args:
         kernel: with known extents.
         pointers: parameter name per buffer.
         name: of the function.
         target: as in `graphc.codegen.triton.tiles.MACHINES`.
-        choice: the tile, by default `choose_tile`'s.
+        choice: the tile, by default the best of `product_tiles`.
+
+    Attributes:
+        left, right: names of the operands, as matrix units take them.
+        axes: the kernel's by what they are to the product: `b` batch, `m` rows, `n` columns, `k` summed over.
+        group: the value that says by which matrix each row is multiplied, if there is one.
+        limits: loaded bounds of the sum.
 
     Raises:
         CodegenError: dtypes that `tl.dot` does not take.
     """
-    return _Product(kernel, pointers, name, target, choice).module()
 
-
-class _Product:
     def __init__(self, kernel: Kernel, pointers: dict[str, str], name: str, target: str, choice: Choice | None) -> None:
         self.source, self.kernel = kernel, join_axes(kernel)
         self.pointers, self.name = pointers, name
@@ -61,15 +80,20 @@ class _Product:
         self.rows = frozenset(axis.name for axis in self.kernel.row_axes)
         self.left, self.right = (self._narrow(name) for name in (found.left, found.right))
         self.dtype = self.by_id[self.left].dtype
-        if self.dtype.name not in ("bf16", "f16", "f32", "i8"):
+        if self.dtype.name not in ("bf16", "f16", "f32", "i8") and self.dtype not in FLOAT8:
             raise CodegenError(f"kernel {kernel.name}: no template multiplies matrices of {self.dtype.name}")
+        self.group: str | None = None
         self.axes = self._classes()
+        self.limits = self._limits()
         batch, rows, columns, inner = (prod(int_extent(axis) for axis in self.axes[kind]) for kind in "bmnk")
         loops = [s for s in self._closure((self.left, self.right)) if isinstance(s, Load) and self._is_inner(s)]
-        self.choice = choice or choose_tile(
+        self.candidates = [choice] if choice else candidate_tiles(
             target, batch, rows, columns, inner, self.dtype, loaded=max((s.dtype.itemsize for s in loops), default=1),
-            scalar=self.dtype.name == "f32" and not found.tf32,
+            scalar=self.dtype.name == "f32" and not found.tf32, groups=self._matrices(inner * columns),
         )  # fmt: skip
+        self.choice = self.candidates[0]
+        if self.group is not None or any(self.limits):
+            self.choice = replace(self.choice, parts=1)
         tile = self.choice.tile
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], tile.rows, "MBLOCK")
@@ -88,6 +112,14 @@ class _Product:
 
     def _classes(self) -> dict[str, tuple[Axis, ...]]:
         left, right = (self.kernel.domains[name] for name in (self.contract.left, self.contract.right))
+        found = self._sorted(left, right)
+        if not found["m"]:
+            self.group = group_of_rows(self.kernel, self.left, self.right)
+        if self.group is None:
+            return found
+        return self._sorted(left, domain_without(self.kernel, self.right, self.group))
+
+    def _sorted(self, left: frozenset[str], right: frozenset[str]) -> dict[str, tuple[Axis, ...]]:
         found: dict[str, list[Axis]] = {kind: [] for kind in "bmnk"}
         for axis in self.kernel.axes:
             kind = "k" if axis.name in self.rows else "b"
@@ -96,27 +128,36 @@ class _Product:
             found[kind].append(axis)
         return {kind: tuple(axes) for kind, axes in found.items()}
 
+    def _limits(self) -> tuple[set[str], set[str]]:
+        """Loaded bounds of the sum."""
+        if len(self.axes["k"]) != 1:
+            return set(), set()
+        outer = [axis.name for axis in self.axes["b"]]
+        return bounds_of_sum(self.kernel, (self.left, self.right), self.axes["k"][0].name, outer)
+
+    def _matrices(self, size: int) -> int:
+        """How many matrices rows may be multiplied by."""
+        if self.group is None or not size:
+            return 1
+        names = {s.buffer for s in closure(self.kernel, (self.right,)) if isinstance(s, Load) and self._is_inner(s)}
+        return max(1, max(int(str(b.size)) for b in self.kernel.buffers if b.name in names) // size)
+
     # -------------------------------------------------------------------------------------------------------- parts
 
     def _closure(self, wanted: Iterable[str]) -> list[Define]:
         """Statements that values come from, in order, short of the contraction."""
-        names, kept = set(wanted), list[Define]()
-        for s in reversed(list(self.kernel.defines)):
-            if s.id in names and not isinstance(s, Contract):
-                kept.append(s)
-                names.update(operands(s))
-        return kept[::-1]
+        return closure(self.kernel, wanted, frozenset((self.contract.id,)))
 
     def _is_inner(self, s: Define) -> bool:
         """It changes from step to step of the loop."""
         return bool(self.kernel.domains[s.id] & self.rows)
 
-    def _body(self, lines: list[str], *dims: TileDim) -> Body:
+    def body(self, lines: list[str], *dims: TileDim) -> Body:
         tiling = Tiling(self.kernel, tuple(dims), self.choice.tile.warps, wide=self.wide)
         return Body(tiling, self.context, self.pointers, lines)
 
     def _place(self, body: Body, m: TileDim, n: TileDim) -> None:
-        """Index variables of the program's block: its batch, and tiles in bands of `GROUP` rows."""
+        """Index variables of the program's block, its batch among them."""
         rows, columns = m.programs, n.programs
         body.line("tile = tl.program_id(0)")
         if self.batch.extent != 1:
@@ -124,48 +165,69 @@ class _Product:
             body.line(f"{self.batch.name} = {number}", f"{self.batch.extent}")
             body.axis_variables(self.batch)
             body.line(f"tile = tile % {rows * columns}")
+        self.place_tile(body, m, n)
+        self.place_lanes(body, m, n)
+
+    def place_tile(self, body: Body, m: TileDim, n: TileDim, tile: str = "tile") -> None:
+        """Which rows and columns a tile has: tiles go in bands of `GROUP` rows."""
+        rows, columns = m.programs, n.programs
         if rows == 1 or columns == 1:
-            body.line(f"m_tile = {'tile' if columns == 1 else '0'}")
-            body.line(f"n_tile = {'tile' if rows == 1 else '0'}")
+            body.line(f"m_tile = {tile if columns == 1 else '0'}")
+            body.line(f"n_tile = {tile if rows == 1 else '0'}")
         else:
-            body.line(f"band = tile // {GROUP * columns} * {GROUP}")
+            body.line(f"band = {tile} // {GROUP * columns} * {GROUP}")
             body.line(f"height = tl.minimum({rows} - band, {GROUP})")
-            body.line(f"m_tile = band + tile % {GROUP * columns} % height")
-            body.line(f"n_tile = tile % {GROUP * columns} // height")
+            body.line(f"m_tile = band + {tile} % {GROUP * columns} % height")
+            body.line(f"n_tile = {tile} % {GROUP * columns} // height")
+
+    def place_lanes(self, body: Body, m: TileDim, n: TileDim) -> None:
+        """Index variables of rows and columns of a tile."""
         for dim, number in ((m, "m_tile"), (n, "n_tile")):
             body.line(f"{dim.name} = {number} * {dim.constexpr} + {body.lanes(dim)}", f"{dim.extent}")
             body.mask_variable(dim)
             body.axis_variables(dim)
 
-    def _outer(self, body: Body, name: str) -> None:
-        for s in self._closure((name,)):
-            if not self._is_inner(s):
-                body.define(s)
+    def _factor_statements(self, name: str) -> tuple[list[Define], list[Define], str]:
+        """What an operand is computed from, before the loop and in it, and its name there."""
+        stop = frozenset((self.group,)) if self.group is not None and name == self.right else frozenset[str]()
+        found = closure(self.kernel, (name,), stop)
+        written = with_number(found, self.group, "group", RENAMED) if self.group in stop else {}
+        before, inside = (
+            [written.get(s.id, s) for s in found if self._is_inner(s) is is_inner] for is_inner in (False, True)
+        )
+        return before, inside, written[name].id if name in written else name
 
-    def _factor(self, body: Body, name: str) -> str:
+    def _factor(self, body: Body, name: str, inside: list[Define], text: str) -> str:
         """An operand of the product over its whole block, zero behind the end of the sum."""
         body.line(f"{self.k.name} = {body.index_type('k_start')} + {body.lanes(self.k)}", f"{self.k.extent}")
         if self.k.extent % self.k.block:
             body.line(f"in_{self.k.name} = {self.k.name} < {self.k.extent}")
         body.axis_variables(self.k)
-        for s in self._closure((name,)):
-            if self._is_inner(s):
-                body.define(s)
-        text, s = body.expanded(name, body.full), self.by_id[name]
+        for statement in inside:
+            body.define(statement)
+        text, s = body.expanded(text, body.full), self.by_id[name]
         is_zero_outside = isinstance(s, Load) and (s.mask is None or s.other == 0) and self._is_inner(s)
         if is_zero_outside or body.blocked[self.k.name].is_exact:
             return text
         return f"tl.where(in_{self.k.name}, {text}, {literal(0.0 if s.dtype.is_float else 0, s.dtype)})"
 
-    def _sum(self, lines: list[str], main: Body) -> None:
+    def sum(self, lines: list[str], main: Body) -> None:
         """`acc`, the product's block, or its part of the sum."""
         k = replace(self.k, parts=1, is_row=False)
-        left, right = self._body(lines, self.m, k), self._body(lines, k, self.n)
-        for body, name in ((left, self.left), (right, self.right)):
-            self._outer(body, name)
-        out = tl_dtype(self.contract.dtype)
-        main.line(f"acc = tl.zeros([MBLOCK, NBLOCK], {out})")
-        bounds = f"0, {k.extent}"
+        left, right = self.body(lines, self.m, k), self.body(lines, k, self.n)
+        bounds = self._data_bounds(main) if any(self.limits) else f"0, {k.extent}"
+        if self.group is not None:
+            right.values["group"] = Operand("group", self.by_id[self.group].dtype)
+            right.shapes["group"] = frozenset()
+        parts = [self._factor_statements(name) for name in (self.left, self.right)]
+        for body, (before, _, _) in zip((left, right), parts, strict=True):
+            body.depth = main.depth
+            for s in before:
+                if main.shapes.get(s.id) == frozenset():  # a number, which is there already
+                    body.values[s.id], body.shapes[s.id] = main.values[s.id], main.shapes[s.id]
+                else:
+                    body.define(s)
+        main.line(self.zeros())
         if k.extent and self.choice.parts > 1:
             length = self._steps_per_part() * k.block
             main.line("part = tl.program_id(1)")
@@ -173,57 +235,121 @@ class _Product:
         main.line(f"for k_start in range({bounds}, KBLOCK):")
         for body in (left, right):
             body.depth += 1
-        left.line(f"left = {self._factor(left, self.left)}")
-        right.line(f"right = {self._factor(right, self.right)}")
+        for body, side, (_, inside, text) in zip((left, right), ("left", "right"), parts, strict=True):
+            body.line(f"{side} = {self._factor(body, getattr(self, side), inside, text)}")
+        right.line(self.dot())
+
+    def zeros(self) -> str:
+        """What the loop starts from."""
+        return f"acc = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(self.contract.dtype)})"
+
+    def dot(self) -> str:
+        """The step of the loop that multiplies `left` by `right`."""
         precision = (
             f', input_precision="{"tf32" if self.contract.tf32 else "ieee"}"' if self.dtype.name == "f32" else ""
         )
-        kind = f", out_dtype={out}" if not self.dtype.is_float else ""
-        right.line(f"acc = tl.dot(left, right, acc{precision}{kind})")
+        kind = f", out_dtype={tl_dtype(self.contract.dtype)}" if not self.dtype.is_float else ""
+        if self.dtype in FLOAT8:  # the units add up few of them with all bits
+            kind = f", max_num_imprecise_acc={min(EXACT_STEPS, self.choice.tile.depth)}"
+        return f"acc = tl.dot(left, right, acc{precision}{kind})"
 
     def _steps_per_part(self) -> int:
         steps = -(-self.k.extent // self.k.block)
         return -(-steps // self.choice.parts)
 
-    def _epilogue(self, body: Body) -> None:
+    def _data_bounds(self, main: Body) -> str:
+        """The part of the sum that data leave, from a whole block on."""
+        low, high = (sorted(names) for names in self.limits)
+        for s in self._closure((*low, *high)):
+            main.define(s)
+        first, last = "0", str(self.k.extent)
+        for name in low:
+            first = f"tl.maximum({first}, {main.operand(name).typed})"
+        for name in high:
+            last = f"tl.minimum({last}, {main.operand(name).typed})"
+        main.line(f"first = {first} // KBLOCK * KBLOCK")
+        main.line(f"last = {last}")
+        return "first, last"
+
+    def _groups(self, lines: list[str], main: Body) -> None:
+        """The product and its epilogue for each group among the program's rows."""
+        assert self.group is not None
+        for s in self._closure((self.group,)):
+            main.define(s)
+        groups = main.operand(self.group).typed
+        inside = "" if self.m.is_exact else f"in_{self.m.name}"
+        low, high = ((f"tl.where({inside}, {groups}, {fill})" if inside else groups) for fill in (INT32_LIMIT, -1))
+        main.line(f"first_group = tl.min({low})")
+        main.line(f"last_group = tl.max({high})")
+        main.line("for group in range(first_group, last_group + 1):")
+        main.depth += 1
+        main.line(f"member = ({groups} == group){f' & {inside}' if inside else ''}")
+        main.line("if tl.max(member.to(tl.int32)) > 0:")
+        main.depth += 1
+        self.sum(lines, main)
+        main.values["member"], main.shapes["member"] = Operand("member", bool_), frozenset((self.m.name,))
+        self.epilogue(main, "member")
+
+    def epilogue(self, body: Body, mask: str = "") -> None:
+        """What follows the product; stores where `mask` holds."""
         body.values[self.contract.id] = Operand("acc", self.contract.dtype)
         body.shapes[self.contract.id] = body.full
         stores = [s for s in self.kernel.body if isinstance(s, Store)]
         for s in self._closure(name for store in stores for name in operands(store)):
-            body.define(s)
+            if s.id not in body.values:
+                body.define(s)
         for store in stores:
-            body.store(store)
+            if mask and store.mask is not None:
+                both = f"{mask}_{store.mask}"
+                body.line(f"{both} = {mask} & {body.operand(store.mask).typed}")
+                body.values[both] = Operand(both, bool_)
+                body.shapes[both] = body.shapes[mask] | body.shapes[store.mask]
+                store = replace(store, mask=both)
+            body.store(replace(store, mask=store.mask or mask) if mask else store)
 
     # -------------------------------------------------------------------------------------------------------- module
 
     def module(self) -> TritonKernel:
         """The whole text."""
         lines: list[str] = []
-        body = self._body(lines, self.m, self.n)
+        body = self.body(lines, self.m, self.n)
         self._place(body, self.m, self.n)
-        self._sum(lines, body)
+        if self.group is not None:
+            self._groups(lines, body)
+        else:
+            self.sum(lines, body)
         scratch: tuple[Scratch, ...] = ()
         if self.choice.parts == 1:
-            self._epilogue(body)
+            if self.group is None:
+                self.epilogue(body)
         else:
             size = self.choice.parts * self.batch.extent * self.m.extent * self.n.extent
             scratch = (Scratch(POINTERS[self.contract.dtype.name], size),)
             masks = body.edge_masks(body.full)
             mask = f", mask={' & '.join(masks)}" if masks else ""
             body.line(f"tl.store({self._scratch_place('part')}, acc{mask})")
-        tile = self.choice.tile
-        constexprs = (("MBLOCK", tile.rows), ("NBLOCK", tile.columns), ("KBLOCK", tile.depth))
         programs = self.batch.extent * self.m.programs * self.n.programs
-        self._function(self.name, lines, constexprs, (programs, self.choice.parts), tile.warps, tile.stages)
+        self.function(self.name, lines, self.constexprs)
+        self.launch(self.name, self.constexprs, (programs, self.choice.parts))
         if scratch:
             self._finish()
+        return self.assembled(scratch)
+
+    @property
+    def constexprs(self) -> tuple[tuple[str, int], ...]:
+        """Sizes of the block."""
+        tile = self.choice.tile
+        return ("MBLOCK", tile.rows), ("NBLOCK", tile.columns), ("KBLOCK", tile.depth)
+
+    def assembled(self, scratch: tuple[Scratch, ...] = (), descriptors: int = 0) -> TritonKernel:
+        """The module of all functions, with their launches."""
         signature = [(self.pointers[b.name], POINTERS[b.dtype.name]) for b in self.kernel.buffers]
         signature += [("parts_ptr", item.dtype) for item in scratch]
         imports = "import triton\nimport triton.language as tl\n"
         if self.context.libdevice:
             imports += "from triton.language.extra import libdevice\n"
         text = imports + "\n\n" + text_of(self.context.helpers) + "\n\n".join(self.functions)
-        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), scratch)
+        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), scratch, descriptors)
 
     def _scratch_place(self, part: str) -> str:
         number = part if self.batch.extent == 1 else f"({part} * {self.batch.extent} + {self.batch.name})"
@@ -233,27 +359,32 @@ class _Product:
         """The launch that adds the parts and runs the epilogue."""
         lines: list[str] = []
         m, n = replace(self.m, block=FINISH_ROWS), replace(self.n, block=FINISH_COLUMNS)
-        body = self._body(lines, m, n)
+        body = self.body(lines, m, n)
         self._place(body, m, n)
         masks = body.edge_masks(body.full)
         mask = f", mask={' & '.join(masks)}" if masks else ""
-        body.line(f"acc = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(self.contract.dtype)})")
+        body.line(self.zeros())
         body.line(f"for part in range({self.choice.parts}):")
         body.line(f"    acc += tl.load({self._scratch_place('part')}{mask})")
-        self._epilogue(body)
-        constexprs = (("MBLOCK", m.block), ("NBLOCK", n.block))
-        self._function(f"{self.name}_finish", lines, constexprs, (self.batch.extent * m.programs * n.programs, 1), 4, 1)
+        self.epilogue(body)
+        constexprs, name = (("MBLOCK", m.block), ("NBLOCK", n.block)), f"{self.name}_finish"
+        self.function(name, lines, constexprs)
+        self.launches.append(Launch(name, (self.batch.extent * m.programs * n.programs, 1, 1), constexprs, 4, 1))
 
-    def _function(
-        self, name: str, lines: list[str], constexprs: tuple[tuple[str, int], ...], grid: tuple[int, int], warps: int,
-        stages: int,
-    ) -> None:  # fmt: skip
+    def function(self, name: str, lines: list[str], constexprs: tuple[tuple[str, int], ...]) -> None:
+        """Add a function to the module."""
         parameters = [*self.pointers.values(), *(["parts_ptr"] if self.choice.parts > 1 else [])]
         parameters += [f"{constexpr}: tl.constexpr" for constexpr, _ in constexprs]
         notes = "".join(f"    # src[{note}]\n" for note in self.source.notes)
         header = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n"
         self.functions.append(header + notes + "\n".join(lines) + "\n")
-        self.launches.append(Launch(name, (*grid, 1), constexprs, warps, stages))
+
+    def launch(
+        self, name: str, constexprs: tuple[tuple[str, int], ...], grid: tuple[int, int], unaligned: str = ""
+    ) -> None:
+        """Add a launch with the warps and stages of the tile."""
+        tile = self.choice.tile
+        self.launches.append(Launch(name, (*grid, 1), constexprs, tile.warps, tile.stages, unaligned))
 
 
 def _dim(name: str, axes: tuple[Axis, ...], block: int, constexpr: str, parts: int = 1) -> TileDim:

@@ -18,11 +18,13 @@ TL_NAMES: dict[str, str] = {
     "f64": "tl.float64", "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16",
     "i64": "tl.int64", "i32": "tl.int32", "i16": "tl.int16", "i8": "tl.int8",
     "u64": "tl.uint64", "u32": "tl.uint32", "u16": "tl.uint16", "u8": "tl.uint8", "bool": "tl.int1",
+    "f8e4m3fn": "tl.float8e4nv", "f8e5m2": "tl.float8e5",
 }  # fmt: skip
 POINTERS: dict[str, str] = {
     "f64": "*fp64", "f32": "*fp32", "f16": "*fp16", "bf16": "*bf16",
     "i64": "*i64", "i32": "*i32", "i16": "*i16", "i8": "*i8",
     "u64": "*u64", "u32": "*u32", "u16": "*u16", "u8": "*u8", "bool": "*i1",
+    "f8e4m3fn": "*fp8e4nv", "f8e5m2": "*fp8e5",
 }  # fmt: skip
 
 

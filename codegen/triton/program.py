@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.foreach import emit_table_kernel
-from graphc.program.loops import unroll
-from graphc.program.plan import ForeachStep, KernelStep, Plan
+from graphc.codegen.triton.loop_kernels import emit_loop, fits
+from graphc.program.loops import LoopStep, unroll
+from graphc.program.plan import ForeachStep, KernelStep, Plan, Step
 from graphc.program.record import PYTHON, Program, Segment
 from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
 
@@ -26,16 +29,17 @@ def generate(plan: Plan, target: str = "") -> Program:
         CodegenError: a kernel cannot be written in Triton.
     """
     sources, kernels = {}, {}
-    for name, made in triton_kernels(plan, target).items():
+    steps, loops = with_loop_kernels(plan, target)
+    for name, made in (triton_kernels(replace(plan, steps=steps), target) | loops).items():
         sources[triton_source(name)] = made.text
         kernels[name] = made.to_plain()
-    for name in host_kernels(plan):
+    for name in host_kernels(replace(plan, steps=steps)):
         sources[host_source(name)] = str(plan.kernels[name])
     return Program(
         name=plan.name,
         backend="triton",
         buffers=list(plan.buffers),
-        steps=list(plan.steps),
+        steps=steps,
         outputs=list(plan.outputs),
         written=plan.written,
         copied=plan.copied,
@@ -43,15 +47,28 @@ def generate(plan: Plan, target: str = "") -> Program:
         draws=plan.draws,
         arena_bytes=plan.arena_bytes,
         checks=dict(plan.checks),
-        segments=[Segment(PYTHON, 0, len(plan.steps))] if plan.steps else [],
+        segments=[Segment(PYTHON, 0, len(steps))] if steps else [],
         sources=sources,
         kernels=kernels,
         stats=dict(plan.stats),
     )
 
 
+def with_loop_kernels(plan: Plan, target: str = "") -> tuple[list[Step], dict[str, TritonKernel]]:
+    """The steps of a plan with loops that are one kernel as steps that run it, and these kernels; as for `generate`."""
+    steps, found = list[Step](), dict[str, TritonKernel]()
+    for step in plan.steps:
+        if isinstance(step, LoopStep) and fits(step, target):
+            inner = [one.kernel for one in step.steps if isinstance(one, KernelStep)]
+            name = f"loop{len(found)}_{inner[-1] if inner else 'product'}"
+            found[name], buffers = emit_loop(step, plan, name)
+            step = KernelStep(name, buffers, (0,) * len(buffers), step.location)
+        steps.append(step)
+    return steps, found
+
+
 def triton_kernels(plan: Plan, target: str = "") -> dict[str, TritonKernel]:
-    """The kernels that a device runs, by name in the plan; `target` as for `generate`.
+    """The kernels of a plan's steps that a device runs, by name in the plan; `target` as for `generate`.
 
     Raises:
         CodegenError: a kernel cannot be written in Triton.
@@ -59,8 +76,9 @@ def triton_kernels(plan: Plan, target: str = "") -> dict[str, TritonKernel]:
     found: dict[str, TritonKernel] = {}
     for step in unroll(plan.steps):
         if isinstance(step, KernelStep) and step.kernel not in found:
-            if not runs_on_host(step.buffers, plan.buffers):
-                found[step.kernel] = emit_kernel(plan.kernels[step.kernel], target=target)
+            if step.kernel in plan.kernels and not runs_on_host(step.buffers, plan.buffers):
+                form = plan.forms.get(step.kernel, "")
+                found[step.kernel] = emit_kernel(plan.kernels[step.kernel], target=target, form=form)
         elif isinstance(step, ForeachStep):
             width, numbers = len(step.rows[0]), step.scratch_bytes // 8
             for name, arguments in zip(step.kernels, step.arguments, strict=True):

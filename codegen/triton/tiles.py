@@ -39,11 +39,13 @@ class Machine:
         processors: that run programs side by side.
         shared: bytes of shared memory that a program may take.
         tiles: for matrix units, best first.
+        describes: it copies blocks of matrices by themselves, told by descriptors of these (TMA).
     """
 
     processors: int
     shared: int
     tiles: tuple[Tile, ...]
+    describes: bool = False
 
 
 _SMALL = (
@@ -64,11 +66,13 @@ MACHINES: dict[str, Machine] = {
         132, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
+        describes=True,
     ),
     "cuda:100": Machine(
         148, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.7),
          Tile(64, 128, 64, 4, 4, 0.6), *_SMALL),
+        describes=True,
     ),
     "hip:gfx942": Machine(
         304, 64 << 10,
@@ -82,16 +86,32 @@ SCALAR_TILES = (Tile(64, 64, 16, 4, 2, 1.0), Tile(32, 32, 32, 4, 2, 0.7), Tile(1
 """Of products without matrix units, in f32 as it is."""
 GROUP = 8
 """Rows of tiles that are walked together, so that programs that run at the same time share operands in the L2 cache."""
+MOST_CANDIDATES = 4
+"""Tiles that are measured of one kernel."""
 MOST_PARTS, LEAST_STEPS = 16, 8
 """Programs that share a sum at most, and steps of the loop that each of them makes at least."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A tile and the number of programs that share each sum."""
+    """How a product is cut into programs.
+
+    Args:
+        tile: of one step.
+        parts: programs that share each sum.
+        programs: that stay, and go from tile to tile; 0 = one per tile.
+    """
 
     tile: Tile
     parts: int = 1
+    programs: int = 0
+
+    @property
+    def form(self) -> str:
+        """Its name among the forms of a kernel."""
+        tile = self.tile
+        shared = f", {self.parts} parts" if self.parts > 1 else ""
+        return f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages{shared}"
 
 
 def depth_of(tile: Tile, dtype: DType) -> int:
@@ -100,9 +120,18 @@ def depth_of(tile: Tile, dtype: DType) -> int:
 
 
 def choose_tile(
-    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool
-) -> Choice:
-    """The tile of a product.
+    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
+    groups: int = 1,
+) -> Choice:  # fmt: skip
+    """The tile of a product; arguments as of `candidate_tiles`."""
+    return candidate_tiles(target, batch, rows, columns, inner, dtype, loaded=loaded, scalar=scalar, groups=groups)[0]
+
+
+def candidate_tiles(
+    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
+    groups: int = 1,
+) -> list[Choice]:  # fmt: skip
+    """The tiles of a product that may be the fastest, `MOST_CANDIDATES` at most, the best by the model first.
 
     Args:
         target: `cuda:90`, ...; an unknown one is treated as the default one.
@@ -110,6 +139,7 @@ def choose_tile(
         dtype: of the operands of the matrix units.
         loaded: bytes of the widest element that is loaded for them.
         scalar: the matrix units do not take the dtype as it is.
+        groups: of rows that follow each other, each with a matrix of its own: every border is one more tile.
     """
     machine = MACHINES.get(target, MACHINES[DEFAULT_MACHINE])
 
@@ -119,20 +149,24 @@ def choose_tile(
     candidates = SCALAR_TILES if scalar else tuple(tile for tile in machine.tiles if fits(tile))
 
     def cost(tile: Tile) -> float:
-        programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+        programs = batch * (-(-rows // tile.rows) + groups - 1) * -(-columns // tile.columns)
         waves = -(-programs // machine.processors)
         return waves * tile.rows * tile.columns / tile.rate
 
-    best = min(candidates, key=cost)
-    depth = min(depth_of(best, dtype), max(16 if dtype.itemsize > 1 else 32, power_of_two(inner)))
-    stages = best.stages
-    while stages > 1 and stages * depth * (best.rows + best.columns) * max(loaded, dtype.itemsize) > machine.shared:
-        stages -= 1
-    tile = replace(best, depth=depth, stages=stages)
-    programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
-    steps = -(-inner // depth)
-    parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
-    return Choice(tile, max(1, parts))
+    def choice(tile: Tile) -> Choice:
+        depth = min(depth_of(tile, dtype), max(16 if dtype.itemsize > 1 else 32, power_of_two(inner)))
+        stages = tile.stages
+        while stages > 1 and stages * depth * (tile.rows + tile.columns) * max(loaded, dtype.itemsize) > machine.shared:
+            stages -= 1
+        programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+        steps = -(-inner // depth)
+        parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
+        # a chip that is not in the table may do without
+        describes = machine.describes and (target or DEFAULT_MACHINE) in MACHINES
+        stay = machine.processors if describes and batch == 1 and programs > machine.processors else 0
+        return Choice(replace(tile, depth=depth, stages=stages), max(1, parts), stay)
+
+    return [choice(tile) for tile in sorted(candidates, key=cost)[:MOST_CANDIDATES]]
 
 
 @dataclass(frozen=True)
@@ -150,6 +184,11 @@ class ChainTile:
     steps: int
     warps: int
     stages: int
+
+    @property
+    def form(self) -> str:
+        """Its name among the forms of a kernel."""
+        return f"tile {self.rows}x{self.steps}, {self.warps} warps, {self.stages} stages"
 
 
 _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile]]] = {
@@ -174,16 +213,19 @@ _CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"]
 _SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
 
 
-def choose_chain_tile(target: str, width: int, dtype: DType, products: int) -> ChainTile:
-    """The tile of a product of products.
+def candidate_chain_tiles(target: str, width: int, dtype: DType, products: int) -> list[ChainTile]:
+    """The tiles of a product of products that may be the fastest, the best by the model first.
 
     Args:
-        target: as for `choose_tile`.
+        target: as for `candidate_tiles`.
         width: elements of the widest operand row: head dimensions.
         dtype: of the operands of the outer product.
         products: how many are inside.
     """
-    if dtype.itemsize > 2:
-        return _SCALAR_CHAIN_TILE
-    table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
-    return table[next(limit for limit in table if width <= limit)][products > 1]
+    best = _SCALAR_CHAIN_TILE
+    if dtype.itemsize <= 2:
+        table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
+        best = table[next(limit for limit in table if width <= limit)][products > 1]
+    others = [replace(best, rows=best.rows // 2), replace(best, steps=best.steps // 2)]
+    others += [replace(best, stages=stages) for stages in (best.stages - 1, best.stages + 1) if stages]
+    return [best, *(tile for tile in others if min(tile.rows, tile.steps) >= 16)]

@@ -10,7 +10,7 @@ from graphc.frontend.aten.operands import fitting, is_number, supported
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Attr, Operand, Value
-from graphc.ir.types import bf16, f16
+from graphc.ir.types import bf16, f16, i8
 
 
 def _shape(value: Value) -> tuple[int, ...]:
@@ -35,6 +35,17 @@ def _checked(*operands: Value, ranks: Sequence[int] = ()) -> None:
 def mm(imp: Importer, self: Value, mat2: Value) -> Value:
     _checked(self, mat2, ranks=(2, 2))
     return imp.b.op("matmul", self, mat2)
+
+
+@rule("aten._int_mm.default", layout=CONTIGUOUS)
+def int_mm(imp: Importer, self: Value, mat2: Value) -> Value:
+    _checked(self, mat2, ranks=(2, 2))
+    if self.dtype != i8 or self.shape[1] != mat2.shape[0]:
+        raise Decline("eager raises")
+    (rows, inner), (_, columns) = _shape(self), _shape(mat2)
+    if self.device != "cpu" and (rows <= 16 or inner % 8 or columns % 8):
+        raise Decline("the library of a GPU refuses it")
+    return imp.b.op("int_matmul", self, mat2)
 
 
 @rule("aten.bmm.default", layout=CONTIGUOUS)

@@ -15,32 +15,25 @@ from graphc.ir.graph import Operand, Value
 from graphc.ir.types import i64
 
 
-def _softmax_gradient(
-    imp: Importer, grad: Value, output: Value, dim: int, dtype: torch.dtype, fn: Callable[[Term, Term, int], Term]
-) -> Value:
+def _row_dim(grad: Value, output: Value, dim: int) -> int:
     floats(grad, output)
     rank = max(output.type.rank, 1)
     if grad.dtype != output.dtype or grad.shape != output.shape or not -rank <= dim < rank:
         raise Decline("eager raises")
-    return fn(wide(imp, grad), wide(imp, output), dim % rank).to(imp.dtype(dtype))
+    return dim % rank
 
 
 @rule("aten._softmax_backward_data.default", layout=CONTIGUOUS)
 def softmax_backward(imp: Importer, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype) -> Value:
-    def gradient(g: Term, y: Term, dim: int) -> Term:
-        # as eager: where one weight is nearly 1, `g - total` is exact, and differences of products would not be
-        total = (g * y).sum((dim,)) if output.type.rank else g * y
-        return (g - total) * y
-
-    return _softmax_gradient(imp, grad_output, output, dim, input_dtype, gradient)
+    dim = _row_dim(grad_output, output, dim)
+    return Term(imp, imp.b.op("softmax_gradient", grad_output, output, dim=dim)).to(imp.dtype(input_dtype))
 
 
 @rule("aten._log_softmax_backward_data.default", layout=CONTIGUOUS)
 def log_softmax_backward(imp: Importer, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype) -> Value:
-    def gradient(g: Term, y: Term, dim: int) -> Term:
-        return g - y.op("exp") * (g.sum((dim,)) if output.type.rank else g)
-
-    return _softmax_gradient(imp, grad_output, output, dim, input_dtype, gradient)
+    dim = _row_dim(grad_output, output, dim)
+    g, y = wide(imp, grad_output), wide(imp, output)
+    return (g - y.op("exp") * (g.sum((dim,)) if output.type.rank else g)).to(imp.dtype(input_dtype))
 
 
 def _scaled(

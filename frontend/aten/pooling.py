@@ -18,7 +18,7 @@ MAX_POOL = {2: "aten.max_pool2d_with_indices.default", 3: "aten.max_pool3d_with_
 AVG_POOL = {2: "aten.avg_pool2d.default", 3: "aten.avg_pool3d.default"}
 
 
-def _windows(
+def window_attrs(
     x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], ceil: bool
 ) -> dict[str, Attr]:
     """The attributes of a pooling op.
@@ -56,7 +56,7 @@ def _max_pool(
 ) -> tuple[Value, Value]:
     floats(self)
     kernel = per_dim(kernel_size, spatial)
-    attrs = _windows(self, kernel, stride, padding, dilation, ceil_mode) | {"dilation": per_dim(dilation, spatial)}
+    attrs = window_attrs(self, kernel, stride, padding, dilation, ceil_mode) | {"dilation": per_dim(dilation, spatial)}
     if math.prod(attrs["kernel"]) <= UNROLLED_WINDOW:
         values, indices = imp.b.multi("max_pool", [self], attrs).results
     else:
@@ -107,7 +107,7 @@ def _avg_pool(
     if divisor_override == 0 or (spatial == 3 and self.dtype.is_reduced):
         raise Decline("eager raises")
     kernel = per_dim(kernel_size, spatial)
-    attrs = _windows(self, kernel, stride, padding, (1,), ceil_mode)
+    attrs = window_attrs(self, kernel, stride, padding, (1,), ceil_mode)
     attrs |= {"count_include_pad": count_include_pad, "divisor": divisor_override}
     if math.prod(attrs["kernel"]) <= UNROLLED_WINDOW or tiles(self, attrs):
         return like_input(imp, imp.b.op("avg_pool", self, **attrs), self)

@@ -109,7 +109,7 @@ def _rolled(imp: Importer, value: Value, amount: int, dim: int) -> Value:
     return imp.b.op("concat", imp.slice(value, dim, cut, size), imp.slice(value, dim, 0, cut), dim=dim)
 
 
-def _among_zeros(imp: Importer, part: Value, dim: int, start: int, size: int) -> Value:
+def among_zeros(imp: Importer, part: Value, dim: int, start: int, size: int) -> Value:
     """A tensor of zeros but for `part` at `start` of a dim that is `size` long."""
     low, high = [0] * part.type.rank, [0] * part.type.rank
     low[dim], high[dim] = start, size - start - _shape(part)[dim]
@@ -139,11 +139,11 @@ def _spread(imp: Importer, part: Value, dim: int, first: int, step: int, size: i
     shape = _shape(part)
     count = shape[dim]
     if step == 1 or not count:
-        return _among_zeros(imp, part, dim, first if count else 0, size)
+        return among_zeros(imp, part, dim, first if count else 0, size)
     # each element with its gap behind it, as rows of a new dim, of which the last may not end in the result
     rows = imp.reshape(part, (*shape[: dim + 1], 1, *shape[dim + 1 :]))
-    long = imp.reshape(_among_zeros(imp, rows, dim + 1, 0, step), (*shape[:dim], count * step, *shape[dim + 1 :]))
-    return _among_zeros(imp, imp.slice(long, dim, 0, min(count * step, size - first)), dim, first, size)
+    long = imp.reshape(among_zeros(imp, rows, dim + 1, 0, step), (*shape[:dim], count * step, *shape[dim + 1 :]))
+    return among_zeros(imp, imp.slice(long, dim, 0, min(count * step, size - first)), dim, first, size)
 
 
 _WINDOW = 64
@@ -228,7 +228,7 @@ def select_backward(imp: Importer, grad_output: Value, input_sizes: Sequence[int
     if not -size <= index < size or _shape(grad_output) != (*input_sizes[:axis], *input_sizes[axis + 1 :]):
         raise Decline("eager raises")
     part = imp.reshape(grad_output, (*input_sizes[:axis], 1, *input_sizes[axis + 1 :]))
-    return _among_zeros(imp, part, axis, index % size, size)
+    return among_zeros(imp, part, axis, index % size, size)
 
 
 @rule("aten.constant_pad_nd.default")

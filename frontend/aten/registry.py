@@ -34,17 +34,19 @@ class Rule:
         layout: the strides eager gives the results: `pointwise` (TensorIterator over all tensor arguments),
             `contiguous`, or `auto` (pointwise when the op that makes the result is, else contiguous).
             `Importer.with_strides` overrides it for one result.
+        float8: it takes 8-bit floats.
     """
 
     overload: str
     fn: RuleFn
     layout: str = AUTO
+    float8: bool = False
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(*overloads: str, layout: str = AUTO) -> Callable[[Fn], Fn]:
+def rule(*overloads: str, layout: str = AUTO, float8: bool = False) -> Callable[[Fn], Fn]:
     """Register a function as the import rule of the named overloads.
 
         @rule("aten.add.Tensor", "aten.add.Scalar")
@@ -64,7 +66,7 @@ def rule(*overloads: str, layout: str = AUTO) -> Callable[[Fn], Fn]:
         for overload in overloads:
             if overload in RULES:
                 raise ValueError(f"{overload} has two import rules")
-            RULES[overload] = Rule(overload, fn, layout)
+            RULES[overload] = Rule(overload, fn, layout, float8)
         return fn
 
     return add

@@ -66,6 +66,9 @@ c32 = DType("c32", "complex32", 4, "complex")
 f8e4m3fn = DType("f8e4m3fn", "float8_e4m3fn", 1, "float")
 f8e5m2 = DType("f8e5m2", "float8_e5m2", 1, "float")
 
+FLOAT8 = frozenset((f8e4m3fn, f8e5m2))
+"""Floats that kernels multiply as matrices, and do nothing else with."""
+
 DTYPES: dict[str, DType] = {
     d.name: d
     for d in (

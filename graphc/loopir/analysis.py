@@ -156,13 +156,13 @@ class KernelFacts:
     def is_disjoint(self, axis: str, stores: Iterable[Store] | None = None) -> bool:
         """True when two steps of an axis never write one place with an order that matters.
 
-        Stores at affine indices in mode set are taken to be injective. For adds and data-dependent indices each step
-        must write its own range: `v3*64 + j` is disjoint along `j` of extent 64. A data-dependent part with a smaller
-        stride is taken to stay inside its own dimension, as lowering promises.
+        Stores at affine indices in mode set are taken to be injective. In modes add and put, and for data-dependent
+        indices, each step must write its own range: `v3*64 + j` is disjoint along `j` of extent 64. A data-dependent
+        part with a smaller stride is taken to stay inside its own dimension, as lowering promises.
         """
         for s in self.kernel.stores if stores is None else stores:
             is_data = any(is_value(name) for name in symbols(s.index))
-            if (s.mode == "add" or is_data) and not self._owns_range(s.index, axis):
+            if (s.mode in ("add", "put") or is_data) and not self._owns_range(s.index, axis):
                 return False
         return True
 

@@ -164,9 +164,10 @@ class Contract:
 class Store:
     """`store buffer[index] = value`, where `mask` holds.
 
-    mode: `set`; `add` (atomic when indices may collide); or `max` on an i64 cell, which becomes the largest of itself
-    and all values stored there. A kernel checks data with it: the cell starts at `graphc.ir.types.UNFAILED`, and where
-    the check fails the offending value is stored.
+    mode: `set`, each place once; `put`, where indices that are data may collide: in C and in the oracle the last value
+    along the axes stays, on a GPU any of them; `add` (atomic when indices may collide); or `max` on an i64 cell, which
+    becomes the largest of itself and all values stored there. A kernel checks data with it: the cell starts at
+    `graphc.ir.types.UNFAILED`, and where the check fails the offending value is stored.
     """
 
     buffer: str

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from graphc.errors import CodegenError
-from graphc.ir.types import DType
+from graphc.ir.types import FLOAT8, DType, f8e5m2
 from graphc.loopir.philox import philox_words
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -32,6 +32,8 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "u32": np.dtype(np.uint32),
     "u64": np.dtype(np.uint64),
     "bool": np.dtype(np.bool_),
+    "f8e4m3fn": np.dtype(np.uint8),
+    "f8e5m2": np.dtype(np.uint8),
 }
 
 
@@ -63,6 +65,16 @@ def bf16_to_float(bits: Array) -> Array:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+def float8_to_float(bits: Array, dtype: DType) -> Array:
+    """f32 array with the values of 8-bit floats: 5 bits of exponent are those of f16, 4 bits have no infinity."""
+    if dtype == f8e5m2:
+        return (bits.astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
+    exponent, mantissa = (bits >> 3 & 15).astype(np.int32), (bits & 7).astype(np.float32)
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, np.ldexp(1 + mantissa / 8, exponent - 7))
+    size = np.where(bits & 127 == 127, np.float32(np.nan), size.astype(np.float32))
+    return np.where(bits >> 7 == 1, -size, size)
+
+
 def float_to_bf16(value: Array) -> Array:
     """Bits of f32 values rounded to bf16, half to even; NaN becomes 0x7fc0 as in eager."""
     bits = np.ascontiguousarray(value, np.float32).reshape(value.shape).view(np.uint32)
@@ -73,8 +85,14 @@ def float_to_bf16(value: Array) -> Array:
 def cast(value: Array, source: DType, target: DType) -> Array:
     """Conversion as eager does it on x86: floats to integers round to zero, and out of range give the lowest i32 or i64
     (cut to the target's width; u32 through i64, narrower ones through i32); reduced floats go through f32."""
+    if source == target and source in FLOAT8:
+        return value
     if source.name == "bf16":
         value = bf16_to_float(value)
+    if source in FLOAT8:
+        value = float8_to_float(value, source)
+    if target in FLOAT8:
+        raise CodegenError(f"kernels do not round to {target.name}")
     if target.name == "bf16":
         return float_to_bf16(value.astype(np.float32))
     if target.name == "f16" and source.name == "f64":

@@ -211,7 +211,7 @@ class _Parser:
         self._expect("=")
         value = self._value()
         mask = self._value() if self._accept("mask") else None
-        mode = self._one_of("store mode", ("set", "add", "max")) if self._accept("mode") else "set"
+        mode = self._one_of("store mode", ("set", "put", "add", "max")) if self._accept("mode") else "set"
         return Store(buffer, index, value, mask, mode)
 
     def _access(self) -> tuple[str, Dim]:

@@ -193,6 +193,18 @@ def split_axis(kernel: Kernel, name: str, factor: int) -> Kernel:
     return replace(kernel, axes=axes, body=body)
 
 
+def rows_outermost(kernel: Kernel, rows: int) -> Kernel | None:
+    """The kernel with an outermost parallel axis of so many steps, None when its first axis does not give one."""
+    if not kernel.parallel_axes:
+        return None
+    first = kernel.axes[0]
+    if first.extent == rows:
+        return kernel
+    if not isinstance(first.extent, int) or rows < 1 or first.extent % rows:
+        return None
+    return split_axis(kernel, first.name, first.extent // rows)
+
+
 def split_divided_axes(kernel: Kernel) -> Kernel:
     """With axes split until no index divides them, where their extents allow it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim, Sym, bounds, symbols
-from graphc.ir.types import DType, bool_, i64
+from graphc.ir.types import FLOAT8, DType, bool_, i64
 from graphc.loopir.kernel import (
     PARALLEL,
     ROW,
@@ -222,7 +222,7 @@ class _Verifier:
 
     def check_contract(self, s: Contract) -> None:
         left, right = self.dtypes[s.left], self.dtypes[s.right]
-        if left != right or left == bool_:
+        if (left != right and not {left, right} <= FLOAT8) or left == bool_:
             raise self.fail(f"contract does not take {left.name} and {right.name}")
         if s.dtype != left.compute:
             raise self.fail(f"contract of {left.name} gives {left.compute.name}, not {s.dtype.name}")
@@ -245,7 +245,7 @@ class _Verifier:
 
     def check_store(self, s: Store) -> None:
         domain = self.check_access(s.buffer, s.index, s.mask, ("out", "inout"))
-        if s.mode not in ("set", "add", "max"):
+        if s.mode not in ("set", "put", "add", "max"):
             raise self.fail(f"there is no store mode {s.mode}")
         dtype = self.dtypes[s.value]
         if dtype != self.buffers[s.buffer].dtype:

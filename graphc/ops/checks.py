@@ -45,10 +45,13 @@ INDEX_CHECKS: dict[str, IndexCheck] = {
     "embedding": IndexCheck("IndexError", "index out of range in self"),
     "index_select": IndexCheck("RuntimeError", "INDICES element is out of DATA bounds, id={value} axis_dim={size}"),
     "gather": IndexCheck("RuntimeError", _OUT_OF_BOUNDS),
+    "index_copy": IndexCheck("IndexError", f"index_copy_(): {_OUT_OF_BOUNDS}"),
     "target": IndexCheck("IndexError", "Target {value} is out of bounds."),
     "none": IndexCheck("", "", wraps=True),
+    "inside": IndexCheck("", ""),
 }
-"""By the attribute `check`. `embedding` stands for index_select along all dims but 1 too, `target` for class labels."""
+"""By the attribute `check`. `embedding` stands for index_select along all dims but 1 too, `target` for class labels,
+`inside` for indices that a program computes itself."""
 
 
 def check_name(op: str, check: Attr) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Operand, Value
-from graphc.ir.types import DType, TensorType, i64
+from graphc.ir.types import DType, TensorType, channels_last_strides, i64
 
 REDUCTIONS = ("none", "mean", "sum")
 """The `reduction` attribute of losses; the position is ATen's number."""
@@ -82,6 +82,24 @@ def reshape(builder: Builder, value: Value, shape: Sequence[Dim]) -> Value:
 def expand_to(builder: Builder, value: Value, shape: Sequence[Dim]) -> Value:
     """`value` broadcast to `shape`; the value itself when it has that already."""
     return value if value.shape == tuple(shape) else builder.op("expand", value, shape=tuple(shape))
+
+
+def cut(builder: Builder, value: Value, dim: int, start: int, stop: int) -> Value:
+    """Elements `start:stop` along a dim; the value itself when these are all."""
+    if start == 0 and stop == value.shape[dim]:
+        return value
+    return builder.op("slice", value, dim=dim, start=start, stop=stop, step=1)
+
+
+def lay_out_like(value: Value, image: Value) -> None:
+    """Have a value between others lie with its channels side by side if the image that is made of it does."""
+    if is_channels_last(image) and value.type.rank == 4:
+        value.strides = channels_last_strides(value.shape)  # type: ignore[arg-type]  # static
+
+
+def is_channels_last(value: Value) -> bool:
+    """Whether an image lies with its channels side by side."""
+    return value.type.rank == 4 and value.strides is not None and value.strides == channels_last_strides(value.shape)  # type: ignore[arg-type]
 
 
 def product(sizes: Sequence[Dim]) -> Dim:

@@ -8,7 +8,7 @@ import torch
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Ref, Value
-from graphc.ir.types import TensorType
+from graphc.ir.types import TensorType, i8, i32
 from graphc.ops import rules
 from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, OpDef, register
 
@@ -28,7 +28,7 @@ def _infer_matmul(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seq
     return (TensorType(a.dtype, (*batch, a.shape[-2], b.shape[-1]), a.device),)
 
 
-def _flops(op: Op) -> Dim:
+def flops(op: Op) -> Dim:
     a = op.operands[0]
     assert isinstance(a, Value)
     return op.results[0].type.numel * a.type.shape[-1] * 2
@@ -55,7 +55,7 @@ register(
     OpDef(
         "matmul", Kind.CONTRACTION,
         "(..., m, k) x (..., k, n) -> (..., m, n), leading dims broadcast. bf16 and f16 accumulate in f32.",
-        _infer_matmul, torch.matmul, call=_call, flops=_flops, contract=_contract,
+        _infer_matmul, torch.matmul, call=_call, flops=flops, contract=_contract,
     )
 )  # fmt: skip
 
@@ -85,6 +85,28 @@ register(
         "gemm", Kind.CONTRACTION,
         "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are "
         "not read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
-        _infer_gemm, _gemm, call=_gemm_call, flops=_flops,
+        _infer_gemm, _gemm, call=_gemm_call, flops=flops,
+    )
+)  # fmt: skip
+
+
+def _infer_int_matmul(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    (found,) = _infer_matmul(operands, attrs)
+    if found.rank != 2 or operands[0].type.dtype != i8:  # type: ignore[union-attr]
+        rules.fail("int_matmul", f"multiplies two matrices of i8, not {found}")
+    return (TensorType(i32, found.shape, found.device),)
+
+
+def _int_contract(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    a, b = (operand for operand in op.operands if isinstance(operand, Value))
+    return ctx.contract(a, (1, index[:1]), b, (0, index[1:]), dtype=i32)
+
+
+register(
+    OpDef(
+        "int_matmul", Kind.CONTRACTION,
+        "(m, k) x (k, n) -> (m, n) of i8, whose sums are i32 and exact but for what does not fit.",
+        _infer_int_matmul, torch._int_mm,
+        call=lambda op: ("aten._int_mm.default", (Ref(0), Ref(1)), {}), flops=flops, contract=_int_contract,
     )
 )  # fmt: skip

@@ -252,8 +252,9 @@ def put_check(op: Op) -> str:
     assert isinstance(base, Value)
     if "check" in op.attrs:
         return str(op.attrs["check"])
-    if op.attrs.get("call", "index_put") == "index_put":
-        return "index"
+    call = op.attrs.get("call", "index_put")
+    if call != "index_add":
+        return "index" if call == "index_put" else "index_copy"
     return "gather" if base.type.rank > 1 else "embedding"
 
 

@@ -1,14 +1,15 @@
-"""Softmax and the normalizations: composite ops that expand into reductions over one set of dims and pointwise ops.
+"""The normalizations: composite ops that expand into reductions over one set of dims and pointwise ops.
 
 Every expansion keeps the reduced dims (`keepdim`), so that it lowers to one kernel with one row per statistic.
 Variances are two-pass (mean first, then the mean of squared distances), which is at least as accurate as eager's
-streaming form.
+streaming form. An error in a row's 1/sqrt(var + eps) is an error of all its elements, so the precise expansions keep
+what is one number per row in float64, down to that.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,95 +18,9 @@ import torch.nn.functional as F
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
-from graphc.ir.types import DType, TensorType, f32
+from graphc.ir.types import DType, TensorType, f32, f64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
-
-
-def _softmax_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
-    x = composite.floating(operands[0], "softmax")
-    if not 0 <= attrs["dim"] < max(x.type.rank, 1):
-        raise InvalidGraphError(f"softmax over dim {attrs['dim']} of {x.type}")
-    return [x.type]
-
-
-def _shifted_exponentials(b: Builder, op: Op) -> tuple[Value, Value, Value]:
-    """(x - max, its exponential, the sum of the exponentials), in compute dtype, at least one-dimensional."""
-    source = composite.tensor(op.operands[0], op.name)
-    x, dims = composite.reshape(b, composite.wide(b, source), source.shape or (1,)), (op.attrs["dim"],)
-    shifted = b.op("sub", x, b.op("amax", x, dims=dims, keepdim=True))
-    exponential = b.op("exp", shifted)
-    return shifted, exponential, b.op("sum", exponential, dims=dims, keepdim=True)
-
-
-def _nothing(b: Builder, type: TensorType) -> Value:
-    """A tensor with no elements."""
-    return b.op("full", shape=type.shape, dtype=type.dtype, value=0, device=type.device)
-
-
-def _expand_softmax(b: Builder, op: Op) -> Sequence[Value]:
-    result = op.result.type
-    if 0 in result.shape:
-        return [_nothing(b, result)]
-    _, exponential, total = _shifted_exponentials(b, op)
-    y = composite.cast(b, b.op("div", exponential, total), result.dtype)
-    return [composite.reshape(b, y, result.shape)]
-
-
-def _expand_log_softmax(b: Builder, op: Op) -> Sequence[Value]:
-    result = op.result.type
-    if 0 in result.shape:
-        return [_nothing(b, result)]
-    shifted, _, total = _shifted_exponentials(b, op)
-    y = composite.cast(b, b.op("sub", shifted, b.op("log", total)), result.dtype)
-    return [composite.reshape(b, y, result.shape)]
-
-
-register(
-    OpDef(
-        "softmax",
-        Kind.COMPOSITE,
-        "exp(x - max) / sum(exp(x - max)) along dim; a row with no finite maximum is NaN, as in eager.",
-        _softmax_type,
-        lambda x, dim: torch.softmax(x, dim),
-        expand=_expand_softmax,
-    )
-)
-register(
-    OpDef(
-        "log_softmax",
-        Kind.COMPOSITE,
-        "x - max - log(sum(exp(x - max))) along dim.",
-        _softmax_type,
-        lambda x, dim: torch.log_softmax(x, dim),
-        expand=_expand_log_softmax,
-    )
-)
-
-
-def _expand_safe_softmax(b: Builder, op: Op) -> Sequence[Value]:
-    result = op.result.type
-    if 0 in result.shape:
-        return [_nothing(b, result)]
-    source = composite.tensor(op.operands[0], op.name)
-    x, dims = composite.reshape(b, composite.wide(b, source), source.shape or (1,)), (op.attrs["dim"],)
-    peak = b.op("amax", x, dims=dims, keepdim=True)
-    exponential = b.op("exp", b.op("sub", x, peak))
-    quotient = b.op("div", exponential, b.op("sum", exponential, dims=dims, keepdim=True))
-    y = b.op("where", b.op("eq", peak, -math.inf), 0.0, quotient)
-    return [composite.reshape(b, composite.cast(b, y, result.dtype), result.shape)]
-
-
-register(
-    OpDef(
-        "safe_softmax",
-        Kind.COMPOSITE,
-        "softmax along dim, but 0 in rows that are -inf throughout: attention with every key masked.",
-        _softmax_type,
-        lambda x, dim: torch.softmax(x, dim).masked_fill((x == -math.inf).all(dim, keepdim=True), 0.0),
-        expand=_expand_safe_softmax,
-    )
-)
 
 
 def _parameters(
@@ -140,15 +55,20 @@ def _channel_affine(
     return _affine(b, b.op("mul", centered, scale), None, None if bias is None else composite.reshape(b, bias, shape))
 
 
-def _moments(b: Builder, x: Value, dims: tuple[int, ...]) -> tuple[Value, Value, Value]:
-    """(mean, x - mean, biased variance) over `dims`, kept as size 1."""
-    mean = composite.mean(b, x, dims)
+def _summed(b: Builder, x: Value, precise: bool) -> Value:
+    """What sums over `x` are taken of: in float64 they, and what a row's numbers are made of, are rounded once."""
+    return b.op("cast", x, dtype=f64) if precise and x.dtype == f32 else x
+
+
+def _moments(b: Builder, x: Value, dims: tuple[int, ...], precise: bool) -> tuple[Value, Value, Value]:
+    """(mean, x - mean, biased variance) over `dims`, kept as size 1; the variance as `_summed` has it."""
+    mean = composite.cast(b, composite.mean(b, _summed(b, x, precise), dims), x.dtype)
     centered = b.op("sub", x, mean)
-    return mean, centered, composite.mean(b, b.op("mul", centered, centered), dims)
+    return mean, centered, composite.mean(b, _summed(b, b.op("mul", centered, centered), precise), dims)
 
 
-def _inverse_deviation(b: Builder, variance: Value, eps: float) -> Value:
-    return b.op("rsqrt", b.op("add", variance, float(eps)))
+def _inverse_deviation(b: Builder, variance: Value, eps: float, dtype: DType) -> Value:
+    return composite.cast(b, b.op("rsqrt", b.op("add", variance, float(eps))), dtype)
 
 
 def _trailing(x: Value, dims: int, weight: Value | None, bias: Value | None, op: str) -> tuple[Dim, ...]:
@@ -170,12 +90,12 @@ def _layer_norm_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> 
     return [x.type, stat, stat]
 
 
-def _expand_layer_norm(b: Builder, op: Op) -> Sequence[Value]:
+def _expand_layer_norm(b: Builder, op: Op, precise: bool = False) -> Sequence[Value]:
     source = composite.tensor(op.operands[0], op.name)
     weight, bias = _parameters(op.operands, op.attrs, 1)
     x, rank = composite.wide(b, source), source.type.rank
-    mean, centered, variance = _moments(b, x, tuple(range(rank - op.attrs["dims"], rank)))
-    rstd = _inverse_deviation(b, variance, op.attrs["eps"])
+    mean, centered, variance = _moments(b, x, tuple(range(rank - op.attrs["dims"], rank)), precise)
+    rstd = _inverse_deviation(b, variance, op.attrs["eps"], x.dtype)
     y = _affine(b, b.op("mul", centered, rstd), weight, bias)
     return [composite.cast(b, value, result.dtype) for value, result in zip((y, mean, rstd), op.results, strict=True)]
 
@@ -195,6 +115,7 @@ register(
         _layer_norm_type,
         _reference_layer_norm,
         expand=_expand_layer_norm,
+        expand_precisely=partial(_expand_layer_norm, precise=True),
     )
 )
 
@@ -207,12 +128,12 @@ def _rms_norm_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Se
     return [x.type, stat]
 
 
-def _expand_rms_norm(b: Builder, op: Op) -> Sequence[Value]:
+def _expand_rms_norm(b: Builder, op: Op, precise: bool = False) -> Sequence[Value]:
     source = composite.tensor(op.operands[0], op.name)
     weight, _ = _parameters(op.operands, {**op.attrs, "bias": False}, 1)
     x, rank = composite.wide(b, source), source.type.rank
-    square = composite.mean(b, b.op("mul", x, x), tuple(range(rank - op.attrs["dims"], rank)))
-    rrms = _inverse_deviation(b, square, op.attrs["eps"])
+    square = composite.mean(b, _summed(b, b.op("mul", x, x), precise), tuple(range(rank - op.attrs["dims"], rank)))
+    rrms = _inverse_deviation(b, square, op.attrs["eps"], x.dtype)
     return [composite.cast(b, _affine(b, b.op("mul", x, rrms), weight, None), source.dtype), rrms]
 
 
@@ -234,6 +155,7 @@ register(
         _rms_norm_type,
         _reference_rms_norm,
         expand=_expand_rms_norm,
+        expand_precisely=partial(_expand_rms_norm, precise=True),
     )
 )
 
@@ -258,14 +180,14 @@ def _group_norm_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> 
     return [x.type, stat, stat]
 
 
-def _expand_group_norm(b: Builder, op: Op) -> Sequence[Value]:
+def _expand_group_norm(b: Builder, op: Op, precise: bool = False) -> Sequence[Value]:
     source = composite.tensor(op.operands[0], op.name)
     weight, bias = _parameters(op.operands, op.attrs, 1)
     (batch, channels, *rest), groups = source.shape, op.attrs["groups"]
     grouped = (groups, channels // groups)
     x = composite.wide(b, composite.reshape(b, source, (batch, *grouped, *rest)))
-    mean, centered, variance = _moments(b, x, tuple(range(2, x.type.rank)))
-    rstd = _inverse_deviation(b, variance, op.attrs["eps"])
+    mean, centered, variance = _moments(b, x, tuple(range(2, x.type.rank)), precise)
+    rstd = _inverse_deviation(b, variance, op.attrs["eps"], x.dtype)
     y = _channel_affine(b, centered, rstd, weight, bias, (1, *grouped, *(1 for _ in rest)))
     out, *stats = op.results
     y = composite.reshape(b, composite.cast(b, y, out.dtype), out.shape)
@@ -290,6 +212,7 @@ register(
         _group_norm_type,
         _reference_group_norm,
         expand=_expand_group_norm,
+        expand_precisely=partial(_expand_group_norm, precise=True),
     )
 )
 
@@ -307,15 +230,15 @@ def _batch_norm_train_type(operands: Sequence[Operand], attrs: Mapping[str, Attr
     return [x.type, stat, stat, stat]
 
 
-def _expand_batch_norm_train(b: Builder, op: Op) -> Sequence[Value]:
+def _expand_batch_norm_train(b: Builder, op: Op, precise: bool = False) -> Sequence[Value]:
     source = composite.tensor(op.operands[0], op.name)
     weight, bias = _parameters(op.operands, op.attrs, 1)
     x, dims = composite.wide(b, source), _batch_dims(source)
-    mean, centered, variance = _moments(b, x, dims)
-    rstd = _inverse_deviation(b, variance, op.attrs["eps"])
+    mean, centered, variance = _moments(b, x, dims, precise)
+    rstd = _inverse_deviation(b, variance, op.attrs["eps"], x.dtype)
     channel = (1, source.shape[1], *(1 for _ in source.shape[2:]))
     y = _channel_affine(b, centered, rstd, weight, bias, channel)
-    stats = [composite.reshape(b, s, (source.shape[1],)) for s in (mean, rstd, variance)]
+    stats = [composite.reshape(b, composite.cast(b, s, x.dtype), (source.shape[1],)) for s in (mean, rstd, variance)]
     return [composite.cast(b, y, source.dtype), *stats]
 
 
@@ -344,6 +267,7 @@ register(
         _batch_norm_train_type,
         _reference_batch_norm_train,
         expand=_expand_batch_norm_train,
+        expand_precisely=partial(_expand_batch_norm_train, precise=True),
     )
 )
 
@@ -360,7 +284,7 @@ def _expand_batch_norm_eval(b: Builder, op: Op) -> Sequence[Value]:
     x = composite.wide(b, source)
     mean, variance = (composite.cast(b, composite.wide(b, s), x.dtype) for s in (mean, variance))
     # one multiplication and one addition per element, as eager folds them
-    scale = _affine(b, _inverse_deviation(b, variance, op.attrs["eps"]), weight, None)
+    scale = _affine(b, _inverse_deviation(b, variance, op.attrs["eps"], x.dtype), weight, None)
     shift = b.op("neg", b.op("mul", mean, scale))
     if bias is not None:
         shift = b.op("sub", composite.cast(b, composite.wide(b, bias), x.dtype), b.op("mul", mean, scale))

@@ -34,7 +34,8 @@ def window_count(size: int, kernel: int, stride: int, padding: int, dilation: in
     return count - 1 if ceil_mode and (count - 1) * stride >= size + padding else count
 
 
-def _pooled_shape(x: Value, attrs: Mapping[str, Attr]) -> tuple[Dim, ...]:
+def pooled_shape(x: Value, attrs: Mapping[str, Attr]) -> tuple[Dim, ...]:
+    """One element per window."""
     spatial = len(attrs["kernel"])
     if x.type.rank not in (spatial + 1, spatial + 2):
         raise InvalidGraphError(f"pooling over {spatial} dims of {x.type}")
@@ -82,7 +83,7 @@ def _max_pool_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Se
     x = composite.tensor(operands[0], "max_pool")
     if x.dtype.kind in ("bool", "complex"):
         raise InvalidGraphError(f"max_pool takes floats or integers, got {x.type}")
-    shape = _pooled_shape(x, attrs)
+    shape = pooled_shape(x, attrs)
     return [x.type.with_shape(shape), TensorType(i64, shape, x.device)]
 
 
@@ -171,7 +172,7 @@ register(
 
 def _avg_pool_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
     x = composite.floating(operands[0], "avg_pool")
-    return [x.type.with_shape(_pooled_shape(x, attrs))]
+    return [x.type.with_shape(pooled_shape(x, attrs))]
 
 
 def tiles(x: Value, attrs: Mapping[str, Attr]) -> bool:
@@ -192,9 +193,8 @@ def _tiled_sum(b: Builder, x: Value, op: Op) -> Value:
     return b.op("sum", tiled, dims=tuple(range(lead + 1, tiled.type.rank, 2)), keepdim=False)
 
 
-def _window_sizes(b: Builder, op: Op, x: Value) -> Value | float:
+def window_sizes(b: Builder, x: Value, attrs: Mapping[str, Attr], pooled: Sequence[Dim]) -> Value | float:
     """Number of elements each window averages over: a literal where it is the same for all."""
-    attrs = op.attrs
     if attrs["divisor"] is not None:
         return float(attrs["divisor"])
     lead = x.type.rank - len(attrs["kernel"])
@@ -202,7 +202,7 @@ def _window_sizes(b: Builder, op: Op, x: Value) -> Value | float:
     for position, (kernel, stride, padding) in enumerate(
         zip(attrs["kernel"], attrs["stride"], attrs["padding"], strict=True)
     ):
-        size, count = composite.static((x.shape[lead + position], op.result.shape[lead + position]), op.name)
+        size, count = composite.static((x.shape[lead + position], pooled[lead + position]), "avg_pool")
         low, high = (-padding, size + padding) if attrs["count_include_pad"] else (0, size)
         if -padding >= low and (count - 1) * stride - padding + kernel <= high:
             total = b.op("mul", total, float(kernel)) if isinstance(total, Value) else total * kernel
@@ -224,7 +224,7 @@ def _expand_avg_pool(b: Builder, op: Op) -> Sequence[Value]:
         total, *rest = (value for _, value in _window_slices(b, x, op, 0.0))
         for value in rest:
             total = b.op("add", total, value)
-    return [composite.cast(b, b.op("div", total, _window_sizes(b, op, x)), source.dtype)]
+    return [composite.cast(b, b.op("div", total, window_sizes(b, x, op.attrs, op.result.shape)), source.dtype)]
 
 
 def _reference_avg_pool(x: torch.Tensor, **attrs: Any) -> torch.Tensor:

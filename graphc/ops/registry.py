@@ -81,11 +81,21 @@ class ElementContext(Protocol):
     ) -> LoopValue:
         """Reduction of `operand` over `dims`; `index` gives the position along the other dims, in order."""
 
-    def contract(self, left: Operand, left_index: KeptIndex, right: Operand, right_index: KeptIndex) -> LoopValue:
+    def contract(
+        self,
+        left: Operand,
+        left_index: KeptIndex,
+        right: Operand,
+        right_index: KeptIndex,
+        within: tuple[LoopValue, LoopValue] | None = None,
+        dtype: DType | None = None,
+    ) -> LoopValue:
         """The sum of products of two operands along a dim of each, for kernels on matrix units.
 
         Args:
             left_index, right_index: the dim summed over, and the position along the others, in order.
+            within: i64 values: the first position along that dim which counts, and the first one that no longer does.
+            dtype: what elements are multiplied as, by default as they are.
         """
 
     def scan(self, op: str, operand: Operand, dim: int, index: tuple[Dim, ...], dtype: DType) -> LoopValue:
@@ -114,6 +124,8 @@ class OpDef:
             tensor or a tuple. It is the oracle, so it is written for plainness.
         lower: writes element `index` of result 0 into a kernel; None when the op is a call or expands.
         expand: appends simpler ops to a builder and returns one value per result; None for core ops.
+        expand_precisely: as `expand`, with sums in float64: in its place on a CPU, where these cost nothing, unless the
+            program is to round where eager rounds.
         call: the ATen call that computes the op and returns its results in order; for contractions other than matmul
             (convolution, attention), and for composites where the library may be called instead of expanding.
         flops: floating-point operations of the op; None = 1 per result element for pointwise ops, else 0.
@@ -131,6 +143,7 @@ class OpDef:
     reference: Callable[..., Any]
     lower: LowerRule | None = None
     expand: ExpandRule | None = None
+    expand_precisely: ExpandRule | None = None
     call: CallRule | None = None
     flops: Callable[[Op], Dim] | None = None
     commutative: bool = False

@@ -7,12 +7,15 @@ the same source pixels are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import torch
 
 from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
-from graphc.ir.types import DType, TensorType, f32, i64
+from graphc.ir.types import DType, TensorType, f32, i32, i64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
 
@@ -51,8 +54,9 @@ def _expand_nearest(b: Builder, op: Op) -> Sequence[Value]:
         position = b.op("cast", _positions(b, count, i64, x.device), dtype=f32)
         if op.attrs["exact"]:
             position = b.op("add", position, 0.5)
-        source = b.op("cast", b.op("floor", b.op("mul", position, float(scale))), dtype=i64)
-        x = b.op("take", x, b.op("minimum", source, size - 1), dim=dim, check="none")
+        # 32 bits, which vectors convert to
+        source = b.op("cast", b.op("floor", b.op("mul", position, float(scale))), dtype=i32)
+        x = b.op("take", x, b.op("minimum", source, size - 1), dim=dim, check="inside")
     return [x]
 
 
@@ -85,44 +89,109 @@ register(
 )
 
 
-def _source_coordinate(b: Builder, count: int, scale: float, align: bool, dtype: DType, device: str) -> Value:
-    position = _positions(b, count, dtype, device)
-    if align:
-        return b.op("mul", position, scale)
-    centered = b.op("sub", b.op("mul", b.op("add", position, 0.5), scale), 0.5)
-    return b.op("maximum", centered, 0.0)
+def linear_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    """Type rule: the size, with a ratio per spatial dim."""
+    x, spatial = composite.tensor(operands[0], "upsampling"), len(attrs["size"])
+    if x.type.rank != spatial + 2 or len(attrs["ratio"]) != spatial or any(len(pair) != 2 for pair in attrs["ratio"]):
+        raise InvalidGraphError(f"upsampling to {attrs['size']} of {x.type}")
+    if any(over < 0 or under < 1 for over, under in attrs["ratio"]):
+        raise InvalidGraphError(f"upsampling by {attrs['ratio']}")
+    return [x.type.with_shape((*x.shape[:2], *attrs["size"]))]
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one dim is resized by linear interpolation. All places are whole numbers over one denominator, so exact.
+
+    Args:
+        size: source pixels.
+        count: result pixels.
+        ratio: source pixels per result pixel, as numerator and denominator.
+        align_corners: the first pixels lie on each other; else their outer edges do.
+    """
+
+    size: int
+    count: int
+    ratio: tuple[int, int]
+    align_corners: bool
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """(first, step, under): result pixel i lies at (first + i * step) / under among the source pixels."""
+        over, under = self.ratio
+        return (0, over, under) if self.align_corners else (over - under, 2 * over, 2 * under)
+
+    def pixels(self, b: Builder, position: Value, dtype: DType) -> tuple[Value, Value, Value]:
+        """Of result pixels the source pixels below and above, and how much of the way lies behind the one below."""
+        first, step, under = self.place
+        place = b.op("maximum", b.op("add", b.op("mul", position, step), first), 0)
+        low = b.op("minimum", b.op("floordiv", place, under), self.size - 1)
+        part = b.op("minimum", b.op("sub", place, b.op("mul", low, under)), under)
+        high = b.op("minimum", b.op("add", low, 1), self.size - 1)
+        return low, high, b.op("div", b.op("cast", part, dtype=dtype), float(under))
+
+    def readers(self, b: Builder, pixel: Value) -> tuple[Value, int]:
+        """Of source pixels the first result pixel that is computed from it, and how many may be from there on."""
+        first, step, under = self.place
+        if not step:
+            return b.op("mul", pixel, 0), self.count
+        start = b.op("floordiv", b.op("add", b.op("mul", pixel, under), step - 1 - first - under), step)
+        return b.op("where", b.op("le", pixel, 1), 0, b.op("maximum", start, 0)), self.most_readers
+
+    @cached_property
+    def most_readers(self) -> int:
+        """How many result pixels, at most, are computed from one source pixel, and from what lies between them."""
+        first, step, under = self.place
+        if not step:
+            return self.count
+        reach = 1
+        for i in range(self.count):
+            low = min(max(first + i * step, 0) // under, self.size - 1)
+            for j in (low, min(low + 1, self.size - 1)):
+                begin = 0 if j <= 1 else max((j * under + step - 1 - first - under) // step, 0)
+                reach = max(reach, i - begin + 1)
+        return reach
+
+
+def pixel_numbers(b: Builder, line: Line, count: int, device: str) -> Value:
+    """0 to `count`, in 32 bits where all places of a line fit: vectors divide such numbers."""
+    first, step, under = line.place
+    largest = max(line.count, line.size) * (step + under) + abs(first)
+    return _positions(b, count, i32 if largest < 1 << 30 else i64, device)
 
 
 def _expand_linear(b: Builder, op: Op) -> Sequence[Value]:
     source = composite.tensor(op.operands[0], op.name)
     x, rank, sizes = composite.wide(b, source), source.type.rank, composite.static(source.shape, op.name)
-    for dim, (count, scale) in enumerate(zip(op.attrs["size"], op.attrs["scale"], strict=True), 2):
-        size = sizes[dim]
-        if count == size:
+    for dim, (count, ratio) in enumerate(zip(op.attrs["size"], op.attrs["ratio"], strict=True), 2):
+        if count == sizes[dim]:
             continue
-        coordinate = _source_coordinate(b, count, float(scale), op.attrs["align_corners"], x.dtype, x.device)
-        low = b.op("minimum", b.op("cast", coordinate, dtype=i64), size - 1)
-        high = b.op("minimum", b.op("add", low, 1), size - 1)
-        fraction = b.op("sub", coordinate, b.op("cast", low, dtype=x.dtype))
-        fraction = b.op("minimum", b.op("maximum", fraction, 0.0), 1.0)
+        line = Line(sizes[dim], count, ratio, op.attrs["align_corners"])
+        low, high, fraction = line.pixels(b, pixel_numbers(b, line, count, x.device), x.dtype)
         fraction = b.op("reshape", fraction, shape=(count, *(1 for _ in range(rank - 1 - dim))))
-        below = b.op("mul", b.op("take", x, low, dim=dim, check="none"), b.op("sub", 1.0, fraction))
-        x = b.op("add", below, b.op("mul", b.op("take", x, high, dim=dim, check="none"), fraction))
+        below = b.op("mul", b.op("take", x, low, dim=dim, check="inside"), b.op("sub", 1.0, fraction))
+        x = b.op("add", below, b.op("mul", b.op("take", x, high, dim=dim, check="inside"), fraction))
+        composite.lay_out_like(x, op.result)
     return [composite.cast(b, x, source.dtype)]
 
 
 def _reference_linear(
-    x: torch.Tensor, size: Sequence[int], scale: Sequence[float], align_corners: bool
+    x: torch.Tensor, size: Sequence[int], ratio: Sequence[tuple[int, int]], align_corners: bool
 ) -> torch.Tensor:
     y = x if x.dtype == torch.float64 else x.float()
-    for dim, (count, ratio) in enumerate(zip(size, scale, strict=True), 2):
-        if count == x.shape[dim]:
+    for dim, (count, (over, under)) in enumerate(zip(size, ratio, strict=True), 2):
+        last = x.shape[dim] - 1
+        if count == last + 1:
             continue
-        position = torch.arange(count, device=x.device, dtype=y.dtype)
-        coordinate = position * ratio if align_corners else ((position + 0.5) * ratio - 0.5).clamp(min=0)
-        low = coordinate.long().clamp(max=x.shape[dim] - 1)
-        high = (low + 1).clamp(max=x.shape[dim] - 1)
-        fraction = (coordinate - low).clamp(0, 1).reshape(count, *(1,) * (x.dim() - 1 - dim))
+        position = torch.arange(count, device=x.device)
+        if align_corners:
+            place = position * over
+        else:
+            place, under = ((2 * position + 1) * over - under).clamp(min=0), 2 * under
+        low = (place // under).clamp(max=last)
+        high = (low + 1).clamp(max=last)
+        fraction = (place - low * under).clamp(max=under).to(y.dtype) / under
+        fraction = fraction.reshape(count, *(1,) * (x.dim() - 1 - dim))
         y = y.index_select(dim, low) * (1 - fraction) + y.index_select(dim, high) * fraction
     return y.to(x.dtype)
 
@@ -131,9 +200,9 @@ register(
     OpDef(
         "upsample_linear",
         Kind.COMPOSITE,
-        "(N, C, ...) resized to `size` by linear interpolation in each spatial dim. scale: source pixels per result "
-        "pixel; align_corners: coordinate i * scale, else max(0, (i + 1/2) * scale - 1/2).",
-        _resized_type,
+        "(N, C, ...) resized to `size` by linear interpolation in each spatial dim. ratio: source pixels per result "
+        "pixel as (numerator, denominator), r; align_corners: coordinate i * r, else max(0, (i + 1/2) * r - 1/2).",
+        linear_type,
         _reference_linear,
         expand=_expand_linear,
     )
@@ -159,17 +228,30 @@ def _reflect_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Seq
     return [result]
 
 
-def _by_index(source: Callable[[Builder, Value, int], Value]) -> Callable[[Builder, Op], Sequence[Value]]:
-    """Expansion that reads, along each padded dim, the element `source(position - low, size)`."""
+_Edge: TypeAlias = Callable[[Builder, Value, int, int, bool], Value]
+"""(builder, input, dim, width, before): the elements before the input along a dim, or behind it."""
+
+
+def _by_index(source: Callable[[Builder, Value, int], Value], edge: _Edge) -> Callable[[Builder, Op], Sequence[Value]]:
+    """Expansion that reads, along each padded dim, the element `source(position - low, size)`.
+
+    Rows along the last dim are joined of pieces instead, if they hold any of the input: no index is computed per
+    element.
+    """
 
     def expand(b: Builder, op: Op) -> Sequence[Value]:
         x = composite.tensor(op.operands[0], op.name)
         sizes = composite.static(x.shape, op.name)
         for dim, (low, high) in enumerate(zip(op.attrs["low"], op.attrs["high"], strict=True)):
-            if low or high:
-                size = sizes[dim]
+            size = sizes[dim]
+            if dim == len(sizes) - 1 and max(-low, 0) + max(-high, 0) < size and (low or high):
+                pieces = [edge(b, x, dim, low, True)] if low > 0 else []
+                pieces.append(composite.cut(b, x, dim, max(-low, 0), size - max(-high, 0)))
+                pieces += [edge(b, x, dim, high, False)] if high > 0 else []
+                x = pieces[0] if len(pieces) == 1 else b.op("concat", *pieces, dim=dim)
+            elif low or high:
                 position = b.op("iota", size=size + low + high, start=-low, step=1, dtype=i64, device=x.device)
-                x = b.op("take", x, source(b, position, size), dim=dim, check="none")
+                x = b.op("take", x, source(b, position, size), dim=dim, check="inside")
         return [x]
 
     return expand
@@ -182,6 +264,18 @@ def _reflected(b: Builder, position: Value, size: int) -> Value:
 
 def _clamped(b: Builder, position: Value, size: int) -> Value:
     return b.op("minimum", b.op("maximum", position, 0), size - 1)
+
+
+def _mirrored_edge(b: Builder, x: Value, dim: int, width: int, before: bool) -> Value:
+    (size,) = composite.static(x.shape[dim : dim + 1], "padding")
+    start = 1 if before else size - 1 - width
+    return b.op("flip", composite.cut(b, x, dim, start, start + width), dims=(dim,))
+
+
+def _repeated_edge(b: Builder, x: Value, dim: int, width: int, before: bool) -> Value:
+    (size,) = composite.static(x.shape[dim : dim + 1], "padding")
+    last = composite.cut(b, x, dim, 0 if before else size - 1, 1 if before else size)
+    return composite.expand_to(b, last, (*x.shape[:dim], width, *x.shape[dim + 1 :]))
 
 
 def _reference_pad(source: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -202,7 +296,7 @@ register(
         "size; negative ones cut off.",
         _reflect_type,
         _reference_pad(lambda position, size: size - 1 - (size - 1 - position.abs()).abs()),
-        expand=_by_index(_reflected),
+        expand=_by_index(_reflected, _mirrored_edge),
     )
 )
 register(
@@ -213,6 +307,6 @@ register(
         "off.",
         _padded_type,
         _reference_pad(lambda position, size: position.clamp(0, size - 1)),
-        expand=_by_index(_clamped),
+        expand=_by_index(_clamped, _repeated_edge),
     )
 )

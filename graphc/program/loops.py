@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class LoopStep:
         specs: the buffers that the steps name.
         bindings: where each of them lies.
         steps: of one turn.
+        rows: of a batch, each of which goes through all turns by itself; 0 = nothing is known of that.
     """
 
     length: int
@@ -53,6 +54,7 @@ class LoopStep:
     bindings: tuple[Binding, ...]
     steps: tuple[Step, ...]
     location: Location = Location()
+    rows: int = 0
 
     def buffers(self) -> list[int]:
         """Buffers of the program that the loop uses."""
@@ -66,7 +68,7 @@ class LoopStep:
         for turn in range(self.length):
             places = [binding.at(turn) for binding in self.bindings]
             for step in self.steps:
-                yield _moved(step, places)
+                yield moved(step, places)
 
 
 def unroll(steps: Sequence[Step]) -> list[Step]:
@@ -77,17 +79,22 @@ def unroll(steps: Sequence[Step]) -> list[Step]:
     return found
 
 
-def _moved(step: Step, places: Sequence[tuple[int, int]]) -> Step:
+def moved(step: Step, places: Sequence[tuple[int, int]] | Mapping[int, tuple[int, int]]) -> Step:
+    """A step on other buffers: kernel, product or ATen call.
+
+    Args:
+        places: per buffer that it names the other one, and where in that it begins, in elements.
+    """
     from graphc.program.plan import ForeachStep, GemmStep, KernelStep, View
 
     def view(old: View) -> View:
         buffer, offset = places[old.buffer]
         return replace(old, buffer=buffer, offset=old.offset + offset)
 
-    def moved(item: Any) -> Any:
+    def argument(item: Any) -> Any:
         if isinstance(item, View):
             return view(item)
-        return tuple(map(moved, item)) if isinstance(item, tuple) else item
+        return tuple(map(argument, item)) if isinstance(item, tuple) else item
 
     if isinstance(step, KernelStep):
         buffers = tuple(places[index][0] for index in step.buffers)
@@ -97,4 +104,4 @@ def _moved(step: Step, places: Sequence[tuple[int, int]]) -> Step:
         return replace(step, a=view(step.a), b=view(step.b), out=view(step.out))
     assert not isinstance(step, (LoopStep, ForeachStep)), "neither is put into loops"
     outs = tuple(index if index < 0 else places[index][0] for index in step.outs)
-    return replace(step, args=moved(step.args), kwargs=moved(step.kwargs), outs=outs)
+    return replace(step, args=argument(step.args), kwargs=argument(step.kwargs), outs=outs)

@@ -147,13 +147,18 @@ class ForeachStep:
 
 @dataclass(frozen=True)
 class GemmStep:
-    """`out = a @ b (+ out when accumulate)`, batched over all leading dims, which are equal (stride 0 = broadcast)."""
+    """`out = a @ b (+ out when accumulate)`, batched over all leading dims, which are equal (stride 0 = broadcast).
+
+    Args:
+        form: how it is to be computed, of those that the code generator offers for it; "" = as that chooses.
+    """
 
     a: View
     b: View
     out: View
     accumulate: bool = False
     location: Location = Location()
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ class AtenStep:
             -1 when it is not used.
         mutates: positions in the flat list of tensor arguments which the call writes to; the plan has made private
             copies of what must survive.
+        form: as of a `GemmStep`.
     """
 
     op: str
@@ -176,6 +182,7 @@ class AtenStep:
     outs: tuple[int, ...]
     mutates: tuple[int, ...] = ()
     location: Location = Location()
+    form: str = ""
 
     def views(self) -> Iterator[View]:
         """All tensor arguments, in order."""
@@ -224,6 +231,7 @@ class Plan:
         draws: it draws from torch's random generator.
         arena_bytes: size of the arena.
         checks: per buffer of kind CHECKS what its cells mean.
+        forms: per kernel in which form it is to be generated, of those that the code generator offers for it.
         stats: counters for `.explain()`: graph ops, fused ops, extern calls with reasons, bytes moved.
     """
 
@@ -238,6 +246,7 @@ class Plan:
     draws: bool = False
     arena_bytes: int = 0
     checks: dict[int, list[Check]] = field(default_factory=dict)
+    forms: dict[str, str] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -84,12 +84,12 @@ def _step(plan: Plan, step: Step) -> str:
             f"{spec.name}=b{buffer}" + (f"+{offset}" if offset else "")
             for spec, buffer, offset in zip(kernel.buffers, step.buffers, step.offsets, strict=True)
         )
-        return f"kernel {step.kernel}({', '.join(arguments)})"
+        return f"kernel {step.kernel}({', '.join(arguments)}){_form(plan.forms.get(step.kernel, ''))}"
     if isinstance(step, ForeachStep):
         return _foreach(step)
     if isinstance(step, GemmStep):
         sign = "+=" if step.accumulate else "="
-        return f"gemm {_view(step.out)} {sign} {_view(step.a)} @ {_view(step.b)}"
+        return f"gemm {_view(step.out)} {sign} {_view(step.a)} @ {_view(step.b)}{_form(step.form)}"
     assert isinstance(step, AtenStep)
     return _aten(step)
 
@@ -111,7 +111,11 @@ def _aten(step: AtenStep) -> str:
     arguments += [f"{name}={_argument(value)}" for name, value in step.kwargs]
     results = ", ".join("_" if buffer < 0 else f"b{buffer}" for buffer in step.outs)
     changed = f"  writes {list(step.mutates)}" if step.mutates else ""
-    return f"{results + ' = ' if results else ''}{step.op}({', '.join(arguments)}){changed}"
+    return f"{results + ' = ' if results else ''}{step.op}({', '.join(arguments)}){changed}{_form(step.form)}"
+
+
+def _form(form: str) -> str:
+    return f"  as {form}" if form else ""
 
 
 def _note(location: Location) -> str:

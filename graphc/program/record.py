@@ -30,7 +30,7 @@ from graphc.program.plan import (
     View,
 )
 
-FORMAT = 5
+FORMAT = 6
 """Version of the JSON form; a record of another version is not read."""
 
 NATIVE, PYTHON = "native", "python"

@@ -7,17 +7,20 @@ TritonKernel ── text ──> Program.sources["softmax.triton.py"]
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphc.program.plan import BufferSpec
 
 ITEMSIZE = {"*fp64": 8, "*fp32": 4, "*fp16": 2, "*bf16": 2, "*i64": 8, "*i32": 4, "*i16": 2, "*i8": 1, "*i1": 1,
-            "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1}  # fmt: skip
+            "*u64": 8, "*u32": 4, "*u16": 2, "*u8": 1, "*fp8e4nv": 1, "*fp8e5": 1}  # fmt: skip
 """Bytes of an element by Triton's name of a pointer to it."""
 ALIGNMENT = 16
 """Bytes to which pointers must be aligned for the widest memory accesses."""
+DESCRIPTOR = 128
+"""Bytes of the description of a matrix by which blocks of it are copied."""
 TABLE_BLOCK = 1024
 """Elements per program of a kernel over a table of rows."""
 
@@ -32,6 +35,7 @@ class Launch:
         constexprs: compile-time arguments (block sizes) by name, after the pointers.
         num_warps: warps of 32 threads per program.
         num_stages: blocks of operands on their way at once in pipelined loops; 0 = as Triton has it.
+        unaligned: function that takes its place when a pointer is not aligned to `ALIGNMENT`; empty = the same.
     """
 
     function: str
@@ -39,6 +43,11 @@ class Launch:
     constexprs: tuple[tuple[str, int], ...]
     num_warps: int
     num_stages: int = 0
+    unaligned: str = ""
+
+    def variant(self, is_aligned: bool) -> Launch:
+        """What is launched for pointers that are aligned, or not all of them."""
+        return self if is_aligned or not self.unaligned else replace(self, function=self.unaligned, unaligned="")
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class TritonKernel:
             function of the module takes all of them.
         launches: in order, on one stream.
         scratch: memory to be allocated per run, zero or more.
+        descriptors: of matrices, that each program writes to memory which Triton takes behind the parameters.
     """
 
     name: str
@@ -67,6 +77,12 @@ class TritonKernel:
     signature: tuple[tuple[str, str], ...]
     launches: tuple[Launch, ...]
     scratch: tuple[Scratch, ...] = ()
+    descriptors: int = 0
+
+    @property
+    def descriptor_bytes(self) -> int:
+        """Memory for the descriptors of all programs."""
+        return DESCRIPTOR * self.descriptors * max((prod(launch.grid) for launch in self.launches), default=0)
 
     def to_plain(self) -> dict[str, Any]:
         """Everything but the text, in tuples, numbers and strings."""
@@ -74,9 +90,11 @@ class TritonKernel:
             "name": self.name,
             "signature": self.signature,
             "launches": tuple(
-                (item.function, item.grid, item.constexprs, item.num_warps, item.num_stages) for item in self.launches
+                (item.function, item.grid, item.constexprs, item.num_warps, item.num_stages, item.unaligned)
+                for item in self.launches
             ),
             "scratch": tuple((item.dtype, item.size) for item in self.scratch),
+            "descriptors": self.descriptors,
         }
 
     @staticmethod
@@ -87,10 +105,11 @@ class TritonKernel:
             text,
             tuple((name, kind) for name, kind in plain["signature"]),
             tuple(
-                Launch(function, tuple(grid), tuple((name, value) for name, value in constexprs), num_warps, num_stages)
-                for function, grid, constexprs, num_warps, num_stages in plain["launches"]
+                Launch(function, tuple(grid), tuple((name, value) for name, value in constexprs), *rest)
+                for function, grid, constexprs, *rest in plain["launches"]
             ),
             tuple(Scratch(dtype, size) for dtype, size in plain["scratch"]),
+            plain["descriptors"],
         )
 
 

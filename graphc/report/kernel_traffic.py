@@ -76,7 +76,7 @@ def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffi
         key = (type(s), s.buffer, s.index)
         if key not in seen:
             seen.add(key)
-            times = repeats.get(s.id, 1) if isinstance(s, Load) else 2 if s.mode != "set" else 1
+            times = repeats.get(s.id, 1) if isinstance(s, Load) else 2 if s.mode in ("add", "max") else 1
             waste = max(1.0, _waste(tiling, s.index, buffer) / neighbours[_family(s)])
             moved += int(points * buffer.dtype.itemsize * times * waste)
             place = (s.buffer, type(s))

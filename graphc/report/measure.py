@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from graphc.errors import GraphcError
+from graphc.runtime.timing import cpu_clock, in_turns
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ def _synchronize() -> None:
 
 
 def _timed(call: Callable[[], Any], repeats: int) -> float:
+    def all_of_them() -> None:
+        for _ in range(repeats):
+            call()
+        _synchronize()
+
     _synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    _synchronize()
-    return (time.perf_counter() - start) / repeats
+    return cpu_clock(all_of_them, 1) / repeats
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 25, budget_s: float = 0.02) -> dict[str, Timing]:
@@ -56,13 +57,8 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 25, budget
         rounds: measurements per callable.
         budget_s: least seconds per measurement; short calls are repeated within one.
     """
-    repeats = {name: max(1, int(budget_s / max(_timed(call, 1), 1e-7))) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name].append(_timed(call, repeats[name]))
     found = {}
-    for name, values in samples.items():
+    for name, values in in_turns(calls, rounds, budget_s, _timed).items():
         low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
         found[name] = Timing(median, low, high, len(values))
     return found

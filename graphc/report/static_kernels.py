@@ -11,20 +11,22 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graphc.codegen.triton.program import triton_kernels
+from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.program import triton_kernels, with_loop_kernels
 from graphc.codegen.triton.tiling import choose_tiling
+from graphc.ir.types import FLOAT8
 from graphc.passes.chips import CHIPS
 from graphc.program.loops import unroll
-from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan
+from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan, Step
 from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
 from graphc.report.kernel_traffic import SMALL, TABLE, Traffic, kernel_traffic, table_traffic
-from graphc.runtime.triton_cross import compile_for
+from graphc.runtime.triton_cross import TARGETS, compile_for
 from graphc.runtime.triton_launcher import OPTIONS
 from graphc.settings import settings
 
@@ -42,12 +44,20 @@ class Candidate:
         calls: how often the program runs it.
         made: its code.
         traffic: of one call; None for a template, whose loops are its own.
+        others: its code for targets that it is another for: products of matrices.
+        only: the targets that have such a kernel; none named = all.
     """
 
     program: str
     calls: int
     made: TritonKernel
     traffic: Traffic | None
+    others: Mapping[str, TritonKernel] = field(default_factory=dict)
+    only: frozenset[str] = frozenset()
+
+    def on(self, target: str) -> Candidate:
+        """The same with its code for a target."""
+        return replace(self, made=self.others.get(target, self.made), others={})
 
 
 @dataclass(frozen=True)
@@ -85,9 +95,9 @@ class Line:
 
 def launches_of(plan: Plan) -> dict[str, int]:
     """What one run of a program starts: launches of generated kernels, and calls of libraries."""
-    made = triton_kernels(plan)
+    steps, made = _device_kernels(plan)
     found = {"launches": 0, "library": 0}
-    for step in unroll(plan.steps):
+    for step in unroll(steps):
         names = [step.kernel] if isinstance(step, KernelStep) else step.kernels if isinstance(step, ForeachStep) else []
         found["launches"] += sum(len(made[name].launches) for name in names if name in made)
         found["library"] += isinstance(step, (GemmStep, AtenStep))
@@ -96,10 +106,10 @@ def launches_of(plan: Plan) -> dict[str, int]:
 
 def candidates(program: str, plan: Plan) -> list[Candidate]:
     """The kernels of a plan that a device runs."""
-    made = triton_kernels(plan)
+    steps, made = _device_kernels(plan)
     calls: dict[str, int] = {}
     found: list[Candidate] = []
-    for step in unroll(plan.steps):
+    for step in unroll(steps):
         if isinstance(step, KernelStep) and step.kernel in made:
             calls[step.kernel] = calls.get(step.kernel, 0) + 1
         elif isinstance(step, ForeachStep):
@@ -108,9 +118,22 @@ def candidates(program: str, plan: Plan) -> list[Candidate]:
                     traffic = table_traffic(plan.kernels[name], step, arguments)
                     found.append(Candidate(program, 1, made[name], traffic))
     for name, count in calls.items():
-        kernel = plan.kernels[name]
-        found.append(Candidate(program, count, made[name], kernel_traffic(kernel, choose_tiling(kernel), made[name])))
+        kernel = plan.kernels.get(name)
+        if kernel is None:
+            found.append(Candidate(program, count, made[name], None))
+            continue
+        traffic = kernel_traffic(kernel, choose_tiling(kernel), made[name])
+        others = {target: emit_kernel(kernel, target=target) for target in TARGETS if kernel.contractions}
+        holds_float8 = any(buffer.dtype in FLOAT8 for buffer in kernel.buffers)
+        only = frozenset(chip.target for chip in CHIPS if chip.multiplies_float8) if holds_float8 else frozenset[str]()
+        found.append(Candidate(program, count, made[name], traffic, others, only))
     return found
+
+
+def _device_kernels(plan: Plan) -> tuple[list[Step], dict[str, TritonKernel]]:
+    """Steps with loops that are one kernel as such, and all kernels that a device runs."""
+    steps, loops = with_loop_kernels(plan)
+    return steps, triton_kernels(replace(plan, steps=steps)) | loops
 
 
 def inspect(found: Sequence[Candidate], targets: Sequence[str], workers: int = WORKERS) -> list[Line]:
@@ -124,17 +147,13 @@ def inspect(found: Sequence[Candidate], targets: Sequence[str], workers: int = W
         BackendUnavailableError: no triton, or it is interpreting.
         CompilerError: a kernel does not compile.
     """
-    jobs = {(_text_key(item.made), target): (item.made, target) for item in found for target in targets}
+    placed = [(item.on(target), target) for item in found for target in targets if target in (item.only or targets)]
+    jobs = {(_text_key(item.made), target): (item.made, target) for item, target in placed}
     facts = {key: kept for key, (made, target) in jobs.items() if (kept := _kept(made, target)) is not None}
     missing = [job for key, job in jobs.items() if key not in facts]
     for (made, target), made_facts in zip(missing, _compile_all(missing, workers), strict=True):
         facts[_text_key(made), target] = made_facts
-    return [
-        line
-        for item in found
-        for target in targets
-        for line in _lines(item, target, facts[_text_key(item.made), target])
-    ]
+    return [line for item, target in placed for line in _lines(item, target, facts[_text_key(item.made), target])]
 
 
 def _compile_all(jobs: Sequence[tuple[TritonKernel, str]], workers: int) -> Iterable[list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Small programs that add to places that are data, for every backend."""
+"""Small programs that add to places that are data, or store there, for every backend."""
 
 from __future__ import annotations
 
@@ -52,6 +52,23 @@ def _gather_gradient(x: Tensor, i: Tensor) -> Tensor | None:
     return x.grad
 
 
+def _put_in_place(x: Tensor, i: Tensor, s: Tensor) -> Tensor:
+    x[i] = s.relu()
+    return x * 2
+
+
+def _cache(keys: Tensor, i: Tensor, new: Tensor) -> Tensor:
+    """As a cache of keys of a fixed size is written."""
+    keys.index_copy_(1, i, new * 2)
+    return keys.sum(-1)
+
+
+def _of_what_it_overwrites(x: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    h = x * 2
+    h[i] = h[j] * 3
+    return h
+
+
 def programs() -> dict[str, Program]:
     """Functions with their arguments, by name."""
     draw = torch.Generator().manual_seed(0)
@@ -86,12 +103,52 @@ def programs() -> dict[str, Program]:
         "broadcast": (lambda i, s: s.new_zeros(9, 5).index_add(0, i, s[:, None].expand(4, 5)), (rows, floats(4))),
         "nothing": (lambda i, s: s.new_zeros(9, 5).index_add(0, i, s) + 1, (rows[:0], floats(0, 5))),
         "doubles": (lambda x, i, s: x.index_add(0, i, s), (floats(7, 1).double(), rows, floats(4, 1).double())),
+        "set elements": (lambda x, i, s: x.scatter(1, i, s.exp()), (floats(4, 7), _apart(4, 7, 5), floats(4, 5))),
+        "set columns": (lambda x, i, s: x.scatter(0, i.t(), s.t()), (floats(7, 4), _apart(4, 7, 5), floats(4, 5))),
+        "set last": (
+            lambda x, i, s: x.scatter(1, i, s * 2),
+            (floats(2, 3), torch.tensor([[0, 2, 0, 1]]), floats(1, 4)),
+        ),
+        "set one place": (lambda x, i, s: x.scatter(1, i.expand(4, 3), s), (floats(4, 7), rows[:, None], floats(4, 3))),
+        "set number": (lambda x, i: x.scatter(1, i, 2.5) + x, (floats(4, 7), _apart(4, 7, 5))),
+        "set rows": (lambda x, i, s: x.index_put((i,), s.relu()) + 1, (floats(7, 5), _apart(1, 7, 4)[0], floats(4, 5))),
+        "set in place": (_put_in_place, (floats(7, 5), _apart(1, 7, 4)[0] - 7, floats(4, 5))),
+        "set points": (
+            lambda x, i, j, s: x.index_put((i, j), s),
+            (floats(4, 7), rows[:2], torch.tensor([5, 2]), floats(2)),
+        ),
+        "set table": (
+            lambda x, i, s: torch.ops.aten.index_put(x, [None, i.t()], s),
+            (floats(2, 9), _apart(1, 9, 6).reshape(2, 3), floats(2, 3, 2)),
+        ),
+        "set cache": (_cache, (floats(2, 8, 3), torch.tensor([5]), floats(2, 1, 3))),
+        "set of itself": (_of_what_it_overwrites, (floats(4, 7), torch.tensor([0, 2]), torch.tensor([2, 1]))),
+        "set bools": (lambda x, i: (x > 0).index_fill(0, i, True), (floats(7, 5), rows)),
+        "set integers": (
+            lambda i: torch.zeros(4, 9, dtype=torch.int64).scatter(1, i, i * 2),
+            (_apart(4, 9, 5),),
+        ),
+        "set halves": (
+            lambda x, i, s: x.scatter(1, i, s * 3),
+            (
+                floats(4, 7).bfloat16(),
+                _apart(4, 7, 5),
+                floats(4, 5).bfloat16(),
+            ),
+        ),
+        "set fill": (lambda x, i: x.index_fill(1, i, 3.0), (floats(4, 7), rows)),
         "halves": (lambda x, i, s: x.index_add(0, i, s), (floats(7, 5).half(), rows, floats(4, 5).half())),
     }
 
 
 def _below(limit: int, *shape: int) -> Tensor:
     return torch.randint(0, limit, shape, generator=torch.Generator().manual_seed(1))
+
+
+def _apart(count: int, limit: int, size: int) -> Tensor:
+    """Rows of `size` different numbers below a limit."""
+    draw = torch.Generator().manual_seed(2)
+    return torch.stack([torch.randperm(limit, generator=draw)[:size] for _ in range(count)])
 
 
 IN_KERNELS = sorted(programs().keys() - {"itself", "halves"})

@@ -421,3 +421,18 @@ def test_complex_numbers() -> None:
         assert type(number) is complex and number == other
         torch.testing.assert_close(ours, theirs)
     assert compiled.stats().eager_calls == 0
+
+
+def test_a_mask_beside_other_indices() -> None:
+    def targets(logits, matched, labels):
+        foreground = matched >= 0
+        found = torch.zeros_like(logits)
+        found[foreground, labels[matched[foreground]]] = 1.0
+        return (found - logits).square().sum() / max(1, foreground.sum())
+
+    compiled = graphc.compile(targets)
+    logits, labels = torch.randn(6, 4), torch.tensor([1, 3])
+    for matched in ([0, -1, 1, 1, -1, -1], [-1, 1, 0, 0, -1, -1], [-1] * 6):
+        args = logits, torch.tensor(matched), labels
+        torch.testing.assert_close(compiled(*args), targets(*args))
+    assert not compiled.stats().eager_calls

@@ -71,8 +71,8 @@ def test_gradients_are_differentiated_once() -> None:
 
 
 def test_what_a_function_keeps_is_refused_with_the_line() -> None:
-    model, kept = net(), []
-    model[0].register_forward_hook(lambda module, args, out: kept.append(out))
+    model, kept = net(), [[]]
+    model[0].register_forward_hook(lambda module, args, out: kept[0].append(out))
     with pytest.raises(CaptureError, match=r"keeps a tensor it made[\s\S]*test_training_features.py:\d+"):
         graphc.compile(model)(data(0))
 

@@ -197,15 +197,12 @@ def test_a_constant_written_in_place_starts_anew_on_each_call() -> None:
 
 
 def test_compiling_flag_is_seen_and_restored() -> None:
-    seen = []
-
     def fn(x):
-        seen.append(torch.compiler.is_compiling())
+        assert torch.compiler.is_compiling()
         return x + 1
 
     original = nn.Module.__call__
     capture(fn, (torch.randn(2),))
-    assert seen == [True]
     assert not torch.compiler.is_compiling()
     assert nn.Module.__call__ is original
 
@@ -281,3 +278,10 @@ def test_tensors_kept_in_a_dict_of_a_module() -> None:
         module.cache["a"] = x
         assert torch.equal(compiled(x, "a"), x + x)
     assert compiled.stats().hits
+
+
+def test_parameters_that_a_module_has_while_it_runs() -> None:
+    """They are found where they stay, and not where `functional_call` puts them for a moment."""
+    net = nn.Linear(2, 2)
+    own = {name: parameter.detach() + 1 for name, parameter in net.named_parameters()}
+    check(lambda x: torch.func.functional_call(net, own, (x,)), torch.randn(3, 2))

@@ -139,21 +139,21 @@ def test_generators() -> None:
         capture(lambda xs: sum(xs), ((x for x in [torch.randn(2)]),))
 
 
-KEPT: list[torch.Tensor] = []
+KEPT: list[list[torch.Tensor]] = [[]]
 
 
 def test_kept_tensors() -> None:
     def fn(x):
-        KEPT.append(x + 1)  # here
+        KEPT[0].append(x + 1)  # here
         return x
 
     error = expect(CaptureError, "keeps a tensor it made", fn, torch.randn(2))
     assert "return it instead" in str(error)
     with pytest.raises(CaptureError, match="has no data"):
-        KEPT[0] + 1
+        KEPT[0][0] + 1
     with pytest.raises(CaptureError, match="earlier capture"):
-        capture(lambda x: x + KEPT[0], (torch.randn(2),))
-    KEPT.clear()
+        capture(lambda x: x + KEPT[0][0], (torch.randn(2),))
+    KEPT[0].clear()
 
 
 def test_tensor_in_an_attribute() -> None:
@@ -278,7 +278,7 @@ def test_a_print_inside_does_no_harm(capsys) -> None:
         return x + 1
 
     check(fn, torch.randn(2, 2))
-    assert "TracedTensor(f32[2, 2])" in capsys.readouterr().out
+    assert "traced" not in capsys.readouterr().out.lower()
 
 
 def test_unfound_tensors_are_reported() -> None:

@@ -7,6 +7,7 @@ python -m tests.fuzz --seeds 17:18 --show                 # one program, judged,
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -25,8 +26,10 @@ from tests.fuzz.shrink import shrink
 from tests.suites.verdicts import RIGHT, WRONG, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
-CHUNK = 200
+CHUNK = 2000
 """Programs of one process: what it leaks ends with it."""
+EVERY = 10
+"""One batch of so many is built as users' programs are."""
 CPUS = len(os.sched_getaffinity(0))
 CRASHED = "the process died"
 
@@ -89,20 +92,27 @@ def _file(folder: Path, span: tuple[int, int], backend: str) -> Path:
 
 
 def _run(folder: Path, span: tuple[int, int], backend: str) -> tuple[int, int]:
-    """One chunk in a process of its own; where that dies, each of its programs in one."""
-    found = _in_process(span, backend)
-    if found is None:
-        found = []
-        for seed in range(*span):
-            alone = _in_process((seed, seed + 1), backend)
-            found += alone if alone is not None else [{"name": str(seed), "kind": WRONG, "reason": CRASHED}]
-        if not any(item["reason"] == CRASHED for item in found):
-            found.append({"name": f"{span[0]}:{span[1]}", "kind": WRONG, "reason": f"{CRASHED}, none of them alone"})
     file = _file(folder, span, backend)
     partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(item) + "\n" for item in found))
+    partial.write_text("".join(json.dumps(item) + "\n" for item in _judged(span, backend)))
     partial.rename(file)
     return span
+
+
+def _judged(span: tuple[int, int], backend: str) -> list[dict[str, str]]:
+    """The verdicts of one process; where that dies, those of its halves, each in one."""
+    found = _in_process(span, backend)
+    if found is not None:
+        return found
+    first, last = span
+    name = str(first) if last - first == 1 else f"{first}:{last}"
+    if last - first == 1:
+        return [{"name": name, "kind": WRONG, "reason": CRASHED}]
+    middle = (first + last) // 2
+    found = [item for half in ((first, middle), (middle, last)) for item in _judged(half, backend)]
+    if not any(item["reason"].startswith(CRASHED) for item in found):
+        found.append({"name": name, "kind": WRONG, "reason": f"{CRASHED}, neither half of it does"})
+    return found
 
 
 def _in_process(span: tuple[int, int], backend: str) -> list[dict[str, str]] | None:
@@ -119,7 +129,9 @@ def _in_process(span: tuple[int, int], backend: str) -> list[dict[str, str]] | N
 
 def _chunk(first: int, last: int, backend: str) -> int:
     with tempfile.TemporaryDirectory() as cache, override(cache_dir=Path(cache)):
-        for verdict in judge_all([generate(seed) for seed in range(first, last)], backend):
+        programs = [generate(seed) for seed in range(first, last)]
+        gc.freeze()  # the collector would look through all of torch again and again
+        for verdict in judge_all(programs, backend, every=EVERY):
             print(
                 json.dumps({"name": verdict.name, "kind": verdict.kind, "how": verdict.how, "reason": verdict.reason})
             )

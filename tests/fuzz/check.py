@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,20 @@ import torch
 import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from graphc.report.numerics import errors_of
+from graphc.settings import override
 from tests.fuzz.program import NARROW, WIDE, Module, Program
 from tests.suites.verdicts import RAISES, REFUSED, RIGHT, WRONG, TooSlow, Verdict, limited
 
-BATCH = 20
+BATCH = 50
+QUICK = ("-O0",)
+"""Flags with which gcc takes a third of the time for a batch; what is generated is the same."""
+_ALONE = re.compile(
+    r"torch\.(equal|cov)\(|\w\[(\(|torch\.isnan)[^]]*\] = "  # data decide sizes or answers
+    r"|\.(t|squeeze|unsqueeze|transpose|swapaxes)_\((?s:.*)requires_grad|requires_grad(?s:.*)\.(t|squeeze|unsqueeze|transpose|swapaxes)_\("
+)
+"""Programs that cut a batch into pieces, or that may make all of it run eager."""
+_CULPRIT = re.compile(r"<fuzz (\d+)>:\d+|arguments\[(\d+)\]")
+"""A program of a batch, named in a message."""
 SINGLE_ROUNDING = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
 
@@ -44,7 +55,7 @@ def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verd
         names: of the programs.
     """
     name = ", ".join(names)
-    modules = [Module(text) for text in texts]
+    modules = [Module(text, str(number)) for number, text in enumerate(texts)]
     first = modules[0].names
     fns = [module.names["program"] for module in modules]
     with warnings.catch_warnings(record=True) as caught, limited():
@@ -78,42 +89,67 @@ def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verd
     return Verdict(name, RIGHT)
 
 
-def judge_all(
-    programs: Sequence[Program], backend: str, size: int = BATCH, alone_on: str | None = None
-) -> list[Verdict]:
-    """Judge programs in batches compiled as one; those of a batch that is not right are judged one by one.
+@dataclass(frozen=True)
+class _Case:
+    """A program with its text, and what it has in common with those that can be compiled with it."""
+
+    program: Program
+    text: str
+    kind: tuple[Any, ...]
+
+
+def judge_all(programs: Iterable[Program], backend: str, size: int = BATCH, every: int = 1) -> list[Verdict]:
+    """Judge programs in batches compiled as one; a batch that is not right is judged in parts.
 
     Args:
         programs: in any order; those that raise, branch or have settings of their own are put with their kind.
         backend: of `graphc.compile`.
         size: most programs of a batch.
-        alone_on: another backend for programs that cannot be part of a batch.
+        every: of so many batches one is built with the flags of every user, the others with `QUICK`; and of so many
+            programs that cannot be part of a batch one is compiled, the others run op by op.
 
     Returns:
-        The verdicts of the programs, by seed.
+        The verdicts of the programs, by kind.
     """
     found: list[Verdict] = []
-    kinds = itertools.groupby(sorted(programs, key=_kind), _kind)
-    for (alone, *_), members in kinds:
+    cases = sorted(map(_case, programs), key=lambda case: case.kind)
+    for (alone, *_), members in itertools.groupby(cases, lambda case: case.kind):
         group = list(members)
         step = 1 if alone else size
         for first in range(0, len(group), step):
             batch = group[first : first + step]
-            whole = judge([p.script() for p in batch], backend) if len(batch) > 1 else None
-            if whole is not None and whole.kind == RIGHT and whole.how != RAISES:
-                found += [Verdict(str(program.seed), RIGHT) for program in batch]
-                continue
-            single = alone_on if alone and alone_on else backend
-            each = [judge([p.script()], single, [str(p.seed)]) for p in batch]
-            found += each
-            if whole is not None and whole.kind == WRONG and all(verdict.kind == RIGHT for verdict in each):
-                found.append(Verdict(" ".join(str(p.seed) for p in batch), WRONG, f"together only: {whole.reason}"))
+            usual = sum(case.program.seed for case in batch) % every == 0
+            with override(cflags=() if usual else QUICK):
+                found += _judge_parts(batch, backend if usual or not alone else "interpret")
     return found
 
 
-def _kind(program: Program) -> tuple[Any, ...]:
-    complex_numbers = "complex" in program.script()  # which have programs run op by op
-    return program.fails or program.branches, complex_numbers, program.resized, program.backward, program.numerics
+def _judge_parts(batch: Sequence[_Case], backend: str) -> list[Verdict]:
+    """Judge a batch as a whole; when that is not right, the program that is named, and the others, else its halves."""
+    if len(batch) == 1:
+        return [judge([batch[0].text], backend, [str(batch[0].program.seed)])]
+    whole = judge([case.text for case in batch], backend)
+    if whole.kind == RIGHT and whole.how != RAISES:
+        return [Verdict(str(case.program.seed), RIGHT) for case in batch]
+    culprit = _CULPRIT.search(whole.reason)
+    if culprit is not None:
+        number = int(culprit[1] or culprit[2])
+        parts = [batch[number : number + 1], [*batch[:number], *batch[number + 1 :]]]
+    else:
+        parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    found = [verdict for part in parts for verdict in _judge_parts(part, backend)]
+    if whole.kind == WRONG and all(verdict.kind == RIGHT for verdict in found):
+        names = " ".join(str(case.program.seed) for case in batch)
+        found.append(Verdict(names, WRONG, f"together only: {whole.reason}"))
+    return found
+
+
+def _case(program: Program) -> _Case:
+    text = program.script()
+    complex_numbers = "complex" in text  # which have programs run op by op
+    alone = program.fails or program.branches or program.stuck or bool(_ALONE.search(text))
+    tracked = "requires_grad" in text
+    return _Case(program, text, (alone, complex_numbers, program.resized, program.backward, tracked, program.numerics))
 
 
 def _joined(fns: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
@@ -126,7 +162,7 @@ def _joined(fns: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str) -> Outcome:
     """Call programs on inputs of their own, and look at everything that is left."""
     arguments = [module.names[inputs]() for module in modules]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # those of other devices take a while
     try:
         results = call(arguments)
         if modules[0].names["GRADIENTS"]:  # one pass over all, as they may be results of one function of autograd
@@ -204,4 +240,8 @@ def _described(outcome: Outcome) -> str:
 
 
 def _line(error: Exception | Warning | str) -> str:
-    return str(error).partition("\n")[0][:200]
+    """The first line of a message, and the place in a program that it names."""
+    text = str(error)
+    place = _CULPRIT.search(text)
+    line = text.partition("\n")[0][:200]
+    return line if place is None or place[0] in line else f"{line} {place[0]}"

@@ -52,7 +52,7 @@ def generate(seed: int, focus: str = "") -> Program:
         return _failing(g, made)
     if gradients and random.randrange(3) and environments.backward(made.results):
         return replace(made, backward=True)
-    return made
+    return replace(made, stuck=gradients and not environments.has_gradients(made.results))
 
 
 def _makers(gradients: bool, draws: bool, branching: bool, memory: bool) -> tuple[tuple[int, statements.Maker], ...]:

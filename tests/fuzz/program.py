@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +28,8 @@ def backward(results):
 """
 """Gradients from outside, with cotangents that are not all alike."""
 
-_TAIL = """
-
-
-if __name__ == "__main__":
-    import graphc
+_MAIN = '\n\n\nif __name__ == "__main__":\n'
+_TAIL = f"""{_MAIN}    import graphc
 
     compiled = graphc.compile(program, numerics=NUMERICS)
     for inputs in (first, second):
@@ -88,6 +85,7 @@ class Program:
         numerics: as in `graphc.compile`.
         fails: the last statement raises in eager.
         branches: its data decide where it goes, or sizes.
+        stuck: eager cannot take gradients of its results, and they are not asked for.
     """
 
     seed: int
@@ -99,6 +97,7 @@ class Program:
     numerics: str = "default"
     fails: bool = False
     branches: bool = False
+    stuck: bool = False
 
     def script(self, title: str = "") -> str:
         """The program as a file that can be run."""
@@ -122,17 +121,23 @@ class Program:
 class Module:
     """A program's text, executed.
 
+    Args:
+        text: of the program.
+        label: tells its lines from those of other programs, in messages.
+
     Attributes:
         names: what the text defines, or what stands in its place where it leaves something out.
     """
 
     text: str
+    label: str = "0"
     names: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names.update(__name__="fuzz", NUMERICS="default", GRADIENTS=False, torch=torch)
         exec(BACKWARD, self.names)
-        exec(compile(self.text, "<fuzz>", "exec"), self.names)
+        text = self.text.partition(_MAIN)[0]
+        exec(compile(text, f"<fuzz {self.label}>", "exec"), self.names)
         self.names.setdefault("second", self.names["first"])
 
     def with_dtypes(self, changed: dict[str, str]) -> Module:
@@ -171,9 +176,8 @@ def _literal(value: Any) -> str:
     return f'float("{text}")' if isinstance(value, float) and text in ("nan", "inf", "-inf") else text
 
 
-def make(call: Inputs, changed: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
-    """The inputs of a call by name, with some dtypes replaced by others."""
+def maker(call: Inputs, changed: dict[str, str] | None = None) -> Callable[[], dict[str, torch.Tensor]]:
+    """A function that makes the inputs of a call, by name, with some dtypes replaced by others."""
     names: dict[str, Any] = {"torch": torch}
-    text = with_dtypes(_inputs_text("inputs", call), changed or {})
-    exec(text, names)
-    return dict(zip((view.name for view in call.views), names["inputs"](), strict=True))
+    exec(with_dtypes(_inputs_text("inputs", call), changed or {}), names)
+    return lambda: dict(zip((view.name for view in call.views), names["inputs"](), strict=True))

@@ -35,11 +35,11 @@ def graph_of(name: str, tensors: Sequence[torch.Tensor], attrs: dict[str, Any]) 
     return graph, builder, op
 
 
-def expanded(name: str, tensors: Sequence[torch.Tensor], attrs: dict[str, Any]) -> Graph:
-    """The graph that the expansion of one op makes; every op in it is a core op."""
+def expanded(name: str, tensors: Sequence[torch.Tensor], attrs: dict[str, Any], *, precisely: bool = False) -> Graph:
+    """The graph that an expansion of one op makes, the more precise one if it has one; every op in it is a core op."""
     graph, builder, op = graph_of(name, tensors, attrs)
     graph.ops.clear()
-    expand = ops.get(name).expand
+    expand = (precisely and ops.get(name).expand_precisely) or ops.get(name).expand
     assert expand is not None, f"{name} has no expansion"
     results = expand(builder, op)
     assert len(results) == len(op.results)
@@ -75,10 +75,11 @@ def check(
     Returns:
         The expansion, for checks of its structure.
     """
-    graph = expanded(name, tensors, attrs)
+    graph, precise_graph = (expanded(name, tensors, attrs, precisely=precisely) for precisely in (False, True))
     stated = graph_of(name, tensors, attrs)[2].results
     expected, exact = (_as_list(eager(*ts)) for ts in (tensors, [wide(t) for t in tensors]))
-    for answers in (_as_list(ops.get(name).reference(*tensors, **attrs)), interpreter.run(graph, list(tensors))):
+    found = [_as_list(ops.get(name).reference(*tensors, **attrs))]
+    for answers in found + [interpreter.run(each, list(tensors)) for each in (graph, precise_graph)]:
         assert len(answers) == len(stated)
         for answer, value in zip(answers, stated, strict=True):
             assert tensor_type(answer) == value.type, f"{name} states {value.type}, got {tensor_type(answer)}"

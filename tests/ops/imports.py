@@ -70,7 +70,7 @@ def compare(func: Any, rule: Rule, args: Sequence[Any], kwargs: dict[str, Any], 
     assert len(results) == len(answers), f"{len(results)} results, eager has {len(answers)}"
     graph.outputs = [Output(value) for value, _ in results]
     got = interpreter.run(graph, list(_tensors((args, kwargs))))
-    exact = _exact(func, args, kwargs)
+    exact = _exact(func, args, kwargs)[: len(answers)]
     for (value, strides), mine, eager, wide in zip(results, got, answers, exact, strict=True):
         assert isinstance(mine, torch.Tensor)
         assert value.type == tensor_type(mine), f"stated {value.type}, computed {tensor_type(mine)}"

@@ -25,6 +25,16 @@ def test_matmul_of_every_dtype(dtype: torch.dtype) -> None:
     check("matmul", random((3, 4), dtype).t(), random((5, 3), dtype, seed=1).t())
 
 
+def test_products_of_bytes() -> None:
+    for a, b in (((4, 3), (3, 5)), ((2, 0), (0, 4)), ((1, 70), (70, 1))):
+        check("int_matmul", random(a, torch.int8), random(b, torch.int8, seed=1))
+    refuses("int_matmul: multiplies two matrices of i8", "int_matmul", random((2, 3)), random((3, 5)))
+    refuses(
+        "int_matmul: multiplies two matrices of i8", "int_matmul",
+        random((2, 4, 3), torch.int8), random((3, 5), torch.int8),
+    )  # fmt: skip
+
+
 def test_flops() -> None:
     graph, _ = graph_of("matmul", [random((7, 2, 3)), random((3, 4))], {})
     flops = ops.get("matmul").flops

@@ -1,4 +1,4 @@
-"""Softmax and normalizations: type rule, reference and expansion against eager and float64."""
+"""Normalizations: type rule, reference and expansion against eager and float64."""
 
 from __future__ import annotations
 
@@ -14,33 +14,6 @@ from graphc.ops import Kind
 from tests.ops.expansion import check, graph_of, kinds, op_names, ordinary
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-INF, NAN = math.inf, math.nan
-ROWS = torch.tensor([[-INF, -INF, -INF], [INF, 0.0, 1.0], [NAN, 0.0, 1.0], [-INF, 0.0, 1.0], [80.0, -80.0, 3.0]])
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("name", "eager"), [("softmax", torch.softmax), ("log_softmax", torch.log_softmax)])
-def test_softmax(name, eager, dtype):
-    for shape, dim in (
-        ((4, 7), 1),
-        ((4, 7), 0),
-        ((2, 3, 5), 1),
-        ((3, 1), 1),
-        ((1, 1), 0),
-        ((), 0),
-        ((0, 3), 1),
-        ((3, 0), 1),
-    ):
-        graph = check(name, [ordinary(*shape, dtype=dtype) * 5], lambda x: eager(x, dim), dim=dim)
-    graph = check(name, [ROWS.to(dtype)], lambda x: eager(x, 1), dim=1)
-    assert kinds(graph) == {Kind.POINTWISE, Kind.REDUCTION}
-    assert [op.attrs["dims"] for op in graph.ops if ops.get(op.name).kind is Kind.REDUCTION] == [(1,), (1,)]
-
-
-def test_safe_softmax():
-    eager = torch.ops.aten._safe_softmax
-    for x in (ROWS, ordinary(2, 3, 4), torch.empty(0, 2)):
-        check("safe_softmax", [x], lambda t: eager(t, t.dim() - 1), dim=x.dim() - 1)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -140,7 +113,6 @@ def test_batch_norm_eval(dtype, weight, bias):
 @pytest.mark.parametrize(
     ("name", "shapes", "attrs", "message"),
     [
-        ("softmax", [(2, 3)], {"dim": 2}, "softmax over dim 2"),
         ("layer_norm", [(2, 3), (2,)], {"dims": 1, "eps": 0.1, "weight": True, "bias": False}, "a parameter is"),
         ("layer_norm", [(2, 3)], {"dims": 3, "eps": 0.1, "weight": False, "bias": False}, "the last 3 dims"),
         ("layer_norm", [(2, 3)], {"dims": 1, "eps": 0.1, "weight": True, "bias": False}, "do not agree"),

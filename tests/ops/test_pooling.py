@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from graphc.errors import InvalidGraphError
-from graphc.ops import Kind
+from graphc.frontend.aten.resampling import linear_ratio
+from graphc.ops import Kind, pooling_backward
 from graphc.ops.pooling import UNROLLED_WINDOW
 from tests.ops.expansion import check, graph_of, kinds, op_names, ordinary
 
@@ -70,9 +71,48 @@ def test_avg_pool(case, include, divisor, dtype):
     assert (Kind.REDUCTION in kinds(graph)) == (kernel[0] * kernel[1] > UNROLLED_WINDOW)
 
 
-def _ratio(size: int, count: int, align: bool = False) -> float:
-    if align:
-        return float(np.float32(size - 1) / np.float32(count - 1)) if count > 1 else 0.0
+@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", MAX_CASES)
+def test_max_pool_backward(case, dtype, gathers, monkeypatch):
+    """Added at positions, as on a CPU, and gathered by comparing positions, as elsewhere."""
+    shape, kernel, stride, padding, dilation, ceil = case
+    if gathers:
+        monkeypatch.setattr(pooling_backward, "adds_at_positions", lambda device, lines: False)
+    x = ordinary(*shape, dtype=dtype)
+    eager = F.max_pool2d if len(kernel) == 2 else F.max_pool3d
+    settings = (kernel, stride, padding, dilation, ceil)
+    values, indices = eager(x, *settings, return_indices=True)
+    backward = getattr(torch.ops.aten, f"max_pool{len(kernel)}d_with_indices_backward")
+    check(
+        "max_pool_backward", [ordinary(*values.shape, dtype=dtype), indices],
+        lambda grad, places: backward(grad, x.to(grad.dtype), *settings, places),
+        size=shape[-len(kernel) :], kernel=kernel, stride=stride, padding=padding,
+        scattered=any(step != 1 for step in dilation),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("divisor", [None, 3])
+@pytest.mark.parametrize("case", [*AVG_CASES, ((2, 5, 5), (5, 5), (1, 1), (0, 0), False)])
+def test_avg_pool_backward(case, include, divisor, dtype):
+    shape, kernel, stride, padding, ceil = case
+    x = ordinary(*shape, dtype=dtype)
+    settings = (kernel, stride, padding, ceil, include, divisor)
+    if dtype in (torch.float16, torch.bfloat16) and len(kernel) == 3:
+        pytest.skip("eager has no such kernel")
+    pooled = (F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d)(x.float(), *settings)
+    backward = getattr(torch.ops.aten, f"avg_pool{len(kernel)}d_backward")
+    check(
+        "avg_pool_backward", [ordinary(*pooled.shape, dtype=dtype)],
+        lambda grad: backward(grad, x.to(grad.dtype), *settings),
+        size=shape[-len(kernel) :], kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil,
+        count_include_pad=include, divisor=divisor,
+    )  # fmt: skip
+
+
+def _ratio(size: int, count: int) -> float:
     return float(np.float32(size) / np.float32(count))
 
 
@@ -95,18 +135,34 @@ def test_upsample_nearest(exact, dtype):
 def test_upsample_linear(align, dtype):
     for (h, w), size in itertools.product([(5, 7), (1, 3), (4, 4)], [(10, 14), (3, 9), (8, 8), (5, 7), (1, 13)]):
         x = ordinary(2, 3, h, w, dtype=dtype)
-        scale = (_ratio(h, size[0], align), _ratio(w, size[1], align))
-        if dtype == torch.float64:
-            scale = tuple(
-                ((s - 1) / (c - 1) if c > 1 else 0.0) if align else s / c for s, c in zip((h, w), size, strict=True)
-            )
+        ratio = tuple(linear_ratio(s, c, None, align) for s, c in zip((h, w), size, strict=True))
         check("upsample_linear", [x], lambda t: F.interpolate(t, size, mode="bilinear", align_corners=align),
-              size=size, scale=scale, align_corners=align)  # fmt: skip
+              size=size, ratio=ratio, align_corners=align)  # fmt: skip
     check("upsample_linear", [ordinary(2, 3, 5, dtype=dtype)],
-          lambda t: F.interpolate(t, 10, mode="linear"), size=(10,), scale=(0.5,), align_corners=False)  # fmt: skip
+          lambda t: F.interpolate(t, 10, mode="linear"), size=(10,), ratio=((1, 2),), align_corners=False)  # fmt: skip
     check("upsample_linear", [ordinary(1, 2, 3, 4, 5, dtype=dtype)],
           lambda t: F.interpolate(t, (6, 8, 10), mode="trilinear"),
-          size=(6, 8, 10), scale=(0.5, 0.5, 0.5), align_corners=False)  # fmt: skip
+          size=(6, 8, 10), ratio=((1, 2),) * 3, align_corners=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("align", [False, True])
+def test_upsample_linear_backward(align, dtype):
+    backward = torch.ops.aten.upsample_bilinear2d_backward
+    for shape, size in itertools.product([(5, 7), (1, 3), (4, 4)], [(10, 14), (3, 9), (8, 8), (5, 7), (1, 13)]):
+        ratio = tuple(linear_ratio(s, c, None, align) for s, c in zip(shape, size, strict=True))
+        check("upsample_linear_backward", [ordinary(2, 3, *size, dtype=dtype)],
+              lambda grad: backward(grad, size, (2, 3, *shape), align),
+              size=shape, ratio=ratio, align_corners=align)  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1.5, 0.6, 3.0, 2.3])
+def test_upsample_by_a_factor(factor):
+    """A ratio that is no ratio of the sizes: eager goes by the factor."""
+    x = ordinary(2, 3, 7)
+    size = int(7 * factor)
+    check("upsample_linear", [x], lambda t: F.interpolate(t, scale_factor=factor, mode="linear"),
+          size=(size,), ratio=(linear_ratio(7, size, factor, False),), align_corners=False)  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "mode"), [("pad_reflect", "reflect"), ("pad_replicate", "replicate")])
@@ -133,6 +189,14 @@ def test_pads(name, mode, pads):
         ("pad_reflect", (2, 3), {"low": (0, 3), "high": (0, 0)}, "wider than the input"),
         ("pad_replicate", (2, 3), {"low": (0, -2), "high": (0, -1)}, "empty"),
         ("pad_replicate", (2, 3), {"low": (1,), "high": (1,)}, "padding by"),
+        ("upsample_linear_backward", (1, 2, 3), {"size": (4, 4), "ratio": ((1, 2),), "align_corners": False}, "upsamp"),
+        (
+            "avg_pool_backward",
+            (1, 2, 3, 3),
+            {"size": (4, 4), "kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil_mode": False},
+            "other windows",
+        ),
+        ("upsample_linear", (1, 2, 3), {"size": (4,), "ratio": ((3, 0),), "align_corners": False}, "upsampling by"),
         ("upsample_nearest", (2, 3), {"size": (4,), "scale": (0.5,), "exact": False}, "upsampling to"),
     ],
 )

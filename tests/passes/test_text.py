@@ -22,7 +22,11 @@ PASSES = {item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *AD
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
 GPU = replace(CONTEXT, target="gpu", templates=Templates(policy=ALWAYS))
-ON_GPU = {"carry-layout": GPU, "convolutions-as-products": GPU}  # passes that do nothing for a CPU
+ON_GPU = {
+    "carry-layout": GPU,
+    "convolutions-as-products": GPU,
+    "name-groups-of-rows": GPU,
+}  # passes that do nothing for a CPU
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -8,11 +8,12 @@ a buffer.
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import graphc
 from benchmarks import zoo
 from graphc import driver
 from graphc.errors import GraphcError, UnsupportedError
+from graphc.report.share import planned
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "products": (
-        r"(add|addb|b|baddb|_int_|_scaled_|)mm",
+        r"(add|addb|b|baddb|_int_|_scaled_|_grouped_|_scaled_grouped_|)mm",
+        r"grouped_mm_fallback(_backward)?",
         "_addmm_activation",
         "addmv",
         "mv",
@@ -38,7 +41,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "attention": (r".*scaled_dot_product.*", r".*flash_attention.*", "_native_multi_head_attention"),
     "recurrent": (r"\w*(lstm|gru|rnn)\w*",),
 }
-"""Kinds of library calls, by patterns of the names of ATen calls."""
+"""Kinds of library calls, by patterns of the names of operators."""
+COUNTERS = ("graph_ops", "fused_ops", "bytes_read", "bytes_written", "gemm_bytes")
 COLUMNS = ("model", "form", "ops in kernels", "bytes in kernels", *LIBRARIES, "other calls", "which")
 HEAD = """# What generated kernels do
 
@@ -74,30 +78,33 @@ class Line:
 
 def kind_of(call: str) -> str:
     """`other`, or the kind of library that an ATen call is."""
-    name = call.removeprefix("aten.").partition(".")[0]
+    name = call.split(".")[1]
     return next((kind for kind, parts in LIBRARIES.items() if re.fullmatch("|".join(parts), name)), "other")
 
 
-def line_of(model: str, form: str, stats: dict[str, Any]) -> Line:
-    """What the counters of a plan say."""
-    calls, moved = Counter(stats["extern_bytes"]), Counter({"products": stats["gemm_bytes"]})
+def line_of(model: str, form: str, plans: Sequence[dict[str, Any]]) -> Line:
+    """What the counters of plans say."""
+    total = {name: sum(stats[name] for stats in plans) for name in COUNTERS}
+    calls, moved = Counter[str](), Counter({"products": total["gemm_bytes"]})
+    for stats in plans:
+        calls.update(stats["extern_bytes"])
     for name, count in calls.items():
         moved[kind_of(name)] += count
-    moved["kernels"] = stats["bytes_read"] + stats["bytes_written"] - moved.total()
+    moved["kernels"] = total["bytes_read"] + total["bytes_written"] - moved.total()
     others = {name: count for name, count in calls.most_common() if kind_of(name) == "other"}
-    return Line(model, form, stats["fused_ops"] / max(stats["graph_ops"], 1), dict(moved), others)
+    return Line(model, form, total["fused_ops"] / max(total["graph_ops"], 1), dict(moved), others)
 
 
-def stats_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Counters of the plan of a function; of all plans on the path that it takes, if it looks at data."""
+def plans_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Counters of the plan of a function; of each plan on the path that it takes, if it looks at data."""
     options = driver.make_options(fn, backend="c")
     try:
         graph = driver.capture(fn, args, {}, options, frozenset()).graph
     except UnsupportedError:  # it may be a look at data, which `compile` takes as a path
-        compiled = graphc.compile(fn, backend="c")
+        compiled = graphc.compile(fn, backend="interpret")  # which builds nothing
         compiled(*args)
-        return dict(compiled.explain(*args).stats)
-    return dict(driver.plan_for(graph, options, "c").stats)
+        return planned(compiled, *args)
+    return [driver.plan_for(graph, options, "c").stats]
 
 
 def of_zoo(name: str, size: zoo.Size = "full") -> Iterator[Line]:
@@ -106,10 +113,10 @@ def of_zoo(name: str, size: zoo.Size = "full") -> Iterator[Line]:
     work = zoo.build(name, size)
     batch = work.batch(0)
     with torch.enable_grad():
-        yield line_of(name, "step", stats_of(work.training().step, batch))
+        yield line_of(name, "step", plans_of(work.training().step, batch))
     work.net.eval()
     with torch.no_grad():
-        yield line_of(name, "forward", stats_of(lambda *batch: work.run(work.net, *batch), batch))
+        yield line_of(name, "forward", plans_of(lambda *batch: work.run(work.net, *batch), batch))
 
 
 def of_transformers(name: str) -> Iterator[Line]:
@@ -122,7 +129,7 @@ def of_transformers(name: str) -> Iterator[Line]:
         model, inputs = spec.make().train(form == "step"), spec.inputs()
         try:
             with torch.set_grad_enabled(form == "step"):
-                yield line_of(name, form, stats_of(lambda given, run=run, model=model: run(model, given), (inputs,)))
+                yield line_of(name, form, plans_of(lambda given, run=run, model=model: run(model, given), (inputs,)))
         except GraphcError as error:
             yield Line(name, form, 0.0, {}, {}, f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
@@ -165,24 +172,38 @@ def page(sections: dict[str, str], before: str) -> str:
 @click.option("--only", default="", help="Models whose name starts so.")
 @click.option("--part", default="0/1", show_default=True, help="i/n: every n-th model, from the i-th.")
 @click.option("--markdown", "target", type=click.Path(path_type=Path), help="Writes the page there too.")
-def main(suites: str, only: str, part: str, target: Path | None) -> None:
+@click.option("--keep", type=click.Path(path_type=Path), help="A file of measured models: those in it are not again.")
+def main(suites: str, only: str, part: str, target: Path | None, keep: Path | None) -> None:
     """Plan every model and show what kernels and calls do of it."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     first, step = map(int, part.split("/"))
-    sections = {}
+    sections, known = {}, kept_lines(keep)
     for suite in suites.split(","):
         lines: list[Line] = []
         for name in names_of(suite)[first::step]:
             if not name.startswith(only):
                 continue
-            for line in of_zoo(name) if suite == "zoo" else of_transformers(name):
-                lines.append(line)
+            found = known.get((suite, name))
+            if found is None:
+                found = list(of_zoo(name) if suite == "zoo" else of_transformers(name))
+                if keep is not None:
+                    with keep.open("a") as file:
+                        file.write(json.dumps({"suite": suite, "lines": [asdict(line) for line in found]}) + "\n")
+            for line in found:
                 print(f"{name} {line.form}: other {line.share('other'):.1%} {line.refused}{line.calls}", flush=True)
+            lines += found
         sections[suite] = markdown(TITLES[suite], lines, step)
         print(sections[suite])
     if target is not None:
         target.write_text(page(sections, target.read_text() if target.exists() else ""))
+
+
+def kept_lines(file: Path | None) -> dict[tuple[str, str], list[Line]]:
+    """What a run that was stopped has measured, by suite and model."""
+    rows = file.read_text().splitlines() if file is not None and file.exists() else []
+    kept = [(row["suite"], [Line(**line) for line in row["lines"]]) for row in map(json.loads, rows)]
+    return {(suite, lines[0].model): lines for suite, lines in kept}
 
 
 def names_of(suite: str) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import zoo
-from tests.suites.fusion import COLUMNS, HEAD, LIBRARIES, TITLES, kind_of, line_of, markdown, of_zoo, page
+from tests.suites.fusion import COLUMNS, HEAD, LIBRARIES, TITLES, Line, kind_of, line_of, main, markdown, of_zoo, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "fusion.md"
 KINDS = ("kernels", *LIBRARIES, "other")
@@ -32,6 +35,8 @@ def rows(text: str, title: str) -> list[list[str]]:
         ("aten._scaled_dot_product_flash_attention_for_cpu.default", "attention"),
         ("aten.upsample_bilinear2d.default", "other"), ("aten._transformer_encoder_layer_fwd.default", "other"),
         ("aten.embedding_dense_backward.default", "other"), ("aten.topk.default", "other"),
+        ("transformers.grouped_mm_fallback.default", "products"), ("aten._grouped_mm.default", "products"),
+        ("transformers.grouped_mm_fallback_backward.default", "products"),
     ],
 )  # fmt: skip
 def test_kinds(call: str, kind: str) -> None:
@@ -39,12 +44,27 @@ def test_kinds(call: str, kind: str) -> None:
 
 
 def test_shares_of_counters() -> None:
-    line = line_of("net", "step", {
+    first = {
         "graph_ops": 10, "fused_ops": 7, "bytes_read": 600, "bytes_written": 400, "gemm_bytes": 100,
         "extern_bytes": {"aten.convolution.default": 200, "aten.topk.default": 50},
-    })  # fmt: skip
+    }  # fmt: skip
+    line = line_of("net", "step", [first])
     assert [line.share(kind) for kind in KINDS] == [0.65, 0.1, 0.2, 0.0, 0.0, 0.05]
     assert line.ops == 0.7 and line.calls == {"aten.topk.default": 50}
+    second = {**first, "graph_ops": 30, "fused_ops": 1, "extern_bytes": {"aten.topk.default": 350}}
+    line = line_of("net", "step", [first, second])
+    assert line.share("other") == 0.2 and line.calls == {"aten.topk.default": 400} and line.ops == 0.2
+
+
+def test_what_was_measured_is_kept(tmp_path) -> None:
+    keep, page_file = tmp_path / "lines", tmp_path / "page.md"
+    options = ["--suites", "zoo", "--only", "tree_net", "--keep", str(keep), "--markdown", str(page_file)]
+    line = Line("tree_net", "step", 0.5, {"kernels": 60, "other": 40}, {"aten.topk.default": 40})
+    keep.write_text(json.dumps({"suite": "zoo", "lines": [asdict(line)]}) + "\n")
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 0 and "tree_net step: other 40.0%" in result.output
+    assert [row[:2] for row in rows(page_file.read_text(), TITLES["zoo"])] == [["tree_net", "step"]]
+    assert len(keep.read_text().splitlines()) == 1
 
 
 def test_a_model_is_measured_and_written() -> None:

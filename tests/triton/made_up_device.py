@@ -118,6 +118,15 @@ class MadeUpDevice:
     def wait(self, index: int, mark: Any) -> None:
         self.log.append("wait")
 
+    def model(self, index: int) -> str:
+        return "made up"
+
+    def seconds(self, index: int, run: Callable[[], object], repeats: int) -> float:
+        self.log.append("seconds")
+        for _ in range(repeats):
+            run()
+        return 1.0
+
 
 class MadeUpRecording:
     """What was recorded."""

@@ -8,9 +8,13 @@ import re
 import pytest
 import torch
 
+import graphc
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiles import MACHINES, choose_tile
 from graphc.ir.types import DTYPES, bf16
+from graphc.passes.base import PassContext
+from graphc.passes.pipeline import optimize
+from graphc.passes.plan import make_plan
 from graphc.passes.templates import NEVER, Templates
 from graphc.runtime.triton_cross import TARGETS, compile_for
 from tests.triton.products import CASES, Case, kernel_calls, plan_of, products_left
@@ -60,6 +64,22 @@ def test_f32_uses_matrix_units_when_tf32_is_allowed() -> None:
         (kernel,) = plan_of(LARGE, torch.float32, Templates(tf32=tf32, policy="always")).kernels.values()
         (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
         assert bool(re.search(r"mma\.sync.*tf32", assembly(compiled))) == tf32
+
+
+def _quantized(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (torch._int_mm(x, w.t()).float() * scale).bfloat16()
+
+
+@compiles
+@pytest.mark.parametrize("target", TARGETS)
+def test_bytes_run_on_matrix_units(target: str) -> None:
+    graph = graphc.trace(
+        _quantized, *(torch.empty(shape, dtype=torch.int8) for shape in ((1024, 512), (2048, 512))), torch.ones(2048)
+    )
+    optimize(graph, PassContext(target="gpu"))
+    (kernel,) = make_plan(graph, backend="triton", templates=Templates()).kernels.values()
+    (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
+    assert compiled.tensor_core and compiled.spills == 0, compiled
 
 
 @compiles

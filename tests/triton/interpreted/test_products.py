@@ -100,6 +100,20 @@ def test_bytes_are_multiplied_as_bytes() -> None:
     assert "out_dtype=tl.int32" in source and "to(tl.int32)" not in source
 
 
+def test_quantized_weights_are_scaled_in_the_product() -> None:
+    def linear(x: torch.Tensor, w: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor) -> torch.Tensor:
+        return torch._int_mm(x, w.t()).float() * by_row * by_column
+
+    x, w = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((20, 72), (16, 72)))
+    scales = torch.rand(20, 1), torch.rand(16)
+    with override(templates="always", cache=False):
+        compiled = graphc.compile(linear, backend="triton")
+        assert torch.equal(compiled(x, w, *scales), linear(x, w, *scales))
+        assert compiled.explain(x, w, *scales).stats["kernel_calls"] == 1
+        (source,) = compiled.source(x, w, *scales).values()
+    assert "out_dtype=tl.int32" in source and "to(tl.int32)" not in source
+
+
 # kernels by themselves
 
 

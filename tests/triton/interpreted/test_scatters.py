@@ -1,4 +1,4 @@
-"""Sums at places that are data, as atomic additions in Triton's interpreter."""
+"""Sums and stores at places that are data in Triton's interpreter: atomic additions, and plain stores."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def test_as_in_eager(name: str) -> None:
     assert not compiled.explain(*args).stats["extern"]
 
 
-def test_sums_in_a_fixed_order_are_left_to_the_library() -> None:
-    fn, args = programs()["rows"]
+@pytest.mark.parametrize("name", ["rows", "set rows"])
+def test_a_fixed_order_is_left_to_the_library(name: str) -> None:
+    fn, args = programs()[name]
     torch.use_deterministic_algorithms(True)
     try:
         assert graphc.compile(fn, backend="triton").explain(*args).stats["extern"]

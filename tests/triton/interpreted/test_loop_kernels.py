@@ -1,0 +1,83 @@
+"""Loops over time as one kernel, in Triton's interpreter, against eager and float64.
+
+The interpreter runs one program after the other: a block of rows has gone through all turns before the next begins.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import graphc
+from graphc.settings import override
+from tests.support import assert_contract
+from tests.triton.loops import lstm_by_hand, mixing, operands, training
+
+torch.set_num_threads(1)
+
+
+def _loops(compiled: object, *args: torch.Tensor) -> int:
+    """Kernels that are whole loops."""
+    return sum(name.startswith("loop") for name in compiled.source(*args))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("batch", "hidden"), [(16, 64), (5, 20), (40, 24), (1, 16), (33, 80)])
+def test_a_loop_by_hand(batch: int, hidden: int) -> None:
+    args = operands(9, batch, 7, hidden)
+    with override(cache=False):
+        compiled = graphc.compile(lstm_by_hand, backend="triton")
+        found = compiled(*args)
+        assert _loops(compiled, *args) == 1
+    assert_contract(found, lstm_by_hand(*args), lstm_by_hand(*(x.double() for x in args)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_half_precision(dtype: torch.dtype) -> None:
+    args = operands(10, 20, 16, 32, dtype)
+    with override(cache=False):
+        compiled = graphc.compile(lstm_by_hand, backend="triton")
+        found = compiled(*args)
+        assert _loops(compiled, *args) == 1
+    assert_contract(found, lstm_by_hand(*args), lstm_by_hand(*(x.double() for x in args)))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
+@pytest.mark.parametrize("kind", [torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM], ids=["RNN", "GRU", "LSTM"])
+def test_training(kind: type[torch.nn.Module], batch_first: bool, layers: int) -> None:
+    """Forward and backward pass of torch's own layers: a kernel per layer and direction."""
+    torch.manual_seed(0)
+    net = kind(6, 24, layers, batch_first=batch_first)
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(18, 14, 6) if batch_first else torch.randn(14, 18, 6)
+    with override(cache=False):
+        compiled = graphc.compile(training(net), backend="triton")
+        found = compiled(x)
+        assert _loops(compiled, x) == 2 * layers
+    for mine, eager, true in zip(found, training(net)(x), training(exact)(x.double()), strict=True):
+        assert_contract(mine, eager, true)
+
+
+def test_rows_of_odd_sizes_may_be_laid_over_each_other() -> None:
+    """A stack that lies over a sequence, shifted by whole cache lines, leaves rows no place of their own."""
+    torch.manual_seed(0)
+    net = torch.nn.RNN(6, 20)
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(14, 18, 6)
+    with override(cache=False):
+        compiled = graphc.compile(training(net), backend="triton")
+        found = compiled(x)
+        assert _loops(compiled, x) == 1  # the other one is launched turn by turn
+    for mine, eager, true in zip(found, training(net)(x), training(exact)(x.double()), strict=True):
+        assert_contract(mine, eager, true)
+
+
+def test_rows_that_need_each_other_stay_apart() -> None:
+    args = operands(9, 16, 7, 16)
+    with override(cache=False):
+        compiled = graphc.compile(mixing, backend="triton")
+        found = compiled(*args)
+        assert _loops(compiled, *args) == 0
+    assert_contract(found, mixing(*args), mixing(*(x.double() for x in args)))

@@ -1,0 +1,145 @@
+"""`mode="max"` with Triton kernels, in its interpreter: templates, tiles and library calls, as the timer says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import graphc
+from graphc.program.plan import AtenStep, GemmStep, KernelStep, Plan
+from graphc.runtime.timing import timed_by
+from graphc.settings import override
+from tests.support import assert_contract
+from tests.triton.loops import lstm_by_hand, operands
+from tests.tuning.timers import Says
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured_yet(tmp_path: Path) -> Iterator[None]:
+    with override(cache_dir=tmp_path):
+        yield
+
+
+def layer(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x @ w + b)
+
+
+def _operands(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+def _products(plan: Plan) -> int:
+    return sum(isinstance(step, GemmStep) for step in plan.steps)
+
+
+def _of_tiles(form: str) -> bool:
+    return form.startswith("tile ")
+
+
+@pytest.mark.parametrize(("tiles", "products"), [(1.0, 0), (5.0, 1)])
+def test_templates_against_the_library(tiles: float, products: int) -> None:
+    """The library's side is a product and a kernel, 3 s together."""
+    x, w, b = _operands((40, 32), (32, 48), (48,))
+    timer = Says(lambda label, form: tiles if _of_tiles(form) else 2.0 if "@" in label else 1.0)
+    compiled = graphc.compile(layer, backend="triton", mode="max")
+    with timed_by(timer):
+        found = compiled(x, w, b)
+    assert_contract(found, layer(x, w, b), layer(x.double(), w.double(), b.double()))
+    assert _products(compiled.graph(x, w, b, stage="scheduled")) == products
+    site = compiled.explain(x, w, b).stats["measured"]["matmul bf16 [40, 32] [32, 48]"]
+    assert site == {"chosen": "library" if products else "template", "template": tiles, "library": 3.0}
+
+
+def test_tiles_are_chosen() -> None:
+    x, w, b = _operands((40, 32), (32, 48), (48,))
+    compiled = graphc.compile(layer, backend="triton", mode="max")
+    with timed_by(Says(lambda label, form: 0.5 if form.startswith("tile 16x32") else 1.0)):
+        found = compiled(x, w, b)
+    assert_contract(found, layer(x, w, b), layer(x.double(), w.double(), b.double()))
+    plan = compiled.graph(x, w, b, stage="scheduled")
+    ((kernel, form),) = plan.forms.items()
+    assert form.startswith("tile 16x32") and [step.kernel for step in plan.steps] == [kernel]
+
+
+def test_from_the_cache_it_is_the_same_program() -> None:
+    x, w, b = _operands((40, 32), (32, 48), (48,))
+    timer = Says(lambda label, form: 0.5 if form.startswith("tile 16x32") else 1.0)
+    texts, asked = [], []
+    with timed_by(timer):
+        for _ in range(2):
+            compiled = graphc.compile(layer, backend="triton", mode="max")
+            compiled(x, w, b)
+            texts.append(str(compiled.graph(x, w, b, stage="scheduled")))
+            asked.append(len(timer.asked))
+    assert asked[0] == asked[1]
+    assert texts[0] == texts[1] and "as tile 16x32" in texts[0]
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_products_of_products(template: bool) -> None:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    args = _operands(*[(2, 24, 16)] * 3)
+    compiled = graphc.compile(attend, backend="triton", mode="max")
+    with timed_by(Says(lambda label, form: (0.1 if template else 9.0) if _of_tiles(form) else 1.0)):
+        found = compiled(*args)
+    assert_contract(found, attend(*args), attend(*(x.double() for x in args)))
+    plan = compiled.graph(*args, stage="scheduled")
+    assert (_products(plan), len(plan.steps)) == ((0, 1) if template else (2, 3))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_convolutions(template: bool) -> None:
+    def block(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.relu(torch.nn.functional.conv2d(x, w, padding=1))
+
+    x, w = _operands((2, 16, 6, 6), (16, 16, 3, 3))
+    x, w = (item.contiguous(memory_format=torch.channels_last) for item in (x, w))
+    compiled = graphc.compile(block, backend="triton", mode="max")
+    with timed_by(Says(lambda label, form: (0.1 if template else 9.0) if _of_tiles(form) else 1.0)):
+        found = compiled(x, w)
+    assert_contract(found, block(x, w), block(x.double(), w.double()))
+    steps = compiled.graph(x, w, stage="scheduled").steps
+    calls = [step for step in steps if isinstance(step, AtenStep)]
+    assert (len(calls), any(isinstance(step, KernelStep) for step in steps)) == (not template, True)
+
+
+def test_what_cannot_be_run_is_no_choice() -> None:
+    """A form that fails is left out, and the report says so."""
+    from graphc.trials import TritonBench, trial_of
+    from graphc.tuning import Tuning
+
+    x, w, b = _operands((40, 32), (32, 48), (48,))
+    with override(templates="always"):
+        plan = graphc.compile(layer, backend="triton").graph(x, w, b, stage="scheduled")
+    bench = TritonBench("cuda:90")
+    trial = trial_of(bench, plan, plan.steps[0], plan.buffers)
+    assert trial is not None and len(trial.forms) > 1
+
+    class Breaks(TritonBench):
+        def _build(self, plan: Plan) -> object:
+            return "does not compile: too large" if trial.forms[0] in plan.forms.values() else super()._build(plan)
+
+    tuning = Tuning(Breaks("cuda:90"), {}, 100.0)
+    with timed_by(Says(lambda label, form: 1.0)):
+        tuning.learn([trial])
+    tuning.note(trial)
+    assert tuning.best(trial) == (trial.forms[1], 1.0)
+    assert tuning.report[trial.label][trial.forms[0]] == "does not compile: too large"
+
+
+def test_loops_that_are_one_kernel_stay_so() -> None:
+    """A product inside is no template of its own, however fast that may be: the loop would fall apart."""
+    args = operands(9, 16, 7, 32, torch.bfloat16)
+    compiled = graphc.compile(lstm_by_hand, backend="triton", mode="max")
+    with timed_by(Says(lambda label, form: 0.1 if _of_tiles(form) else 1.0)):
+        found = compiled(*args)
+    assert_contract(found, lstm_by_hand(*args), lstm_by_hand(*(x.double() for x in args)))
+    assert any(name.startswith("loop") for name in compiled.source(*args))
