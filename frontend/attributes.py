@@ -145,7 +145,7 @@ class Attributes:
     def _differences(self) -> Iterator[tuple[Home, str, Any, Any]]:
         for home, before in self._before:
             for name in [*before, *(name for name in home if name not in before)]:
-                old, new = before.get(name, GONE), home.get(name, GONE)
+                old, new = before.get(name, GONE), bound(home, name)
                 if new is not old and not self.growing.watches(home, name):
                     yield home, name, old, new
         for home, name, old in self._single:

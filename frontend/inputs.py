@@ -72,7 +72,7 @@ GONE = object()
 def bound(home: Any, name: Any) -> Any:
     """What is under a key of a dict or, whatever the key, in a closure cell; `GONE` where nothing is."""
     if not isinstance(home, types.CellType):
-        return home.get(name, GONE)
+        return dict.get(home, name, GONE)  # a class of the user's may have made another of it
     try:
         return home.cell_contents
     except ValueError:  # an empty cell
@@ -87,9 +87,9 @@ def bind(home: Any, name: Any, value: Any) -> None:
         else:
             home.cell_contents = value
     elif value is GONE:
-        home.pop(name, None)
+        dict.pop(home, name, None)
     else:
-        home[name] = value
+        dict.__setitem__(home, name, value)
 
 
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")
