@@ -124,6 +124,22 @@ TEXTS = {
   v3: f32 = load x[i*11 + j]
   store y[v2*11 + j] = v3 mode add
 }""",
+    "scatter": """kernel scatter(x: in f32[330], t: in i64[30], y: inout f32[44])
+    axes(i: 30 parallel, j: 11 parallel) {
+  v0: i64 = load t[i]
+  v1: i64 = const 3
+  v2: i64 = bitwise_and v0 v1
+  v3: f32 = load x[i*11 + j]
+  store y[v2*11 + j] = v3 mode put
+}""",
+    "scatter_elements": """kernel scatter_elements(x: in f32[330], t: in i64[330], y: inout f32[44])
+    axes(i: 11 parallel, j: 30 parallel) {
+  v0: i64 = load t[i*30 + j]
+  v1: i64 = const 3
+  v2: i64 = bitwise_and v0 v1
+  v3: f32 = load x[i*30 + j]
+  store y[i*4 + v2] = v3 mode put
+}""",
     "cumsum": """kernel cumsum(x: in f32[330], y: out f32[330], z: out f32[330]) axes(i: 11 parallel, j: 30 row) {
   v0: f32 = load x[i*30 + j]
   v1: f32 = scan sum v0

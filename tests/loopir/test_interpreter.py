@@ -188,6 +188,17 @@ def test_scatter_add_counts_every_element() -> None:
     assert y.tolist() == [1 + 0 + 2 + 4 + 5, 1 + 1 + 3, 1]
 
 
+def test_the_last_value_put_somewhere_stays() -> None:
+    text = """kernel scatter(x: in f32[6], t: in i64[6], y: out f32[3]) axes(i: 6 parallel) {
+  v0: i64 = load t[i]
+  v1: f32 = load x[i]
+  store y[v0] = v1 mode put
+}"""
+    y = np.ones(3, np.float32)
+    run(parse_kernel(text), {"x": np.arange(6, dtype=np.float32), "t": np.array([0, 1, 0, 1, 0, 0]), "y": y})
+    assert y.tolist() == [5, 3, 1]
+
+
 def test_cells_keep_the_largest_value_stored() -> None:
     kernel = parse_kernel(
         "kernel k(x: in i64[6], failed: inout i64[2]) axes(i: 6 parallel) {\n"

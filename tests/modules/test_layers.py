@@ -135,6 +135,11 @@ POOLS = [
     (nn.LPPool2d(2, 2), (2, 4, 8, 8)),
     (nn.Upsample(scale_factor=2), (2, 4, 8, 8)),
     (nn.Upsample(scale_factor=(3, 1)), (2, 4, 8, 8)),
+    (nn.Upsample(size=(13, 5), mode="bilinear"), (2, 4, 8, 8)),
+    (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), (2, 4, 8, 8)),
+    (nn.Upsample(scale_factor=2, mode="trilinear"), (1, 2, 3, 4, 5)),
+    (nn.ReflectionPad2d((1, 2, 3, 0)), (2, 4, 8, 8)),
+    (nn.ReplicationPad3d(1), (1, 2, 3, 4, 5)),
     (nn.PixelShuffle(2), (2, 4, 8, 8)),
     (nn.PixelUnshuffle(2), (2, 4, 8, 8)),
     (nn.ChannelShuffle(2), (2, 4, 8, 8)),
@@ -158,12 +163,7 @@ CALLS = [
     (nn.AdaptiveAvgPool2d((3, 5)), (2, 4, 8, 8)),
     (nn.AdaptiveMaxPool2d(3), (2, 4, 8, 8)),
     (nn.Upsample(scale_factor=1.7), (2, 4, 8, 8)),
-    (nn.Upsample(size=(13, 5), mode="bilinear"), (2, 4, 8, 8)),
-    (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), (2, 4, 8, 8)),
-    (nn.Upsample(scale_factor=2, mode="trilinear"), (1, 2, 3, 4, 5)),
     (nn.Upsample(size=5, mode="nearest-exact"), (2, 4, 8, 8)),
-    (nn.ReflectionPad2d((1, 2, 3, 0)), (2, 4, 8, 8)),
-    (nn.ReplicationPad3d(1), (1, 2, 3, 4, 5)),
 ]
 
 
