@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.types import FLOAT8, HOST, contiguous_strides
+from graphc.ir.types import HOST, contiguous_strides
 from graphc.ops import grouped, scaled
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
@@ -392,8 +392,6 @@ class Fuser:
                 self._start_scatter(op)
             return
         if not is_kernel_op(op) or self._is_transfer(op):
-            if self._reads_through(op):
-                return
             if self.products is None or not self.products.take(op):
                 self._visit_library(op)
             return
@@ -415,16 +413,6 @@ class Fuser:
                 self._start_join(op)
             else:
                 self._start(value)
-
-    def _reads_through(self, op: Op) -> bool:
-        """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
-        value = op.results[0]
-        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in self.needed:
-            return False
-        groups = self.waiting.pop(value, [])
-        for group in groups:
-            self.expand(group, value)
-        return bool(groups)
 
     def _is_transfer(self, op: Op) -> bool:
         """Reading a number from another device."""
@@ -622,11 +610,12 @@ class Fuser:
         overwrites = {value: self.overwritten[value] for value, _ in updates(op) if value in self.overwritten}
         changed = set(overwrites.values())
         read = operands_read(op)
+        given = [*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]]
         operands = [
-            None
-            if not isinstance(x, Value) or at not in read
-            else (self._own(x) if x in changed else self._place_argument(x, op))
-            for at, x in enumerate([*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]])
+            (self._own(x) if x in changed else self._place_argument(x, op))
+            if isinstance(x, Value) and at in read
+            else None
+            for at, x in enumerate(given)
         ]
         self.libraries.append(Library(op, self.position[op], operands, results, overwrites))
 

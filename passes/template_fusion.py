@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Op, Value
+from graphc.ir.types import FLOAT8
 from graphc.ops.registry import Kind, get
 from graphc.passes.access import Index, trace
 from graphc.passes.chains import Chain, find_chains
@@ -69,6 +70,8 @@ class TemplateFusion:
 
     def take(self, op: Op) -> bool:
         """Make a product part of a kernel, that of what reads it if possible, when that pays."""
+        if self._reads_through(op):
+            return True
         if not self.templates.can_hold(op):
             return False
         fuser, value = self.fuser, op.results[0]
@@ -102,6 +105,16 @@ class TemplateFusion:
         for inner in dict.fromkeys((whole, value)):
             fuser.expand(taker, inner)
         return True
+
+    def _reads_through(self, op: Op) -> bool:
+        """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
+        fuser, value = self.fuser, op.results[0]
+        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in fuser.needed:
+            return False
+        groups = fuser.waiting.pop(value, [])
+        for group in groups:
+            fuser.expand(group, value)
+        return bool(groups)
 
     def feeds_product(self, value: Value, groups: list[Group]) -> bool:
         """Whether some group needs a value to make an operand of its product."""
