@@ -87,9 +87,9 @@ def bind(home: Any, name: Any, value: Any) -> None:
         else:
             home.cell_contents = value
     elif value is GONE:
-        dict.pop(home, name, None)
+        home.pop(name, None)
     else:
-        dict.__setitem__(home, name, value)
+        home[name] = value
 
 
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")

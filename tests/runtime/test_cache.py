@@ -101,12 +101,13 @@ def test_an_entry_larger_than_the_cache_can_still_be_used(tmp_path: Path) -> Non
 
 
 def test_leavings_of_killed_processes_are_swept_up(cache: DiskCache) -> None:
-    cache.put("first", FILES)
+    """By the first entry that a process puts in: it looks through the cache."""
     old, young = cache.root / "staging-old", cache.root / "staging-young"
     for folder in (old, young):
-        folder.mkdir()
+        folder.mkdir(mode=0o700, parents=True)
         (folder / "half").write_bytes(b"x")
     os.utime(old, (1, 1))
+    cache.put("first", FILES)
     cache.put("second", FILES)
     assert not old.exists() and young.exists()
     assert {path.name for path, _, _ in cache.entries()} == {"first", "second"}
