@@ -429,6 +429,8 @@ class _Session:
                 replays = find_replays(recorder, [*leaves, *kept])
                 if recorder.messages.is_in([*leaves, *kept], [node, *(change.node for change in changed)]):
                     raise CaptureError("text made of a tensor is a result")
+                if replays.results:
+                    finish.ask_places(recorder, [*leaves, *kept])
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:
