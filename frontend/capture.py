@@ -458,6 +458,8 @@ class _Session:
                 texts = [*leaves, *kept], [node, *(change.node for change in changed)]
                 if recorder.messages.is_in(*texts) or recorder.prints.is_in(*texts):
                     raise NeedsText(CaptureError("text made of a tensor is a result"))
+                if replays.results:
+                    finish.ask_places(recorder, [*leaves, *kept])
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:

@@ -30,6 +30,17 @@ def finish(recorder: Recorder, leaves: list[Any], written: Collection[Storage] =
     return _Finisher(recorder, leaves).run(written)
 
 
+def ask_places(recorder: Recorder, leaves: list[Any]) -> None:
+    """Take the decisions on data that say where in memory results lie.
+
+    They come before the recording of a backward pass, which no program of a path knows of.
+
+    Raises:
+        Stop: a decision has no answer yet.
+    """
+    _Finisher(recorder, leaves).ask_places()
+
+
 class _Finisher:
     def __init__(self, recorder: Recorder, leaves: list[Any]) -> None:
         self.recorder, self.leaves = recorder, leaves
@@ -58,17 +69,25 @@ class _Finisher:
                 graph.writes.append(Write(storage.source, storage.base))
         return result
 
+    def ask_places(self) -> None:
+        for state in self.states.values():
+            if not (self._is_handed_out(state) or self._is_reinterpreted(state) or self._is_alone(state)):
+                true_offset(self.recorder, state)
+
+    def _is_handed_out(self, state: TensorState) -> bool:
+        return id(state) in self.recorder.very_tensors
+
+    def _is_reinterpreted(self, state: TensorState) -> bool:
+        return state.dtype != state.storage.root.dtype or is_foreign(state)
+
     def _output(self, state: TensorState) -> Output:
         storage = state.storage
-        whole = self.recorder.very_tensors.get(id(state))
-        if whole is not None:
-            return Output(whole)
-        if state.dtype != storage.root.dtype or is_foreign(state):
+        if self._is_handed_out(state):
+            return Output(self.recorder.very_tensors[id(state)])
+        if self._is_reinterpreted(state):
             return self._reinterpreted(state)
-        if not storage.visible:
-            alone = self._alone(state)
-            if alone is not None:
-                return Output(alone)
+        if self._is_alone(state):
+            return Output(self._fresh(functionalize.read(self.recorder.builder, state), state.strides))
         home = storage.source if storage.visible else self._home(storage)
         assert home is not None
         if state.parent is None and home.shape == state.shape:
@@ -76,17 +95,13 @@ class _Finisher:
         offset = true_offset(self.recorder, state) - storage.root.offset
         return Output(home, StridedView(state.shape, state.strides, offset))
 
-    def _alone(self, state: TensorState) -> Value | None:
+    def _is_alone(self, state: TensorState) -> bool:
         """A part of a storage that nothing else returned shares gets memory of its own, when eager's strides fit."""
-        if state.parent is None:
-            return None
+        if state.parent is None or state.storage.visible:
+            return False
         sharers = {id(other) for other in self.states.values() if other.storage is state.storage}
-        root = state.storage.root
-        smaller = _numel(state.shape) < _numel(root.shape)
-        if len(sharers) > 1 or not smaller or not layout.is_dense(state.shape, state.strides):
-            return None
-        value = functionalize.read(self.recorder.builder, state)
-        return self._fresh(value, state.strides)
+        smaller = _numel(state.shape) < _numel(state.storage.root.shape)
+        return len(sharers) == 1 and smaller and layout.is_dense(state.shape, state.strides)
 
     def _reinterpreted(self, state: TensorState) -> Output:
         """A result that sees memory as another dtype or conjugated: a copy, as graphs cannot say so, laid out alike."""

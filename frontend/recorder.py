@@ -266,9 +266,11 @@ class Recorder:
         """Give a tensor new contents.
 
         Raises:
-            RestartCapture: another input overlaps it.
+            RestartCapture: another input overlaps it, or elements of the input itself do.
         """
         state = self.state_of(tensor)
+        if state.storage.source is not None and functionalize.repeats(state.storage.root):
+            self.need_storage(state)
         functionalize.write(self.builder, state, new)
         if self._written is not None:
             self._written.append(state.storage)

@@ -117,7 +117,8 @@ class Rewriter:
     Operands are brought up to date before an op is shown to the rewrite, so a chain of rewrites needs one walk. Ops
     that a rewrite builds are shown to it again. A replacement is refused, and the op stays, when it would change what
     the user sees: an output's value must not become an input (it would be handed out itself, not a copy) nor the value
-    of another output (the two would share memory), and the types must be equal.
+    of another output (the two would share memory), and the types must be equal. Nor may what a call of ATen reads come
+    to lie otherwise in memory: random numbers are filled in in that order.
 
     Args:
         graph: changed in place.
@@ -129,6 +130,7 @@ class Rewriter:
         self.builder = Builder(graph, ctx.infer)
         self.replaced: dict[Value, Value] = {}
         self.escaping = {output.value for output in graph.outputs}
+        self.laid_out = {value for op in graph.ops if op.name == "extern" for value in op.inputs}
         self.modified = False
         self._names: Container[str] | None = None
 
@@ -201,6 +203,8 @@ class Rewriter:
             if old in self.escaping:
                 self.escaping.discard(old)
                 self.escaping.add(value)
+            if old in self.laid_out:
+                self.laid_out.add(value)
 
     def _replace(self, op: Op, values: Sequence[Value]) -> bool:
         pairs = [(old, self.replaced.get(value, value)) for old, value in zip(op.results, values, strict=True)]
@@ -210,12 +214,17 @@ class Rewriter:
             if old in self.escaping:
                 value.strides = old.strides
                 self.escaping.add(value)
+            if old in self.laid_out:
+                self.laid_out.add(value)
             self.replaced[old] = value
         return True
 
     def may_replace(self, old: Value, new: Value) -> bool:
         """Whether `new` can stand for `old` without a change that the user sees."""
         if old.type != new.type:
+            return False
+        moves = old in self.laid_out or (old in self.escaping and new in self.laid_out)
+        if moves and old.strides != new.strides:
             return False
         return old not in self.escaping or not (isinstance(new, Input) or new in self.escaping)
 

@@ -13,6 +13,7 @@ every reader of the old contents can come first; otherwise a copy is made.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 from graphc.errors import LoweringError
@@ -334,10 +335,16 @@ class Fuser:
     def _place_outputs(self) -> None:
         """Outputs are stored; one that is a view of what nothing else hands out is left as that view."""
         taken = set(self.live)
+        counts = Counter(output.value for output in self.graph.outputs)
         for number, output in enumerate(self.graph.outputs):
             value = output.value
             op = value.op
-            if output.view is None and op is not None and op.name in ("reshape", "permute", "slice"):
+            if (
+                output.view is None
+                and counts[value] == 1
+                and op is not None
+                and op.name in ("reshape", "permute", "slice")
+            ):
                 place = self.layouts.place(value, self.live - {value}, self.stored)
                 base = place.base
                 is_library = base.op is not None and not is_kernel_op(base.op)

@@ -189,22 +189,39 @@ def _scale(tensors: Sequence[torch.Tensor], scale: float) -> None:
         torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).mul_(scale)
 
 
-def _references(modules: Sequence[Module], inputs: str) -> list[tuple[Outcome, Outcome]]:
-    """The same in float64, and with float32 for it: on these inputs, and on some nearby."""
+@dataclass(frozen=True)
+class _Nearby:
+    """Eager's results for inputs like those of a call: as they are, in float64, and with float32 for that."""
+
+    native: Outcome
+    wide: Outcome
+    narrow: Outcome
+
+    def error(self, number: int) -> torch.Tensor | None:
+        """How far rounding takes a float result, as far as that can be told; of float64, float32's error tells."""
+        if not (self.native.values and self.wide.values and self.narrow.values):
+            return None
+        native, wide, narrow = (outcome.values[number] for outcome in (self.native, self.wide, self.narrow))
+        if not native.shape == wide.shape == narrow.shape:
+            return None
+        double = native.dtype == wide.dtype
+        error = (narrow.to(wide.dtype) - wide) * SINGLE_ROUNDING if double else native.to(wide.dtype) - wide
+        return torch.where(torch.isfinite(error), error, torch.zeros_like(error))
+
+
+def _references(modules: Sequence[Module], inputs: str) -> list[_Nearby]:
+    """Eager on the inputs, and on some nearby."""
     wide = [module.with_dtypes(WIDE) for module in modules]
     narrow = [module.with_dtypes(NARROW) for module in modules]
 
-    def in_float64(scale: float) -> Outcome:
-        torch.set_default_dtype(torch.float64)
+    def run(programs: Sequence[Module], scale: float, default: torch.dtype = torch.float32) -> Outcome:
+        torch.set_default_dtype(default)
         try:
-            return _outcome(wide, _joined([module.names["program"] for module in wide]), inputs, scale)
+            return _outcome(programs, _joined([module.names["program"] for module in programs]), inputs, scale)
         finally:
             torch.set_default_dtype(torch.float32)
 
-    def in_float32(scale: float) -> Outcome:
-        return _outcome(narrow, _joined([module.names["program"] for module in narrow]), inputs, scale)
-
-    return [(in_float64(scale), in_float32(scale)) for scale in NEARBY]
+    return [_Nearby(run(modules, s), run(wide, s, torch.float64), run(narrow, s)) for s in NEARBY]
 
 
 def _tracked(tensor: torch.Tensor) -> Any:
@@ -233,7 +250,7 @@ def _sharing(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], list[tuple[Outcome, Outcome]]]) -> str:
+def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], list[_Nearby]]) -> str:
     """How a compiled call differs from eager's; empty when it does not."""
     for what, mine, other in zip(("strides", "memory", "autograd", "gradients"), ours.facts, theirs.facts):
         if mine != other:
@@ -243,35 +260,28 @@ def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], list[tuple[Ou
         return ""
     nearby = references()
     for number, (mine, other) in enumerate(zip(ours.values, theirs.values, strict=True)):
-        exact = _exact(other, nearby, number) if nearby[0][0].values else None
-        miss = errors_of(mine, other, exact).miss
+        miss = errors_of(mine, *_bounds(other, nearby, number)).miss
         if miss:
             return f"value {number}, {other.dtype}{list(other.shape)}: {miss}"
     return ""
 
 
-def _exact(eager: Any, nearby: Sequence[tuple[Outcome, Outcome]], number: int) -> Any:
-    """A result without rounding. That of float64 is believed to be as far away as float32's error tells."""
-    wide = nearby[0][0].values[number]
-    if not (eager.is_floating_point() or eager.is_complex()):
-        return None
-    if eager.dtype not in (torch.float64, torch.complex128) or not same(eager, wide):
-        return wide
-    error = _single_error(nearby, number) * SINGLE_ROUNDING
-    return torch.where(torch.isfinite(error), wide + error, wide)
+def _bounds(eager: Any, nearby: Sequence[_Nearby], number: int) -> tuple[Any, Any]:
+    """What a result is held to: eager's, as far off as it is for some input nearby, and the exact one.
 
-
-def _single_error(nearby: Sequence[tuple[Outcome, Outcome]], number: int) -> Any:
-    """The largest error of float32, since a single one is small by chance now and then."""
-    found: list[torch.Tensor] = []
-    for wide, narrow in nearby:
-        if wide.values and narrow.values and wide.values[number].shape == nearby[0][0].values[number].shape:
-            error = narrow.values[number].to(wide.values[number].dtype) - wide.values[number]
-            found.append(torch.where(torch.isfinite(error), error, torch.zeros_like(error)))
+    A single error of eager's is small by chance now and then, where those after it are not.
+    """
+    if not (eager.is_floating_point() or eager.is_complex()) or not nearby[0].wide.values:
+        return eager, None
+    wide = nearby[0].wide.values[number]
+    found = [error for item in nearby if (error := item.error(number)) is not None and error.shape == wide.shape]
     if not found:
-        return torch.zeros(())
-    errors = torch.stack(found)
-    return errors.gather(0, errors.abs().argmax(0, keepdim=True))[0]
+        return eager, wide
+    stacked = torch.stack(found)
+    error = stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0]
+    if eager.dtype == wide.dtype:
+        return eager, torch.where(torch.isfinite(wide), wide + error, wide) if same(eager, wide) else wide
+    return torch.where(torch.isfinite(eager) & torch.isfinite(wide), (wide + error).to(eager.dtype), eager), wide
 
 
 def _described(outcome: Outcome) -> str:
