@@ -418,8 +418,10 @@ class Fuser:
 
     def _reads_through(self, op: Op) -> bool:
         """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
+        if get(op.name).kind is not Kind.VIEW:  # calls that only check have no result
+            return False
         value = op.results[0]
-        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in self.needed:
+        if value.dtype not in FLOAT8 or value in self.needed:
             return False
         groups = self.waiting.pop(value, [])
         for group in groups:
