@@ -164,14 +164,16 @@ def test_a_function_whose_context_holds_a_tensor() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+KEPT: list[list[torch.Tensor]] = [[]]
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_tensors_left_behind_are_found(saved: bool) -> None:
     """Autograd's graph of the capture is kept; what Python keeps besides is told from it."""
-    kept = []
 
     def f(x: torch.Tensor) -> torch.Tensor:
         y = x.sin()
-        kept.append(y if saved else y.detach() * 2)
+        KEPT[0].append(y if saved else y.detach() * 2)
         return y * y
 
     with pytest.raises(CaptureError, match="keeps a tensor it made"):
