@@ -17,7 +17,7 @@ import torch
 from graphc.ir.graph import Named
 from graphc.ir.types import UNFAILED, DType
 from graphc.loopir.interpreter import run as run_kernel
-from graphc.loopir.numpy_ops import NUMPY_DTYPES
+from graphc.loopir.numpy_ops import numpy_dtype
 from graphc.loopir.verifier import verify
 from graphc.ops.extern import overload, own_returns, torch_constant
 from graphc.program.loops import unroll
@@ -81,7 +81,7 @@ class _Run:
         kernel = self.plan.kernels[step.kernel]
         arrays = {}
         for buffer, index, offset in zip(kernel.buffers, step.buffers, step.offsets, strict=True):
-            dtype = NUMPY_DTYPES[buffer.dtype.name]
+            dtype = numpy_dtype(buffer.dtype)
             data = self.flat(index)
             usable = data[: data.size // dtype.itemsize * dtype.itemsize]
             arrays[buffer.name] = usable.view(dtype)[offset:]
@@ -135,7 +135,7 @@ class _Run:
         return torch_constant(item) if isinstance(item, (Named, DType)) else item
 
     def number(self, spec: BufferSpec) -> int | float:
-        return self.memory[spec.index].view(NUMPY_DTYPES[spec.dtype.name])[0].item()  # type: ignore[no-any-return]
+        return self.memory[spec.index].view(numpy_dtype(spec.dtype))[0].item()  # type: ignore[no-any-return]
 
     def output(self, number: int) -> Any:
         out = self.plan.outputs[number]
@@ -155,7 +155,7 @@ class _Run:
 
 def _input_bytes(spec: BufferSpec, value: torch.Tensor | bool | int | float) -> Bytes:
     if spec.host:
-        return np.array([value], NUMPY_DTYPES[spec.dtype.name]).view(np.uint8)
+        return np.array([value], numpy_dtype(spec.dtype)).view(np.uint8)
     assert isinstance(value, torch.Tensor)
     assert tuple(value.shape) == spec.shape
     assert 0 in spec.shape or all(

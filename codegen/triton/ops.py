@@ -32,7 +32,7 @@ def tl_dtype(dtype: DType) -> str:
     """`tl.float32` for f32.
 
     Raises:
-        CodegenError: Triton kernels here do not take the dtype (complex, float8).
+        CodegenError: Triton kernels here do not take the dtype (complex).
     """
     name = TL_NAMES.get(dtype.name)
     if name is None:

@@ -16,7 +16,7 @@ from graphc.errors import GraphcError
 from graphc.ir.dims import Dim, Expr, FloorDiv, Sym, evaluate
 from graphc.ir.types import DType, f64
 from graphc.loopir.kernel import Compute, Const, Contract, Define, Index, Kernel, Load, Reduce, Scan, Store
-from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, cast, constant
+from graphc.loopir.numpy_ops import NUMPY_DTYPES, apply, cast, constant, numpy_dtype
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,7 +59,7 @@ class _Interpreter:
         self.first_row = len(kernel.parallel_axes)
         for buffer in kernel.buffers:
             array, size = buffers[buffer.name], evaluate(buffer.size, sizes)
-            if array.ndim != 1 or array.dtype != NUMPY_DTYPES[buffer.dtype.name]:
+            if array.ndim != 1 or array.dtype != numpy_dtype(buffer.dtype):
                 raise TypeError(
                     f"buffer {buffer.name}: {array.dtype} array of rank {array.ndim}, not flat {buffer.dtype}"
                 )

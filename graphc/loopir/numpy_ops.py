@@ -32,8 +32,6 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "u32": np.dtype(np.uint32),
     "u64": np.dtype(np.uint64),
     "bool": np.dtype(np.bool_),
-    "f8e4m3fn": np.dtype(np.uint8),
-    "f8e5m2": np.dtype(np.uint8),
 }
 
 
@@ -41,9 +39,9 @@ def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """How the interpreter holds values of a dtype.
 
     Raises:
-        CodegenError: a dtype kernels cannot hold (complex, 8-bit floats).
+        CodegenError: a dtype kernels cannot hold (complex).
     """
-    found = NUMPY_DTYPES.get(dtype.name)
+    found = np.dtype(np.uint8) if dtype in FLOAT8 else NUMPY_DTYPES.get(dtype.name)  # their bits
     if found is None:
         raise CodegenError(f"kernels cannot hold {dtype.name}")
     return found
