@@ -108,8 +108,10 @@ class TemplateFusion:
 
     def _reads_through(self, op: Op) -> bool:
         """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
+        if get(op.name).kind is not Kind.VIEW:  # calls that only check have no result
+            return False
         fuser, value = self.fuser, op.results[0]
-        if get(op.name).kind is not Kind.VIEW or value.dtype not in FLOAT8 or value in fuser.needed:
+        if value.dtype not in FLOAT8 or value in fuser.needed:
             return False
         groups = fuser.waiting.pop(value, [])
         for group in groups:

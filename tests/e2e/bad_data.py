@@ -87,13 +87,13 @@ LOWERED: dict[str, Case] = {
     "index assignment": (lambda x, i: x.clone().index_put_((i,), x[:3]), (X, FAR)),
     "index_copy": (lambda x, i: x.index_copy(0, i, x[:3]), (X, BAD)),
     "index_copy of a negative": (lambda x, i: x.index_copy(0, i, x[:3]), (X, NEGATIVE)),
+    "index_fill": (lambda x, i: x.index_fill(0, i, 2.0), (X, BAD)),
 }
 """What graphc computes in kernels of its own."""
 
 CALLED: dict[str, Case] = {
     "division by a literal zero": (lambda a: a // 0, (SEVEN,)),
     "scatter_reduce": (lambda x, i: x.scatter_reduce(0, i, x, "amax"), (X, COLUMN)),
-    "index_fill": (lambda x, i: x.index_fill(0, i, 2.0), (X, BAD)),
     "multi_margin_loss": (lambda x, t: F.multi_margin_loss(x, t), (LOGITS, BAD)),
     "embedding_bag": (lambda i, x: F.embedding_bag(i, x), (COLUMN, X)),
     "multinomial": (lambda p: torch.multinomial(-p, 1), (OUTSIDE,)),
