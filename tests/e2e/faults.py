@@ -138,6 +138,11 @@ def leftovers() -> dict[str, int]:
     return counts
 
 
+def are_no_more_than(alive: dict[str, int]) -> bool:
+    """Whether nothing is left over that was not before; what earlier tests have left may have gone meanwhile."""
+    return all(count <= alive[kind] for kind, count in leftovers().items())
+
+
 class Counter:
     """Counts events and raises at one of them.
 

@@ -21,7 +21,7 @@ from graphc.frontend import capture, captured, finish
 from graphc.passes import pipeline, plan
 from graphc.runtime import build, load, native_program, spare
 from graphc.settings import override
-from tests.e2e.faults import Counter, Fault, World, at_dispatch, at_lines, leftovers, on_entry
+from tests.e2e.faults import Counter, Fault, World, are_no_more_than, at_dispatch, at_lines, leftovers, on_entry
 
 TOLERANCE = 1e-7
 """Of float64 results: rounding is far below (Adam divides by eps=1e-8), a lost or doubled update far above."""
@@ -116,7 +116,7 @@ def test_fault_at_every_call_of_a_capture(error: type[BaseException], after: boo
         with at_dispatch(Counter(at, error), after), pytest.raises(error):
             training.compiled(training.x, training.y)
         assert world.changes() == [], f"call {at}"
-    assert leftovers() == alive
+    assert are_no_more_than(alive)
     training.check_next()
 
 
@@ -158,7 +158,7 @@ def test_fault_in_a_compilation(place: str, error: type[BaseException]) -> None:
     with override(cache=False), on_entry(*PLACES[place], Counter(0, error)), pytest.raises(error):
         training.compiled(training.x, training.y)
     assert world.changes() == []
-    assert leftovers() == alive
+    assert are_no_more_than(alive)
     training.check_next(1)
 
 

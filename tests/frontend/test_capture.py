@@ -231,8 +231,11 @@ def test_complex_arguments() -> None:
 
 def test_autocast_casts_are_captured() -> None:
     module = nn.Linear(4, 4)
+    with torch.no_grad():  # numbers that bf16 holds, so that nothing is rounded
+        module.weight.copy_(torch.arange(16.0).reshape(4, 4) / 8)
+        module.bias.copy_(torch.arange(4.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        check(module, torch.randn(2, 4))
+        check(module, torch.arange(8.0).reshape(2, 4) - 3)
 
 
 def test_hooks_registered_when_first_called() -> None:
