@@ -289,7 +289,7 @@ def repeats(state: TensorState) -> bool:
 def _once(b: Builder, state: TensorState, new: Value) -> tuple[TensorState, Value]:
     """Each place in memory once, where the same is written to all elements, as `fill_` does."""
     op = new.op
-    if op is None or not (op.name == "full" or (op.name == "expand" and op.inputs[0].type.rank == 0)):
+    if op is None or not (op.name == "full" or (op.name == "expand" and next(op.inputs).type.rank == 0)):
         raise EagerOnlyError(
             "it writes to a tensor of which several elements are one place in memory; clone() the tensor before",
             b.location,
