@@ -262,7 +262,7 @@ def write(b: Builder, state: TensorState, new: Value) -> None:
         return
     if repeats(state):
         state, new = _once(b, state, new)
-    if _overlap(state.shape, state.strides):
+    if overlap(state.shape, state.strides):
         raise UnsupportedError(
             "a write through windows that overlap, whose result eager does not define; clone() the view before",
             b.location,
@@ -316,7 +316,7 @@ def _is_many_to_one(link: Link) -> bool:
     """Whether several elements of the view may be one element of the parent."""
     if isinstance(link, Expand):
         return math.prod(link.shape) != math.prod(link.parent_shape)
-    return isinstance(link, Strided) and _overlap(link.shape, link.strides)
+    return isinstance(link, Strided) and overlap(link.shape, link.strides)
 
 
 def _scattered(b: Builder, first: TensorState, state: TensorState, new: Value) -> Value:
@@ -339,7 +339,7 @@ def _scattered(b: Builder, first: TensorState, state: TensorState, new: Value) -
     return b.op("reshape", flat, shape=base.shape)
 
 
-def _overlap(shape: Shape, strides: Shape) -> bool:
+def overlap(shape: Shape, strides: Shape) -> bool:
     """Two elements may be one place in memory, so that the value read back is not the value written."""
     reach = 0
     for stride, size in sorted((st, sz) for st, sz in zip(strides, shape, strict=True) if sz > 1):

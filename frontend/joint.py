@@ -129,37 +129,25 @@ def _needs_own_leaves(recorder: Recorder, results: Sequence[torch.Tensor], retur
 
     Those that nobody outside has may be forgotten, unless they are all that a result can be differentiated by.
     """
-    own = _own_leaves(recorder)
-    if not own or _reaches(results, returned):
-        return _reaches(results, returned)
+    if _reaches(results, returned):
+        return True
     inputs = [tensor for tensor, _ in _differentiable_inputs(recorder)]
-    return any(_reaches([result], own) and not _reaches([result], inputs) for result in results)
-
-
-def _own_leaves(recorder: Recorder) -> list[TracedTensor]:
-    """Tensors of the function's own that collect gradients."""
-    given = {id(tensor) for argument in recorder.arguments for tensor in (argument.stand_in, argument.origin)}
-    with torch._C.DisableTorchFunction():
-        return [
-            tensor
-            for ref in recorder.made
-            if (tensor := ref()) is not None and tensor.requires_grad and tensor.is_leaf
-            and id(tensor) not in given and id(tensor.state) not in recorder.very_tensors
-        ]  # fmt: skip
+    return any(not _reaches([result], inputs) for result in results)
 
 
 def _reaches(results: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> bool:
-    """Whether a backward pass from one of the results comes to one of the leaves."""
+    """Whether a backward pass from one of the results comes to one of the leaves, or to a tensor that is none."""
     if not leaves:
         return False
     wanted, seen = {id(leaf) for leaf in leaves}, set()
+    ends = {leaf.grad_fn for leaf in leaves if leaf.grad_fn is not None}
     nodes = [result.grad_fn for result in results]
     while nodes:
         node: Any = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:
+        if node in ends or id(getattr(node, "variable", None)) in wanted:
             return True
         nodes += [following for following, _ in node.next_functions]
     return False

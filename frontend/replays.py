@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from graphc.errors import EagerOnlyError
 from graphc.frontend.argument_tensors import shares_storage
 from graphc.frontend.aten import layout
-from graphc.frontend.functionalize import Storage
+from graphc.frontend.functionalize import Storage, overlap
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.traced import TracedTensor
@@ -188,6 +189,16 @@ def _place_of(recorder: Recorder, tensor: torch.Tensor) -> int:
     return next(place for place, b in enumerate(recorder.bindings) if b.tensor is tensor and b.leaf < 0)
 
 
+def _history(recorder: Recorder, leaf: TracedTensor) -> Any:
+    try:
+        return leaf.grad_fn
+    except RuntimeError:  # eager hands it out, and raises when it is asked for its history
+        raise EagerOnlyError(
+            "a result is a view made without autograd, and its memory was then written under it",
+            recorder.locator.here(),
+        ) from None
+
+
 def find_replays(recorder: Recorder, leaves: Sequence[Any]) -> Replays:
     """Sort the results of a function, and what it has written, into what the program gives and what is replayed.
 
@@ -201,7 +212,7 @@ def find_replays(recorder: Recorder, leaves: Sequence[Any]) -> Replays:
     for leaf in given.values():
         if recorder.arguments.find(leaf) is not None:
             continue
-        if leaf.grad_fn is None:
+        if _history(recorder, leaf) is None:
             if id(leaf.state) not in recorder.very_tensors:
                 found.own_leaves.append((leaf, leaf.grad))
             continue
@@ -241,6 +252,10 @@ def _add_view_of_input(recorder: Recorder, found: Replays, leaf: TracedTensor) -
     )
     if not known or not _is_plain_view(leaf, base):
         found.refusal = "a result that requires grad is a view of an input that autograd does not know as one"
+        return
+    if overlap(tuple(base.shape), tuple(base.stride())):  # type: ignore[union-attr]
+        # the view is made again by `as_strided`, which shares a gradient among all elements at one place
+        found.refusal = "a result that requires grad is a view of an input whose elements lie at one place in memory"
         return
     found.views.append((leaf, base))  # type: ignore[arg-type]  # there is one
 

@@ -354,7 +354,7 @@ class Group:
         if operand.shape[dim] == 1:
             return True
         name = _bare(index[dim])
-        if name is None or self.axes[name] != operand.shape[dim] or (self.rows and self.rows != (name,)):
+        if name is None or self.axes.get(name) != operand.shape[dim] or (self.rows and self.rows != (name,)):
             return False
         others = (*index[:dim], *index[dim + 1 :])
         if name in self.axes_of(others):

@@ -210,16 +210,20 @@ class DiskCache:
 
         Looking takes time with every entry there is. What other processes put in is seen when one of them looks.
         """
+        self._sweep()
         known = _sizes.get(self.root)
         if known is None or known + size > self.max_bytes:
             known, size = self._evict(key), 0
         _sizes[self.root] = known + size
 
-    def _evict(self, keep: str) -> int:
-        """Bring the cache below its limit, and sweep up what killed processes left; gives the bytes in it then."""
+    def _sweep(self) -> None:
+        """Remove what killed processes left."""
         for name in self._folders():
             if _is_staging(name) and time.time() - _usage(name)[1] > _STALE_SECONDS:
                 self._remove(Path(name))
+
+    def _evict(self, keep: str) -> int:
+        """Bring the cache below its limit; gives the bytes in it then."""
         entries = sorted(self.entries(), key=lambda entry: entry[2])
         total = sum(size for _, size, _ in entries)
         for path, size, _ in entries:

@@ -126,12 +126,16 @@ def hardtanh_backward(imp: Importer, grad_output: Value, self: Value, min_val: O
     )
 
 
+_ONE_SIXTH = 0.16666667163372040
+"""Of float32, which eager takes in float64 too."""
+
+
 @rule("aten.hardsigmoid_backward.default", layout=POINTWISE)
 def hardsigmoid_backward(imp: Importer, grad_output: Value, self: Value) -> Value:
     _same(grad_output, self)
     return formula(
         imp,
-        lambda g, x: x.op("gt", -3.0).op("logical_and", x.op("lt", 3.0)).where(g * (1.0 / 6.0), 0.0),
+        lambda g, x: x.op("gt", -3.0).op("logical_and", x.op("lt", 3.0)).where(g * _ONE_SIXTH, 0.0),
         grad_output,
         self,
     )

@@ -155,7 +155,7 @@ def add(imp: Importer, self: Value, other: Operand, alpha: Operand = 1) -> Value
 @rounding_once
 def sub(imp: Importer, self: Operand, other: Operand, alpha: Operand = 1) -> Value:
     if any(isinstance(value, Value) and value.dtype == bool_ for value in (self, other)):
-        raise Decline("eager raises")
+        raise TypeError("a bool is not subtracted")  # eager says so in its own words
     x, y = numeric(imp, self, other)
     return imp.b.op("sub", x, _times(imp, y, alpha, dtype_of((x, y))))
 

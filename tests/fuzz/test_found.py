@@ -11,6 +11,10 @@ from tests.suites.verdicts import RIGHT
 
 FOUND = sorted(Path(__file__).with_name("found").glob("*.py"))
 RUN_EAGER = {
+    "gradient_of_view_of_expanded": "a view of an input whose elements lie at one place in memory",
+    "view_without_autograd": "by a leaf tensor that the function makes",
+    "view_without_autograd_then_written": "a result is a view made without autograd",
+    "mixed_bool_not_differentiated": "its backward pass cannot be captured: Subtraction",
     "gradient_of_complex_number": "aten._conj.default of the number 1j",
     "leaf_made_and_used": "gradients are needed",
     "number_into_expanded_by_mask": "it writes to a tensor of which several elements are one place in memory",

@@ -16,4 +16,5 @@ def program(a, b):
     u[1] *= 2.0
     y = b[3:].expand(5)
     y.fill_(7.0)
+    y.fill_(a[0])
     return (a, b, v, u, y)
