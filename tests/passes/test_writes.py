@@ -326,6 +326,16 @@ graph f(%a: f32[4] arg "a") {
     assert sum(spec.kind == ARENA for spec in plan.buffers) == 2
 
 
+def test_nor_on_one_that_is_returned() -> None:
+    plan = check_plan("""
+graph f(%a: f32[4] arg "a") {
+  %0: f32[4] = sin(%a)
+  %1: f32[4] = extern(%0) {op="aten.exp_.default", args=[$0], kwargs={}, mutates=[0]}
+  return %0, %1
+}""")
+    assert len({output.buffer for output in plan.outputs}) == 2
+
+
 def test_memory_of_a_library_is_never_overwritten() -> None:
     plan = check_plan(
         """
