@@ -336,6 +336,23 @@ graph f(%a: f32[4] arg "a") {
     assert len({output.buffer for output in plan.outputs}) == 2
 
 
+def test_what_an_update_in_place_left_is_read_before_the_last_copy() -> None:
+    """The second update works on a copy, as both results are read; what it gives is copied into the input last."""
+    check_plan("""
+graph f(%a: f32[6] arg "a") {
+  %0: f32[4] = as_strided(%a) {shape=[4], strides=[1], offset=0}
+  %1: f32[4] = mul(%0, 2.0)
+  %2: f32[6] = update_strided(%a, %1) {shape=[4], strides=[1], offset=0}
+  %3: f32[] = as_strided(%2) {shape=[], strides=[], offset=1}
+  %4: f32[4] = div(%1, 3.0)
+  %5: f32[6] = update_strided(%2, %4) {shape=[4], strides=[1], offset=0}
+  %6: f32[] = as_strided(%5) {shape=[], strides=[], offset=1}
+  %7: f32[] = sub(%3, %6)
+  write %a <- %5
+  return %7
+}""")
+
+
 def test_memory_of_a_library_is_never_overwritten() -> None:
     plan = check_plan(
         """
