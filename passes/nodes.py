@@ -171,7 +171,7 @@ class Nodes:
             group.overwrites[copy] = write.target
             there = [
                 value for value in self.readers if self.head(value) is write.target
-            ]  # what updates left there, too
+            ]  # what updates left, too
             for reader in (reader for value in there for reader in self.readers[value] if reader is not group):
                 self.link(reader, group)
             self.readers.setdefault(write.target, {})[group] = None
