@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -156,6 +156,9 @@ class Replays:
             if view is None:  # of the whole
                 state = leaf.state
                 view = StridedView(state.shape, state.strides, 0)
+            elif id(base) not in numbers:  # counted from the base, which may be a part of the input
+                state = recorder.state_of(base)
+                view = replace(view, offset=view.offset - (state.offset - state.storage.root.offset))
             argument = recorder.arguments.find(base)
             if id(base) in numbers:
                 replays.append(ViewAgain(number, numbers[id(base)], False, view))

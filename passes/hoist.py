@@ -45,7 +45,8 @@ def hoisted(ops: Sequence[Op], live: set[Value]) -> dict[Value, Op]:
         if ends is None or len(ends) != 2:
             continue
         early, late = sorted(map(_unviewed, ends), key=lambda value: calls[value.op] if value.op is not None else -1)
-        assert late.op is not None
+        if late.op is None:  # both are inputs
+            continue
         is_full = int_shape(late) == int_shape(op.results[0]) and late.dtype.itemsize <= op.results[0].dtype.itemsize
         if calls[late.op] > calls[op] and is_full and late not in live and _needs(late, op, early):
             found[late] = op

@@ -169,9 +169,7 @@ class Nodes:
             group = self._add_copy(copy, self.fusion.layouts.strides(write.target), producer.position + 0.5)
             self.fusion.homes[copy] = write.target
             group.overwrites[copy] = write.target
-            there = [
-                value for value in self.readers if self.head(value) is write.target
-            ]  # what updates left, too
+            there = [value for value in self.readers if self.head(value) is write.target]  # what updates left, too
             for reader in (reader for value in there for reader in self.readers[value] if reader is not group):
                 self.link(reader, group)
             self.readers.setdefault(write.target, {})[group] = None
