@@ -45,7 +45,7 @@ def setitem(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """`x[...] = value`, likewise."""
     found = _view(recorder, args[0], args[1])
     if found is None:
-        return func(args[0], _without_masks(args[1]), args[2])
+        return func(args[0], _without_masks(args[1]), _without_history(args[0], args[2]))
     value = args[2]
     if not isinstance(value, torch.Tensor):
         found.fill_(value)
@@ -54,6 +54,12 @@ def setitem(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         value = value[0]
     found.copy_(value)
     return None
+
+
+def _without_history(tensor: Any, value: Any) -> Any:
+    """What is put into a tensor of integers, through which no gradient goes; autograd refuses a traced one."""
+    whole = isinstance(tensor, torch.Tensor) and not (tensor.is_floating_point() or tensor.is_complex())
+    return value.detach() if whole and isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
 def index_put(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
