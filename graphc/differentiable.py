@@ -11,11 +11,13 @@ import torch
 
 from graphc.errors import UnsupportedError
 from graphc.frontend.argument_tensors import shares_storage
+from graphc.frontend.aten.promotion import to_torch
 from graphc.frontend.cotangents import canonical, laid_out, layout_of
 
 if TYPE_CHECKING:
     from graphc.frontend.cotangents import Strides
     from graphc.frontend.joint import Joint
+    from graphc.ir.graph import Graph, Input, Value
     from graphc.passes.partition import Split
 
 Execute: TypeAlias = Callable[[list[Any]], list[Any]]
@@ -63,6 +65,8 @@ class Differentiable:
         self._forward, self._compile_backward = forward, compile_backward
         cotangents = split.backward.inputs[len(split.backward.inputs) - len(joint.results) :]
         self._recorded = tuple(layout_of(value) for value in cotangents)
+        self._cotangents = cotangents
+        self._used = _uses(split.backward, cotangents)
         self._adapts = joint.question is not None
         self._programs: dict[tuple[Strides, ...], Execute] = {}
         self._by_strides: dict[tuple[Strides, ...], _Backward] = {}
@@ -100,8 +104,17 @@ class Differentiable:
         results = (made[number] for number in self._results)
         return kept, tuple(result.detach() if result._is_view() else result for result in results)  # to be written to
 
-    def run_backward(self, kept: list[Any], cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradients, one per wanted input."""
+    def run_backward(self, kept: list[Any], given: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+        """The gradients, one per wanted input: as in eager None where none of the given cotangents leads to it."""
+        if not any(item is None for item in given):
+            return self._run_backward(kept, given)  # type: ignore[arg-type]  # none is None
+        there = frozenset(number for number, item in enumerate(given) if item is not None)
+        pairs = zip(given, self._cotangents, strict=True)
+        gradients = self._run_backward(kept, [_zeros(value) if item is None else item for item, value in pairs])
+        pairs_of = zip(gradients, self._used, strict=True)
+        return [None if used and used.isdisjoint(there) else gradient for gradient, used in pairs_of]
+
+    def _run_backward(self, kept: list[Any], cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         strides = tuple([cotangent.stride() for cotangent in cotangents])
         found = self._by_strides.get(strides)
         if found is None:
@@ -133,6 +146,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: Differentiable, inputs: list[Any], outputs: list[Any], *wanted: torch.Tensor) -> Any:
+        ctx.set_materialize_grads(False)
         kept, results = program.run_forward(inputs, outputs)
         ctx.program = program
         ctx.numbers = [None if isinstance(item, torch.Tensor) else item for item in kept]
@@ -140,14 +154,16 @@ class _Function(torch.autograd.Function):
         return results
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
         twice = torch.is_grad_enabled()  # by create_graph=True
         with torch.no_grad():
             tensors = iter(ctx.saved_tensors)
             kept = [next(tensors) if number is None else number for number in ctx.numbers]
             gradients = ctx.program.run_backward(kept, cotangents)
         if twice:
-            gradients = _Once.apply(ctx.program.name, *(gradient.detach().requires_grad_() for gradient in gradients))
+            made = [gradient.detach().requires_grad_() for gradient in gradients if gradient is not None]
+            checked = iter(_Once.apply(ctx.program.name, *made))
+            gradients = [None if gradient is None else next(checked) for gradient in gradients]
         return None, None, None, *gradients
 
 
@@ -166,3 +182,18 @@ class _Once(torch.autograd.Function):
             "offer. Compile the function that calls autograd.grad(create_graph=True) together with the backward() "
             "that follows, or run this with graphc.eager()"
         )
+
+
+def _uses(graph: Graph, cotangents: Sequence[Input]) -> list[frozenset[int]]:
+    """By gradient, the cotangents that it is computed from."""
+    found: dict[Value, frozenset[int]] = {value: frozenset((number,)) for number, value in enumerate(cotangents)}
+    nothing: frozenset[int] = frozenset()
+    for op in graph.ops:
+        uses = nothing.union(*(found.get(value, nothing) for value in op.inputs))
+        found.update(dict.fromkeys(op.results, uses))
+    return [found.get(output.value, nothing) for output in graph.outputs]
+
+
+def _zeros(cotangent: Input) -> torch.Tensor:
+    shape: tuple[int, ...] = cotangent.shape  # type: ignore[assignment]  # static
+    return torch.zeros(shape, dtype=to_torch(cotangent.dtype), device=cotangent.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable, Sequence
@@ -218,3 +219,40 @@ def test_complex_numbers() -> None:
                 if name in ("contiguous", "transposed"):
                     assert ours.stride() == theirs.stride()
         assert compiled.stats().eager_calls == 0
+
+
+class Heads(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.first, self.second = (torch.nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.trunk(x).relu()
+        return self.first(hidden), self.second(hidden) * 2
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_what_no_loss_reaches_has_no_gradient(used: tuple[int, ...]) -> None:
+    """So that an optimizer leaves it alone, weight decay and all."""
+    torch.manual_seed(0)
+    eager = Heads()
+    module = copy.deepcopy(eager)
+    compiled, x = graphc.compile(module), torch.randn(4, 3)
+    for run in (eager, compiled):
+        results = run(x)
+        sum(results[number].square().sum() for number in used).backward()
+    for (name, mine), other in zip(module.named_parameters(), eager.parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None), name
+        if other.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_an_argument_that_was_written_leads_to_no_gradient_of_another_result() -> None:
+    @graphc.compile
+    def fn(a, b, c):
+        a.sub_(b)
+        return torch.atanh(c)
+
+    b, c = torch.tensor(0.1, requires_grad=True), torch.tensor(0.3, requires_grad=True)
+    fn(torch.tensor(0.5), b, c).backward()
+    assert b.grad is None and c.grad is not None
