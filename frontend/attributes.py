@@ -95,7 +95,7 @@ class Attributes:
     def __init__(self, reads: Reads, modules: ModuleFacts, dynamic: Collection[Hashable], wide: bool = False) -> None:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
         self._held = {id(vars(item)): (path, access, item) for path, access, item in _held(modules.modules())}
-        for path, access, item in self._held.values():
+        for path, access, item in self._held.values() if dynamic else ():
             inner = ((name, Access(access.root, f"{access.suffix}.__dict__[{name!r}]")) for name in vars(item))
             found = (Number(f"{path}.{name}", access, vars(item)[name]) for name, access in inner)
             self.numbers.update({n.key: n for n in found if n.key in dynamic and n.key not in self.numbers})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,12 +66,16 @@ class Differentiable:
         self._forward, self._compile_backward = forward, compile_backward
         cotangents = split.backward.inputs[len(split.backward.inputs) - len(joint.results) :]
         self._recorded = tuple(layout_of(value) for value in cotangents)
-        self._cotangents = cotangents
-        self._used = _uses(split.backward, cotangents)
+        self._cotangents, self._backward = cotangents, split.backward
         self._adapts = joint.question is not None
         self._programs: dict[tuple[Strides, ...], Execute] = {}
         self._by_strides: dict[tuple[Strides, ...], _Backward] = {}
         self._lock = threading.Lock()
+
+    @functools.cached_property
+    def _used(self) -> list[frozenset[int]]:
+        """By gradient, the cotangents that it is computed from; asked for when some are not given."""
+        return _uses(self._backward, self._cotangents)
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         """Run the forward program.

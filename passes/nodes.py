@@ -161,6 +161,9 @@ class Nodes:
     def _finish_writes(self) -> None:
         """Updates of an input that had to leave its memory end with a copy into it."""
         homes = set(self.fusion.homes.values())
+        left: dict[Value, list[Value]] = {}  # by input: what is read of its memory, which updates may have left there
+        for value in self.readers:
+            left.setdefault(self.head(value), []).append(value)
         for write in self.fusion.graph.writes:
             if write.target in homes or self.head(write.value) is write.target:
                 continue
@@ -169,9 +172,9 @@ class Nodes:
             group = self._add_copy(copy, self.fusion.layouts.strides(write.target), producer.position + 0.5)
             self.fusion.homes[copy] = write.target
             group.overwrites[copy] = write.target
-            there = [value for value in self.readers if self.head(value) is write.target]  # what updates left, too
-            for reader in (reader for value in there for reader in self.readers[value] if reader is not group):
-                self.link(reader, group)
+            for value in left.get(write.target, ()):
+                for reader in self.readers[value]:
+                    self.link(reader, group)
             self.readers.setdefault(write.target, {})[group] = None
 
     def order(self) -> list[Node]:

@@ -74,4 +74,4 @@ def markdown(tallies: list[Tally], notes: list[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.partition("\n")[0].replace("|", "\\|")  # behind it comes the line of the program, a path
