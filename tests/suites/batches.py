@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from tests.suites.gradients import backward_outside
-from tests.suites.verdicts import RAISES, RIGHT, Verdict, judge
+from tests.suites.verdicts import COMPILED, RIGHT, Verdict, judge
 
-SIZE = 8
+SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Call:
 def judge_all(
     calls: Sequence[Call], backend: str, *, values: bool = True, explain: bool = False, size: int = SIZE
 ) -> list[Verdict]:
-    """Judge samples in batches; those of a batch that is not right as a whole are judged one by one.
+    """Judge samples in batches; one that is not right as a whole is halved until what is not right stands alone.
 
     Args:
         calls: all with cotangents, or none.
@@ -42,14 +42,24 @@ def judge_all(
     """
     found: list[Verdict] = []
     for first in range(0, len(calls), size):
-        batch = calls[first : first + size]
-        whole = _judge(_joined(batch), backend, values, explain) if len(batch) > 1 else None
-        if whole is not None and whole.kind == RIGHT and whole.how != RAISES:
-            found += [Verdict(call.name, RIGHT, how=whole.how, externs=whole.externs) for call in batch]
-        else:
-            alone = [_judge(call, backend, values, explain) for call in batch]
-            found += [verdict for verdict in alone if verdict is not None]
+        found += _judge_together(calls[first : first + size], backend, values, explain)
     return found
+
+
+def _judge_together(calls: Sequence[Call], backend: str, values: bool, explain: bool) -> list[Verdict]:
+    """Samples in one program, or, where that is not right as a whole, each half of them in one."""
+    if len(calls) == 1:
+        alone = _judge(calls[0], backend, values, explain)
+        return [] if alone is None else [alone]
+    whole = _judge(_joined(calls), backend, values, explain)
+    if whole is not None and whole.kind == RIGHT and whole.how == COMPILED:
+        return [Verdict(call.name, RIGHT, externs=whole.externs) for call in calls]
+    middle = len(calls) // 2
+    return [
+        verdict
+        for half in (calls[:middle], calls[middle:])
+        for verdict in _judge_together(half, backend, values, explain)
+    ]
 
 
 def _judge(call: Call, backend: str, values: bool, explain: bool) -> Verdict | None:

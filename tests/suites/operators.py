@@ -16,7 +16,7 @@ import click
 import torch
 
 from graphc.frontend import tree
-from tests.suites.batches import Call, judge_all
+from tests.suites.batches import SIZE, Call, judge_all
 from tests.suites.gradients import cotangents, with_gradients
 from tests.suites.tables import fused
 from tests.suites.verdicts import Tally, first_samples, report, seed, timed
@@ -127,7 +127,7 @@ def sweep(
     """Judge the first samples of one operator in a form."""
     with timed(tally), torch.set_grad_enabled(form in ("backward", "outside")):
         found = calls(op, dtype, form, count)
-        size = 1 if form == "erroneous" else 8
+        size = 1 if form == "erroneous" else SIZE
         values = op.name not in UNINITIALISED
         tally.verdicts += judge_all(found, backend, values=values, explain=explain, size=size)
 
