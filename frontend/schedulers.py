@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Later:
     """Stands where a schedule puts a number once the program has run, in the place of the one before."""
 
+    __slots__ = ("before",)  # an object that consists of its attributes would be opened where it is a result
+
     def __init__(self, before: Any) -> None:
         self.before = before
 
