@@ -31,9 +31,9 @@ class Rule:
     Args:
         overload: `namespace.name.overload`, such as `aten.add.Tensor`.
         fn: `fn(imp, *args, **kwargs)` returning a Value, a tuple or list of Values, or None for a missing result.
-        layout: the strides eager gives the results: `pointwise` (TensorIterator over all tensor arguments), `like` (those
-            of an `empty_like` of the first one), `contiguous`, or `auto` (pointwise when the op that makes the result
-            is, else contiguous). `Importer.with_strides` overrides it for one result.
+        layout: the strides eager gives the results: `pointwise` (TensorIterator over all tensor arguments), `like` (as
+            `empty_like` of the first one has them), `contiguous`, or `auto` (pointwise when the op that makes the
+            result is, else contiguous). `Importer.with_strides` overrides it for one result.
         float8: it takes 8-bit floats.
     """
 
