@@ -126,3 +126,18 @@ def test_gradients_of_batch_norm_of_channels_last(train, mixed) -> None:
         assert mine.stride() == other.stride()
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
     assert not compiled.explain(*args).stats["extern"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("numerics", ["default", "eager"])
+def test_products_are_rounded_with_what_is_added(dtype, numerics) -> None:
+    """A product that is rounded first loses all digits to a term near its negative."""
+    a, b = torch.randn(2, 6, 33).to(dtype), torch.randn(2, 33, 5).to(dtype)
+    near = -(a.double() @ b.double())
+    for fn, args in (
+        (torch.addmm, (near[0].to(dtype), a[0], b[0])),
+        (torch.nn.functional.linear, (a, b[0].t(), near[0, 0].to(dtype))),
+        (torch.baddbmm, (near.to(dtype), a, b)),
+    ):
+        exact = fn(*(arg.double() for arg in args))
+        assert_contract(graphc.compile(fn, numerics=numerics)(*args), fn(*args), exact)
