@@ -141,3 +141,10 @@ def test_products_are_rounded_with_what_is_added(dtype, numerics) -> None:
     ):
         exact = fn(*(arg.double() for arg in args))
         assert_contract(graphc.compile(fn, numerics=numerics)(*args), fn(*args), exact)
+
+
+def test_a_call_in_place_that_raises_raises_again() -> None:
+    """By an operator without an import rule, on tensors without elements: nothing else shows that shapes do not fit."""
+    for shape, other in (((0, 1), (0, 5)), ((4, 1), (4, 5)), ((0, 1), (0, 5))):
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            graphc.compile(lambda a, b: a.igammac_(b))(torch.ones(shape), torch.ones(other))
