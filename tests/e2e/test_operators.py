@@ -148,3 +148,18 @@ def test_a_call_in_place_that_raises_raises_again() -> None:
     for shape, other in (((0, 1), (0, 5)), ((4, 1), (4, 5)), ((0, 1), (0, 5))):
         with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
             graphc.compile(lambda a, b: a.igammac_(b))(torch.ones(shape), torch.ones(other))
+
+
+def test_results_that_eager_conjugates_lazily() -> None:
+    """A call may return memory with a bit that says it is to be read conjugated, and that must not be lost."""
+    matrix = torch.randn(3, 3, dtype=torch.complex128)
+    factors, pivots = torch.linalg.lu_factor(matrix)
+    right, seed = torch.randn(4, 3, dtype=torch.complex128), torch.randn(4, 3, dtype=torch.complex128)
+
+    def step(factors, pivots, right, seed):
+        leaf = factors.detach().requires_grad_()
+        result = torch.linalg.lu_solve(leaf, pivots, right, left=False)
+        return result, *torch.autograd.grad(result, leaf, seed)
+
+    args = (factors, pivots, right, seed)
+    torch.testing.assert_close(graphc.compile(step)(*args), step(*args))
