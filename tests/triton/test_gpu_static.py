@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import DEFAULT_LIMITS, Limits, Tiling, choose_tiling
-from graphc.ir.types import bf16
+from graphc.ir.types import bf16, f32, f64
 from graphc.loopir.kernel import Kernel
 from graphc.passes.chips import CHIPS
 from graphc.program.triton_kernel import TritonKernel
 from graphc.report.kernel_traffic import kernel_traffic
 from graphc.report.static_kernels import Candidate, inspect
 from graphc.runtime.machine_code import read_amd, read_ptx
+from graphc.runtime.triton_cross import compile_for
 from graphc.settings import override
-from tests.triton.cases import chain, column_sum, layer_norm, softmax, transpose
+from tests.triton.cases import chain, column_sum, layer_norm, scalar_op, softmax, transpose
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
@@ -95,6 +97,25 @@ def test_strided_accesses_are_faults(tmp_path: Path) -> None:
     with override(cache_dir=tmp_path):
         assert faults_of(kernel, choose_tiling(kernel)) == []
         assert any("times the least possible" in fault for fault in faults_of(kernel, flat))
+
+
+def test_what_does_not_fit_the_registers_is_a_fault(tmp_path: Path) -> None:
+    rows = softmax(64, 65536)  # 128 numbers a thread, and what is made of them
+    with override(cache_dir=tmp_path):
+        assert any(fault.startswith("spills") for fault in faults_of(rows, _held_whole(rows)))
+        assert faults_of(rows, choose_tiling(rows)) == []
+
+
+def _held_whole(kernel: Kernel) -> Tiling:
+    tiling = choose_tiling(kernel)
+    row = replace(tiling.dims[-1], block=tiling.dims[-1].extent, parts=1)
+    return replace(tiling, dims=(*tiling.dims[:-1], row), looped=False, num_warps=16)
+
+
+def test_a_stack_is_no_spill() -> None:
+    for op, dtype in (("sin", f32), ("tan", f64)):  # reductions of large angles keep arrays
+        (compiled,) = compile_for(emit_kernel(scalar_op(op, 4096, dtype)), "cuda:90")
+        assert compiled.stack and not compiled.spills
 
 
 MATMUL = """\
