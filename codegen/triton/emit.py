@@ -137,10 +137,8 @@ class _Writer:
             self._tile_with_edge(body)
             return
         self._parallel_prologue(body)
-        if body.row is not None:
-            body.line(f"{body.row.name} = {body.lanes(body.row)}")
-            body.mask_variable(body.row)
-            body.axis_variables(body.row)
+        for dim in body.rows:
+            body.row_variables(dim)
         self._statements(body)
         self._finish(body, self.name)
 
@@ -264,7 +262,7 @@ class _Writer:
         body.depth += 1
         body.line(f"{row.name} = {first} + {body.lanes(row)}", _describe(row))
         body.mask_variable(row)
-        body.axis_variables(row)
+        body.axis_variables(row, f"({first})")
         for s in statements:
             if isinstance(s, Scan):
                 body.scan_tile(s, f"{s.id}_carry")
