@@ -10,9 +10,9 @@
 All of it but the product is index arithmetic, so the kernel reads the image where it lies. What reads the result joins
 the kernel as for any product. Gradients are products of the same kind: that of the weight sums over pixels, that of the
 image walks windows of the cotangent, which for a stride s lies among zeros, every s-th pixel. Zeros are not read, but
-multiplied: s times s as many operations as the library needs, which the choice of templates counts. Not done: transposed
-convolutions, groups (a group has few channels), and images whose channels do not lie side by side, since accesses would
-be narrow.
+multiplied: s times s as many operations as the library needs, which the choice of templates counts. Not done:
+transposed convolutions, groups (a group has few channels), and images whose channels do not lie side by side, since
+accesses would be narrow.
 
 Source: S. Chetlur et al., cuDNN: Efficient primitives for deep learning, arXiv:1410.0759, 2014.
 """
