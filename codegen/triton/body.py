@@ -104,7 +104,8 @@ class Body:
             text = place if below == 1 else f"{place} // {below}"
             if position:
                 text = f"{place} % {axis.extent}" if below == 1 else f"({text}) % {axis.extent}"
-            self.line(f"{axis.name} = {text}")
+            # where a step begins is no 64-bit number yet
+            self.line(f"{axis.name} = {self.index_type(f'({text})') if position < dim.fixed else text}")
 
     def lanes(self, dim: TileDim) -> str:
         """`tl.arange` of a dimension, placed among the tile's dimensions."""

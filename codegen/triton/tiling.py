@@ -289,7 +289,7 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
         block = max(1, limits.row // padded)
         while block > 1 and rows < block * limits.fill:
             block //= 2
-        inner = padded if padded <= whole else _step(kernel, length, limits)
+        inner = padded if padded <= whole else _step(kernel, limits)
     else:
         block = min(limits.strided, power_of_two(rows))
         inner = padded if block * padded <= whole // 4 else max(1, limits.loop // block)
@@ -345,7 +345,7 @@ def _two_rows(kernel: Kernel, row: TileDim) -> tuple[TileDim, ...]:
     return tuple(_flat(n, axes, b, c, is_row=True) for (n, c), axes, b in zip(names, parts, blocks, strict=True))
 
 
-def _step(kernel: Kernel, length: int, limits: Limits) -> int:
+def _step(kernel: Kernel, limits: Limits) -> int:
     """Elements per step of a loop over contiguous rows: such that outer axes stand still, where it is no half of it."""
     at = outer_axes(kernel)
     inner = prod(int_extent(axis) for axis in kernel.row_axes[at:])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.types import bf16
 from graphc.loopir.kernel import Kernel
@@ -47,7 +48,7 @@ def test_outer_axes_stand_still_in_loops(name: str, parts: int) -> None:
     kernel = ALONG_A_ROW[name]()
     limits = Limits(persistent=8, row=16, loop=16, strided=16, fill=4 * parts, split=parts)
     tiling = choose_tiling(kernel, limits)
-    assert tiling.looped and tiling.dims[-1].fixed >= 1
+    assert tiling.looped and tiling.dims[-1].fixed >= 1 and (tiling.split > 1) == (parts > 1)
     check(kernel, limits)
 
 
@@ -59,6 +60,13 @@ def test_rows_without_even_steps_are_one_dimension(make: Callable[[], Kernel]) -
     looped = Limits(persistent=8, row=16, loop=16, strided=16, fill=1, split=1)
     assert not choose_tiling(kernel, looped).dims[-1].fixed
     check(kernel, looped)
+
+
+def test_places_beyond_2_to_the_31_are_64_bit_numbers() -> None:
+    kernel = weight_gradient(64, 1 << 12, 1 << 14)
+    tiling = choose_tiling(kernel)
+    assert tiling.wide and tiling.dims[-1].fixed
+    assert "    i = ((row_start) // 16384).to(tl.int64)\n" in emit_kernel(kernel, tiling=tiling).text
 
 
 def test_long_rows_are_held_where_they_are_little_per_element() -> None:
