@@ -14,8 +14,8 @@
 
 Three forms. *Tile*: the whole iteration space of a program is one tile, statements follow each other as in the kernel
 (pointwise, persistent rows); where sizes are odd they stand there twice, without and with masks. A row of several axes
-is two dimensions of it where values go by one of them alone, see `graphc.codegen.triton.row_parts`. *Looped*: the row is
-walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
+is two dimensions of it where values go by one of them alone, see `graphc.codegen.triton.row_parts`. *Looped*: the row
+is walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
 *Split*: as looped, but each pass is a launch of its own in which several programs share a row; partial reductions go
 through scratch memory and are combined, in a fixed order, by the next launch.
 """
