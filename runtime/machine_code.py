@@ -30,6 +30,7 @@ _LLVM_ACCESS = re.compile(
 )
 _LLVM_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 _REGISTER = re.compile(r"%[\w.]+")
+_PTX_STACK = re.compile(r"\.local\s+(?:\.align \d+\s+)?\.b8\s+__local_depot\d+\[(\d+)\]")
 
 Widths = dict[int, tuple[int, ...]]
 
@@ -69,6 +70,11 @@ def read_ptx(ptx: str) -> MachineCode:
     ]
     matrix = len(_PTX_MATRIX.findall(ptx))
     return MachineCode(dict(counts["ld"]), dict(counts["st"]), matrix, _widths(roots, moves, accesses))
+
+
+def stack_of_ptx(ptx: str) -> int:
+    """Bytes of stack per thread that the code asks for, for arrays of its own; what the assembler adds are spills."""
+    return sum(-(-int(size) // 8) * 8 for size in _PTX_STACK.findall(ptx))  # by words of 8 bytes
 
 
 def read_amd(assembly: str, llvm: str) -> MachineCode:

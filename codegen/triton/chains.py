@@ -24,10 +24,11 @@ from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.indexing import index_text
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
 from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles
-from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
+from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.dims import Dim, symbol
 from graphc.ir.types import f32
