@@ -205,7 +205,7 @@ _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile]]] = {
     "cuda:90": {
         64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2)),
         128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2)),
-        256: (ChainTile(128, 64, 8, 2), ChainTile(64, 32, 8, 1)),
+        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 1)),
     },
     "hip:gfx942": {
         64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1)),
