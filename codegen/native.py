@@ -5,8 +5,8 @@
 
 Consecutive steps that C can do become one function, so a plan without Python-only steps is a single foreign call. The
 text is meant to be read: kernels first, each once, then one row per step in order with the user's source line. With
-more than a few kernels these stand in files of their own, which are compiled at the same time, and may be compiled
-before the rest of the program is known.
+more than a few kernels, and more than one CPU, these stand in files of their own, which are compiled at the same time,
+and may be compiled before the rest of the program is known.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import TypeAlias, Union
 
 from graphc.errors import CaptureError
+from graphc.frontend.aten.extern import kernels_hold
 from graphc.ir.graph import Graph, Input, Op, Output, Ref, Role, Value, Write
 from graphc.ops.extern import effect
 from graphc.ops.registry import Kind, get
@@ -73,7 +74,7 @@ class Cutter:
     def _stored(self, target: Input, value: Value) -> Value:
         """What is written to an input. What an earlier program hands over is copied: by a call, where no kernel can."""
         mine = self._value(value)
-        if not isinstance(mine, Input) or (mine.dtype.kind != "complex" and not mine.dtype.name.startswith("f8")):
+        if not isinstance(mine, Input) or kernels_hold(mine.dtype):
             return mine
         assert value.op is not None
         attrs = {"op": "aten.copy_.default", "args": (Ref(0), Ref(1)), "kwargs": {}, "mutates": (0,)}

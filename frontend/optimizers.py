@@ -118,9 +118,8 @@ class _Met:
 
     def _state(self) -> dict[Any, dict[Any, Any]]:
         """What its steps may have changed."""
-        return (
-            {} if not self.stepped else {p: home for p, home in self.optimizer.state.items() if isinstance(home, dict)}
-        )
+        state = self.optimizer.state if self.stepped else {}
+        return {p: home for p, home in state.items() if isinstance(home, dict)}
 
 
 class Optimizers:

@@ -24,11 +24,16 @@ def _moments(b: KernelBuilder, x: str, size: int, dtype: DType) -> Moments:
     return mean, d, b.compute("rsqrt", b.compute("add", variance, b.constant(1e-5, dtype.compute)))
 
 
+def _rows(n: int, groups: int, channels: int, pixels: int) -> tuple[KernelBuilder, int, Dim]:
+    """A builder, the length of a row, and the place of an element."""
+    row = channels * pixels
+    axes = (Axis("i", n), Axis("g", groups), Axis("c", channels, ROW), Axis("p", pixels, ROW))
+    return KernelBuilder(axes), row, N * (groups * row) + G * row + C * pixels + P
+
+
 def group_norm(n: int, groups: int, channels: int, pixels: int, dtype: DType = f32) -> Kernel:
     """Rows are (channel, pixel), parameters go by channel."""
-    b = KernelBuilder((Axis("i", n), Axis("g", groups), Axis("c", channels, ROW), Axis("p", pixels, ROW)))
-    row = channels * pixels
-    place: Dim = N * (groups * row) + G * row + C * pixels + P
+    b, row, place = _rows(n, groups, channels, pixels)
     x = load(b, "x", dtype, place)
     mean, d, r = _moments(b, x, row, dtype)
     w, c = (load(b, name, dtype, G * channels + C) for name in "wb")
@@ -42,9 +47,7 @@ def group_norm(n: int, groups: int, channels: int, pixels: int, dtype: DType = f
 
 def group_norm_gradient(n: int, groups: int, channels: int, pixels: int, dtype: DType = f32) -> Kernel:
     """The result, and the gradient of x for a gradient dy of it."""
-    b = KernelBuilder((Axis("i", n), Axis("g", groups), Axis("c", channels, ROW), Axis("p", pixels, ROW)))
-    row = channels * pixels
-    place: Dim = N * (groups * row) + G * row + C * pixels + P
+    b, row, place = _rows(n, groups, channels, pixels)
     x = load(b, "x", dtype, place)
     _, d, r = _moments(b, x, row, dtype)
     w = load(b, "w", dtype, G * channels + C)
