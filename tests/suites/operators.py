@@ -29,8 +29,12 @@ FORMS = ("forward", "in-place", "method", "strided", "backward", "outside", "err
 
 def operators(dtype: torch.dtype, form: str = "forward") -> list[Any]:
     """The operators that eager has for a dtype on CPU, in a form."""
-    from torch.testing._internal import common_methods_invocations
+    from torch.testing._internal import common_methods_invocations, common_utils
+    from torch.testing._internal.opinfo import core
 
+    # samples are made for no unittest, so their iterators need not look for one on the stack, which takes a while
+    common_utils.extract_test_fn = core.extract_test_fn = lambda: None
+    common_utils.set_rng_seed = seed
     # random ones come wrapped in a call that seeds the generator, which is no part of an operator
     common_methods_invocations.wrapper_set_seed = lambda op, *args, **kwargs: op(*args, **kwargs)
     found = [op for op in common_methods_invocations.op_db if dtype in op.supported_dtypes("cpu")]
