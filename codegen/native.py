@@ -357,7 +357,7 @@ class _NativeWriter:
         rows = "\n".join(f"    {line}" for line in lines)
         return (
             f"/* steps {segment.first} to {segment.stop - 1}; gives 0, or 1 + the step that failed */\n"
-            f"int {segment.entry}(void **p, AtenTensorHandle *h) {{\n"
+            f"STRAIGHT int {segment.entry}(void **p, AtenTensorHandle *h) {{\n"
             f"  static const int64_t steps[] = {{\n{rows}\n  }};\n"
             f"  return walk({segment.first}, steps, steps + sizeof steps / sizeof *steps, p, h);\n}}\n"
         )
@@ -442,7 +442,8 @@ def _kernel_file(kernels: list[EmittedKernel]) -> str:
 
 def _bind_function(symbols: Iterable[str]) -> str:
     body = "".join(f"  {symbol} = functions[{i}];\n" for i, symbol in enumerate(symbols))
-    return f"/* where the functions of libtorch are */\nvoid graphc_bind(void *const *functions) {{\n{body}}}\n"
+    head = "STRAIGHT void graphc_bind(void *const *functions)"
+    return f"/* where the functions of libtorch are */\n{head} {{\n{body}}}\n"
 
 
 def _segments(lines: list[str | None], apart: bool) -> list[Segment]:

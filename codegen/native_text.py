@@ -17,7 +17,7 @@ typedef struct AtenTensorOpaque *AtenTensorHandle;
 typedef struct AtenGeneratorOpaque *AtenGeneratorHandle;
 typedef int32_t AOTITorchError;
 
-/* For straight-line code: to optimise it takes gcc long and gains nothing. */
+/* For code that does little but call: to optimise it takes gcc long and gains nothing. */
 #if defined(__GNUC__) && !defined(__clang__)
 #define STRAIGHT __attribute__((optimize("O0")))
 #else
@@ -60,8 +60,8 @@ SHIM: dict[str, str] = {
 
 # c = op(a) op(b) + beta c in column-major order, as Fortran BLAS has it; REAL, GEMM are replaced per dtype
 GEMM_ONE = """\
-static void matmul_REAL(char ta, char tb, int m, int n, int k, const void *a, int lda, const void *b, int ldb,
-                        REAL beta, void *c, int ldc) {
+STRAIGHT static void matmul_REAL(char ta, char tb, int m, int n, int k, const void *a, int lda, const void *b, int ldb,
+                                 REAL beta, void *c, int ldc) {
   const REAL one = 1;
   GEMM(&ta, &tb, &m, &n, &k, &one, a, &lda, b, &ldb, &beta, c, &ldc);
 }
@@ -106,31 +106,32 @@ static int failed(const int64_t *cells, int count) {
 
 # Tensor handles. All helpers report failure as 1; libtorch keeps the message, and the runtime asks for it.
 TENSORS = """\
-static void drop(AtenTensorHandle t) {
+STRAIGHT static void drop(AtenTensorHandle t) {
   if (t) aoti_torch_delete_tensor_object(t);
 }
 
 /* Let go of the libtorch tensor in which buffer i lives. */
-static void release(AtenTensorHandle *h, int i) {
+STRAIGHT static void release(AtenTensorHandle *h, int i) {
   drop(h[i]);
   h[i] = NULL;
 }
 
 /* A tensor over memory that it does not own; NULL on failure. */
-static AtenTensorHandle borrow(void *data, int64_t rank, const int64_t *sizes, const int64_t *strides, int32_t dtype) {
+STRAIGHT static AtenTensorHandle borrow(void *data, int64_t rank, const int64_t *sizes, const int64_t *strides,
+                                        int32_t dtype) {
   AtenTensorHandle t = NULL;
   int bad = aoti_torch_create_tensor_from_blob_v2(data, rank, sizes, strides, 0, dtype, CPU, 0, &t, STRIDED, NULL, 0);
   return bad ? NULL : t;
 }
 
-static int same(const int64_t *a, const int64_t *b, int64_t n, const int64_t *skip_below_two) {
+STRAIGHT static int same(const int64_t *a, const int64_t *b, int64_t n, const int64_t *skip_below_two) {
   for (int64_t i = 0; i < n; i++)
     if (a[i] != b[i] && (!skip_below_two || skip_below_two[i] > 1)) return 0;
   return 1;
 }
 
 /* Does t share memory with any of the n borrowed tensors? Views of operands must not outlive the operand's buffer. */
-static int shares(AtenTensorHandle t, const AtenTensorHandle *args, int n) {
+STRAIGHT static int shares(AtenTensorHandle t, const AtenTensorHandle *args, int n) {
   void *at, *from;
   int64_t bytes;
   if (aoti_torch_get_data_ptr(t, &at)) return 0;
@@ -142,8 +143,8 @@ static int shares(AtenTensorHandle t, const AtenTensorHandle *args, int n) {
 }
 
 /* Take over tensor t as buffer i, in the layout that the plan promised, or copied into that layout. */
-static int keep(void **p, AtenTensorHandle *h, int i, AtenTensorHandle t, int64_t rank, const int64_t *sizes,
-                const int64_t *strides, int32_t dtype, const AtenTensorHandle *args, int n) {
+STRAIGHT static int keep(void **p, AtenTensorHandle *h, int i, AtenTensorHandle t, int64_t rank, const int64_t *sizes,
+                         const int64_t *strides, int32_t dtype, const AtenTensorHandle *args, int n) {
   int64_t found_rank, *found_sizes, *found_strides, empty = 0;
   int32_t found_dtype;
   if (aoti_torch_get_dim(t, &found_rank) || aoti_torch_get_sizes(t, &found_sizes) ||
@@ -164,8 +165,8 @@ static int keep(void **p, AtenTensorHandle *h, int i, AtenTensorHandle t, int64_
 }
 
 /* Copy tensor t into buffer memory `data`, which the plan owns. */
-static int copy_out(void *data, AtenTensorHandle t, int64_t rank, const int64_t *sizes, const int64_t *strides,
-                    int32_t dtype) {
+STRAIGHT static int copy_out(void *data, AtenTensorHandle t, int64_t rank, const int64_t *sizes, const int64_t *strides,
+                             int32_t dtype) {
   AtenTensorHandle target = borrow(data, rank, sizes, strides, dtype);
   int64_t found_rank, *found_sizes;
   int bad = !target || aoti_torch_get_dim(t, &found_rank) || aoti_torch_get_sizes(t, &found_sizes);
@@ -186,13 +187,13 @@ MATMUL_SHIM: dict[str, str] = {
 # out = a b (+ out) by libtorch, for dtypes and strides that BLAS does not take. `size` is batch..., m, n, k; strides
 # are batch..., row, column.
 MATMUL_ATEN = """\
-static AtenTensorHandle matrices(const void *base, int64_t count, int64_t rows, int64_t columns, int64_t step,
-                                 const int64_t *strides, int32_t dtype) {
+STRAIGHT static AtenTensorHandle matrices(const void *base, int64_t count, int64_t rows, int64_t columns, int64_t step,
+                                          const int64_t *strides, int32_t dtype) {
   return borrow((void *)base, 3, (int64_t[]){count, rows, columns}, (int64_t[]){step, strides[0], strides[1]}, dtype);
 }
 
-static int matmul_aten(int accumulate, int32_t dtype, int rank, const int64_t *size, const void *a, const int64_t *sa,
-                       const void *b, const int64_t *sb, void *out, const int64_t *sc) {
+STRAIGHT static int matmul_aten(int accumulate, int32_t dtype, int rank, const int64_t *size, const void *a,
+                                const int64_t *sa, const void *b, const int64_t *sb, void *out, const int64_t *sc) {
   const int64_t m = size[rank], n = size[rank + 1], k = size[rank + 2];
   if (rank > 1) { /* bmm takes one batch dim: step through the outermost */
     const size_t bytes = aoti_torch_dtype_element_size(dtype);
@@ -223,7 +224,7 @@ INPUT_SYMBOLS: dict[str, str] = {
 
 INPUTS = """\
 /* Fill in where tensors of a list are. */
-static int locate(ptrdiff_t offset, void *list, int count, const int *sources, const int *buffers, void **p) {
+STRAIGHT static int locate(ptrdiff_t offset, void *list, int count, const int *sources, const int *buffers, void **p) {
   for (int i = 0; i < count; i++) {
     char *object = PyList_GetItem(list, sources[i]);
     if (!object || aoti_torch_get_data_ptr((AtenTensorHandle)(object + offset), &p[buffers[i]])) return 1;
@@ -233,7 +234,7 @@ static int locate(ptrdiff_t offset, void *list, int count, const int *sources, c
 }
 
 /* Fill in where input and output tensors are; the caller holds the interpreter's lock. Gives 0, or 1 on failure. */
-int graphc_locate(ptrdiff_t offset, void *inputs, void *outputs, void **p) {
+STRAIGHT int graphc_locate(ptrdiff_t offset, void *inputs, void *outputs, void **p) {
   static const int sources[] = {SOURCES}, buffers[] = {BUFFERS}, places[] = {PLACES}, results[] = {RESULTS};
   return locate(offset, inputs, COUNT, sources, buffers, p) || locate(offset, outputs, MADE, places, results, p);
 }
@@ -246,7 +247,7 @@ CALL_SYMBOLS: dict[str, str] = {
 
 CALL = """\
 /* A whole call of a program that is one run: -1 when the tensors could not be located, else what the run gives. */
-int graphc_call(ptrdiff_t offset, void *inputs, void *outputs, void **p, AtenTensorHandle *h) {
+STRAIGHT int graphc_call(ptrdiff_t offset, void *inputs, void *outputs, void **p, AtenTensorHandle *h) {
   if (graphc_locate(offset, inputs, outputs, p)) return -1;
   void *thread = PyEval_SaveThread();
   const int status = ENTRY(p, h);

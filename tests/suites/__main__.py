@@ -29,9 +29,12 @@ from tests.suites.verdicts import WRONG, Tally, Verdict, report
 
 SECONDS = 1200
 """Longest run of one part."""
-PRELOADED = tuple(
-    f"torch.testing._internal.{database}" for database in ("common_methods_invocations", "common_modules")
+PRELOADED = (
+    *(f"torch.testing._internal.{database}" for database in ("common_methods_invocations", "common_modules")),
+    *(f"graphc.{part}" for part in ("api", "passes.plan", "passes.pipeline", "codegen.native", "codegen.c.emit")),
+    *(f"graphc.{part}" for part in ("frontend.capture", "frontend.aten.registry", "runtime.native_program")),
 )
+"""What takes each process a while to import."""
 EXPLAINED = "operators, forward, float32"
 
 
