@@ -51,7 +51,7 @@ def _judge_together(calls: Sequence[Call], backend: str, values: bool, explain: 
     if len(calls) == 1:
         alone = _judge(calls[0], backend, values, explain)
         return [] if alone is None else [alone]
-    whole = _judge(_joined(calls), backend, values, explain)
+    whole = _judge(_joined(calls), backend, values, explain, batch=True)
     if whole is not None and whole.kind == RIGHT and whole.how == COMPILED and not whole.by_nearby:
         return [Verdict(call.name, RIGHT, externs=whole.externs) for call in calls]
     middle = len(calls) // 2
@@ -62,11 +62,11 @@ def _judge_together(calls: Sequence[Call], backend: str, values: bool, explain: 
     ]
 
 
-def _judge(call: Call, backend: str, values: bool, explain: bool) -> Verdict | None:
+def _judge(call: Call, backend: str, values: bool, explain: bool, batch: bool = False) -> Verdict | None:
     if call.cotangents is None:
-        return judge(call.name, call.fn, call.args, backend, values=values, explain=explain)
+        return judge(call.name, call.fn, call.args, backend, values=values, explain=explain, batch=batch)
     around = backward_outside(call.cotangents)
-    return judge(call.name, call.fn, call.args, backend, values=values, around=around)
+    return judge(call.name, call.fn, call.args, backend, values=values, around=around, batch=batch)
 
 
 def _joined(calls: Sequence[Call]) -> Call:

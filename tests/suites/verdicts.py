@@ -29,6 +29,9 @@ RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 COLUMNS = ("suite", "total", "right", "op by op", "raises as eager", "refused with reason", "wrong", "seconds")
 COMPILED, BY_OP, RAISES = "compiled", "op by op", "raises"
 SECONDS = 60
+"""What a sample may take, of this process's own work."""
+TIMES = 4
+"""What a batch may take on top of that, in times of what eager takes for it."""
 NEARBY = (1 + 1 / 64, 1 - 1 / 64, 1 + 1 / 32, 1 - 1 / 32)
 """What floats among inputs are multiplied with, to see how far eager's rounding can take a result."""
 WIDE = {
@@ -126,6 +129,7 @@ def judge(
     values: bool = True,
     around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
     explain: bool = False,
+    batch: bool = False,
 ) -> Verdict | None:
     """Run a call in eager and compiled, on inputs of their own, and compare what comes back and what was written.
 
@@ -137,6 +141,7 @@ def judge(
         values: False where eager itself returns memory as it finds it.
         around: makes of a function, compiled or not, the function that is called, such as one that goes backward too.
         explain: say in the verdict which ATen calls are left in the program.
+        batch: it is several samples, which may take longer where eager does.
 
     Returns:
         The verdict; None where there is nothing to compare, as eager's result is no dense tensor.
@@ -152,7 +157,10 @@ def judge(
         warnings.simplefilter("always", FallbackWarning)
         seed()
         state = torch.get_rng_state()
+        start = time.process_time()
         expected, eager_error = _outcome(around(theirs[0]), theirs[1])
+        if batch:
+            signal.setitimer(signal.ITIMER_PROF, SECONDS + TIMES * (time.process_time() - start))
         draws = not torch.equal(torch.get_rng_state(), state)
         compiled: Any = graphc.compile(ours[0], backend=backend, numerics="eager" if draws else "default")
         try:
