@@ -286,8 +286,13 @@ class _NestWriter:
         edges = [low, *(cut for cut in cuts if low < cut <= high), high + 1]
         if len(edges) == 2:
             return [whole]
-        pieces = itertools.pairwise(edges)
-        return [self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets) for a, b in pieces]
+        found: list[_Segment] = []
+        for a, b in reversed(list(itertools.pairwise(edges))):
+            piece = self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets)
+            found.insert(0, piece)
+            # what a later piece scans goes through those before it, whether they use it or not
+            targets = [*targets, *(n for n in piece.needed if isinstance(piece.body[n], Scan) and n not in targets)]
+        return found
 
     def segment(
         self, low: int | None, high: int | None, ranges: Mapping[str, tuple[int, int | None]], targets: list[str]
