@@ -270,8 +270,11 @@ class _NestWriter:
         return Loop(loop.axis, f"{v}_run", f"{v}_stop", v), pragma
 
     def segments(self) -> list[_Segment]:
-        """The innermost loop cut where masks change, each piece with its own statements."""
-        targets = [value for _, value in self.nest.updates]
+        """The innermost loop cut where masks change, each piece with its own statements.
+
+        What goes on from element to element, and what is kept for another loop, no piece leaves out.
+        """
+        targets = [*(value for _, value in self.nest.updates), *self.nest.keep]
         whole = self.segment(None, None, self.writer.ranges, targets)
         loop = self.nest.loops[-1] if self.nest.loops else None
         if not self.nest.cut or loop is None or loop.axis is None:
@@ -290,7 +293,6 @@ class _NestWriter:
         for a, b in reversed(list(itertools.pairwise(edges))):
             piece = self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets)
             found.insert(0, piece)
-            # what a later piece scans goes through those before it, whether they use it or not
             targets = [*targets, *(n for n in piece.needed if isinstance(piece.body[n], Scan) and n not in targets)]
         return found
 

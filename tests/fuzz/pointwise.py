@@ -224,13 +224,18 @@ def bits(g: Draw) -> str:
 
 def where(g: Draw) -> str:
     x = g.any()
-    condition = g.mask(x)
+    condition = _places(g, x) if g[x].dim() and g.chance(3) else g.mask(x)
     y = g.operand(x)
     return g.one(
         f"torch.where({condition}, {x}, {y})",
         f"torch.where({condition}, {y}, {x})",
         f"{x}.masked_fill({condition}, {g.number(x)})",
     )
+
+
+def _places(g: Draw, x: str) -> str:
+    """A mask by places in the last dim."""
+    return f"(torch.arange({g.size(x, -1)}) {g.random.choice(COMPARISONS)} {g.one(0, 1, 2, 3)})"
 
 
 def cast(g: Draw) -> str:
