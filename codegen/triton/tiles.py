@@ -213,19 +213,19 @@ _CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"]
 _SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
 
 
-def candidate_chain_tiles(target: str, width: int, dtype: DType, products: int) -> list[ChainTile]:
+def candidate_chain_tiles(target: str, width: int, dtype: DType, inner: int, outer: int) -> list[ChainTile]:
     """The tiles of a product of products that may be the fastest, the best by the model first.
 
     Args:
         target: as for `candidate_tiles`.
         width: elements of the widest operand row: head dimensions.
         dtype: of the operands of the outer product.
-        products: how many are inside.
+        inner, outer: how many products are inside, and how many results there are.
     """
     best = _SCALAR_CHAIN_TILE
     if dtype.itemsize <= 2:
         table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
-        best = table[next(limit for limit in table if width <= limit)][products > 1]
+        best = table[next(limit for limit in table if width <= limit)][inner > 1]
     others = [replace(best, rows=best.rows // 2), replace(best, steps=best.steps // 2)]
     others += [replace(best, stages=stages) for stages in (best.stages - 1, best.stages + 1) if stages]
     return [best, *(tile for tile in others if min(tile.rows, tile.steps) >= 16)]

@@ -91,7 +91,7 @@ def _bounds(condition: str, shift: int) -> list[Bound]:
     holds = b.compute(condition, b.index_value(symbol("j") + shift), b.index_value(symbol("i")))
     value = b.compute("where", holds, b.load("x", f32, symbol("j")), b.constant(0.0, f32))
     kernel = b.finish("kernel", ())
-    return Conditions(kernel).bounds(value, (Axis("i", 100),), (Axis("j", 100, ROW),))
+    return Conditions(kernel).bounds([value], (Axis("i", 100),), (Axis("j", 100, ROW),))
 
 
 @pytest.mark.parametrize(
