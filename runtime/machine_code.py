@@ -15,6 +15,8 @@ from dataclasses import dataclass
 # st.global.v4.b32, ld.global.L1::evict_first.v4.b32; group 2: vector length, group 3: bits of an element
 _PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d+))?\.[bfsu](\d+)\b")
 _PTX_MATRIX = re.compile(r"^\s*(?:@!?%p\d+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", re.MULTILINE)
+_PTX_LOCAL = re.compile(r"^\s*\.local\b.*\.b8\s+\w+\[(\d+)\];", re.MULTILINE)
+_STACK_UNIT = 16
 _PTX_PARAMETER = re.compile(r"ld\.param\S*\s+(%\w+), \[\w+_param_(\d+)\]")
 _PTX_ADDRESS = re.compile(r"\[\s*(%\w+)")
 _AMD_ACCESS = re.compile(
@@ -69,6 +71,11 @@ def read_ptx(ptx: str) -> MachineCode:
     ]
     matrix = len(_PTX_MATRIX.findall(ptx))
     return MachineCode(dict(counts["ld"]), dict(counts["st"]), matrix, _widths(roots, moves, accesses))
+
+
+def local_bytes(ptx: str) -> int:
+    """Bytes of stack that a function in PTX asks for itself; what it uses beyond them are registers spilled."""
+    return sum(-(-int(size) // _STACK_UNIT) * _STACK_UNIT for size in _PTX_LOCAL.findall(ptx))
 
 
 def read_amd(assembly: str, llvm: str) -> MachineCode:

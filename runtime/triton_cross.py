@@ -15,7 +15,7 @@ from typing import Any
 
 from graphc.errors import BackendUnavailableError, CompilerError
 from graphc.program.triton_kernel import Launch, TritonKernel
-from graphc.runtime.machine_code import amd_field, read_amd, read_ptx
+from graphc.runtime.machine_code import amd_field, local_bytes, read_amd, read_ptx
 from graphc.runtime.triton_launcher import compile_launch
 from graphc.runtime.triton_module import import_triton, is_interpreting
 
@@ -33,7 +33,8 @@ class CompiledKernel:
         target: as in `TARGETS`.
         asm: text or bytes per stage: ttir, ttgir, llir, ptx and cubin, or amdgcn and hsaco.
         registers: per thread (vector registers on AMD).
-        spills: bytes of local memory per thread on NVIDIA, spilled vector registers on AMD; 0 is what one wants.
+        spills: bytes of stack per thread that the program did not ask for on NVIDIA, spilled vector registers on AMD;
+            0 is what one wants.
         stack: bytes of stack per thread, which precise sin, cos and the like use too.
         shared: bytes of shared memory per program.
         loads, stores: number of global accesses by width in bytes.
@@ -90,8 +91,9 @@ def compile_for(kernel: TritonKernel, target: str) -> tuple[CompiledKernel, ...]
 def _inspect(compiled: Any, launch: Launch, target: str) -> CompiledKernel:
     asm = dict(compiled.asm)
     if "cubin" in asm:
-        registers, stack, _, spills = _cuda_usage(asm["cubin"])
+        registers, stack, _, local = _cuda_usage(asm["cubin"])
         code = read_ptx(asm["ptx"])
+        spills = local + max(0, stack - local_bytes(asm["ptx"]))
     else:
         text = asm["amdgcn"]
         registers, spills = amd_field(text, "vgpr_count"), amd_field(text, "vgpr_spill_count")

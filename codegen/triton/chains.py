@@ -12,7 +12,7 @@
 
 Gradients are kernels of the same form without running numbers: they read the maxima and sums. One may have several
 outer products, as the gradients of keys and values are: they share the loop and the scores, and a block that both an
-inner and an outer product multiply with is loaded once.
+inner and an outer product multiply with is loaded once, where matrix units take it either way around.
 
 Conditions on the two positions that make a score count for nothing, as a causal mask or a window, become bounds of the
 loop. It is cut where blocks begin in which all of them hold, and whose positions all exist: there is nothing to mask.
@@ -31,7 +31,7 @@ from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles
+from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES, ChainTile, candidate_chain_tiles
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
@@ -43,8 +43,8 @@ RESERVED = frozenset(
     ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "peak", "total",
      "base", "scale", "new_peak", "weights")
 )  # fmt: skip
-_SHARED_ITEM = 2
-"""Bytes of the widest elements of which matrix units take a block either way around, so that it serves two products."""
+_TURNED_ITEM = 2
+"""Bytes of the widest elements of which matrix units take a block either way around."""
 
 
 def emit_chain(
@@ -95,6 +95,7 @@ class _Chain:
         columns = _extent(self.axes["n"])
         dtype = self.parts.by_id[self.parts.outers[0].left].dtype
         self.exact = dtype == f32
+        self.turns = MACHINES.get(target, MACHINES[DEFAULT_MACHINE]).turns
         widest = max(columns, *(dim.extent for dim in self.sums.values()))
         counts = len(self.parts.inner), len(self.parts.outers)
         self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts)
@@ -342,7 +343,7 @@ class _Blocks:
     def _key(self, name: str, dim: TileDim) -> object:
         """What is loaded, whatever its columns are called; None when it is more than loaded."""
         s, chain = self.parts.by_id[name], self.chain
-        if not isinstance(s, Load) or s.mask is not None or s.dtype.itemsize > _SHARED_ITEM:
+        if not chain.turns or not isinstance(s, Load) or s.mask is not None or s.dtype.itemsize > _TURNED_ITEM:
             return None
         if not all(_is_zero_outside(self.parts, s, along) for along in (dim, chain.j)):
             return None

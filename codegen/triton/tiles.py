@@ -40,12 +40,15 @@ class Machine:
         shared: bytes of shared memory that a program may take.
         tiles: for matrix units, best first.
         describes: it copies blocks of matrices by themselves, told by descriptors of these (TMA).
+        turns: matrix units read both operands from shared memory, either way around, so that one copy of a block serves
+            two products; elsewhere a block that is read both ways goes through registers, and is not copied ahead.
     """
 
     processors: int
     shared: int
     tiles: tuple[Tile, ...]
     describes: bool = False
+    turns: bool = False
 
 
 _SMALL = (
@@ -66,13 +69,13 @@ MACHINES: dict[str, Machine] = {
         132, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
-        describes=True,
+        describes=True, turns=True,
     ),
     "cuda:100": Machine(
         148, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.7),
          Tile(64, 128, 64, 4, 4, 0.6), *_SMALL),
-        describes=True,
+        describes=True, turns=True,
     ),
     "hip:gfx942": Machine(
         304, 64 << 10,
