@@ -35,7 +35,7 @@ from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES, ChainTile, ca
 from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
-from graphc.loopir.kernel import Axis, Contract, Define, Kernel, Load, Reduce, Store, operands
+from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Reduce, Store, operands
 from graphc.loopir.transform import assume
 from graphc.program.triton_kernel import Launch, TritonKernel
 
@@ -98,7 +98,8 @@ class _Chain:
         self.turns = MACHINES.get(target, MACHINES[DEFAULT_MACHINE]).turns
         widest = max(columns, *(dim.extent for dim in self.sums.values()))
         counts = len(self.parts.inner), len(self.parts.outers)
-        self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts)
+        draws = any(isinstance(s, Compute) and s.op == "philox" for s in kernel.defines)
+        self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts, draws=draws)
         self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")

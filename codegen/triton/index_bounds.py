@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from graphc.codegen.triton.tiling import int_extent
 from graphc.ir.dims import Dim, Expr, Sym, symbols
 from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load
 
@@ -52,6 +53,7 @@ class Conditions:
 
     def __init__(self, kernel: Kernel) -> None:
         self.by_id = {s.id: s for s in kernel.defines}
+        self.domains = kernel.domains
 
     def bounds(self, names: Sequence[str], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> list[Bound]:
         """Bounds of the position along `steps` outside of which values are zero, for a position along `rows`."""
@@ -60,7 +62,22 @@ class Conditions:
         row = rows[0].name if rows else ""
         conditions = frozenset.intersection(*(self._nonzero(name) for name in names))
         found = [self._bound(condition, row, steps[0].name) for condition in conditions]
-        return sorted((bound for bound in set(found) if bound is not None), key=str)
+        bounds = sorted((bound for bound in set(found) if bound is not None), key=str)
+        return bounds if self._meets_all(bounds, rows, steps[0]) else []
+
+    def _meets_all(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: Axis) -> bool:
+        """Whether each row of a softmax whose statistics are loaded keeps some score.
+
+        One that keeps none has weights NaN, and a sum over it must not pass it by.
+        """
+        shifts = [self.by_id[s.args[0]] for s in self.by_id.values() if isinstance(s, Compute) and s.op == "exp"]
+        bases = [s.args[1] for s in shifts if isinstance(s, Compute) and s.op == "sub"]
+        crossing = [name for name in bases if isinstance(self.by_id[name], Load) and steps.name in self.domains[name]]
+        if not crossing or not rows or not bounds:
+            return True
+        row, extents = rows[0], (int_extent(rows[0]), int_extent(steps))
+        # the edges are lines, so that the interval of rows that a position meets is shortest at one end
+        return 0 in extents or all(_meets(bounds, position, int_extent(row)) for position in (0, extents[1] - 1))
 
     def known_within(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> dict[str, bool]:
         """Comparisons of positions that come out the same wherever all bounds are kept."""
@@ -173,6 +190,20 @@ class Conditions:
         if s.op in ("add", "sub"):
             return parts[0] + parts[1] if s.op == "add" else parts[0] - parts[1]
         return parts[0] * -1 if s.op == "neg" else None
+
+
+def _meets(bounds: Sequence[Bound], position: int, rows: int) -> bool:
+    """Whether some row keeps a position."""
+    low, high = 0, rows - 1
+    for bound in bounds:
+        distance = position - bound.offset  # <= slope * row for an upper bound, >= for a lower one
+        if bound.slope == 0:
+            high = high if (distance <= 0) == bound.is_upper or distance == 0 else -1
+        elif bound.is_upper == (bound.slope > 0):
+            low = max(low, distance * bound.slope)
+        else:
+            high = min(high, distance * bound.slope)
+    return low <= high
 
 
 def _coefficients(expr: Expr) -> dict[str, int] | None:
