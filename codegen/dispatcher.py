@@ -78,6 +78,13 @@ def dispatcher_call(step: AtenStep, buffers: list[BufferSpec]) -> ShimCall:
     call.writer.declarations.append(f"uint64_t s[{size}] = {{0}};")
     call.steps.append(f'{symbol}("{namespace}::{name}", "{overload_name}", s, {_version()}ULL)')
     call.steps += [f"(r[{i}] = (AtenTensorHandle)s[{i}], 0)" for i in range(len(takers))]
+    for i, out in enumerate(takers):  # memory is handed on without the bit that says it is to be read conjugated
+        if out >= 0 and buffers[out].dtype.kind == "complex":
+            call.steps += [
+                f"(s[0] = (uint64_t)r[{i}], r[{i}] = 0, 0)",
+                f'{symbol}("aten::resolve_conj", "", s, {_version()}ULL)',
+                f"(r[{i}] = (AtenTensorHandle)s[0], 0)",
+            ]
     body = call_text(call.writer, "\n      || ".join(call.steps), takers, buffers)
     return ShimCall(call.symbols, body, tuple(call.writer.numbers))
 

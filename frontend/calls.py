@@ -12,7 +12,7 @@ from graphc.frontend import host, replay
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.extern import import_extern
 from graphc.frontend.aten.importer import promoted_layouts
-from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, Rule
+from graphc.frontend.aten.registry import CONTIGUOUS, LIKE, POINTWISE, Decline, Rule
 from graphc.frontend.functionalize import read
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import TracedTensor
@@ -104,6 +104,8 @@ def result_strides(recorder: Recorder, value: Value, rule_layout: str, operands:
     if given is not None:
         return given
     shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+    if rule_layout == LIKE and shape == operands.tensors[0][0].shape:
+        return layout.dense_strides(shape, operands.tensors[0][1])
     pointwise = rule_layout == POINTWISE
     if not pointwise and rule_layout != CONTIGUOUS and value.op is not None:
         pointwise = get(value.op.name).kind is Kind.POINTWISE

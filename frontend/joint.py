@@ -37,6 +37,8 @@ class Joint:
         results: outputs of the forward pass that are differentiable, by number, in the order of the cotangents.
         wanted: inputs whose gradients the last outputs are, by number, in the order of those outputs.
         overwritten: inputs that get new contents when the forward pass has run, by number.
+        anchor: an input that the results depend on, by number: where all gradients are None, eager's results still
+            require grad.
         question: for gradients by cotangents that lie otherwise than those of the graph; None when it cannot be asked.
     """
 
@@ -44,6 +46,7 @@ class Joint:
     results: list[int]
     wanted: list[int]
     overwritten: list[int]
+    anchor: int
     question: Question | None
 
 
@@ -56,13 +59,14 @@ class Recorded:
         cotangents: one input per differentiable result.
         leaves: the differentiable results.
         gradients: input, gradient and its strides.
-        question: as in `Joint`.
+        anchor, question: as in `Joint`.
     """
 
     start: int
     cotangents: list[Input]
     leaves: list[TracedTensor]
     gradients: list[tuple[Input, Value, tuple[int, ...]]]
+    anchor: Input
     question: Question
 
 
@@ -120,7 +124,8 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
         ]
         reached = [tensor for tensor, grad in zip(tensors, found, strict=True) if grad is not None]
         del found, stand_ins
-        return Recorded(mark, cotangents, results, gradients, Question(recorder, results, reached))
+        question = Question(recorder, results, reached)
+        return Recorded(mark, cotangents, results, gradients, wanted[0][1], question)
     return None
 
 
@@ -257,7 +262,7 @@ def close(
         graph.outputs.append(own_gradient(recorder.builder, value, strides, taken))
     changing = [positions[storage.source] for storage in overwritten if storage.source is not None]
     wanted = [positions[value] for value, _, _ in recorded.gradients]
-    return forward, Joint(graph, numbers, wanted, changing, recorded.question)
+    return forward, Joint(graph, numbers, wanted, changing, positions[recorded.anchor], recorded.question)
 
 
 def _forward_ops(graph: Graph, start: int) -> list[Op]:

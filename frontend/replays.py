@@ -9,7 +9,7 @@ Leaves that the function makes and returns become leaves again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,18 +63,35 @@ class ViewAgain:
         number: the output.
         base: the input, or the other output, that it is a view of.
         of_input: which of the two.
-        view: its geometry; the offset counts from the base's first element.
+        view: makes it of its base.
     """
 
     number: int
     base: int
     of_input: bool
-    view: StridedView
+    view: Callable[[torch.Tensor], torch.Tensor]
 
     def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Make the view."""
-        base, view = (inputs if self.of_input else outputs)[self.base], self.view
-        outputs[self.number] = base.as_strided(view.shape, view.strides, base.storage_offset() + view.offset)
+        outputs[self.number] = self.view((inputs if self.of_input else outputs)[self.base])
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A view that the user makes by its geometry.
+
+    Args:
+        view: the geometry; the offset counts from the base's first element.
+    """
+
+    view: StridedView
+
+    def __call__(self, base: Any) -> torch.Tensor:
+        """Make it, wherever in its memory the base begins."""
+        made: torch.Tensor = base.as_strided(
+            self.view.shape, self.view.strides, base.storage_offset() + self.view.offset
+        )
+        return made
 
 
 @dataclass(frozen=True)
@@ -152,13 +169,7 @@ class Replays:
         for leaf, base in self.views:
             number = numbers[id(leaf)]
             output = recorder.graph.outputs[number]
-            view = output.view
-            if view is None:  # of the whole
-                state = leaf.state
-                view = StridedView(state.shape, state.strides, 0)
-            elif id(base) not in numbers:  # counted from the base, which may be a part of the input
-                state = recorder.state_of(base)
-                view = replace(view, offset=view.offset - (state.offset - state.storage.root.offset))
+            view = _view_of(recorder, leaf, base, output.view, id(base) in numbers)
             argument = recorder.arguments.find(base)
             if id(base) in numbers:
                 replays.append(ViewAgain(number, numbers[id(base)], False, view))
@@ -169,6 +180,38 @@ class Replays:
             replays.append(LeafAgain(numbers[id(leaf)], -1 if gradient is None else numbers[id(gradient)]))
         replays += [DetachAgain(number) for number in _detached(recorder, leaves, found)]
         return replays + recorder.moves.replays(numbers)
+
+
+def _view_of(
+    recorder: Recorder, leaf: TracedTensor, base: torch.Tensor, view: StridedView | None, of_output: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Makes a view again, by the operators that have made it in the capture: gradients lie as theirs do.
+
+    Args:
+        leaf, base: the view, and what it is a view of.
+        view: its geometry in the storage of the base; None where it is all of that.
+        of_output: the base is a result of the program.
+    """
+    if not _is_by_geometry(leaf, base):
+        return _without_capture(leaf, base)
+    state = leaf.state
+    if view is None:
+        view = StridedView(state.shape, state.strides, 0)
+    elif not of_output:  # counted from the base, which may be a part of the input
+        state = recorder.state_of(base)
+        view = replace(view, offset=view.offset - (state.offset - state.storage.root.offset))
+    return Strided(view)
+
+
+def _without_capture(leaf: torch.Tensor, base: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What autograd knows of how a view was made, held by a tensor that has nothing to do with the capture."""
+    with (
+        torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(), torch.enable_grad(),
+        torch.autograd._force_original_view_tracking(True),
+    ):  # fmt: skip
+        plain = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta", requires_grad=True)
+        again: Callable[[torch.Tensor], torch.Tensor] = leaf._view_func_unsafe(plain)._view_func_unsafe
+    return again
 
 
 def _detached(recorder: Recorder, leaves: Sequence[Any], found: Sequence[OutputLeaf]) -> set[int]:
@@ -256,8 +299,8 @@ def _add_view_of_input(recorder: Recorder, found: Replays, leaf: TracedTensor) -
     if not known or not _is_plain_view(leaf, base):
         found.refusal = "a result that requires grad is a view of an input that autograd does not know as one"
         return
-    if overlap(tuple(base.shape), tuple(base.stride())):  # type: ignore[union-attr]
-        # the view is made again by `as_strided`, which shares a gradient among all elements at one place
+    if _is_by_geometry(leaf, base) and overlap(tuple(base.shape), tuple(base.stride())):  # type: ignore[union-attr]
+        # `as_strided` shares a gradient among all elements at one place
         found.refusal = "a result that requires grad is a view of an input whose elements lie at one place in memory"
         return
     found.views.append((leaf, base))  # type: ignore[arg-type]  # there is one
@@ -291,15 +334,28 @@ def _is_all(base: TracedTensor) -> bool:
     return dense and state.dtype == root.dtype and state.offset == root.offset
 
 
+def _is_by_geometry(leaf: torch.Tensor, base: Any) -> bool:
+    """A view whose gradient is found by places in memory."""
+    return any(type(node).__name__.startswith("AsStrided") for node in _steps(leaf, base) or ())
+
+
 def _is_plain_view(leaf: torch.Tensor, base: Any) -> bool:
     """Autograd goes from one to the other through operators alone: no function or hook of the user's lies between."""
+    steps = _steps(leaf, base)
+    return steps is not None and not leaf._backward_hooks
+
+
+def _steps(leaf: torch.Tensor, base: Any) -> list[Any] | None:
+    """The operators by which autograd comes from a view to its base; None where others lie between."""
     node: Any = leaf.grad_fn
     stop = base.grad_fn
+    found: list[Any] = []
     for _ in range(_CHAIN_LIMIT):
         if node is stop or node is None or type(node).__name__ == "AccumulateGrad":
-            return not leaf._backward_hooks
+            return found
+        found.append(node)
         following = [after for after, _ in node.next_functions if after is not None]
         if isinstance(node, BackwardCFunction) or len(following) != 1:
-            return False
+            return None
         (node,) = following
-    return False
+    return None

@@ -58,7 +58,7 @@ class Differentiable:
         compile_backward: Callable[[Sequence[Strides] | None], Execute],
     ) -> None:  # fmt: skip
         self.name = name
-        self._results, self._wanted = joint.results, joint.wanted
+        self._results, self._wanted, self._anchor = joint.results, joint.wanted, joint.anchor
         self._outputs = len(split.forward.outputs) - split.saved
         self._constant = [number for number in range(self._outputs) if number not in joint.results]
         self._reused = split.reused
@@ -87,7 +87,7 @@ class Differentiable:
             Its outputs without the saved values; those that can be differentiated are attached to autograd's graph.
         """
         outputs: list[Any] = []
-        wanted = [inputs[number] for number in self._wanted]
+        wanted = [inputs[number] for number in self._wanted or (self._anchor,)]
         if torch.is_grad_enabled():
             results = _Function.apply(self, inputs, outputs, *wanted)
         else:  # the function itself turned it on
@@ -111,6 +111,8 @@ class Differentiable:
 
     def run_backward(self, kept: list[Any], given: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
         """The gradients, one per wanted input: as in eager None where none of the given cotangents leads to it."""
+        if not self._wanted:
+            return [None]
         if not any(item is None for item in given):
             return self._run_backward(kept, given)  # type: ignore[arg-type]  # none is None
         there = frozenset(number for number, item in enumerate(given) if item is not None)

@@ -23,7 +23,7 @@ from graphc.passes.foreach import ExpandForeach
 from graphc.passes.group_rows import NameGroupsOfRows
 from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
-from graphc.passes.products import AccumulateProducts, MergeProducts
+from graphc.passes.products import AccumulateProducts, MergeProducts, RoundOnce
 from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
 from graphc.passes.row_chunks import ChunkRows, find_region
@@ -67,6 +67,10 @@ REGROUP: tuple[Pass, ...] = (
 ADD_UP: tuple[Pass, ...] = (
     AccumulateProducts(),  # after all that asks for plain products
     EliminateDeadCode(),  # the rest only where there were such sums: what added them up before
+)
+ROUND: tuple[Pass, ...] = (
+    RoundOnce(),  # after all that asks for plain products
+    EliminateDeadCode(),  # the rest only where there were such sums: the products that were rounded
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
@@ -132,7 +136,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP):
+    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP, ROUND):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Value
-from graphc.ir.types import f32, f64
+from graphc.ir.types import bf16, f16, f32, f64
 from graphc.passes.base import PassContext, PassResult, redirect_ends
 from graphc.passes.layout import int_shape
 
@@ -241,6 +241,67 @@ class _Accumulated(_Sums):
         self.replaced[root.result] = value
         self.uses[value] = self.uses[root.result]
         return True
+
+
+@dataclass(frozen=True)
+class RoundOnce:
+    """A product of 16-bit floats that something is added to takes that up while it sums in f32, as `addmm` does.
+
+    Before:
+        %0: bf16[30, 40] = matmul(%a, %b)
+        %1: bf16[30, 40] = add(%0, %bias)
+    After:
+        %2: bf16[30, 40] = expand(%bias) {shape=(30, 40)}
+        %1: bf16[30, 40] = gemm(%a, %b, %2) {accumulate=True}
+
+    A product that is rounded before a bias near its negative is added loses all digits. On a GPU, kernels with an
+    epilogue add before they round.
+    """
+
+    name: ClassVar[str] = "round-once"
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        if ctx.target != "cpu" or ctx.numerics == "eager":
+            return PassResult(False)
+        uses, ends, builder = graph.uses(), graph.live_out(), Builder(graph, ctx.infer)
+        replaced: dict[Value, Value] = {}
+        ops, graph.ops = graph.ops, []
+        for op in ops:
+            op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
+            product = _rounded_before(op)
+            if product is None or product in ends or len(uses[product]) > 1:
+                graph.ops.append(op)
+                continue
+            (term,) = (item for item in op.operands if item is not product)
+            builder.location = op.location
+            assert isinstance(term, Value) and product.op is not None
+            if term.shape != product.shape:
+                term = builder.op("expand", term, shape=product.shape)
+            total = builder.op("gemm", *product.op.operands, term, accumulate=True)
+            total.strides = op.result.strides
+            replaced[op.result] = total
+        redirect_ends(graph, replaced)
+        return PassResult(bool(replaced))
+
+
+def _rounded_before(op: Op) -> Value | None:
+    """The operand of an addition that is a product, rounded to 16 bits."""
+    if op.name != "add" or op.result.dtype not in (bf16, f16):
+        return None
+    for item, other in (op.operands, op.operands[::-1]):
+        if not isinstance(item, Value) or not isinstance(other, Value) or item is other or other.type.is_host:
+            continue
+        if item.type == op.result.type and other.dtype == item.dtype and _is_gemm(item.op):
+            return item
+    return None
+
+
+def _is_gemm(op: Op | None) -> bool:
+    """A product of matrices, or of as many as many."""
+    if op is None or op.name != "matmul":
+        return False
+    a, b = (int_shape(item) for item in op.operands)  # type: ignore[arg-type]
+    return len(a) == len(b) and len(a) in (2, 3) and a[:-2] == b[:-2]
 
 
 class _Shared:

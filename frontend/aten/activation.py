@@ -6,7 +6,7 @@ import torch
 
 from graphc.frontend.aten import layout, promotion
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.registry import POINTWISE, Decline, Erroneous, rule
+from graphc.frontend.aten.registry import LIKE, POINTWISE, Decline, Erroneous, rule
 from graphc.ir.graph import Operand, Value
 from graphc.ir.types import contiguous_strides
 
@@ -98,14 +98,14 @@ def prelu_kernel(imp: Importer, self: Value, weight: Value) -> Value:
     return imp.b.op("prelu", self, weight)
 
 
-@rule("aten.hardtanh.default", layout=POINTWISE)
+@rule("aten.hardtanh.default", layout=LIKE)
 def hardtanh(imp: Importer, self: Value, min_val: Operand = -1, max_val: Operand = 1) -> Value:
     if self.dtype.kind in ("bool", "complex", "uint"):
         raise Decline("eager raises or wraps")
     return imp.b.op("hardtanh", self, min_val=number(min_val), max_val=number(max_val))
 
 
-@rule("aten.relu6.default", layout=POINTWISE)
+@rule("aten.relu6.default", layout=LIKE)
 def relu6(imp: Importer, self: Value) -> Value:
     return hardtanh(imp, self, 0, 6)
 

@@ -94,9 +94,12 @@ def _scaled(imp: Importer, value: Value, factor: Operand) -> Value:
     return imp.b.op("mul", value, number)
 
 
-def _rounds_between(value: Value, beta: Operand, alpha: Operand) -> bool:
-    """Whether a scaled sum made of several ops would round more often than eager, by as much as the numbers scale."""
-    plain = is_number(beta, 1) and is_number(alpha, 1)
+def _rounds_between(imp: Importer, value: Value, beta: Operand, alpha: Operand) -> bool:
+    """Whether a scaled sum made of several ops would round more often than eager, by as much as the numbers scale.
+
+    A plain sum is made one op again later; see `graphc.passes.products.RoundOnce`.
+    """
+    plain = is_number(beta, 1) and is_number(alpha, 1) and not imp.rounds_as_eager
     return value.dtype in (bf16, f16) and not plain and not isinstance(beta, Value) and not isinstance(alpha, Value)
 
 
@@ -105,7 +108,7 @@ def addmm(imp: Importer, self: Value, mat1: Value, mat2: Value, beta: Operand = 
     _checked(mat1, mat2, ranks=(2, 2))
     _checked(self, mat1)
     scales: dict[str, Attr] = {"beta": beta, "alpha": alpha}
-    if _rounds_between(self, beta, alpha) and _shape(mat1)[1] == _shape(mat2)[0]:
+    if _rounds_between(imp, self, beta, alpha) and _shape(mat1)[1] == _shape(mat2)[0]:
         shape = (_shape(mat1)[0], _shape(mat2)[1])
         _check_broadcast(self, shape)
         return stated_call(imp, "aten.addmm.default", (self, mat1, mat2), [mat1.type.with_shape(shape)], scales)[0]
@@ -121,6 +124,8 @@ def addmv(imp: Importer, self: Value, mat: Value, vec: Value, beta: Operand = 1,
 @rule("aten.baddbmm.default", layout=CONTIGUOUS)
 def baddbmm(imp: Importer, self: Value, batch1: Value, batch2: Value, beta: Operand = 1, alpha: Operand = 1) -> Value:
     _checked(self, batch1)
+    if imp.rounds_as_eager and self.dtype in (bf16, f16):
+        raise Decline("the library rounds sum and product at once")
     return _scaled_sum(imp, self, bmm(imp, batch1, batch2), beta, alpha)
 
 

@@ -335,7 +335,11 @@ def _filled(imp: Importer, value: Value, number: int) -> Any:
 
 def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Make a call with Values replaced by FakeTensors of the same metadata."""
-    from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DynamicOutputShapeException,
+        FakeTensorMode,
+        disable_fake_tensor_cache,
+    )
 
     def make(value: Value) -> Any:
         if value.type.is_host:
@@ -348,7 +352,8 @@ def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[st
     level = log.level
     try:
         log.setLevel(logging.CRITICAL)  # it prints a traceback of every call that it refuses
-        with FakeTensorMode():
+        # what its cache knows of an in-place call that must raise is another result than the call's own
+        with FakeTensorMode() as mode, disable_fake_tensor_cache(mode):
             return _call_on(func, args, kwargs, make)
     except DynamicOutputShapeException:
         raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands") from None

@@ -33,6 +33,7 @@ class Importer:
     Attributes:
         b: the builder of the graph being captured; `imp.b.op("add", x, y)` appends an op and infers its type.
         keys: what random draws are made from.
+        rounds_as_eager: every op rounds where eager rounds, and nowhere else.
     """
 
     def __init__(self, builder: Builder, numerics: str = "default") -> None:
@@ -41,7 +42,8 @@ class Importer:
         self._given_strides: dict[Value, tuple[int, ...]] = {}
         self.writes: list[tuple[Value, Value]] = []
         self.tape = RandomTape()
-        self.keys = Keys(builder, self.tape, numerics != "eager")
+        self.rounds_as_eager = numerics == "eager"
+        self.keys = Keys(builder, self.tape, not self.rounds_as_eager)
         self.decisions: Decisions | None = None  # asked for results whose shape depends on data
         self.known: Known | None = None  # values that no input decides
 

@@ -9,6 +9,7 @@ from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import fitting, supported, wrap_dim
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
+from graphc.frontend.aten.views import view_strides
 from graphc.ir.graph import Attr, Operand, Value
 from graphc.ir.types import bool_, i32, i64
 from graphc.ops.rules import broadcast
@@ -165,8 +166,9 @@ def _index_strides(
     for tensor in tensors:
         lead = len(common) - tensor.type.rank
         sizes, strides = (1,) * lead + _shape(tensor), (0,) * lead + imp.strides(tensor)
-        spread = tuple(0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
-        operands.append((result, (0,) * len(before) + spread + (0,) * len(after)))
+        spread = tuple(0 if size != wide else step for size, step, wide in zip(sizes, strides, common, strict=True))
+        shape = (1,) * len(before) + common + (1,) * len(after)
+        operands.append((shape, view_strides(common, spread, shape) or layout.contiguous(shape)))
     return layout.tensor_iterator_strides(result, operands)
 
 

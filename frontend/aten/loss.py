@@ -9,7 +9,7 @@ import torch
 
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.importer import Importer
-from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
+from graphc.frontend.aten.registry import CONTIGUOUS, LIKE, POINTWISE, Decline, rule
 from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Attr, Operand, Value
 from graphc.ir.types import i64, u8
@@ -43,7 +43,7 @@ def smooth_l1_loss(imp: Importer, self: Value, target: Value, reduction: int = M
     return _elementwise(imp, "smooth_l1_loss", self, target, reduction, beta=beta)
 
 
-@rule("aten.huber_loss.default", layout=POINTWISE)
+@rule("aten.huber_loss.default", layout=LIKE)
 def huber_loss(imp: Importer, self: Value, target: Value, reduction: int = MEAN, delta: Operand = 1.0) -> Value:
     if number(delta) <= 0 or self.dtype != target.dtype or self.shape != target.shape:
         raise Decline("eager raises, or rounds to the dtype of the input")

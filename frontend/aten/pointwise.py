@@ -22,7 +22,7 @@ from graphc.frontend.aten.operands import (
     supported,
 )  # fmt: skip
 from graphc.frontend.aten.promotion import common_dtype, to_torch
-from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, RuleFn, rule
+from graphc.frontend.aten.registry import CONTIGUOUS, LIKE, POINTWISE, Decline, RuleFn, rule
 from graphc.ir.graph import Operand, Value
 from graphc.ir.types import DType, bool_
 
@@ -392,7 +392,7 @@ def clamp(imp: Importer, self: Value, min: Operand | None = None, max: Operand |
     return result
 
 
-@rule("aten.nan_to_num.default", layout=POINTWISE)
+@rule("aten.nan_to_num.default", layout=LIKE)
 def nan_to_num(
     imp: Importer, self: Value, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
 ) -> Value:

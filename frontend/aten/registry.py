@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 RuleFn: TypeAlias = Callable[..., Any]
 Fn = TypeVar("Fn", bound=RuleFn)
 
-POINTWISE, CONTIGUOUS, AUTO = "pointwise", "contiguous", "auto"
+POINTWISE, LIKE, CONTIGUOUS, AUTO = "pointwise", "like", "contiguous", "auto"
 
 
 class Decline(Exception):
@@ -31,9 +31,9 @@ class Rule:
     Args:
         overload: `namespace.name.overload`, such as `aten.add.Tensor`.
         fn: `fn(imp, *args, **kwargs)` returning a Value, a tuple or list of Values, or None for a missing result.
-        layout: the strides eager gives the results: `pointwise` (TensorIterator over all tensor arguments),
-            `contiguous`, or `auto` (pointwise when the op that makes the result is, else contiguous).
-            `Importer.with_strides` overrides it for one result.
+        layout: the strides eager gives the results: `pointwise` (TensorIterator over all tensor arguments), `like` (as
+            `empty_like` of the first one has them), `contiguous`, or `auto` (pointwise when the op that makes the
+            result is, else contiguous). `Importer.with_strides` overrides it for one result.
         float8: it takes 8-bit floats.
     """
 

@@ -63,28 +63,34 @@ register(
 def _infer_gemm(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
     rules.check_attrs("gemm", attrs, ("accumulate",))
     (found,) = _infer_matmul(operands[:2], {})
-    if found.rank != 2 or not all(isinstance(operand, Value) for operand in operands):
-        rules.fail("gemm", f"multiplies two matrices, not {found}")
+    shapes = [operand.shape for operand in operands if isinstance(operand, Value)]
+    plain = len(shapes) == len(operands) and found.rank in (2, 3)
+    if not plain or any(len(shape) != found.rank or shape[:-2] != found.shape[:-2] for shape in shapes[:2]):
+        rules.fail("gemm", f"multiplies two matrices, or as many by as many, not {found}")
     if attrs["accumulate"] and (len(operands) < 3 or operands[2].type != found):  # type: ignore[union-attr]
         rules.fail("gemm", f"operand 2 must be what {found} is added to")
     return (found,)
 
 
 def _gemm(a: torch.Tensor, b: torch.Tensor, *rest: torch.Tensor, accumulate: bool) -> torch.Tensor:
-    return torch.addmm(rest[0], a, b) if accumulate else torch.mm(a, b)
+    if not accumulate:
+        return torch.matmul(a, b)
+    return (torch.addmm if a.dim() == 2 else torch.baddbmm)(rest[0], a, b)
 
 
 def _gemm_call(op: Op) -> AtenCall:
+    rank = op.result.type.rank
     if op.attrs["accumulate"]:
-        return "aten.addmm.default", (Ref(2), Ref(0), Ref(1)), {}
-    return "aten.mm.default", (Ref(0), Ref(1)), {}
+        return ("aten.addmm.default" if rank == 2 else "aten.baddbmm.default"), (Ref(2), Ref(0), Ref(1)), {}
+    return ("aten.mm.default" if rank == 2 else "aten.bmm.default"), (Ref(0), Ref(1)), {}
 
 
 register(
     OpDef(
         "gemm", Kind.CONTRACTION,
-        "(m, k) x (k, n) -> (m, n), added to operand 2 in its own memory if accumulate. The operands that follow are "
-        "not read: they are there to be computed before, which keeps the pieces of a large product apart in time.",
+        "(m, k) x (k, n) -> (m, n), or as many such products, added to operand 2 in its own memory if accumulate. The "
+        "operands that follow are not read: they are there to be computed before, which keeps the pieces of a large "
+        "product apart in time.",
         _infer_gemm, _gemm, call=_gemm_call, flops=flops,
     )
 )  # fmt: skip

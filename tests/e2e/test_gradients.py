@@ -232,3 +232,13 @@ def test_views_of_a_result_that_lies_in_all_of_its_memory(backend: str) -> None:
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert compiled.stats().eager_calls == 0
+
+
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+def test_results_without_a_gradient_require_grad(backend) -> None:
+    """The norm of order 0 counts elements: eager gives no gradient, and its result requires grad nonetheless."""
+    x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0]], requires_grad=True)
+    result = graphc.compile(lambda t: torch.linalg.vector_norm(t, 0, dim=1), backend=backend)(x)
+    assert result.requires_grad and result.tolist() == [2.0, 1.0]
+    result.sum().backward()
+    assert x.grad is None

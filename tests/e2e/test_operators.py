@@ -126,3 +126,40 @@ def test_gradients_of_batch_norm_of_channels_last(train, mixed) -> None:
         assert mine.stride() == other.stride()
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
     assert not compiled.explain(*args).stats["extern"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("numerics", ["default", "eager"])
+def test_products_are_rounded_with_what_is_added(dtype, numerics) -> None:
+    """A product that is rounded first loses all digits to a term near its negative."""
+    a, b = torch.randn(2, 6, 33).to(dtype), torch.randn(2, 33, 5).to(dtype)
+    near = -(a.double() @ b.double())
+    for fn, args in (
+        (torch.addmm, (near[0].to(dtype), a[0], b[0])),
+        (torch.nn.functional.linear, (a, b[0].t(), near[0, 0].to(dtype))),
+        (torch.baddbmm, (near.to(dtype), a, b)),
+    ):
+        exact = fn(*(arg.double() for arg in args))
+        assert_contract(graphc.compile(fn, numerics=numerics)(*args), fn(*args), exact)
+
+
+def test_a_call_in_place_that_raises_raises_again() -> None:
+    """By an operator without an import rule, on tensors without elements: nothing else shows that shapes do not fit."""
+    for shape, other in (((0, 1), (0, 5)), ((4, 1), (4, 5)), ((0, 1), (0, 5))):
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            graphc.compile(lambda a, b: a.igammac_(b))(torch.ones(shape), torch.ones(other))
+
+
+def test_results_that_eager_conjugates_lazily() -> None:
+    """A call may return memory with a bit that says it is to be read conjugated, and that must not be lost."""
+    matrix = torch.randn(3, 3, dtype=torch.complex128)
+    factors, pivots = torch.linalg.lu_factor(matrix)
+    right, seed = torch.randn(4, 3, dtype=torch.complex128), torch.randn(4, 3, dtype=torch.complex128)
+
+    def step(factors, pivots, right, seed):
+        leaf = factors.detach().requires_grad_()
+        result = torch.linalg.lu_solve(leaf, pivots, right, left=False)
+        return result, *torch.autograd.grad(result, leaf, seed)
+
+    args = (factors, pivots, right, seed)
+    torch.testing.assert_close(graphc.compile(step)(*args), step(*args))

@@ -105,6 +105,11 @@ def test_verdicts() -> None:
     for mine in (torch.ones(3, 1).t(), torch.ones(3).double(), 1.0, [x], x + 1e-3):
         with pytest.raises(AssertionError):
             compare(mine, x, lambda: x.double())
+    off, zero = torch.tensor([3e-5]), torch.zeros(1)
+    assert compare(off, zero, zero.double, lambda: [[torch.tensor([1e-9]).double()], [torch.tensor([-2e-5]).double()]])
+    for nearby in ([], [[None]], [[torch.tensor([1e-6]).double()]]):
+        with pytest.raises(AssertionError):
+            compare(off, zero, zero.double, lambda nearby=nearby: nearby)
     tally = Tally("suite", [Verdict("a", RIGHT), Verdict("b[0]", REFUSED, "why"), Verdict("c", WRONG, "off")])
     assert report([tally]) == 1
     assert report([Tally("suite", tally.verdicts[:2])]) == 0
