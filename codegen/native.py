@@ -5,13 +5,14 @@
 
 Consecutive steps that C can do become one function, so a plan without Python-only steps is a single foreign call. The
 text is meant to be read: kernels first, each once, then one row per step in order with the user's source line. With
-more than a few kernels these stand in files of their own, which are compiled at the same time, and may be compiled
-before the rest of the program is known.
+more than a few kernels, and more than one CPU, these stand in files of their own, which are compiled at the same time,
+and may be compiled before the rest of the program is known.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -91,9 +92,10 @@ class EmittedKernel(Protocol):
 def kernel_files(kernels: Sequence[EmittedKernel]) -> dict[str, str]:
     """The kernels of a program as files of their own, by name; none when there are few, which stand with the steps.
 
-    The files depend on nothing but the kernels, whatever their order: they can be built while a plan is being made.
+    The files depend on nothing but the kernels, whatever their order: they can be built while a plan is being made, if
+    there is a CPU to do that at the same time.
     """
-    if len(kernels) <= _KERNELS_IN_ONE_FILE:
+    if len(kernels) <= _KERNELS_IN_ONE_FILE or len(os.sched_getaffinity(0)) == 1:
         return {}
     # by weight, heaviest first to the lightest file
     count = min(_MOST_FILES, max(2, len(kernels) // _KERNELS_PER_FILE))

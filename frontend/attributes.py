@@ -96,8 +96,11 @@ class Attributes:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
         self._held = {id(vars(item)): (path, access, item) for path, access, item in _held(modules.modules())}
         for path, access, item in self._held.values() if dynamic else ():
-            inner = ((name, Access(access.root, f"{access.suffix}.__dict__[{name!r}]")) for name in vars(item))
-            found = (Number(f"{path}.{name}", access, vars(item)[name]) for name, access in inner)
+            inner = {name: value for name, value in vars(item).items() if type(value) in (int, float)}
+            found = (
+                Number(f"{path}.{name}", Access(access.root, f"{access.suffix}.__dict__[{name!r}]"), value)
+                for name, value in inner.items()
+            )
             self.numbers.update({n.key: n for n in found if n.key in dynamic and n.key not in self.numbers})
         self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
         tables = [*modules.tables(), *((path, access, access.resolve()) for path, access in reads.tables)]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from graphc.errors import CaptureError, GraphcError, UninitializedError, UnsupportedError
+from graphc.errors import CaptureError, EagerOnlyError, GraphcError, UninitializedError, UnsupportedError
 from graphc.frontend import attributes, finish, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
@@ -42,6 +42,7 @@ from graphc.frontend.modules import ModuleFacts, all_hooks
 from graphc.frontend.objects import Closed, Restart
 from graphc.frontend.optimizers import StateEffect
 from graphc.frontend.paths import Decider
+from graphc.frontend.python_random import PythonRandom
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
 from graphc.frontend.replays import Replays, find_replays
@@ -217,7 +218,9 @@ class _Session:
             recorder.decider = recorder.imp.decisions = Decider(recorder, self.steps, self.oracle)
         facts = Facts(self.node, self.leaves, self.names, reads, modules, dynamic)
         self.attributes = Attributes(reads, modules, self.numbers - constants, self._wide)
-        undo = _Undo(modules, self.leaves, self.attributes)
+        held = (item for module in modules.modules() for item in vars(module).values())
+        generators = PythonRandom([*self.leaves, *held, *(item for _, _, item in reads.identities)])
+        undo = _Undo(modules, self.leaves, self.attributes, generators)
         self._closed = Closed(self.leaves)
         try:
             return self._record(recorder, facts, modules, undo, dynamic)
@@ -240,10 +243,12 @@ class _Session:
                 raise Stop  # which the function has caught
             modules.update()
             undo.check_flags(self.name)
+            undo.check_random()
             recorder.imp.tape.check_end()
             ends = self._finish(recorder, returned)
             recorder.settle()
         except Stop:
+            undo.check_random()
             self._closed.check()
             self.attributes.growing.check()
             ends = Ends(gradients=recorder.gradient_facts())
@@ -339,7 +344,7 @@ class _Session:
             ends.node,
             ends.leaves,
             self.node,
-            self._numbers(),
+            {i: leaf for i, leaf in enumerate(self.leaves) if type(leaf) is int or isinstance(leaf, float)},
             ends.effects,
             ends.effect_leaves,
             ends.argument_effect,
@@ -348,6 +353,7 @@ class _Session:
             recorder.warnings,
             segment=segment,
             dynamic=dynamic,
+            counters=frozenset(i for i, name in enumerate(self.names) if "." in name),
             modules=len(recorder.sources.modules),
             numbers=[*self.attributes.numbers.values(), *recorder.optimizers.numbers()],
             number_inputs=frozenset(self.attributes.inputs) | {n.key for n in recorder.optimizers.changing} | found,
@@ -431,11 +437,6 @@ class _Session:
         recorder.prints.release()
         self._copies = None
 
-    def _numbers(self) -> dict[int, int | float]:
-        """Argument leaves that may become inputs when they change: floats, and counters in objects."""
-        pairs = enumerate(zip(self.names, self.leaves, strict=True))
-        return {i: n for i, (name, n) in pairs if type(n) is float or (type(n) is int and "." in name)}
-
     # the run
 
     def _call(self, recorder: Recorder, given: tuple[tuple[Any, ...], dict[str, Any]]) -> _Returned:
@@ -452,6 +453,7 @@ class _Session:
                 leaves = [users(leaf) for leaf in leaves]
                 _check_results(leaves, node)
                 bound, changed = self.attributes.changed(), self._copies.changed()
+                bound += recorder.optimizers.changed()
                 kept = [leaf for _, _, value in bound for leaf in attributes.flatten(value)[0]]
                 kept += [leaf for change in changed for leaf in change.leaves]
                 replays = find_replays(recorder, [*leaves, *kept])
@@ -496,9 +498,11 @@ def _effects(
 class _Undo:
     """What the function may have changed outside of graphs, and how to put it back."""
 
-    def __init__(self, modules: ModuleFacts, leaves: list[Any], attributes: Attributes) -> None:
+    def __init__(
+        self, modules: ModuleFacts, leaves: list[Any], attributes: Attributes, python_random: PythonRandom
+    ) -> None:
         self._modules, self._attributes, self._flags = modules, attributes, GlobalState()
-        self._random = torch.get_rng_state()
+        self._random, self._python_random = torch.get_rng_state(), python_random
         params: list[torch.Tensor] = [
             p for module in modules.modules() for p in module._parameters.values() if p is not None and not is_lazy(p)
         ]
@@ -521,6 +525,16 @@ class _Undo:
                 "or do it outside of the compiled function"
             )
 
+    def check_random(self) -> None:
+        """Raises:
+        EagerOnlyError: the function has drawn numbers that would be constants of the program.
+        """
+        if generator := self._python_random.changed():
+            raise EagerOnlyError(
+                f"the function draws from {generator}, which a compiled program would not do again; draw outside and "
+                "pass the numbers, or draw with torch"
+            )
+
     def settled(self) -> None:
         """After a good run: names, random state and version counters (nothing has been written yet)."""
         self._attributes.restore()
@@ -531,6 +545,7 @@ class _Undo:
         """After a failed run: attributes of modules and gradients too."""
         self._flags.restore()
         self._modules.restore()
+        self._python_random.restore()
         for tensor, grad, requires_grad in self._tensors:
             if tensor.grad is not grad:
                 tensor.grad = grad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,7 +69,8 @@ class Captured:
         out_node: structure of the returned value.
         out_leaves: its leaves.
         arg_node: structure of (args, kwargs).
-        floats: argument leaves that were Python floats, and ints in objects, with their values.
+        scalars: argument leaves that were Python floats or ints, with their values.
+        counters: those of them that are ints in objects.
         effects: what to change after each run: gradients, state of optimizers.
         effect_leaves: the outputs they take.
         argument_effect: what to change in containers and objects of the arguments after each run.
@@ -95,7 +96,7 @@ class Captured:
     out_node: tree.Node
     out_leaves: list[OutputLeaf]
     arg_node: tree.Node
-    floats: dict[int, int | float] = field(default_factory=dict)
+    scalars: dict[int, int | float] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     effect_leaves: list[OutputLeaf] = field(default_factory=list)
     argument_effect: ArgumentEffect | None = None
@@ -105,6 +106,7 @@ class Captured:
     seconds: float = 0.0
     segment: Segment | None = None
     dynamic: frozenset[int] = frozenset()
+    counters: frozenset[int] = frozenset()
     modules: int = 0
     numbers: list[Number] = field(default_factory=list)
     number_inputs: frozenset[Hashable] = frozenset()
@@ -150,12 +152,23 @@ class Captured:
         """The first fact that changed, such as `argument x: shape (3, 4), compiled for (2, 4)`; empty when none did."""
         return self.guards.explain(args, kwargs)
 
-    def changed_floats(self, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int]:
-        """Argument leaves whose Python number is another one than when captured."""
+    def changed_scalars(self, args: Sequence[Any], kwargs: dict[str, Any], others: Iterable[Captured]) -> set[int]:
+        """Argument leaves whose Python number is another one than when captured, and is to be an input from now on.
+
+        An int, which is a size or a choice more often than a number to compute with, has to have had another value in
+        one of `others` as well.
+        """
         leaves, node = flatten_call(tuple(args), kwargs)
         if node != self.arg_node:
             return set()
-        return {i for i, then in self.floats.items() if type(leaves[i]) is type(then) and leaves[i] != then}
+        changed = {i for i, then in self.scalars.items() if type(leaves[i]) is type(then) and leaves[i] != then}
+        known = [other.scalars for other in others if other.arg_node == node]
+
+        def counts(index: int) -> bool:
+            values = {leaves[index], self.scalars[index], *(scalars.get(index, leaves[index]) for scalars in known)}
+            return index in self.counters or isinstance(leaves[index], float) or len(values) > 2
+
+        return set(filter(counts, changed))
 
     def changed_numbers(self) -> set[Hashable]:
         """Keys of the places that hold another number or tensor than captured, and of all inputs found at places."""

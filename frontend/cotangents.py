@@ -169,6 +169,8 @@ def relaid(graph: Graph, cotangents: Sequence[Strides], gradients: Sequence[Stri
     for number, (output, strides) in enumerate(zip(made.outputs, gradients, strict=True)):
         value = copies.get(output.value, output.value)
         builder.location = value.op.location if value.op is not None else builder.location
+        if output.view is not None:  # one place that stands for all along a dim
+            value = builder.op("expand", value, shape=output.view.shape)
         made.outputs[number] = own_gradient(builder, value, strides, taken)
     return made
 

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import TypeAlias, Union
 
 from graphc.errors import CaptureError
-from graphc.ir.graph import Graph, Input, Op, Output, Role, Value, Write
+from graphc.frontend.aten.extern import kernels_hold
+from graphc.ir.graph import Graph, Input, Op, Output, Ref, Role, Value, Write
 from graphc.ops.extern import effect
 from graphc.ops.registry import Kind, get
 
@@ -66,9 +67,20 @@ class Cutter:
         for write in self._whole.writes:
             target = self._value(write.target)
             assert isinstance(target, Input)
-            self.twin.writes.append(Write(target, self._value(write.value)))
+            self.twin.writes.append(Write(target, self._stored(target, write.value)))
         for output in self._whole.outputs:
             self.twin.outputs.append(Output(self._value(output.value), output.view))
+
+    def _stored(self, target: Input, value: Value) -> Value:
+        """What is written to an input. What an earlier program hands over is copied: by a call, where no kernel can."""
+        mine = self._value(value)
+        if not isinstance(mine, Input) or kernels_hold(mine.dtype):
+            return mine
+        assert value.op is not None
+        attrs = {"op": "aten.copy_.default", "args": (Ref(0), Ref(1)), "kwargs": {}, "mutates": (0,)}
+        copy = Op("extern", [target, mine], attrs, [target.type], value.op.location, [self._fresh("")])
+        self.twin.ops.append(copy)
+        return copy.result
 
     def _value(self, value: Value) -> Value:
         """The program's own value for one of the whole run."""

@@ -171,7 +171,7 @@ def _index(recorder: Recorder, item: Any, device: str) -> Value:
 
 def _is_number(item: Any) -> bool:
     node = host.node_of(item)
-    return node is not None and node.kind is int and node.hint is None
+    return node is not None and node.kind is int
 
 
 SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {

@@ -280,7 +280,7 @@ _PLAIN_LIMIT = 64
 
 def is_plain(value: Any, depth: int = 3) -> bool:
     """A value that guards compare: numbers, strings, torch constants, enum members, small containers of these."""
-    if isinstance(value, PLAIN) or _is_array(value):
+    if issubclass(type(value), PLAIN) or _is_array(value):  # traced numbers say that they are of Python's classes
         return True
     if type(value) in (list, tuple, set, frozenset, torch.Size) and depth:
         return len(value) <= _PLAIN_LIMIT and all(is_plain(item, depth - 1) for item in value)

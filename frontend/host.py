@@ -8,6 +8,7 @@ function, whose value of this call is then taken as a constant and guarded.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeAlias, Union
 
@@ -293,6 +294,14 @@ class _HostNumber:
     def __pos__(self) -> Any:
         return self
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """A function of numpy's: arithmetic with plain numbers is recorded, all else takes the value."""
+        operation = _UFUNCS.get(ufunc.__name__)
+        if operation is not None and method == "__call__" and not options and None not in map(_operand, inputs):
+            return operation(*inputs)
+        given = (item.node.scope.specialize(item.node) if isinstance(item, _HostNumber) else item for item in inputs)
+        return getattr(ufunc, method)(*given, **options)
+
     def is_integer(self) -> Any:
         return self == wrap(self.node.unary("trunc")) if self.node.kind is float else True
 
@@ -301,7 +310,18 @@ def _operand(other: object) -> HostNode | Number | None:
     node = getattr(other, "node", None)
     if isinstance(node, HostNode):
         return node
-    return other if isinstance(other, (bool, int, float)) else None
+    return next((kind(other) for kind in (bool, int, float) if isinstance(other, kind)), None)
+
+
+def _recorded(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with numbers of numpy's as Python's own, whose methods let a traced number take over."""
+    return lambda *items: operation(*(item if isinstance(item, _HostNumber) else _operand(item) for item in items))
+
+
+_UFUNCS = {
+    "add": _recorded(operator.add), "subtract": _recorded(operator.sub), "multiply": _recorded(operator.mul),
+    "divide": _recorded(operator.truediv), "negative": _recorded(operator.neg), "absolute": _recorded(abs),
+}  # fmt: skip
 
 
 def _binary(name: str, swap: bool) -> Callable[[_HostNumber, object], Any]:
@@ -337,9 +357,18 @@ _ARITHMETIC: dict[str, Any] = {
     "__sym_sqrt__": lambda self: wrap(self.node.convert(float).unary("sqrt")),
     "__hash__": _HostNumber.__hash__,
 }
-HostInt = type("HostInt", (_HostNumber, torch.SymInt), dict(_ARITHMETIC))
-HostFloat = type("HostFloat", (_HostNumber, torch.SymFloat), dict(_ARITHMETIC))
-HostBool = type("HostBool", (_HostNumber, torch.SymBool), dict(_ARITHMETIC))
+
+
+def _number_class(kind: type, base: type) -> Any:
+    """The class of traced numbers of one kind; `isinstance` takes them for numbers of Python, as in eager, too."""
+    return type(
+        f"Host{kind.__name__.title()}", (_HostNumber, base), {**_ARITHMETIC, "__class__": property(lambda _: kind)}
+    )
+
+
+HostInt = _number_class(int, torch.SymInt)
+HostFloat = _number_class(float, torch.SymFloat)
+HostBool = _number_class(bool, torch.SymBool)
 _CLASSES: dict[type, Any] = {int: HostInt, float: HostFloat, bool: HostBool}
 _OPERATORS: dict[str, str] = {
     "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "float_truediv": "div", "int_truediv": "div",

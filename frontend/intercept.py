@@ -24,6 +24,7 @@ from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.move_calls import assign_data
+from graphc.frontend.optimizers import groups_of
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.traced import TracedTensor, unwrapped
 from graphc.frontend.watched import look_into
@@ -406,14 +407,31 @@ def _zero_grad(original: Callable[..., Any], parameters: Callable[[Any], Any]) -
         if recorder is not None and set_to_none:
             with torch._C.DisableTorchFunction():
                 recorder.gradients.reset(parameters(self))
-        return original(self, set_to_none)
+        with recorder.optimizers.unwatched() if recorder is not None else contextlib.nullcontext():
+            return original(self, set_to_none)
 
     return zero_grad
 
 
 def _optimized(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    for group in optimizer.param_groups:
+    for group in groups_of(optimizer):
         yield from group["params"]
+
+
+class _Groups:
+    """`optimizer.param_groups`, told of to the recorder when Python looks at it; kept where it is kept without this."""
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        found = vars(optimizer).get("param_groups", self) if optimizer is not None else self
+        if found is self:
+            raise AttributeError("param_groups")
+        recorder = _current()
+        if recorder is not None:
+            recorder.optimizers.look_into(optimizer)
+        return found
+
+    def __set__(self, optimizer: Any, groups: Any) -> None:
+        vars(optimizer)["param_groups"] = groups
 
 
 @contextlib.contextmanager
@@ -435,10 +453,12 @@ def _watching_optimizers(recorder: Recorder) -> Iterator[None]:
             recorder.optimizers.leave(optimizer)
 
     before[-1], after[-1] = enter, leave
+    torch.optim.Optimizer.param_groups = _Groups()  # type: ignore[assignment]
     try:
         yield
     finally:
         del before[-1], after[-1]
+        delattr(torch.optim.Optimizer, "param_groups")
         torch.optim.Optimizer.zero_grad = of_optimizer  # type: ignore[method-assign]
         torch.nn.Module.zero_grad = of_module  # type: ignore[method-assign]
 
@@ -454,7 +474,8 @@ def _schedule(original: Callable[..., Any], reads: bool) -> Callable[..., Any]:
         if not reads:
             return recorder.schedules.step(self, original, args, kwargs)
         recorder.schedules.check_read()
-        return original(self)
+        rates = recorder.optimizers.last_rates(self)
+        return original(self) if rates is None else rates
 
     return method
 

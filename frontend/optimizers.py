@@ -1,15 +1,18 @@
 """Optimizers during a capture: their state, made for real where it is made lazily, and their changing numbers.
 
-An optimizer is met when its `step` runs. State that its first step would create is created then, for real, once, by the
-optimizer's own `_init_group`; from then on it is state that the program updates in place. State that only the first
-step's gradients can give (momentum buffers) becomes an output, stored after the run. Learning rates, and momentum that
-a schedule cycles, are inputs of the program. Everything else in the parameter groups is guarded.
+An optimizer is met when its `step` runs, or when Python looks into its parameter groups. State that its first step
+would create is created when it steps, for real, once, by the optimizer's own `_init_group`; from then on it is state
+that the program updates in place. State that only the first step's gradients can give (momentum buffers) becomes an
+output, stored after the run. Learning rates, and momentum that a schedule cycles, are inputs of the program from where
+the optimizer is met to the end. Everything else in the parameter groups is guarded. What the function sets there is set
+after each run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +21,9 @@ import torch
 from graphc.errors import EagerOnlyError
 from graphc.frontend.attributes import Number
 from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
-from graphc.frontend.inputs import Access
+from graphc.frontend.inputs import GONE, Access
+from graphc.frontend.objects import is_traced
+from graphc.frontend.schedulers import Later
 from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Input, Role, Value
 
@@ -92,22 +97,29 @@ class CreatedState:
 
 
 class _Met:
-    """One optimizer as its first `step` in this capture found it."""
+    """One optimizer as this capture found it.
+
+    Attributes:
+        stepped: it has begun to step.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, number: int) -> None:
         self.optimizer, self.number, self.path = optimizer, number, f"optimizer{number or ''}"
-        self.groups = [dict(group) for group in optimizer.param_groups]
-        self.params = [list(group["params"]) for group in optimizer.param_groups]
+        self.stepped = False
+        self.groups = [dict(group) for group in groups_of(optimizer)]
+        self.params = [list(group["params"]) for group in groups_of(optimizer)]
         self.found = CreatedState(optimizer, {p: _keys(home) for p, home in optimizer.state.items()})
         self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
-        self.numbers: dict[tuple[int, str], Any] = {}
+        self.placed: dict[tuple[int, str], Any] = {}  # what stands in a group in the place of what was there
 
     def remember(self) -> None:
         """Take the state as it is now, after what is lazy has been created, as what the step starts from."""
         self.before = {p: (home, {k: snapshot(v) for k, v in home.items()}) for p, home in self._state().items()}
 
     def _state(self) -> dict[Any, dict[Any, Any]]:
-        return {p: home for p, home in self.optimizer.state.items() if isinstance(home, dict)}
+        """What its steps may have changed."""
+        state = self.optimizer.state if self.stepped else {}
+        return {p: home for p, home in state.items() if isinstance(home, dict)}
 
 
 class Optimizers:
@@ -121,11 +133,51 @@ class Optimizers:
     def __init__(self, recorder: Recorder, constants: frozenset[Any]) -> None:
         self._recorder, self._constants = recorder, constants
         self._met: dict[int, _Met] = {}
-        self._running: list[tuple[_Met, bool]] = []
+        self._running: list[bool] = []
+        self._watching = True
+        self._schedules: list[Any] = []  # those whose last rates are those of their optimizers
         self.changing: list[Number] = []  # those that are inputs
         self._inputs: dict[OptimizerNumber, Any] = {}  # numbers that are inputs of the program
         self._accesses: dict[OptimizerNumber, Access] = {}  # where those are found that are no learning rates
         self._assumed: list[_Assumed] = []
+
+    def meet(self, optimizer: torch.optim.Optimizer) -> _Met:
+        """Python looks into its parameter groups, where inputs of the program are from now on."""
+        met = self._met.get(id(optimizer))
+        if met is None:
+            met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
+            for index, group in enumerate(groups_of(optimizer)):
+                for key, value in list(group.items()):
+                    given = self._with_inputs(met, index, key, value)
+                    if given is not value:
+                        met.placed[index, key] = group[key] = given
+        return met
+
+    def look_into(self, optimizer: torch.optim.Optimizer) -> None:
+        """As `meet`, unless `unwatched`."""
+        if self._watching and id(optimizer) not in self._met:
+            with torch._C.DisableTorchFunction():
+                self.meet(optimizer)
+
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """For the block: looking into parameter groups is for their parameters alone."""
+        watching, self._watching = self._watching, False
+        try:
+            yield
+        finally:
+            self._watching = watching
+
+    def last_rates(self, scheduler: Any) -> list[Any] | None:
+        """What a schedule has set last, where that is what the groups hold: inputs of the program."""
+        last, optimizer = getattr(scheduler, "_last_lr", None), getattr(scheduler, "optimizer", None)
+        if not isinstance(optimizer, torch.optim.Optimizer) or type(last) is not list:
+            return None
+        met = self.meet(optimizer)
+        if not is_plain(last) or not same(last, [group.get("lr") for group in met.groups]):
+            return None
+        self._schedules.append(scheduler)
+        return [met.placed.get((index, "lr"), rate) for index, rate in enumerate(last)]
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
@@ -133,20 +185,17 @@ class Optimizers:
             where = self._recorder.locator.here()
             raise EagerOnlyError("LBFGS searches along a line, by Python numbers that depend on data", where)
         met = self._met.get(id(optimizer))
-        if met is None:
-            met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
+        if met is not None and len(met.groups) != len(groups_of(optimizer)):  # it was being made when it was met
+            del self._met[id(optimizer)]
+        met = self.meet(optimizer)
+        if not met.stepped:
+            met.stepped = True
             _create_state(optimizer)
             met.remember()
             with torch._C.DisableTorchFunction():
                 self._name_state(met)
-        self._running.append((met, torch.compiler._is_compiling_flag))
+        self._running.append(torch.compiler._is_compiling_flag)
         torch.compiler._is_compiling_flag = False
-        for index, group in enumerate(optimizer.param_groups):
-            for key, value in list(group.items()):
-                given = self._with_inputs(met, index, key, value)
-                if given is not value:
-                    met.numbers[index, key] = value
-                    group[key] = given
 
     def _with_inputs(self, met: _Met, index: int, key: str, value: Any) -> Any:
         """An entry of a parameter group, with inputs of the program in the place of numbers that change."""
@@ -197,14 +246,32 @@ class Optimizers:
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """`optimizer.step` has ended."""
-        met, flag = self._running.pop()
-        torch.compiler._is_compiling_flag = flag
-        self._put_numbers_back(met)
+        torch.compiler._is_compiling_flag = self._running.pop()
+
+    def changed(self) -> list[tuple[dict[str, Any], str, Any]]:
+        """(group, name, new value) of what the function has set in parameter groups.
+
+        Raises:
+            EagerOnlyError: it is nothing that can be set again after each run.
+        """
+        found = []
+        for met in self._met.values():
+            for (index, group), then in zip(enumerate(groups_of(met.optimizer)), met.groups, strict=False):
+                for key, new in group.items():
+                    new = new.before if isinstance(new, Later) else new
+                    known = met.placed.get((index, key), then.get(key, GONE))
+                    if new is known or key == "params" or (is_plain(new) and same(new, known)):
+                        continue
+                    if not is_plain(new) and not is_traced(new):
+                        raise EagerOnlyError(f"it sets {key} of {type(met.optimizer).__name__} to {type(new).__name__}")
+                    found.append((group, key, new))
+        return found
 
     @staticmethod
-    def _put_numbers_back(met: _Met) -> None:
-        for (index, key), number in met.numbers.items():
-            met.optimizer.param_groups[index][key] = number
+    def _put_back(met: _Met) -> None:
+        """Parameter groups as they were."""
+        for group, then in zip(groups_of(met.optimizer), met.groups, strict=False):
+            _restore(group, then)
 
     def _name_state(self, met: _Met) -> None:
         sources = self._recorder.sources
@@ -243,7 +310,7 @@ class Optimizers:
         """After a good run: state as it was before the step, lazily created state kept."""
         self._running.clear()  # of steps that did not come to their end; the capture has put the flag back
         for met in self._met.values():
-            self._put_numbers_back(met)
+            self._put_back(met)
             for param, home in list(met._state().items()):
                 if param in met.before:
                     _restore(home, met.before[param][1])
@@ -261,7 +328,7 @@ class Optimizers:
         return [
             met.found
             for met in self._met.values()
-            if any(met.found.known.get(p) != _keys(home) for p, home in met.optimizer.state.items())
+            if met.stepped and any(met.found.known.get(p) != _keys(home) for p, home in met.optimizer.state.items())
         ]
 
     def guards(self, g: GuardBuilder) -> None:
@@ -270,21 +337,27 @@ class Optimizers:
             entry, question = f"{g.hold(assumed.access.root)}{assumed.access.suffix}", f"{assumed.comparison} "
             question += repr(assumed.other)
             g.check(f"({entry} {question}) is {assumed.answer}", f"whether {assumed.access.suffix} {question}")
+        for scheduler in self._schedules:
+            groups = g.hold(groups_of(scheduler.optimizer))
+            rates = f"[group['lr'] for group in {groups}]"
+            g.check(f"{g.hold(scheduler)}._last_lr == {rates}", "whether a schedule's last rates are in use")
         for met in self._met.values():
             optimizer, path = g.hold(met.optimizer), met.path
             g.check(f"len({optimizer}.param_groups) == {len(met.groups)}", f"number of parameter groups of {path}")
             for index, (group, params) in enumerate(zip(met.groups, met.params, strict=True)):
-                home = met.optimizer.param_groups[index]
+                home = groups_of(met.optimizer)[index]
                 g.is_object(f"{optimizer}.param_groups[{index}]", home, f"parameter group {index} of {path}")
                 g.check(
                     f"list(map(id, {g.hold(home)}['params'])) == {g.hold([id(p) for p in params])}",
                     f"parameters in group {index} of {path}",
                 )
                 for key, value in group.items():
-                    if is_plain(value) and (index, key) not in met.numbers:
+                    if is_plain(value) and (index, key) not in met.placed:
                         g.equals(f"{g.hold(home)}[{key!r}]", value, f"{key} of {path}")
                     elif type(value) is tuple:
                         g.equals(f"{g.hold(home)}[{key!r}][1:]", value[1:], f"{key} of {path}")
+            if not met.stepped:
+                continue
             homes = list(met.optimizer.state.values())
             g.check(
                 f"list(map(id, {optimizer}.state.values())) == {g.hold([id(home) for home in homes])}",
@@ -296,13 +369,19 @@ class Optimizers:
             g.check(f"list(map(len, {known})) == {sizes}", f"state of {path}")
 
 
+def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Its parameter groups, where looking at them is not to be noticed."""
+    found: list[dict[str, Any]] | None = vars(optimizer).get("param_groups")
+    return optimizer.param_groups if found is None else found
+
+
 def _keys(home: object) -> frozenset[Any]:
     return frozenset(home) if isinstance(home, dict) else frozenset()
 
 
 def _numbers(met: _Met, index: int, key: str, value: Any) -> list[Number]:
     """An entry of a parameter group where it is a float, or the first of Adam's betas where a schedule cycles it."""
-    group, suffix = met.optimizer.param_groups[index], f"[{key!r}]"
+    group, suffix = groups_of(met.optimizer)[index], f"[{key!r}]"
     if type(value) is tuple and key == "betas" and "max_momentum" in group:
         value, suffix = value[0], f"{suffix}[0]"
     if type(value) is not float:

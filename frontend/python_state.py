@@ -104,7 +104,7 @@ class PythonState:
         Raises:
             UnclearError: it cannot be looked into.
         """
-        if isinstance(item, PLAIN):
+        if issubclass(type(item), PLAIN):
             self.tokens.append((type(item).__name__, repr(item)))
             return
         if id(item) in self._numbers:

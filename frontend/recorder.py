@@ -185,7 +185,9 @@ class Recorder:
 
     def scalar_input(self, number: bool | int | float, path: str, leaf: int) -> Any:
         """A Python number that is an input of the program."""
-        kind = type(number)
+        kind = next(
+            kind for kind in (bool, int, float) if isinstance(number, kind)
+        )  # numpy has floats of its own class
         dtype = {bool: types.bool_, int: types.i64, float: types.f64}[kind]
         value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
         self.bindings.append(Binding(BindingKind.SCALAR, leaf=leaf))

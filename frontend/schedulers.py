@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 class Later:
-    """Stands where a schedule puts a number once the program has run."""
+    """Stands where a schedule puts a number once the program has run, in the place of the one before."""
+
+    __slots__ = ("before",)  # an object that consists of its attributes would be opened where it is a result
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
 
     def __float__(self) -> float:
         raise UnsupportedError(_TOO_EARLY)
@@ -78,7 +83,7 @@ class Schedules:
                 self._ahead.add(id(optimizer))
                 for group in optimizer.param_groups:
                     self._hidden.append((group, group["lr"]))
-                    group["lr"] = Later()
+                    group["lr"] = Later(group["lr"])
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """Raises:

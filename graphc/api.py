@@ -195,7 +195,7 @@ class CompiledFunction(PathCalls):
         if not entries:
             return True
         newest = entries[0].captured
-        general = newest.changed_floats(args, kwargs) - self._dynamic_scalars
+        general = self._changed_scalars(args, kwargs) - self._dynamic_scalars
         return bool(general or newest.changed_numbers() - self._dynamic_numbers) or self._earnings.suffice(
             kind_of(args, kwargs)
         )
@@ -265,11 +265,16 @@ class CompiledFunction(PathCalls):
             reclaimer = Reclaimer(captured.effects, captured.effect_leaves)
         return _Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
 
+    def _changed_scalars(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
+        """Argument leaves whose Python numbers have changed enough to be inputs of the next program."""
+        newest, *others = (entry.captured for entry in self._entries)
+        return newest.changed_scalars(args, kwargs, others)
+
     def _note_recompile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._entries:
             return
         newest = self._entries[0].captured
-        self._dynamic_scalars |= newest.changed_floats(args, kwargs)
+        self._dynamic_scalars |= self._changed_scalars(args, kwargs)
         self._dynamic_numbers |= newest.changed_numbers()
         reason = newest.explain_miss(args, kwargs)
         self._stats.recompiles.insert(0, reason)

@@ -9,8 +9,10 @@
 
 All of it but the product is index arithmetic, so the kernel reads the image where it lies. What reads the result joins
 the kernel as for any product. Gradients are products of the same kind: that of the weight sums over pixels, that of the
-image walks windows of the cotangent, if the convolution goes by single steps. Not done: transposed convolutions, groups
-(a group has few channels), and images whose channels do not lie side by side, since accesses would be narrow.
+image walks windows of the cotangent, which for a stride s lies among zeros, every s-th pixel. Zeros are not read, but
+multiplied: s times s as many operations as the library needs, which the choice of templates counts. Not done:
+transposed convolutions, groups (a group has few channels), and images whose channels do not lie side by side, since
+accesses would be narrow.
 
 Source: S. Chetlur et al., cuDNN: Efficient primitives for deep learning, arXiv:1410.0759, 2014.
 """
@@ -67,7 +69,7 @@ def _convolution(op: Op) -> _Convolution | None:
         attrs = dict(zip(names, op.attrs["args"][4:10], strict=True))
         found = _Convolution(op, image, weight, cotangent, [], *_geometry(attrs))
         seen = [image, cotangent]
-        if op.attrs["args"][10][0] and not found.has_plain_gradient:
+        if found.gives_image and min(found.around) < 0:
             return None
     else:
         return None
@@ -108,8 +110,17 @@ class _Convolution:
 
     @property
     def flops(self) -> int:
+        """Operations of its products, those on zeros included."""
         count = 2 * math.prod(int_shape(self.result)) * math.prod(int_shape(self.weight)[1:])
-        return count * (len(self.op.results) if self.op.name == "extern" else 1)
+        if self.op.name != "extern":
+            return count
+        spread = count * math.prod(int_shape(self.image)[2:]) // math.prod(self.pixels)
+        return (spread if self.gives_image else 0) + (count if self.op.attrs["args"][10][1] else 0)
+
+    @property
+    def gives_image(self) -> bool:
+        """Whether the gradient of the image is wanted."""
+        return bool(self.op.attrs["args"][10][0])
 
     @property
     def moved(self) -> int:
@@ -128,11 +139,6 @@ class _Convolution:
         spatial = zip(self.window, self.dilation, self.padding, strict=True)
         return tuple((size - 1) * apart - low for size, apart, low in spatial)
 
-    @property
-    def has_plain_gradient(self) -> bool:
-        """Whether the gradient of the image is a convolution with steps of 1."""
-        return all(step == 1 for step in self.stride) and all(low >= 0 for low in self.around)
-
     def product(self, rewriter: Rewriter) -> Value:
         """The convolution."""
         rank, outputs = len(self.window), int_shape(self.weight)[0]
@@ -150,9 +156,10 @@ class _Convolution:
         spatial = tuple(range(2, rank + 2))
         wanted = self.op.attrs["args"][10]
         results: list[Value] = []
-        if wanted[0]:
+        if self.gives_image:
             ones, sizes = (1,) * rank, int_shape(self.image)[2:]
-            left = _windows(rewriter, self.result, sizes, self.window, ones, self.around, self.dilation)
+            spread = _among_zeros(rewriter, self.result, self.stride)
+            left = _windows(rewriter, spread, sizes, self.window, ones, self.around, self.dilation)
             right = rewriter.op("permute", rewriter.op("flip", self.weight, dims=spatial), dims=(*spatial, 0, 1))
             right = rewriter.op("reshape", right, shape=(left.shape[1], channels))
             y = rewriter.op("matmul", left, right)
@@ -172,14 +179,19 @@ def _windows(
     rewriter: Rewriter, image: Value, pixels: Sequence[int], window: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int],
 ) -> Value:  # fmt: skip
-    """A row per pixel of a result: what it sees of the image, channels innermost."""
-    count, channels, *_ = int_shape(image)
+    """A row per pixel of a result: what it sees of the image, channels innermost.
+
+    There is at least `padding` behind the image, too, and as much as the pixels look at.
+    """
+    count, channels, *extents = int_shape(image)
     x = rewriter.op("permute", image, dims=(0, *range(2, image.type.rank), 1))
-    if any(padding):
-        around = (0, *padding, 0)
-        x = rewriter.op("pad", x, low=around, high=around, value=0.0)
-    if any(size != 1 for size in (*window, *stride)):
-        sizes = int_shape(x)
+    spatial = zip(pixels, window, stride, padding, dilation, extents, strict=True)
+    seen = [(p - 1) * move + (size - 1) * apart + 1 - low - n for p, size, move, low, apart, n in spatial]
+    behind = [max(low, more) for low, more in zip(padding, seen, strict=True)]
+    if any(behind):
+        x = rewriter.op("pad", x, low=(0, *padding, 0), high=(0, *behind, 0), value=0.0)
+    sizes = int_shape(x)
+    if any(size != 1 for size in (*window, *stride)) or sizes[1:-1] != tuple(pixels):
         steps = [math.prod(sizes[dim + 1 :]) for dim in range(1, len(sizes) - 1)]
         strides = (
             math.prod(sizes[1:]),
@@ -189,6 +201,22 @@ def _windows(
         )
         x = rewriter.op("as_strided", x, shape=(count, *pixels, *window, channels), strides=strides, offset=0)
     return rewriter.op("reshape", x, shape=(count * math.prod(pixels), math.prod(window) * channels))
+
+
+def _among_zeros(rewriter: Rewriter, image: Value, stride: Sequence[int]) -> Value:
+    """An image with its pixels `stride` apart, and zeros between them and behind the last."""
+    if all(step == 1 for step in stride):
+        return image
+    count, channels, *extents = int_shape(image)
+    rank = len(extents)
+    order = (0, *range(2, rank + 2), 1)
+    x = rewriter.op("permute", image, dims=order)
+    x = rewriter.op("reshape", x, shape=(count, *(n for extent in extents for n in (extent, 1)), channels))
+    behind = (0, *(n for step in stride for n in (0, step - 1)), 0)
+    x = rewriter.op("pad", x, low=(0,) * len(behind), high=behind, value=0.0)
+    sizes = tuple(extent * step for extent, step in zip(extents, stride, strict=True))
+    x = rewriter.op("reshape", x, shape=(count, *sizes, channels))
+    return rewriter.op("permute", x, dims=(0, rank + 1, *range(1, rank + 1)))
 
 
 def _channels_second(rewriter: Rewriter, rows: Value, sizes: Sequence[int]) -> Value:

@@ -334,7 +334,7 @@ class Fuser:
 
     def _place_outputs(self) -> None:
         """Outputs are stored; one that is a view of what nothing else hands out is left as that view."""
-        taken = set(self.live)
+        taken = self.live | self.in_inputs | {write.value for write in self.graph.writes}
         counts = Counter(output.value for output in self.graph.outputs)
         for number, output in enumerate(self.graph.outputs):
             value = output.value

@@ -37,8 +37,9 @@ class Nodes:
         self.previous: dict[Node, set[Node]] = {}
         self.producer: dict[Value, Node] = {}
         self.readers: dict[Value, dict[Node, None]] = {}
-        outputs = (output.value for output in fusion.graph.outputs)
-        self._returned = {value for value in outputs if not isinstance(value, Input)}  # an input is its memory
+        outputs = [output.value for output in fusion.graph.outputs]
+        outputs += [write.value for write in fusion.graph.writes]  # the last contents of an input
+        self._final = {value for value in outputs if not isinstance(value, Input)}  # an input is its memory
         self._behind: set[Node] | None = None  # nodes that run after the one that is looked at
         nodes: list[Node] = sorted([*fusion.groups, *fusion.libraries], key=lambda item: item.position)
         for node in nodes:
@@ -117,7 +118,7 @@ class Nodes:
     def _may_overwrite(self, node: Node, value: Value, base: Value) -> bool:
         if isinstance(base, Input) and value not in self.fusion.in_inputs and value not in self.fusion.homes:
             return False
-        if base in self._returned:
+        if base in self._final:
             return False
         producer = self.producer.get(base)
         if isinstance(producer, Library) and not producer.fills and base not in producer.overwrites:

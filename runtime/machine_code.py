@@ -15,8 +15,6 @@ from dataclasses import dataclass
 # st.global.v4.b32, ld.global.L1::evict_first.v4.b32; group 2: vector length, group 3: bits of an element
 _PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d+))?\.[bfsu](\d+)\b")
 _PTX_MATRIX = re.compile(r"^\s*(?:@!?%p\d+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", re.MULTILINE)
-_PTX_LOCAL = re.compile(r"^\s*\.local\b.*\.b8\s+\w+\[(\d+)\];", re.MULTILINE)
-_STACK_UNIT = 16
 _PTX_PARAMETER = re.compile(r"ld\.param\S*\s+(%\w+), \[\w+_param_(\d+)\]")
 _PTX_ADDRESS = re.compile(r"\[\s*(%\w+)")
 _AMD_ACCESS = re.compile(
@@ -32,6 +30,7 @@ _LLVM_ACCESS = re.compile(
 )
 _LLVM_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 _REGISTER = re.compile(r"%[\w.]+")
+_PTX_STACK = re.compile(r"\.local\s+(?:\.align \d+\s+)?\.b8\s+__local_depot\d+\[(\d+)\]")
 
 Widths = dict[int, tuple[int, ...]]
 
@@ -73,9 +72,9 @@ def read_ptx(ptx: str) -> MachineCode:
     return MachineCode(dict(counts["ld"]), dict(counts["st"]), matrix, _widths(roots, moves, accesses))
 
 
-def local_bytes(ptx: str) -> int:
-    """Bytes of stack that a function in PTX asks for itself; what it uses beyond them are registers spilled."""
-    return sum(-(-int(size) // _STACK_UNIT) * _STACK_UNIT for size in _PTX_LOCAL.findall(ptx))
+def stack_of_ptx(ptx: str) -> int:
+    """Bytes of stack per thread that the code asks for, for arrays of its own; what the assembler adds are spills."""
+    return sum(-(-int(size) // 8) * 8 for size in _PTX_STACK.findall(ptx))  # by words of 8 bytes
 
 
 def read_amd(assembly: str, llvm: str) -> MachineCode:

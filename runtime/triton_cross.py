@@ -15,7 +15,7 @@ from typing import Any
 
 from graphc.errors import BackendUnavailableError, CompilerError
 from graphc.program.triton_kernel import Launch, TritonKernel
-from graphc.runtime.machine_code import amd_field, local_bytes, read_amd, read_ptx
+from graphc.runtime.machine_code import amd_field, read_amd, read_ptx, stack_of_ptx
 from graphc.runtime.triton_launcher import compile_launch
 from graphc.runtime.triton_module import import_triton, is_interpreting
 
@@ -33,9 +33,9 @@ class CompiledKernel:
         target: as in `TARGETS`.
         asm: text or bytes per stage: ttir, ttgir, llir, ptx and cubin, or amdgcn and hsaco.
         registers: per thread (vector registers on AMD).
-        spills: bytes of stack per thread that the program did not ask for on NVIDIA, spilled vector registers on AMD;
-            0 is what one wants.
-        stack: bytes of stack per thread, which precise sin, cos and the like use too.
+        spills: bytes per thread that do not fit the registers on NVIDIA, spilled vector registers on AMD; 0 is what one
+            wants.
+        stack: bytes of stack per thread: spills, and what precise sin, cos and the like keep there.
         shared: bytes of shared memory per program.
         loads, stores: number of global accesses by width in bytes.
         tensor_core: number of matrix instructions.
@@ -92,8 +92,9 @@ def _inspect(compiled: Any, launch: Launch, target: str) -> CompiledKernel:
     asm = dict(compiled.asm)
     if "cubin" in asm:
         registers, stack, _, local = _cuda_usage(asm["cubin"])
+        # the assembler spills to the stack, where arrays of the code's own may lie as well
+        spills = local + max(0, stack - stack_of_ptx(asm["ptx"]))
         code = read_ptx(asm["ptx"])
-        spills = local + max(0, stack - local_bytes(asm["ptx"]))
     else:
         text = asm["amdgcn"]
         registers, spills = amd_field(text, "vgpr_count"), amd_field(text, "vgpr_spill_count")

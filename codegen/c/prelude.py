@@ -346,6 +346,12 @@ static inline uint64_t gc_f64_to_u64(double a) {
   const _Bool high = (a >= 0x1p63) & (a < 0x1p64);
   return high ? (uint64_t)gc_f64_to_i64(a - 0x1p63) + (1ull << 63) : (uint64_t)gc_f64_to_i64(a);
 }""",
+    # a number of which the compiler knows nothing
+    "gc_plain": """
+static inline int64_t gc_plain(int64_t a) {
+  __asm__("" : "+r"(a));
+  return a;
+}""",
     "gc_min_index": """
 static inline int64_t gc_min_index(int64_t a, int64_t b) { return a < b ? a : b; }""",
     "gc_max_index": """

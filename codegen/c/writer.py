@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from graphc.codegen.c.scalar_text import c_type, expression, index_text, number
 from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, bounds
+from graphc.ir.dims import Dim, bounds, symbols
 from graphc.ir.types import f32, f64, i32, i64
 from graphc.loopir.analysis import KernelFacts
 from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Store
@@ -101,7 +101,31 @@ class Writer:
         return index_text(expr, self.ranges, self.use, self.names)
 
     def element(self, buffer: str, index: Dim) -> str:
-        return f"{self.buffer_names[buffer]}[{self.index(index)}]"
+        text = self.index(index)
+        if self._holds_truth(index):
+            text = f"{self.use('gc_plain')}({text})"
+        return f"{self.buffer_names[buffer]}[{text}]"
+
+    def _holds_truth(self, index: Dim) -> bool:
+        """A place that is found by a bool as a number.
+
+        gcc (12, with AVX-512) narrows the vector of such places to the bool, whose lanes are -1 where it is true, and
+        reads other places.
+        """
+        waiting = [name for name in symbols(index) if name in self.facts.by_id]
+        seen: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            s = self.facts.by_id[name]
+            if name in seen or not isinstance(s, Compute):
+                continue
+            seen.add(name)
+            kinds = [self.facts.dtypes[arg].kind for arg in s.args]
+            chosen = [self.facts.by_id[arg] for arg in s.args[1:]] if s.op == "where" else []
+            if (s.op == "cast" and kinds == ["bool"]) or (chosen and all(isinstance(arg, Const) for arg in chosen)):
+                return True
+            waiting += s.args
+        return False
 
     def value_text(self, s: Define) -> str:
         """C expression of a value that is neither a reduction nor a scan."""

@@ -8,16 +8,17 @@ last block is not full.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphc.codegen.triton.indexing import index_text
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import Context, Operand, cast, literal, render, tl_dtype
-from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent
+from graphc.codegen.triton.tiling import TileDim, Tiling
 from graphc.codegen.triton.tiling import stride as axis_stride
 from graphc.errors import CodegenError
 from graphc.ir.dims import Dim, substitute, symbol, symbols
 from graphc.ir.types import DType, bool_, i32, i64
-from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Reduce, Scan, Store, operands
+from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Reduce, Scan, Store, is_value, operands
 
 Shape = frozenset[str]
 """Names of the blocked tile dimensions along which a tensor has its full block; along the others it has size 1."""
@@ -50,6 +51,9 @@ class Body:
         tiling: of the kernel.
         context: collects helpers for the whole module.
         pointers: parameter name per buffer.
+
+    Attributes:
+        vectors: per outer row dimension its variables as vectors.
     """
 
     tiling: Tiling
@@ -59,6 +63,7 @@ class Body:
     depth: int = 1
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
+    vectors: dict[str, dict[str, Dim]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kernel = self.tiling.kernel
@@ -69,10 +74,10 @@ class Body:
         }
         blocked = {dim.name: dim for dim in self.tiling.blocked}
         self.blocked = blocked
-        self.dim_of = {axis.name: dim.name for dim in blocked.values() for axis in dim.axes}
+        self.dim_of = {axis.name: dim.name for dim in blocked.values() for axis in dim.axes[dim.fixed :]}
         self.dim_of |= {name: name for name in blocked}
         self.ranges |= {dim.name: (0, max(0, dim.extent - 1)) for dim in blocked.values()}
-        self.row = self.tiling.row
+        self.row, self.rows = self.tiling.row, self.tiling.rows
 
     # -------------------------------------------------------------------------------------------------- plain lines
 
@@ -83,27 +88,56 @@ class Body:
     def index_type(self, text: str) -> str:
         return f"{text}.to(tl.int64)" if self.tiling.wide else text
 
-    def axis_variables(self, dim: TileDim) -> None:
-        """Define the variables of the axes that `dim` flattens, once the variable `dim.name` is defined."""
+    def axis_variables(self, dim: TileDim, first: str = "") -> None:
+        """Define the variables of the axes that `dim` flattens, once the variable `dim.name` is defined.
+
+        Args:
+            dim: the dimension.
+            first: where the step of a loop begins, for axes that stand still in it.
+        """
         if len(dim.axes) < 2:
             return
         below = dim.extent
         for position, axis in enumerate(dim.axes):
             below //= max(1, int(str(axis.extent)))
-            text = dim.name if below == 1 else f"{dim.name} // {below}"
+            place = first if position < dim.fixed else dim.name
+            text = place if below == 1 else f"{place} // {below}"
             if position:
-                text = f"{dim.name} % {axis.extent}" if below == 1 else f"({text}) % {axis.extent}"
-            self.line(f"{axis.name} = {text}")
+                text = f"{place} % {axis.extent}" if below == 1 else f"({text}) % {axis.extent}"
+            # where a step begins is no 64-bit number yet
+            self.line(f"{axis.name} = {self.index_type(f'({text})') if position < dim.fixed else text}")
 
     def lanes(self, dim: TileDim) -> str:
         """`tl.arange` of a dimension, placed among the tile's dimensions."""
-        text = self.index_type(f"tl.arange(0, {dim.constexpr})")
-        position = list(self.blocked).index(dim.name)
+        return self._placed(self.index_type(f"tl.arange(0, {dim.constexpr})"), dim)
+
+    def _placed(self, text: str, dim: TileDim) -> str:
+        """A vector along a dimension, placed among the tile's dimensions."""
         if len(self.blocked) == 1:
             return text
-        places = ["None"] * len(self.blocked)
-        places[position] = ":"
+        places = [":" if name == dim.name else "None" for name in self.blocked]
         return f"{text}[{', '.join(places)}]"
+
+    def row_variables(self, dim: TileDim) -> None:
+        """Define the variables of a row dimension that is held whole.
+
+        Those of an outer one are defined as vectors, too: a load along it alone is one of a vector, which no thread
+        makes once per element.
+        """
+        if dim == self.row:
+            self.line(f"{dim.name} = {self.lanes(dim)}")
+            self.mask_variable(dim)
+            self.axis_variables(dim)
+            return
+        vector = f"{dim.name}_lanes"
+        self.line(f"{vector} = {self.index_type(f'tl.arange(0, {dim.constexpr})')}")
+        self.line(f"{dim.name} = {self._placed(vector, dim)}")
+        self.mask_variable(dim)
+        self.axis_variables(dim)
+        self.axis_variables(replace(dim, name=vector, axes=tuple(replace(a, name=f"{a.name}_lanes") for a in dim.axes)))
+        names = [dim.name, *(axis.name for axis in dim.axes)]
+        self.ranges |= {f"{name}_lanes": self.ranges[name] for name in names}
+        self.vectors[dim.name] = {name: symbol(f"{name}_lanes") for name in names}
 
     def mask_variable(self, dim: TileDim) -> None:
         """Define `in_x`, true on lanes inside the extent, when some lane is not."""
@@ -194,6 +228,8 @@ class Body:
         buffer = self.buffers[s.buffer]
         shape = self.index_shape(s.index)
         masks = self.edge_masks(shape)
+        if s.mask is None and len(shape) == 1 and shape <= self.vectors.keys() and not _holds_data(s.index):
+            return self._vector_load(s, self.blocked[next(iter(shape))]), shape
         if s.mask is not None:
             shape |= self.shapes[s.mask]
             masks = [self.operand(s.mask).typed, *self.edge_masks(shape)]
@@ -202,6 +238,16 @@ class Body:
             other = s.other if s.mask is not None else neutral("sum", buffer.dtype)
             text += f", mask={' & '.join(masks)}, other={literal(other, buffer.dtype)}"
         return cast(text + ")", buffer.dtype, s.dtype), shape
+
+    def _vector_load(self, s: Load, dim: TileDim) -> str:
+        """A load along an outer row dimension alone."""
+        buffer, names = self.buffers[s.buffer], self.vectors[dim.name]
+        index = substitute(self._joined(s.index), names)
+        text = f"tl.load({self.pointers[s.buffer]} + ({index_text(self.context, index, self.ranges)})"
+        if not dim.is_exact:
+            zero = literal(neutral("sum", buffer.dtype), buffer.dtype)
+            text += f", mask={names[dim.name]} < {dim.extent}, other={zero}"
+        return cast(self._placed(text + ")", dim), buffer.dtype, s.dtype)
 
     def store(self, s: Store) -> None:
         """Write a store; `add` is an atomic addition by every point of the iteration space, `max` an atomic maximum."""
@@ -225,8 +271,8 @@ class Body:
 
     @property
     def row_axis(self) -> int:
-        """Position of the row dimension in tensors."""
-        return len(self.blocked) - 1
+        """Position of the row dimension in tensors, of the first one of two."""
+        return len(self.blocked) - max(1, len(self.rows))
 
     @property
     def full(self) -> Shape:
@@ -238,18 +284,19 @@ class Body:
 
     def inside(self, name: str, op: str) -> str:
         """The value `name` over the full tile, with the neutral element of `op` outside the row."""
-        assert self.row is not None
-        if self.row.is_exact:
+        ragged = [dim.name for dim in self.rows if not dim.is_exact]
+        if not ragged:
             return self.expanded(name, self.full)
         operand = self.operand(name)
         fill = Operand(literal(neutral(op, operand.dtype), operand.dtype), operand.dtype, is_literal=True)
-        text = f"tl.where(in_{self.row.name}, {operand.argument}, {fill.argument})"
-        covers = self.shapes[name] | {self.row.name} == self.full
+        mask = " & ".join(f"in_{dim}" for dim in ragged)
+        text = f"tl.where({mask}, {operand.argument}, {fill.argument})"
+        covers = self.shapes[name] | set(ragged) == self.full
         return text if covers else f"tl.broadcast_to({text}, {self.shape_text(self.full)})"
 
     def reduced_text(self, op: str, text: str, dtype: DType) -> str:
         """`text`, a tensor over the full tile, reduced along the row; not for argmax and argmin."""
-        axis = f"{self.row_axis}, keep_dims=True" if len(self.blocked) > 1 else f"{self.row_axis}"
+        axis = f"{self.row_axis}, keep_dims=True" if self.row_axis else f"{self.row_axis}"
         if op in ("any", "all") or (dtype == bool_ and op in ("max", "min")):
             function = "tl.max" if op in ("any", "max") else "tl.min"
             return f"{function}({text}.to(tl.int32), {axis}) != 0"
@@ -277,7 +324,17 @@ class Body:
         if s.op in ("argmax", "argmin"):
             self.arg_reduction(s, self.inside(s.arg, s.op), self.row_index())
         else:
-            self.bind(s, self.reduced_text(s.op, self.inside(s.arg, s.op), s.dtype), self.reduced)
+            text = self.reduced_text(s.op, self._one_row(self.inside(s.arg, s.op)), s.dtype)
+            if len(self.rows) > 1 and self.reduced:
+                text = f"tl.reshape({text}, {self.shape_text(self.reduced)})"
+            self.bind(s, text, self.reduced)
+
+    def _one_row(self, text: str) -> str:
+        """A tensor over the full tile with two row dimensions as one: no data move."""
+        if len(self.rows) < 2:
+            return text
+        parallel = [dim.constexpr for dim in self.tiling.parallel if dim.is_blocked]
+        return f"tl.reshape({text}, [{', '.join([*parallel, ' * '.join(dim.constexpr for dim in self.rows)])}])"
 
     def arg_reduction(self, s: Reduce, values: str, indices: str) -> None:
         self.context.helpers.add(f"_{s.op}")
@@ -317,6 +374,10 @@ class Body:
             return f"{left} {'|' if op in ('any', 'max') else '&'} {right}"
         arguments: list[Operand] = [Operand(left, dtype), Operand(right, dtype)]
         return render(self.context, {"max": "maximum", "min": "minimum"}[op], dtype, arguments)
+
+
+def _holds_data(index: Dim) -> bool:
+    return any(is_value(name) for name in symbols(index))
 
 
 def needed(statements: Iterable[Define], wanted: set[str]) -> list[Define]:

@@ -29,10 +29,11 @@ from graphc.codegen.triton.chain_parts import ChainParts
 from graphc.codegen.triton.chain_scores import RunningSoftmax, ScoresBody
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
 from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES, ChainTile, candidate_chain_tiles
-from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
+from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
 from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Reduce, Store, operands

@@ -13,8 +13,9 @@
         ...
 
 Three forms. *Tile*: the whole iteration space of a program is one tile, statements follow each other as in the kernel
-(pointwise, persistent rows); where sizes are odd they stand there twice, without and with masks. *Looped*: the row is
-walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
+(pointwise, persistent rows); where sizes are odd they stand there twice, without and with masks. A row of several axes
+is two dimensions of it where values go by one of them alone, see `graphc.codegen.triton.row_parts`. *Looped*: the row
+is walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
 *Split*: as looped, but each pass is a launch of its own in which several programs share a row; partial reductions go
 through scratch memory and are combined, in a fixed order, by the next launch.
 """
@@ -137,10 +138,8 @@ class _Writer:
             self._tile_with_edge(body)
             return
         self._parallel_prologue(body)
-        if body.row is not None:
-            body.line(f"{body.row.name} = {body.lanes(body.row)}")
-            body.mask_variable(body.row)
-            body.axis_variables(body.row)
+        for dim in body.rows:
+            body.row_variables(dim)
         self._statements(body)
         self._finish(body, self.name)
 
@@ -264,7 +263,7 @@ class _Writer:
         body.depth += 1
         body.line(f"{row.name} = {first} + {body.lanes(row)}", _describe(row))
         body.mask_variable(row)
-        body.axis_variables(row)
+        body.axis_variables(row, f"({first})")
         for s in statements:
             if isinstance(s, Scan):
                 body.scan_tile(s, f"{s.id}_carry")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from graphc.codegen.triton.tiling import int_extent
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.ir.dims import Dim, Expr, Sym, symbols
 from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load
 

@@ -22,9 +22,10 @@ from math import prod
 
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, cast
 from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES
-from graphc.codegen.triton.tiling import TileDim, Tiling, int_extent, needs_wide_index, power_of_two
+from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import symbol
 from graphc.ir.types import f32
 from graphc.loopir.kernel import Kernel, Load, Store

@@ -24,10 +24,11 @@ from math import prod
 
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
+from graphc.codegen.triton.joined_axes import int_extent, join_axes
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
 from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles
-from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, int_extent, join_axes, needs_wide_index
+from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, needs_wide_index
 from graphc.errors import CodegenError
 from graphc.ir.types import FLOAT8, bool_
 from graphc.loopir.kernel import Axis, Compute, Define, Kernel, Load, Store, operands

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.codegen.triton.body import Body
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import tl_dtype
-from graphc.codegen.triton.tiling import TileDim, int_extent
+from graphc.codegen.triton.tiling import TileDim
 from graphc.ir.types import f32, f64
 from graphc.loopir.kernel import Compute, Const, Define, Kernel, Reduce
 

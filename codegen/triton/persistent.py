@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.matmul import Product
 from graphc.codegen.triton.tiles import Choice
-from graphc.codegen.triton.tiling import TileDim, int_extent
+from graphc.codegen.triton.tiling import TileDim
 from graphc.codegen.triton.tiling import stride as axis_stride
 from graphc.ir.dims import Dim, substitute, symbols
 from graphc.loopir.kernel import Kernel, Load, is_value

@@ -89,6 +89,8 @@ SCALAR_TILES = (Tile(64, 64, 16, 4, 2, 1.0), Tile(32, 32, 32, 4, 2, 0.7), Tile(1
 """Of products without matrix units, in f32 as it is."""
 GROUP = 8
 """Rows of tiles that are walked together, so that programs that run at the same time share operands in the L2 cache."""
+SCALED_ELEMENTS = 128 * 128
+"""Of the largest tile of 8-bit floats: beside more accumulators than that, registers for their scales are spilled."""
 MOST_CANDIDATES = 4
 """Tiles that are measured of one kernel."""
 MOST_PARTS, LEAST_STEPS = 16, 8
@@ -147,6 +149,8 @@ def candidate_tiles(
     machine = MACHINES.get(target, MACHINES[DEFAULT_MACHINE])
 
     def fits(tile: Tile) -> bool:
+        if dtype.itemsize == 1 and tile.rows * tile.columns > SCALED_ELEMENTS:
+            return False
         return 2 * tile.rows * tile.depth + 2 * tile.depth * tile.columns <= machine.shared
 
     candidates = SCALAR_TILES if scalar else tuple(tile for tile in machine.tiles if fits(tile))
@@ -200,12 +204,12 @@ _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile, ChainTile]]] = {
     "cuda:80": {
         64: (ChainTile(128, 64, 8, 3), ChainTile(64, 32, 4, 2), ChainTile(64, 32, 4, 2)),
         128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(64, 32, 4, 2), ChainTile(32, 32, 4, 1), ChainTile(32, 32, 8, 1)),
+        256: (ChainTile(64, 32, 8, 2), ChainTile(32, 32, 4, 1), ChainTile(32, 32, 8, 1)),
     },
     "cuda:90": {
         64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2), ChainTile(128, 64, 8, 2)),
         128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(128, 64, 8, 2), ChainTile(64, 32, 8, 1), ChainTile(64, 32, 8, 1)),
+        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 1), ChainTile(64, 32, 8, 1)),
     },
     "hip:gfx942": {
         64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1), ChainTile(64, 64, 8, 1)),

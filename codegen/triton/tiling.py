@@ -9,16 +9,18 @@ The numbers below are for GPUs with 64 K registers a processor and 16-byte vecto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 
-from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, bounds, simplify, substitute, symbol, symbols
-from graphc.loopir.kernel import PARALLEL, ROW, Axis, Index, Kernel, Load, Reduce, Scan, Statement, Store, is_value
+from graphc.codegen.triton.joined_axes import index_of, int_extent, join_axes
+from graphc.codegen.triton.row_parts import held_bytes, is_per_element, outer_axes
+from graphc.ir.dims import Dim, Expr, Sym, bounds, substitute, symbols
+from graphc.loopir.kernel import Axis, Kernel, Load, Reduce, Scan, Store, is_value
 
 WIDE_ELEMENTS = 16
 """At a multiple of so many elements the widest access may begin, whatever their size."""
+HELD_BYTES = 8
+"""Per element of the longest row, what registers can hold of a row beside what is computed: half of a processor's."""
 INT32_LIMIT = 2**31 - 2**16  # room for the lanes of the last block
 
 
@@ -28,7 +30,7 @@ class Limits:
 
     Args:
         pointwise: elements per program of a pointwise kernel.
-        persistent: longest row that a program holds whole.
+        persistent: longest row that a program holds whole; twice that where it is little per element.
         row: elements that a program of a row kernel should have at least.
         loop: elements per step of a looped row kernel.
         per_warp: elements per warp: eight per thread.
@@ -64,6 +66,7 @@ class TileDim:
         constexpr: name of the block size in the generated code, empty when the dimension is one index per program.
         is_row: reductions and scans run along it.
         parts: programs that share the extent, each walking the same number of blocks.
+        fixed: how many of the axes, the outer ones, stand still during a step of a loop.
     """
 
     name: str
@@ -73,6 +76,7 @@ class TileDim:
     constexpr: str
     is_row: bool = False
     parts: int = 1
+    fixed: int = 0
 
     @property
     def is_blocked(self) -> bool:
@@ -94,7 +98,7 @@ class Tiling:
 
     Args:
         kernel: the kernel whose index expressions use the joined axes.
-        dims: outermost first; the row dimension, if any, last.
+        dims: outermost first; the row dimension, if any, last, or two of them, if the row is held whole.
         looped: the row dimension is walked in steps of its block instead of held whole.
         num_warps: warps per program.
         wide: index arithmetic in 64 bits.
@@ -108,7 +112,12 @@ class Tiling:
 
     @property
     def row(self) -> TileDim | None:
+        """The row dimension, the inner one of two."""
         return self.dims[-1] if self.dims and self.dims[-1].is_row else None
+
+    @property
+    def rows(self) -> tuple[TileDim, ...]:
+        return tuple(dim for dim in self.dims if dim.is_row)
 
     @property
     def parallel(self) -> tuple[TileDim, ...]:
@@ -138,81 +147,6 @@ def has_ragged_edge(tiling: Tiling) -> bool:
 def power_of_two(value: int) -> int:
     """The least power of two that is at least `value` and at least 1."""
     return 1 << max(0, value - 1).bit_length()
-
-
-# ------------------------------------------------------------------------------------------------------ joining axes
-
-
-def _rewrite(statement: Statement, change: Callable[[Dim], Dim]) -> Statement:
-    if isinstance(statement, (Load, Store)):
-        return replace(statement, index=change(statement.index))
-    return replace(statement, expr=change(statement.expr)) if isinstance(statement, Index) else statement
-
-
-def _index_of(statement: Statement) -> Dim | None:
-    if isinstance(statement, (Load, Store)):
-        return statement.index
-    return statement.expr if isinstance(statement, Index) else None
-
-
-def _divisions(value: Dim) -> int:
-    """How many floor divisions and modulos an index expression takes."""
-    if isinstance(value, int):
-        return 0
-    atoms = [atom for monomial, _ in value.terms for atom in monomial if not isinstance(atom, Sym)]
-    return sum(1 + _divisions(atom.numerator) for atom in atoms if isinstance(atom, (FloorDiv, Mod)))
-
-
-def _joined(expressions: Sequence[Dim], outer: Axis, inner: Axis, whole: Axis) -> dict[Dim, Dim] | None:
-    """Every expression with `whole` = outer * extent(inner) + inner, or None when one would take more divisions."""
-    mapping: dict[str, Dim] = {
-        outer.name: symbol(whole.name) // inner.extent,
-        inner.name: symbol(whole.name) % inner.extent,
-    }
-    ranges = {whole.name: (0, int_extent(whole) - 1)}
-    result: dict[Dim, Dim] = {}
-    for expression in expressions:
-        new = simplify(substitute(expression, mapping), ranges)
-        if _divisions(new) > _divisions(expression):
-            return None
-        result[expression] = new
-    return result
-
-
-def int_extent(axis: Axis) -> int:
-    """The extent of an axis as an int.
-
-    Raises:
-        CodegenError: it is symbolic.
-    """
-    if isinstance(axis.extent, int):
-        return axis.extent
-    raise CodegenError(f"axis {axis.name} has the symbolic extent {axis.extent}; Triton kernels need known sizes")
-
-
-def _replace_indices(body: tuple[Statement, ...], table: dict[Dim, Dim]) -> tuple[Statement, ...]:
-    return tuple(_rewrite(s, lambda index: table.get(index, index)) for s in body)
-
-
-def join_axes(kernel: Kernel) -> Kernel:
-    """The kernel with axes of extent 1 dropped and neighbouring axes joined where no index expression gets harder."""
-    ones: dict[str, Dim] = {axis.name: 0 for axis in kernel.axes if int_extent(axis) == 1}
-    body = kernel.body
-    if ones:
-        body = tuple(_rewrite(s, lambda index: substitute(index, ones)) for s in body)
-    groups = {kind: [a for a in kernel.axes if a.kind == kind and a.name not in ones] for kind in (PARALLEL, ROW)}
-    for kind, axes in groups.items():
-        position = len(axes) - 2
-        while position >= 0:
-            outer, inner = axes[position], axes[position + 1]
-            whole = Axis(f"{outer.name}_{inner.name}", int_extent(outer) * int_extent(inner), kind)
-            found = [index for s in body if (index := _index_of(s)) is not None and isinstance(index, Expr)]
-            changed = _joined(found, outer, inner, whole) if whole.extent else None
-            if changed is not None:
-                body = _replace_indices(body, changed)
-                axes[position : position + 2] = [whole]
-            position = min(position - 1, len(axes) - 2)
-    return replace(kernel, axes=(*groups[PARALLEL], *groups[ROW]), body=body)
 
 
 # ---------------------------------------------------------------------------------------------------------- analysis
@@ -252,7 +186,7 @@ def needs_wide_index(kernel: Kernel, blocks: int) -> bool:
     if prod(int_extent(axis) for axis in kernel.row_axes) + blocks >= INT32_LIMIT:
         return True
     for s in kernel.body:
-        index = _index_of(s)
+        index = index_of(s)
         if index is None or isinstance(index, int):
             continue
         # a loaded index is an int64 already, so only the rest counts
@@ -349,13 +283,13 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
     rows = prod(int_extent(axis) for axis in kernel.parallel_axes)
     length = prod(int_extent(axis) for axis in kernel.row_axes)
     padded = power_of_two(length)
-    arrays = sum(1 for s in kernel.body if isinstance(s, Load))
-    whole = limits.persistent // (1 if arrays <= 4 else 2 if arrays <= 10 else 4)
-    if _rows_are_contiguous(kernel, limits):
+    whole = _longest_whole(kernel, padded, limits)
+    is_contiguous = _rows_are_contiguous(kernel, limits)
+    if is_contiguous:
         block = max(1, limits.row // padded)
         while block > 1 and rows < block * limits.fill:
             block //= 2
-        inner = padded if padded <= whole else limits.loop
+        inner = padded if padded <= whole else _step(kernel, limits)
     else:
         block = min(limits.strided, power_of_two(rows))
         inner = padded if block * padded <= whole // 4 else max(1, limits.loop // block)
@@ -363,9 +297,21 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
     dims: tuple[TileDim, ...] = (_row_dim(kernel, length, inner),)
     if rows != 1:
         dims = (_flat("x", kernel.parallel_axes, block, "XBLOCK" if block > 1 else ""), *dims)
-    tiling = Tiling(kernel, dims, _warps(block * inner, limits), looped=inner < padded)
+    elements = block * inner
+    warps = _warps(elements, limits) * (2 if elements > limits.persistent else 1)
+    tiling = Tiling(kernel, dims, warps, looped=inner < padded)
+    if not tiling.looped:
+        return replace(tiling, dims=(*tiling.parallel, *_two_rows(kernel, dims[-1]))) if is_contiguous else tiling
     row = replace(dims[-1], parts=_split(tiling, limits))
-    return replace(tiling, dims=(*dims[:-1], row))
+    return replace(tiling, dims=(*dims[:-1], replace(row, fixed=_fixed(kernel, row))))
+
+
+def _longest_whole(kernel: Kernel, padded: int, limits: Limits) -> int:
+    """How long a row may be to be held whole."""
+    if padded > limits.persistent and 0 < padded * held_bytes(kernel) <= HELD_BYTES * limits.persistent:
+        return 2 * limits.persistent
+    arrays = sum(1 for s in kernel.body if isinstance(s, Load) and is_per_element(kernel, s))
+    return limits.persistent // (1 if arrays <= 4 else 2 if arrays <= 10 else 4)
 
 
 def _split(tiling: Tiling, limits: Limits) -> int:
@@ -385,3 +331,30 @@ def _row_dim(kernel: Kernel, length: int, block: int) -> TileDim:
     if not axes:
         return TileDim("r", (), length, block, "RBLOCK", is_row=True)
     return _flat("r", axes, block, "RBLOCK", is_row=True)
+
+
+def _two_rows(kernel: Kernel, row: TileDim) -> tuple[TileDim, ...]:
+    """The dimension of a row that is held whole as two, where that takes no more lanes and as wide accesses."""
+    at = outer_axes(kernel)
+    parts = (row.axes[:at], row.axes[at:])
+    extents = [prod(map(int_extent, axes)) for axes in parts]
+    blocks = [power_of_two(extent) for extent in extents]
+    if not at or prod(blocks) > row.block or extents[1] % WIDE_ELEMENTS:
+        return (row,)
+    names = (("q", "QBLOCK"), ("r", "RBLOCK"))
+    return tuple(_flat(n, axes, b, c, is_row=True) for (n, c), axes, b in zip(names, parts, blocks, strict=True))
+
+
+def _step(kernel: Kernel, limits: Limits) -> int:
+    """Elements per step of a loop over contiguous rows: such that outer axes stand still, where it is no half of it."""
+    at = outer_axes(kernel)
+    inner = prod(int_extent(axis) for axis in kernel.row_axes[at:])
+    even = gcd(inner, limits.loop)
+    return even if at and 2 * even >= limits.loop else limits.loop
+
+
+def _fixed(kernel: Kernel, row: TileDim) -> int:
+    """How many outer axes of a looped row stand still during a step."""
+    at = outer_axes(kernel)
+    inner = prod(int_extent(axis) for axis in row.axes[at:])
+    return at if row.is_exact and inner % row.block == 0 else 0

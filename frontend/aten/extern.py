@@ -132,9 +132,14 @@ def as_eager_lays_out(imp: Importer, item: Any) -> Any:
     return type(item)(as_eager_lays_out(imp, part) for part in item) if isinstance(item, (list, tuple)) else item
 
 
+def kernels_hold(dtype: DType) -> bool:
+    """Whether kernels store numbers of a dtype: not complex ones, nor 8-bit floats."""
+    return dtype.kind != "complex" and not dtype.name.startswith("f8")
+
+
 def copied(builder: Builder, value: Value, strides: tuple[int, ...]) -> Value:
     """A copy with the given strides, by library calls for numbers that kernels do not hold."""
-    if value.dtype.kind != "complex" and not value.dtype.name.startswith("f8"):
+    if kernels_hold(value.dtype):
         return builder.op("copy", value, strides=strides)
     like = {"dtype": value.dtype, "device": Named("device", value.device)}
     attrs: dict[str, Attr] = {"op": "aten.empty_strided.default", "args": (value.shape, strides), "kwargs": like}

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.tiling import TileDim, Tiling, has_ragged_edge, int_extent, stride
+from graphc.codegen.triton.tiling import TileDim, Tiling, has_ragged_edge, stride
 from graphc.ir.dims import Dim, Expr, Sym, symbols
 from graphc.loopir.analysis import KernelFacts, statement_cost
 from graphc.loopir.kernel import Buffer, Kernel, Load, Store, is_value

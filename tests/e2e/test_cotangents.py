@@ -256,3 +256,13 @@ def test_an_argument_that_was_written_leads_to_no_gradient_of_another_result() -
     b, c = torch.tensor(0.1, requires_grad=True), torch.tensor(0.3, requires_grad=True)
     fn(torch.tensor(0.5), b, c).backward()
     assert b.grad is None and c.grad is not None
+
+
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+def test_a_gradient_that_is_one_number_for_other_cotangents(backend) -> None:
+    """It is an expanded number for the cotangents that were expected, and for those that lie otherwise too."""
+    b, a = torch.randn(3, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    compiled = graphc.compile(lambda b, a: (b.sum(), a * 2), backend=backend)
+    for seed in (torch.ones(5, 4), torch.ones(4, 5).t(), torch.ones(1, 1).expand(5, 4)):
+        found = torch.autograd.grad(compiled(b, a), (b, a), (torch.tensor(2.0), seed))
+        assert torch.equal(found[0], torch.full((3,), 2.0)) and torch.equal(found[1], 2 * seed)

@@ -278,3 +278,33 @@ def test_geometry_of_what_autograd_follows() -> None:
         assert inner.shape == (3, 2) and flip.stats().eager_calls == 1
         assert any("changes the geometry or the memory of x" in str(w.message) for w in caught)
     torch.testing.assert_close(ours.grad, theirs.grad + 2 * theirs)
+
+
+def _clone_then_write(a):
+    a.igamma_(torch.ones(3))
+    copy = a.clone()
+    copy.igamma_(torch.ones(3))
+    return copy
+
+
+def _equal_then_write(a):
+    a.index_fill_(0, torch.tensor([0]), 2.0)
+    same = torch.maximum(a, a)
+    same.igamma_(torch.ones(3))
+    return same
+
+
+def _part_put(a):
+    a[torch.tensor([1, 1])] += 2.0
+    return a.ravel().flip(())
+
+
+@pytest.mark.parametrize("fn", [_clone_then_write, _equal_then_write, _part_put])
+@pytest.mark.parametrize("backend", ["interpret", "c"])
+def test_results_are_not_the_memory_that_an_argument_ends_with(fn, backend) -> None:
+    """What is equal to the new contents of an argument, or is made of them in place, is memory of its own."""
+    start = torch.tensor([1.25, 1.5, 1.75])
+    mine, other = start.clone(), start.clone()
+    found, expected = graphc.compile(fn, backend=backend)(mine), fn(other)
+    torch.testing.assert_close((found, mine), (expected, other))
+    assert found.data_ptr() != mine.data_ptr()

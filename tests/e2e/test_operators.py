@@ -163,3 +163,18 @@ def test_results_that_eager_conjugates_lazily() -> None:
 
     args = (factors, pivots, right, seed)
     torch.testing.assert_close(graphc.compile(step)(*args), step(*args))
+
+
+def test_bools_as_places() -> None:
+    """gcc reads other elements where places are bools as numbers, in a vector."""
+    for size in (7, 16, 100):
+        x, table = torch.randn(size), torch.randn(40, size)
+        for fn in (
+            lambda x, t: x[(x > 0).long()],
+            lambda x, t: x[torch.where(x > 0, 1, 0)] + t[(x > 0).int().long() + 3, 2],
+            lambda x, t: t.gather(0, (t[:5] > 0).long()),
+            lambda x, t: torch.zeros_like(x).index_put((torch.tensor([True, False]).long(),), x[:2]),
+            lambda x, t: t[(x > 0).long().cumsum(0) % 7, 1],
+            lambda x, t: torch.nn.functional.embedding((x > 0).long(), t),
+        ):
+            assert torch.equal(graphc.compile(fn)(x, table), fn(x, table))

@@ -436,3 +436,19 @@ def test_complex_numbers() -> None:
         assert type(number) is complex and number == other
         torch.testing.assert_close(ours, theirs)
     assert compiled.stats().eager_calls == 0
+
+
+@pytest.mark.parametrize("write", [lambda b: b.mul_(2), lambda b: b.masked_fill_(b.real > 1, -1)], ids=["mul", "fill"])
+def test_complex_arguments_are_written_after_a_decision(write) -> None:
+    """No kernel stores them: the last program of the path does it by a call."""
+
+    def step(b, x):
+        write(b)
+        return b, (x * 2 if x.sum() > 0 else x)
+
+    compiled = graphc.compile(step)
+    for x in (torch.ones(3), -torch.ones(3), torch.ones(3)):
+        mine, other = (torch.tensor([[1 + 2j, 3, 4j]], dtype=torch.complex64) for _ in range(2))
+        for found, expected in zip(compiled(mine, x), step(other, x), strict=True):
+            assert torch.equal(found, expected)
+        assert torch.equal(mine, other)

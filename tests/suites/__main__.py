@@ -55,7 +55,7 @@ def jobs(scale: int = 1) -> Iterator[Job]:
     plan: list[tuple[str, tuple[str, ...], int]] = [
         ("operators", ("--form", "forward", "--explain"), 4),
         ("operators", ("--form", "backward"), 4),
-        ("operators", ("--form", "outside"), 4),
+        ("operators", ("--form", "outside", "--samples", "4"), 2),
         ("operators", ("--form", "in-place"), 1),
         ("operators", ("--form", "method"), 1),
         ("operators", ("--form", "strided"), 4),
@@ -86,19 +86,23 @@ def run(wanted: Sequence[Job], folder: Path, processes: int) -> Iterator[tuple[i
         (index in `wanted`, tallies) of each part when it has ended; one that died is a tally with what it died at.
     """
     context = multiprocessing.get_context("forkserver")
+    cores = sorted(os.sched_getaffinity(0))
+    free = [[core] for core in cores] if processes == len(cores) else [cores] * processes  # a core of its own
     context.set_forkserver_preload([*PRELOADED, *(f"tests.suites.{job.module}" for job in wanted)])
     left, running = deque(enumerate(wanted)), dict[int, _Part]()
     while left or running:
         while left and len(running) < processes:
             number, job = left.popleft()
             out = folder / f"{number}.json"
-            process = context.Process(target=worker.work, args=(out, f"tests.suites.{job.module}", job.args))
+            own = free.pop()
+            process = context.Process(target=worker.work, args=(out, f"tests.suites.{job.module}", job.args, own))
             process.start()
-            running[number] = _Part(job, out, process, time.perf_counter())
+            running[number] = _Part(job, out, process, own, time.perf_counter())
         wait([part.process.sentinel for part in running.values()], timeout=1)
         for number, part in list(running.items()):
             if part.is_over():
                 yield number, part.tallies()
+                free.append(part.cores)
                 del running[number]
 
 
@@ -109,6 +113,7 @@ class _Part:
     job: Job
     out: Path
     process: BaseProcess
+    cores: list[int]
     start: float
 
     def seconds(self) -> float:

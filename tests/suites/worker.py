@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.suites import tables, verdicts
 
 
-def work(out: Path, module: str, args: Sequence[str]) -> None:
+def work(out: Path, module: str, args: Sequence[str], cores: Sequence[int]) -> None:
     """Run a part of a suite.
 
     Args:
@@ -21,7 +21,9 @@ def work(out: Path, module: str, args: Sequence[str]) -> None:
             judged, so that the last one may be what it died at.
         module: with the command of the suite.
         args: of the command.
+        cores: to run on; on one alone, programs are compiled as one file.
     """
+    os.sched_setaffinity(0, cores)
     gc.freeze()  # the collector would look through all of torch again and again
     with open(_text(out), "w") as text:
         os.dup2(text.fileno(), sys.stdout.fileno())

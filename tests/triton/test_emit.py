@@ -7,8 +7,9 @@ import ast
 import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.joined_axes import join_axes
 from graphc.codegen.triton.ops import RULES
-from graphc.codegen.triton.tiling import Limits, choose_tiling, join_axes
+from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.dims import symbol
 from graphc.ir.types import f32
 from graphc.loopir.builder import KernelBuilder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import DEFAULT_LIMITS, Limits, Tiling, choose_tiling
-from graphc.ir.types import bf16
+from graphc.ir.types import DType, bf16, f32, f64
 from graphc.loopir.kernel import Kernel
 from graphc.passes.chips import CHIPS
 from graphc.program.triton_kernel import TritonKernel
 from graphc.report.kernel_traffic import kernel_traffic
 from graphc.report.static_kernels import Candidate, inspect
 from graphc.runtime.machine_code import read_amd, read_ptx
+from graphc.runtime.triton_cross import compile_for
 from graphc.settings import override
-from tests.triton.cases import chain, column_sum, layer_norm, softmax, transpose
+from tests.triton.cases import chain, column_sum, layer_norm, scalar_op, softmax, transpose
+from tests.triton.norms import group_norm, group_norm_gradient, weight_gradient
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
@@ -97,6 +100,25 @@ def test_strided_accesses_are_faults(tmp_path: Path) -> None:
         assert any("times the least possible" in fault for fault in faults_of(kernel, flat))
 
 
+def test_what_does_not_fit_the_registers_is_a_fault(tmp_path: Path) -> None:
+    rows = softmax(64, 65536)  # 128 numbers a thread, and what is made of them
+    with override(cache_dir=tmp_path):
+        assert any(fault.startswith("spills") for fault in faults_of(rows, _held_whole(rows)))
+        assert faults_of(rows, choose_tiling(rows)) == []
+
+
+def _held_whole(kernel: Kernel) -> Tiling:
+    tiling = choose_tiling(kernel)
+    row = replace(tiling.dims[-1], block=tiling.dims[-1].extent, parts=1)
+    return replace(tiling, dims=(*tiling.dims[:-1], row), looped=False, num_warps=16)
+
+
+def test_a_stack_is_no_spill() -> None:
+    for op, dtype in (("sin", f32), ("tan", f64)):  # reductions of large angles keep arrays
+        (compiled,) = compile_for(emit_kernel(scalar_op(op, 4096, dtype)), "cuda:90")
+        assert compiled.stack and not compiled.spills
+
+
 MATMUL = """\
 import triton
 import triton.language as tl
@@ -145,6 +167,41 @@ def test_bytes_of_forms() -> None:
     assert moved == least == 2 * size + 2 * 4096 * 2 + 16384 * 4  # vectors, and the mean
     moved, least = traffic(column_sum(65536, 1024))
     assert least == 65536 * 1024 * 4 + 1024 * 4 and least < moved < 1.01 * least  # scratch memory of the split sum
+
+
+@pytest.mark.parametrize("target", SOME_TARGETS)
+@pytest.mark.parametrize(
+    ("pixels", "dtype", "reads"), [(1024, bf16, 1), (4096, bf16, 1), (4096, f32, 1), (3136, bf16, 1), (65536, bf16, 2)]
+)
+def test_group_norm_reads_a_group_once_where_it_fits(
+    pixels: int, dtype: DType, reads: int, target: str, tmp_path: Path
+) -> None:
+    kernel = group_norm(32, 32, 8, pixels, dtype)
+    tiling = choose_tiling(kernel)
+    made = emit_kernel(kernel, tiling=tiling)
+    traffic = kernel_traffic(kernel, tiling, made)
+    size = 32 * 256 * pixels * dtype.itemsize
+    assert (reads + 1) * size <= traffic.moved < (reads + 1) * size * 1.001
+    with override(cache_dir=tmp_path):
+        (line,) = inspect([Candidate("p", 1, made, traffic)], [target], workers=1)
+    assert not line.faults and max(line.loads) == 16 and line.stores == (4, 16)  # the mean is a number per row
+    (compiled,) = compile_for(made, target)
+    # parameters are loaded by channel, not by element
+    assert sum(compiled.loads.values()) - compiled.loads[16] <= 2 * 8
+
+
+def test_gradients_of_group_norm_have_wide_accesses_and_two_reads(tmp_path: Path) -> None:
+    for kernel, reads, stores in (
+        (group_norm_gradient(32, 32, 8, 1024, bf16), 2, 2),
+        (weight_gradient(32, 256, 4096), 2, 0),
+    ):
+        tiling = choose_tiling(kernel)
+        made = emit_kernel(kernel, tiling=tiling)
+        traffic = kernel_traffic(kernel, tiling, made)
+        large = max(buffer.size * buffer.dtype.itemsize for buffer in kernel.buffers)
+        assert traffic.moved < (reads + stores) * large * 1.001 and len(made.launches) <= 2
+        with override(cache_dir=tmp_path):
+            assert faults_of(kernel, tiling) == []
 
 
 def test_widths_are_told_by_pointer() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graphc.codegen.triton.program import generate, host_kernels, triton_kernels
-from graphc.program.plan import ForeachStep
+from graphc.program.plan import AtenStep, ForeachStep
 from graphc.program.triton_kernel import host_source, triton_source
 from graphc.report import placed
 from graphc.report.static_kernels import launches_of
@@ -58,3 +58,18 @@ def test_devices_follow_from_those_of_inputs() -> None:
 
     plan = placed.placed_plan(run, (torch.empty(4),), "cuda:1")
     assert {spec.device for spec in plan.buffers} == {"cuda:1"}
+
+
+@pytest.mark.parametrize(("channels", "pixels", "calls"), [(16, 56, 0), (512, 14, 1)])
+def test_gradients_of_strided_convolutions_are_weighed(channels: int, pixels: int, calls: int) -> None:
+    sizes = (32, channels, pixels, pixels)
+    x = torch.empty(sizes, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    w = torch.empty(channels, channels, 3, 3, dtype=torch.bfloat16)
+
+    def gradient(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        settings = ([2, 2], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+        return torch.ops.aten.convolution_backward(x[:, :, ::2, ::2], x, w, None, *settings)[0].relu()
+
+    # with few channels bytes take the time, else operations, of which the library has a fourth
+    plan = placed.placed_plan(gradient, (x, w))
+    assert sum(isinstance(step, AtenStep) for step in plan.steps) == calls

@@ -25,11 +25,14 @@ FORMS: dict[str, tuple[Tensor, tuple[int, ...], dict[str, Any]]] = {
     "dilated": (IMAGE, (4, 8, 3, 3), {"dilation": 2, "padding": 2}),
     "pointwise": (IMAGE, (16, 8, 1, 1), {}),
     "pointwise_strided": (IMAGE, (16, 8, 1, 1), {"stride": 2}),
+    "strided_beyond_the_window": (IMAGE, (4, 8, 2, 2), {"stride": 3}),
+    "strided_and_dilated": (IMAGE, (4, 8, 3, 2), {"stride": 2, "dilation": (2, 3), "padding": 1}),
+    "strided_sequence": (SEQUENCE, (5, 6, 4), {"stride": 2, "padding": 1}),
     "sequence": (SEQUENCE, (5, 6, 3), {"padding": 1}),
     "volume": (VOLUME, (3, 4, 2, 2, 3), {"padding": (1, 0, 1)}),
     "padded_beyond_the_window": (IMAGE, (4, 8, 1, 1), {"padding": 1}),
 }
-LEFT = {"strided", "uneven", "pointwise_strided", "padded_beyond_the_window"}
+LEFT = {"padded_beyond_the_window"}
 """Of these the library makes the gradients."""
 
 
