@@ -106,6 +106,8 @@ def _align_chains(mover: Group, stayer: Group, shared: list[Value]) -> Group | N
         if product not in merged.sums:
             merged.sums[product] = tuple(_fresh_axis(merged, mover.axes[name]) for name in names)
         mapping |= {own: symbol(name) for own, name in zip(names, merged.sums[product], strict=True)}
+    if mapping.keys() != mover.axes.keys():  # the mover sums over an axis that the inner product does not have
+        return None
     take_over(merged, stayer, {})
     take_over(merged, mover, mapping)
     return merged

@@ -58,13 +58,14 @@ class _Merger:
     def _join_chains(self) -> None:
         """Merge products around the same inner product, which is then computed once."""
         holders: dict[Value, list[Group]] = {}
-        for node in self.order:
-            for product in node.sums if isinstance(node, Group) else ():
+        for node in (item for item in self.order if isinstance(item, Group)):
+            for product in node.sums:
                 holders.setdefault(product, []).append(node)
-        for first, second in (pair for groups in holders.values() for pair in combinations(groups, 2)):
-            if first not in self.place or second not in self.place or first.device != second.device:
+        for pair in (pair for groups in holders.values() for pair in combinations(groups, 2)):
+            if not self.place.keys() >= set(pair):
                 continue
-            if not may_merge(first, second) or first.size + second.size > MAX_VISITS:
+            first, second = sorted(pair, key=self.place.__getitem__)  # other merges may have moved them
+            if first.device != second.device or not may_merge(first, second) or first.size + second.size > MAX_VISITS:
                 continue
             merged = match_chains(first, second)
             if merged is None or not self._is_sound(merged, first, second):

@@ -168,12 +168,16 @@ class _Chain:
         if softmax is not None:
             softmax.open(before)
         for loop in loops:
-            parts = ChainParts(assume(self.kernel, known)) if loop.is_whole and known else self.parts
-            softmax = self._loop(loop, parts, before, kept)
+            softmax = self._loop(loop, self._parts_where(known) if loop.is_whole else self.parts, before, kept)
         if softmax is not None:
             softmax.finish(out, self.exact)
         self._finish(out)
         return self._kernel()
+
+    def _parts_where(self, known: dict[str, bool]) -> ChainParts:
+        """The parts of the kernel where some conditions are known, as long as it needs all of its products there."""
+        assumed = assume(self.kernel, known)
+        return ChainParts(assumed) if len(assumed.contractions) == len(self.kernel.contractions) else self.parts
 
     def _kernel(self) -> TritonKernel:
         constexprs = [(dim.constexpr, dim.block) for dim in (self.m, self.j, self.n, *self.sums.values())]
@@ -350,7 +354,7 @@ class _Blocks:
         if not all(_is_zero_outside(self.parts, s, along) for along in (dim, chain.j)):
             return None
         places: dict[str, Dim] = {axis.name: symbol(f"column{number}") for number, axis in enumerate(dim.axes)}
-        return s.buffer, substitute(s.index, places), tuple(axis.extent for axis in dim.axes)
+        return s.buffer, s.dtype, substitute(s.index, places), tuple(axis.extent for axis in dim.axes)
 
     def get(self, name: str, dim: TileDim, is_turned: bool) -> str | None:
         """The text of an operand that has been loaded before."""

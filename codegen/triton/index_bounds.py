@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.ir.dims import Dim, Expr, Sym, symbols
-from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load
+from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load, Reduce
 
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 _SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
@@ -52,6 +52,7 @@ class Conditions:
     """Finds out what must hold of positions for values of a kernel to count."""
 
     def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
         self.by_id = {s.id: s for s in kernel.defines}
         self.domains = kernel.domains
 
@@ -66,18 +67,24 @@ class Conditions:
         return bounds if self._meets_all(bounds, rows, steps[0]) else []
 
     def _meets_all(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: Axis) -> bool:
-        """Whether each row of a softmax whose statistics are loaded keeps some score.
+        """Whether all sums of exponentials, which a kernel without sums of its own loads, are sums of something.
 
-        One that keeps none has weights NaN, and a sum over it must not pass it by.
+        One of nothing makes weights NaN wherever it is used, so that no loop may pass it by: neither one over what it
+        is the sum of, nor one over many such sums.
         """
-        shifts = [self.by_id[s.args[0]] for s in self.by_id.values() if isinstance(s, Compute) and s.op == "exp"]
-        bases = [s.args[1] for s in shifts if isinstance(s, Compute) and s.op == "sub"]
-        crossing = [name for name in bases if isinstance(self.by_id[name], Load) and steps.name in self.domains[name]]
-        if not crossing or not rows or not bounds:
+        if not bounds or any(isinstance(s, Reduce) for s in self.kernel.defines):
             return True
-        row, extents = rows[0], (int_extent(rows[0]), int_extent(steps))
-        # the edges are lines, so that the interval of rows that a position meets is shortest at one end
-        return 0 in extents or all(_meets(bounds, position, int_extent(row)) for position in (0, extents[1] - 1))
+        shifts = [self.by_id[s.args[0]] for s in self.by_id.values() if isinstance(s, Compute) and s.op == "exp"]
+        along = frozenset[str]().union(
+            *(self.domains[s.args[1]] for s in shifts if isinstance(s, Compute) and s.op == "sub")
+        )
+        count, length = int_extent(rows[0]) if rows else 1, int_extent(steps)
+        if 0 in (count, length):
+            return True
+        # edges are lines, so that the interval that a row or a position meets is shortest at one end
+        if steps.name in along and not all(_meets(bounds, position, count) for position in (0, length - 1)):
+            return False
+        return not rows or rows[0].name not in along or all(_keeps(bounds, row, length) for row in (0, count - 1))
 
     def known_within(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> dict[str, bool]:
         """Comparisons of positions that come out the same wherever all bounds are kept."""
@@ -203,6 +210,15 @@ def _meets(bounds: Sequence[Bound], position: int, rows: int) -> bool:
             low = max(low, distance * bound.slope)
         else:
             high = min(high, distance * bound.slope)
+    return low <= high
+
+
+def _keeps(bounds: Sequence[Bound], row: int, steps: int) -> bool:
+    """Whether a row keeps some position."""
+    low, high = 0, steps - 1
+    for bound in bounds:
+        edge = bound.slope * row + bound.offset
+        low, high = (low, min(high, edge)) if bound.is_upper else (max(low, edge), high)
     return low <= high
 
 

@@ -204,20 +204,20 @@ _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile, ChainTile]]] = {
     "cuda:80": {
         64: (ChainTile(128, 64, 8, 3), ChainTile(64, 32, 4, 2), ChainTile(64, 32, 4, 2)),
         128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(64, 32, 8, 2), ChainTile(32, 32, 4, 1), ChainTile(32, 32, 8, 1)),
+        256: (ChainTile(64, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(32, 32, 8, 2)),
     },
     "cuda:90": {
         64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2), ChainTile(128, 64, 8, 2)),
         128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 1), ChainTile(64, 32, 8, 1)),
+        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(64, 16, 8, 2)),
     },
     "hip:gfx942": {
         64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1), ChainTile(64, 64, 8, 1)),
         128: (ChainTile(128, 64, 8, 1), ChainTile(64, 32, 8, 1), ChainTile(64, 32, 8, 1)),
-        256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1), ChainTile(32, 32, 8, 1)),
+        256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1), ChainTile(32, 16, 8, 1)),
     },
 }
-_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"]
+_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"] | {64: (*_CHAIN_TILES["cuda:90"][64][:2], ChainTile(64, 64, 4, 2))}
 _SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
 _DRAWN_STEPS = 32
 

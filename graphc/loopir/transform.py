@@ -332,11 +332,10 @@ def assume(kernel: Kernel, known: Mapping[str, bool]) -> Kernel:
             if isinstance(decided, bool):
                 truth[s.id] = decided
             elif decided is not None:
-                same[s.id] = same.get(decided, decided)
+                same[s.id] = decided
                 continue
-        is_known = not isinstance(s, Store) and s.id in truth
-        body.append(Const(s.id, bool_, truth[s.id]) if is_known else s)  # type: ignore[union-attr]
-    return drop_dead(replace(kernel, body=tuple(body)))
+        body.append(s)
+    return drop_dead(replace(kernel, body=substitute_known(body, axis_ranges(kernel.axes), truth)))
 
 
 def _decided(s: Compute, truth: Mapping[str, bool]) -> bool | str | None:

@@ -20,7 +20,7 @@ from graphc.loopir.kernel import ROW, Axis, Kernel
 from graphc.passes.templates import Templates
 from graphc.program.plan import KernelStep
 from graphc.runtime.triton_cross import TARGETS, compile_for
-from tests.triton.attentions import FORMS, causal, dropped, inputs, window
+from tests.triton.attentions import FORMS, causal, dropped, inputs, plain, window
 from tests.triton.products import Case, kernel_calls, plan_of, products_left
 from tests.triton.test_products import UNITS, assembly
 
@@ -46,19 +46,23 @@ def _kernels(width: int, form: Callable[..., torch.Tensor] = causal) -> list[Ker
 
 
 @compiles
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("target", TARGETS)
 def test_attention_and_its_gradients_run_on_matrix_units_and_do_not_spill(target: str, width: int) -> None:
-    for kernel in _kernels(width)[:: 1 if target in ("cuda:80", "cuda:90") else 2]:
+    for kernel in _kernels(width):
         (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
         assert UNITS[target] in assembly(compiled)
         assert compiled.spills == 0, compiled
 
 
 @compiles
-def test_gradients_of_dropout_do_not_spill() -> None:
-    for kernel in _kernels(128, dropped)[1:]:
-        (compiled,) = compile_for(emit_kernel(kernel, target="cuda:90"), "cuda:90")
+@pytest.mark.parametrize(
+    ("form", "width", "target"),
+    [(dropped, 128, "cuda:90"), (dropped, 256, "cuda:90"), (window, 256, "hip:gfx942"), (plain, 64, "cuda:100")],
+)
+def test_gradients_of_other_forms_do_not_spill(form: Callable[..., torch.Tensor], width: int, target: str) -> None:
+    for kernel in _kernels(width, form)[1:]:
+        (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
         assert compiled.spills == 0, compiled
 
 
@@ -159,6 +163,18 @@ def test_conditions_on_positions_are_bounds(condition: str, shift: int, wanted: 
         edge = row * wanted.slope + wanted.offset
         assert all(j <= edge if wanted.is_upper else j >= edge for j in kept)
         assert not kept or (max(kept) if wanted.is_upper else min(kept)) == max(0, edge)
+
+
+@pytest.mark.parametrize("along", ["i", "j"])
+@pytest.mark.parametrize(("shift", "is_bound"), [(0, True), (-1, True), (1, False), (30, False)])
+def test_weights_of_nothing_are_not_passed_by(along: str, shift: int, is_bound: bool) -> None:
+    """exp(where(j + shift <= i, s, -inf) - sums): with sums of nothing, NaN counts wherever they are used."""
+    b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
+    holds = b.compute("le", b.index_value(symbol("j") + shift), b.index_value(symbol("i")))
+    score = b.compute("where", holds, b.load("x", f32, symbol("j")), b.constant(float("-inf"), f32))
+    value = b.compute("exp", b.compute("sub", score, b.load("sums", f32, symbol(along))))
+    # row 0 keeps position 0 up to a shift of 0, and so does position 99 with row 99
+    assert bool(Conditions(b.finish("kernel", ())).bounds([value], ROWS, STEPS)) == is_bound
 
 
 def test_other_conditions_are_no_bounds() -> None:

@@ -112,6 +112,53 @@ def test_rows_that_see_nothing_reach_all_keys_as_in_eager() -> None:
         assert torch.equal(mine.isnan(), theirs.isnan())
 
 
+def late(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Keys long past only: whole blocks of queries see none."""
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    return F.softmax(torch.where(columns <= rows - 128, q @ k.mT, float("-inf")), dim=-1) @ v
+
+
+def soon(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Keys not long past only."""
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    return F.softmax(torch.where(rows < columns + 128, q @ k.mT, float("-inf")), dim=-1) @ v
+
+
+@pytest.mark.parametrize(("form", "blind"), [(late, slice(128)), (soon, slice(191, 260))])
+def test_blocks_of_rows_that_see_nothing_are_as_in_eager(form: Form, blind: slice) -> None:
+    args = inputs("plain", torch.bfloat16, queries=260, keys=64)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step_of(form), backend="triton")(*args)
+    wanted = step_of(form)(*args)
+    assert bool(wanted[0][:, :, blind].isnan().all()) and bool(wanted[3].isnan().all())
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+
+
+def relative(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """A learned bias per pair of positions, and one per key, which every query takes."""
+    mask = torch.tril(torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool))
+    scores = (q @ k.mT + table + row).masked_fill(~mask, float("-inf"))
+    return F.softmax(scores, dim=-1) @ v
+
+
+@pytest.mark.parametrize("sizes", [(21, 37), (70, 66)])
+def test_gradients_of_biases_keep_the_contract(sizes: tuple[int, int]) -> None:
+    def step(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = [x.detach().requires_grad_() for x in args]
+        out = relative(*given)
+        return (out.detach(), *torch.autograd.grad(out.square().sum(), given))
+
+    generator = torch.Generator().manual_seed(5)
+    args = inputs("plain", torch.bfloat16, queries=sizes[0], keys=sizes[1])
+    for shape in ((3, *sizes), (2, 1, 1, sizes[1])):
+        args.append(torch.randn(shape, generator=generator).to(torch.bfloat16))
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(*args)
+    for mine, theirs, true in zip(found, step(*args), step(*_exact(args)), strict=True):
+        assert_contract(mine, theirs, true)
+
+
 def test_masked_rows_are_as_in_eager() -> None:
     q, k, v = inputs("plain", torch.bfloat16)
     mask = torch.rand(21, 37, generator=torch.Generator().manual_seed(0)) < 0.7
