@@ -95,20 +95,11 @@ class Attributes:
 
     def __init__(self, reads: Reads, modules: ModuleFacts, dynamic: Collection[Hashable], wide: bool = False) -> None:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
-        self._held = {id(vars(item)): (path, access, item) for path, access, item in _held(modules.modules())}
-        for path, access, item in self._held.values() if dynamic else ():
-            inner = {name: value for name, value in vars(item).items() if type(value) in (int, float)}
-            found = (
-                Number(f"{path}.{name}", Access(access.root, f"{access.suffix}.__dict__[{name!r}]"), value)
-                for name, value in inner.items()
-            )
-            self.numbers.update({n.key: n for n in found if n.key in dynamic and n.key not in self.numbers})
-        self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
         for module in modules.modules():
             reads.note_class(type(module))
         tables = [*modules.tables(), *((path, access, access.resolve()) for path, access in reads.tables)]
         others = [held for held in reads.holders if keeps_state(held[2])]
-        tables += _attributes((*self._held.values(), *others))
+        tables += _attributes((*_held(modules.modules()), *others))
         tables += [*reads.slotted, *((name, Access(cls, ""), cls) for cls, name in reads.classes.items())]
         tables = [table for table in tables if _is_home(table[2])]
         self._tables = {id(table): (path, access) for path, access, table in reversed(tables)}
@@ -117,6 +108,8 @@ class Attributes:
         homes.update(hooks)
         self._hooks = frozenset(hooks)
         self._before = [(home, names_of(home)) for home in homes.values()]
+        self.numbers.update({n.key: n for n in self._numbers_found(dynamic) if n.key not in self.numbers})
+        self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
         places = [access.place() for _, access, _ in (*reads.values, *reads.identities)]
         places += [access.place() for _, access in reads.objects]
         single = {(id(place[0]), place[1]): place for place in places if place and id(place[0]) not in homes}
@@ -131,6 +124,15 @@ class Attributes:
             for name in names_of(home)
         ]
         self.growing = Growing(reads, [*slots, *(("", None, home, name) for home, name, _ in self._single)], wide)
+
+    def _numbers_found(self, dynamic: Collection[Hashable]) -> Iterator[Number]:
+        """Numbers in homes that an earlier capture has found to change, though nothing is seen to read them."""
+        for home, before in self._before if dynamic else ():
+            path, access = self._tables.get(id(home), ("", None))
+            for name, value in before.items() if access is not None else ():
+                if type(value) in (int, float) and (id(home), name) in dynamic:
+                    suffix = suffix_of(home, name)
+                    yield Number(path + suffix, Access(access.root, access.suffix + suffix), value)
 
     def place(self, recorder: Recorder) -> None:
         """Put traced numbers where numbers are that shall be inputs."""

@@ -47,7 +47,7 @@ from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.modules import ModuleFacts, all_hooks
 from graphc.frontend.objects import Closed, Restart
-from graphc.frontend.optimizers import StateEffect
+from graphc.frontend.optimizers import Stored, state_effects
 from graphc.frontend.paths import Decider
 from graphc.frontend.python_random import PythonRandom
 from graphc.frontend.reach import Reach
@@ -514,18 +514,16 @@ class _Session:
 def _effects(
     changed: list[tuple[torch.Tensor, torch.Tensor | None]],
     dropped: set[int],
-    stored: list[tuple[dict[Any, Any], Any, TracedTensor]],
-) -> tuple[list[Effect], list[torch.Tensor]]:
+    stored: list[Stored],
+) -> tuple[list[Effect], list[Any]]:
     """What a run changes outside of the program, and the tensors it takes for that."""
-    made = [grad for _, grad in changed if grad is not None]
+    made: list[Any] = [grad for _, grad in changed if grad is not None]
     numbers = {id(grad): number for number, grad in enumerate(made)}
     effects: list[Effect] = [
         GradientEffect(t, numbers[id(g)] if g is not None else -1, id(t) in dropped) for t, g in changed
     ]
-    for home, key, tensor in stored:
-        effects.append(StateEffect(home, key, len(made)))
-        made.append(tensor)
-    return effects, made
+    kept, given = state_effects(stored, len(made))
+    return [*effects, *kept], [*made, *given]
 
 
 class _Undo:

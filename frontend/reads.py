@@ -429,6 +429,11 @@ def parts_of(item: Any) -> list[tuple[str, Any]]:
 def function_in(member: Any) -> types.FunctionType | None:
     """The function that an entry of a class calls."""
     member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    while isinstance(member, types.FunctionType) and not is_user_code(member.__code__):  # under `torch.no_grad()`
+        inner = getattr(member, "__wrapped__", None)
+        if not isinstance(inner, types.FunctionType):
+            break
+        member = inner
     return member if isinstance(member, types.FunctionType) else None
 
 

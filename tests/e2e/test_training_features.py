@@ -73,7 +73,7 @@ def test_gradients_are_differentiated_once() -> None:
 
 def test_what_a_function_keeps_is_refused_with_the_line() -> None:
     model, kept = net(), ContextVar("kept")
-    model[0].register_forward_hook(lambda module, args, out: [kept.set(out)] and None)
+    model[0].register_forward_hook(lambda module, args, out: bool(kept.set(out)) and None)
     with pytest.raises(CaptureError, match=r"keeps a tensor it made[\s\S]*test_training_features.py:\d+"):
         graphc.compile(model)(data(0))
 
