@@ -312,11 +312,12 @@ def holds(items: Any, tensors: bool = True) -> Callable[[Any], bool]:
     Objects are to be the very same.
 
     Args:
-        tensors: these too; else any tensor is like any other, as those that are used are looked at by themselves.
+        tensors: these too; else any tensor is like any other, as those that are used are looked at by themselves, and
+            any tuple, as what is in it is.
     """
     keys, then = (tuple(items), list(items.values())) if isinstance(items, dict) else ((), list(items))
     if not tensors:
-        then = [AnyOf(torch.Tensor) if isinstance(item, torch.Tensor) else item for item in then]
+        then = [AnyOf(torch.Tensor if isinstance(i, torch.Tensor) else tuple) if _is_apart(i) else i for i in then]
     if len(then) > _COMPARED_LIMIT:
         ids = [id(item) for item in items]
         return lambda now: list(map(id, now)) == ids and bool(items)  # which keeps them, and so their ids
@@ -328,6 +329,10 @@ def holds(items: Any, tensors: bool = True) -> Callable[[Any], bool]:
         return len(found) == len(then) and all(map(_is_same, found, then))
 
     return same_items
+
+
+def _is_apart(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) or (type(item) is tuple and not is_plain(item))
 
 
 def _is_same(now: Any, then: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import types
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -61,7 +61,7 @@ class Access:
             return None
         home = Access(self.root, entry[1]).resolve()
         if self.suffix[len(entry[1])] == "[":
-            return (home, ast.literal_eval(entry[2])) if type(home) in _HOMES else None
+            return (home, ast.literal_eval(entry[2])) if isinstance(home, (dict, list)) else None
         if isinstance(home, types.ModuleType):
             return vars(home), entry[2]
         if isinstance(home, type):
@@ -144,16 +144,17 @@ def bind(home: Any, name: Any, value: Any) -> None:
             setattr(home, name, value)
         elif bound(home, name) is not GONE:
             delattr(home, name)
-    elif value is GONE:
-        home.pop(name, None)
-    else:
-        home[name] = value
+    else:  # by no method of the user's
+        kind: Any = next(kind for kind in (OrderedDict, dict, list) if isinstance(home, kind))
+        if value is not GONE:
+            kind.__setitem__(home, name, value)
+        elif bound(home, name) is not GONE:
+            kind.__delitem__(home, name)
 
 
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")
 _LAST = re.compile(r"(.*)\[('[^'\\]*'|\d+)\]")
 _ATTRIBUTE = re.compile(r"(.*)\.(\w+)")
-_HOMES = (list, dict, OrderedDict, defaultdict, Counter)
 _DICTS = (dict, OrderedDict)  # looking into them runs no Python code
 
 

@@ -13,7 +13,7 @@ from graphc.errors import EagerOnceError
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.guards import Describe, GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
-from graphc.frontend.reads import attribute_names
+from graphc.frontend.names import attribute_names, constructor_names
 
 Masked: TypeAlias = Callable[[Access, Any], Any]
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
@@ -38,7 +38,9 @@ class ModuleState:
         self.plain = {
             key: snapshot(value)
             for key, value in own.items()
-            if key not in _INTERNAL and (names is None or key in names) and is_plain(value)
+            if key not in _INTERNAL
+            and (names is None or key in names or key not in constructor_names(type(module)))
+            and is_plain(value)
         }
         self.keys = {
             key: tuple(value)

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from graphc.frontend import tree
-from graphc.frontend.guards import is_plain
 from graphc.frontend.inputs import GONE, bind, bound, names_of, slots_of
 from graphc.frontend.locations import is_user_code
+from graphc.frontend.names import code_names
 from graphc.frontend.objects import is_traced
-from graphc.frontend.reads import CACHED, code_names, is_own, own_classes
+from graphc.frontend.reads import CACHED, is_own, own_classes
 
 _LIMIT = 50_000
 _SKIPPED = (
@@ -60,10 +59,11 @@ class Reach:
             waiting.extend(_parts(item))
 
     def changed(self) -> str:
-        """What is no longer as it was, in words; nothing when all is, or when only objects were put into caches."""
+        """What is no longer as it was, in words; nothing when all is."""
         for item, before in self._before:
             if not _is_alike(item, before):
-                return f"a {type(item).__name__} that it finds outside of itself"
+                kind = f"class {item.__name__}" if isinstance(item, type) else f"a {type(item).__name__}"
+                return f"{kind} that it finds outside of itself"
         for cache, misses in self._caches:
             if cache.cache_info().misses != misses and _keeps_traced(cache):
                 return f"what {cache.__name__} keeps for further calls"
@@ -98,15 +98,7 @@ def _is_alike(item: Any, before: Any) -> bool:
     if isinstance(item, (list, deque)):
         return len(item) == len(before) and all(map(_is_same, item, before))
     now = names_of(item)
-    return all(_is_kept(now.get(name, GONE), before.get(name, GONE)) for name in {**before, **now})
-
-
-def _is_kept(now: Any, then: Any) -> bool:
-    """Not changed, or an object in a place for one, such as an entry of a cache, with which a capture can go on."""
-    if now is then:
-        return True
-    found = [now] if tree.parts(now) is None else tree.flatten(now)[0]
-    return not (now is GONE or is_plain(now) or any(map(is_traced, found))) or _is_same(now, then)
+    return all(_is_same(now.get(name, GONE), before.get(name, GONE)) for name in {**before, **now})
 
 
 def _is_same(now: Any, then: Any) -> bool:
@@ -127,7 +119,7 @@ def _put_back(item: Any, before: Any) -> None:
     else:
         for name in {**before, **names_of(item)}:
             then = before.get(name, GONE)
-            if not _is_kept(bound(item, name), then):
+            if not _is_same(bound(item, name), then):
                 bind(item, name, then)
 
 

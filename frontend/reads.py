@@ -6,16 +6,16 @@ then hold its value. Functions the user's function calls are read too.
 
 from __future__ import annotations
 
-import dis
 import enum
 import functools
 import io
+import os
 import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,44 +23,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from graphc.frontend.guards import PLAIN, is_plain, snapshot
 from graphc.frontend.inputs import Access, owner_of, slots_of
 from graphc.frontend.locations import is_user_code, is_user_file
+from graphc.frontend.names import chains
 from graphc.frontend.watched import ADDING, contents
-
-Chain: TypeAlias = tuple[str, str, tuple[str, ...]]
-"""(`global`, `cell` or `local`, name, attributes read from it in a row)."""
-
-
-@lru_cache(maxsize=4096)
-def chains(code: types.CodeType) -> tuple[Chain, ...]:
-    """The names a code object and the functions defined inside it read, each with the attributes that follow."""
-    found: dict[Chain, None] = {}
-    root: tuple[str, str] | None = None
-    attributes: list[str] = []
-    first = code.co_varnames[0] if code.co_argcount else ""
-    for instruction in dis.get_instructions(code):
-        name = instruction.opname
-        if root is not None and name in ("LOAD_ATTR", "LOAD_METHOD"):
-            attributes.append(instruction.argval)
-            continue
-        if root is not None and name not in ("CACHE", "PUSH_NULL", "RESUME", "COPY"):
-            found[(*root, tuple(attributes))] = None
-            root = None
-        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            root, attributes = ("global", instruction.argval), []
-        elif name in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
-            root, attributes = ("cell", instruction.argval), []
-        elif name.startswith("LOAD_FAST") and first and instruction.argval == first:
-            root, attributes = ("local", first), []
-    if root is not None:
-        found[(*root, tuple(attributes))] = None
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found.update(dict.fromkeys(chain for chain in chains(constant) if chain[0] != "local"))
-    return tuple(found)
-
 
 _ATTRIBUTE_LIMIT = 128
 _ITEM_LIMIT = 256
 _DEPTH = 5
+_ENVIRONMENT = (("environ",), ("getenv",))
 _OF_OPTIMIZERS = ("param_groups", "state", "defaults")
 
 
@@ -114,6 +83,9 @@ class Reads:
         self._kept(fn)
         if this is not None and "super" in code.co_names:
             self._inherited(code, this)
+        if "globals" in code.co_names:
+            for name in fn.__globals__.keys() & set(filter(lambda constant: isinstance(constant, str), code.co_consts)):
+                self._chain(name, Access(fn.__globals__, f"[{name!r}]"), ())
         cells = dict(zip(code.co_freevars, fn.__closure__ or (), strict=True))
         for kind, name, attributes in chains(code):
             if kind == "global" and name in fn.__globals__:
@@ -155,6 +127,9 @@ class Reads:
             item = access.resolve()
         except ValueError:  # an empty cell
             return
+        if item is os and attributes[:1] in _ENVIRONMENT:
+            held: Any = vars(os.environ)
+            self.contents.append(("os.environ", Access(held, "['_data']"), held["_data"], dict(held["_data"])))
         for attribute in attributes:
             if isinstance(item, (list, deque)):
                 if attribute in ADDING:
@@ -247,10 +222,12 @@ class Reads:
             if final and is_own(item):
                 self.of_class(item)
             return True
-        self._identity(path, access, item)
+        final = final or (isinstance(item, _CONTAINERS) and is_own(type(item)))
+        if not (final and type(item) is tuple):  # what is in it is guarded
+            self._identity(path, access, item)
         if isinstance(item, _CONTAINERS):
             self.objects.append((path, access))
-            self.attributes(path, access, item)
+            self.whole(path, access, item)
             if final:
                 self._contents(path, access, item)
             return True
@@ -478,35 +455,3 @@ def _is_of_python(module: str) -> bool:
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     return not is_user_file(file) if file is not None else getattr(found, "__spec__", None) is not None
-
-
-def attribute_names(cls: type) -> frozenset[str]:
-    """Names that the methods of a module class may read as attributes; its constructor and printing left out."""
-    return _attribute_names(cls)
-
-
-@cache
-def _attribute_names(cls: type) -> frozenset[str]:
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if base in (torch.nn.Module, object):
-            continue
-        for name, member in vars(base).items():
-            if isinstance(member, types.FunctionType) and name not in _NOT_RUN:
-                names.update(code_names(member.__code__))
-    return frozenset(names)
-
-
-_NOT_RUN = frozenset(
-    ("__init__", "extra_repr", "__repr__", "reset_parameters", "__setstate__", "_load_from_state_dict")
-)
-
-
-def code_names(code: types.CodeType) -> Iterator[str]:
-    """The names that code uses, and those that may be in strings of it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from code_names(constant)
-        elif isinstance(constant, str):
-            yield constant  # getattr(self, "name")

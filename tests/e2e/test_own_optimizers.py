@@ -1,4 +1,4 @@
-"""Optimizers that users write: state made in the first step, steps counted in Python, per parameter, group, optimizer."""
+"""Optimizers that users write: state made in the first step, and steps counted in Python, wherever they are kept."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -276,7 +277,71 @@ def cached_reader() -> Program:
     return lambda x: x * read(3), nothing, between
 
 
+class Settings(dict):
+    """As configurations often are: keys are attributes."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
+
+
+def dict_with_attributes() -> Program:
+    settings = Settings(scale=1.0, inner=Settings(scale=2.0))
+
+    def step(x):
+        settings.scale = settings.scale + 1
+        return x * settings.scale * settings.inner.scale
+
+    def between() -> None:
+        settings.inner.scale += 1
+
+    return step, lambda: dict(settings), between
+
+
+def decorated_method() -> Program:
+    state = {"scale": 1.0}
+
+    class Scaling:
+        @torch.no_grad()
+        def apply(self, x):
+            state["scale"] += 1
+            return x * state["scale"]
+
+    scaling = Scaling()
+    return lambda x: scaling.apply(x), lambda: state, nothing
+
+
+def attribute_of_a_layer() -> Program:
+    layer = nn.Identity()
+    layer.scale = 1.0
+
+    def between() -> None:
+        layer.scale += 1
+
+    return lambda x: layer(x) * layer.scale, nothing, between
+
+
+def tuple_of_tensors() -> Program:
+    state = {"hidden": (torch.zeros(3), torch.ones(3))}
+
+    def step(x):
+        h, c = state["hidden"]
+        state["hidden"] = (torch.tanh(h + x), c + h)
+        return c * 2
+
+    return step, lambda: state, nothing
+
+
+def by_name() -> Program:
+    globals()["SCALE"] = 1.0
+
+    def between() -> None:
+        globals()["SCALE"] += 1
+
+    return lambda x: x * globals()["SCALE"], nothing, between
+
+
 COMPILED = (
+    dict_with_attributes, decorated_method, attribute_of_a_layer, tuple_of_tensors, by_name,
     default, default_of_a_helper, default_with_a_tensor, default_replaced, attribute_of_a_function,
     attribute_of_a_wrapper, attribute_of_a_class, class_of_a_module, class_of_an_argument, method_of_the_parent, slots,
     object_in_objects, objects_in_a_list, functions_in_a_list, function_as_an_argument, lists_in_lists,
@@ -374,6 +439,37 @@ def test_a_cache_that_reads_state_is_cleared() -> None:
     wanted, _, _ = runs(cached_reader, False)
     found, _, _ = runs(cached_reader, True)
     torch.testing.assert_close(found, wanted)
+
+
+def test_an_object_that_the_first_call_makes() -> None:
+    class Counter:
+        only = None
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        @classmethod
+        def get(cls):
+            if cls.only is None:
+                cls.only = cls()
+            return cls.only
+
+    @graphc.compile(backend="interpret")
+    def step(x):
+        Counter.get().calls += 1
+        return x * Counter.get().calls
+
+    with pytest.warns(FallbackWarning, match="class Counter"):
+        assert [float(step(torch.ones(()))) for _ in range(CALLS)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (step.stats().eager_calls, step.stats().compiles) == (1, 2)
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    step: Any = graphc.compile(lambda x: x * float(os.environ["GRAPHC_TEST_SCALE"]), backend="interpret")
+    for scale in ("1", "2", "2"):
+        monkeypatch.setenv("GRAPHC_TEST_SCALE", scale)
+        assert float(step(torch.ones(()))) == float(scale)
+    assert step.stats().compiles == 2
 
 
 def test_a_cache_that_the_first_call_fills() -> None:
