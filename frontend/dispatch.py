@@ -70,6 +70,8 @@ def _choose(func: Any) -> Handler:
         return _SPECIAL[name]
     if name.startswith("aten.arange."):
         return _arange_handler(_plain_handler(func, name))
+    if name == "aten.mul.Tensor":
+        return _mul_handler(_plain_handler(func, name))
     if name in _AT_A_PLACE:
         return _place_handler(_AT_A_PLACE[name], _plain_handler(func, name))
     return _plain_handler(func, name)
@@ -106,8 +108,9 @@ _NUMBERS = frozenset((bool, int, float, host.HostInt, host.HostFloat, host.HostB
 
 
 def _rule_handler(func: Any, rule: Rule) -> Handler:
-    with_scalar = func._overloadname == "Scalar"
-    tensor_positions = [i for i, a in enumerate(func._schema.arguments) if str(a.type) == "Tensor"]
+    arguments = func._schema.arguments
+    with_scalar = any(a.name in ("self", "other") and str(a.type) == "number" for a in arguments)
+    tensor_positions = [i for i, a in enumerate(arguments) if str(a.type) == "Tensor"]
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operands = Operands()
@@ -186,6 +189,29 @@ def _arange_handler(plain: Handler) -> Handler:
             return plain(recorder, func, args, kwargs)
         with CaptureMode(recorder):
             return counting.arange(func, *args, **kwargs)
+
+    return handle
+
+
+_EVENLY_DISTRIBUTED = frozenset(("MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"))
+
+
+def _mul_handler(plain: Handler) -> Handler:
+    """Products with a mask in gradients of what one element of all decides: autograd multiplies tensors of subclasses.
+
+    Those of CPUs it fills, so that NaN and inf stay where the mask is.
+    """
+
+    def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mask = args[0]
+        node = (
+            torch._C._current_autograd_node() if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool else None
+        )
+        if node is None or node.name() not in _EVENLY_DISTRIBUTED or mask.device.type != "cpu":
+            return plain(recorder, func, args, kwargs)
+        with CaptureMode(recorder):
+            zeros = torch.ops.aten.new_zeros.default(args[1], mask.shape)
+            return torch.ops.aten.masked_fill.Tensor(zeros, mask, args[1])
 
     return handle
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from graphc.frontend import functionalize, host
-from graphc.frontend.aten import layout
+from graphc.frontend.aten import layout, promotion
 from graphc.frontend.dynamic_index import true_offset
 from graphc.frontend.foreign_views import is_foreign
 from graphc.frontend.functionalize import Storage, TensorState
@@ -140,12 +140,22 @@ class _Finisher:
         wanted = None if strides == layout.contiguous(shape) else strides
         decider = self.recorder.decider
         if decider is not None and value in decider.names and decider.names[value][1] != wanted:
-            value = self.recorder.builder.op("cast", value, dtype=value.dtype)  # handed over in another layout
+            value = self._copied(value, strides)  # handed over in another layout
         elif isinstance(value, Input) or value in self.taken or value.strides not in (None, wanted):
-            value = self.recorder.builder.op("cast", value, dtype=value.dtype)
+            value = self._copied(value, strides)
         value.strides = wanted
         self.taken.add(value)
         return value
+
+    def _copied(self, value: Value, strides: tuple[int, ...]) -> Value:
+        if value.dtype.kind != "complex":
+            copied: Value = self.recorder.builder.op("cast", value, dtype=value.dtype)
+            return copied
+        imp = self.recorder.imp  # kernels hold no complex numbers
+        options = {"dtype": promotion.to_torch(value.dtype), "device": torch.device(value.device)}
+        memory = imp.extern("aten.empty_strided.default", (value.shape, strides), options)
+        copied = imp.extern("aten.copy.default", (memory, value))
+        return copied
 
 
 def _is_packed(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

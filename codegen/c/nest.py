@@ -270,8 +270,11 @@ class _NestWriter:
         return Loop(loop.axis, f"{v}_run", f"{v}_stop", v), pragma
 
     def segments(self) -> list[_Segment]:
-        """The innermost loop cut where masks change, each piece with its own statements."""
-        targets = [value for _, value in self.nest.updates]
+        """The innermost loop cut where masks change, each piece with its own statements.
+
+        What goes on from element to element, and what is kept for another loop, no piece leaves out.
+        """
+        targets = [*(value for _, value in self.nest.updates), *self.nest.keep]
         whole = self.segment(None, None, self.writer.ranges, targets)
         loop = self.nest.loops[-1] if self.nest.loops else None
         if not self.nest.cut or loop is None or loop.axis is None:
@@ -286,8 +289,12 @@ class _NestWriter:
         edges = [low, *(cut for cut in cuts if low < cut <= high), high + 1]
         if len(edges) == 2:
             return [whole]
-        pieces = itertools.pairwise(edges)
-        return [self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets) for a, b in pieces]
+        found: list[_Segment] = []
+        for a, b in reversed(list(itertools.pairwise(edges))):
+            piece = self.segment(a, b, {**self.writer.ranges, loop.axis: (a, b - 1)}, targets)
+            found.insert(0, piece)
+            targets = [*targets, *(n for n in piece.needed if isinstance(piece.body[n], Scan) and n not in targets)]
+        return found
 
     def segment(
         self, low: int | None, high: int | None, ranges: Mapping[str, tuple[int, int | None]], targets: list[str]

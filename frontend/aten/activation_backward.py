@@ -11,7 +11,7 @@ from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.expression import Term, formula
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import wrap_dim
-from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
+from graphc.frontend.aten.registry import CONTIGUOUS, LIKE, POINTWISE, Decline, rule
 from graphc.ir.graph import Operand, Value
 
 
@@ -153,7 +153,7 @@ def softplus_backward(imp: Importer, grad_output: Value, self: Value, beta: Oper
     return formula(imp, slope, grad_output, self)
 
 
-@rule("aten.log_sigmoid_backward.default", layout=POINTWISE)
+@rule("aten.log_sigmoid_backward.default", layout=LIKE)
 def log_sigmoid_backward(imp: Importer, grad_output: Value, self: Value, buffer: Value) -> Value:
     _same(grad_output, self)
 

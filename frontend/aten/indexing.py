@@ -78,12 +78,12 @@ def index_select(imp: Importer, self: Value, dim: int, index: Value) -> Value:
     supported(self)
     _index_of(self, index, ranks=(0, 1))
     axis = wrap_dim(dim, self.type.rank)
-    if not self.shape:
-        if index.type.numel != 1:
-            raise Decline("eager raises")
-        return self
-    _something(_shape(self)[axis], index)
+    if not self.shape and index.type.numel != 1:
+        raise Decline("eager raises")
     places = imp.reshape(index, (index.type.numel,))  # type: ignore[arg-type]  # static
+    if not self.shape:
+        return imp.reshape(imp.b.op("take", imp.reshape(self, (1,)), places, dim=0, check="embedding"), ())
+    _something(_shape(self)[axis], index)
     return imp.b.op("take", self, places, dim=axis, check="index_select" if axis == 1 else "embedding")
 
 

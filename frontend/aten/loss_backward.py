@@ -52,7 +52,7 @@ def _scaled(
     return (slope * wide(imp, grad_output)).to(self.dtype)
 
 
-@rule("aten.mse_loss_backward.default", layout=POINTWISE)
+@rule("aten.mse_loss_backward.default", layout=CONTIGUOUS)
 def mse_loss_backward(imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int) -> Value:
     return _scaled(imp, grad_output, self, reduction, lambda x, y: 2.0 * (x - y), target)
 
@@ -62,7 +62,7 @@ def _clipped(d: Term, width: float, limit: float, inner: Term) -> Term:
     return d.op("le", -width).where(-limit, d.op("ge", width).where(limit, inner))
 
 
-@rule("aten.smooth_l1_loss_backward.default", layout=POINTWISE)
+@rule("aten.smooth_l1_loss_backward.default", layout=CONTIGUOUS)
 def smooth_l1_loss_backward(
     imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int, beta: Operand
 ) -> Value:
@@ -75,7 +75,7 @@ def smooth_l1_loss_backward(
     return _scaled(imp, grad_output, self, reduction, slope, target)
 
 
-@rule("aten.huber_loss_backward.default", layout=POINTWISE)
+@rule("aten.huber_loss_backward.default", layout=CONTIGUOUS)
 def huber_loss_backward(
     imp: Importer, grad_output: Value, self: Value, target: Value, reduction: int, delta: Operand
 ) -> Value:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from graphc.frontend.aten import layout
+from graphc.frontend.aten.expression import Term, wide
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import (
     as_bool,
@@ -24,7 +25,7 @@ from graphc.frontend.aten.operands import (
 from graphc.frontend.aten.promotion import common_dtype, to_torch
 from graphc.frontend.aten.registry import CONTIGUOUS, LIKE, POINTWISE, Decline, RuleFn, rule
 from graphc.ir.graph import Operand, Value
-from graphc.ir.types import DType, bool_
+from graphc.ir.types import DType, bool_, f32, i32
 
 Prepare = Callable[..., list[Operand]]
 
@@ -311,23 +312,21 @@ def frac(imp: Importer, self: Value) -> Value:
     return imp.b.op("sub", x, imp.b.op("trunc", x))
 
 
-def _test(name: str, of_float: Callable[[Importer, Value], Value]) -> None:
+def _test(name: str, of_float: Callable[[Importer, Value], Value], of_integer: bool = False) -> None:
     @rule(f"aten.{name}.default", layout=POINTWISE)
     def import_test(imp: Importer, self: Value) -> Value:
         supported(self)
-        return of_float(imp, self) if self.dtype.is_float else imp.full_like(self, False, bool_)
+        if self.dtype.is_float:
+            return of_float(imp, self)
+        result = imp.full_like(self, of_integer, bool_)
+        return imp.with_strides(result, imp.preserved_strides(self)) if name == "isinf" else result
 
 
 _test("isnan", lambda imp, x: imp.b.op("isnan", x))
 _test("isinf", lambda imp, x: imp.b.op("isinf", x))
 _test("isposinf", lambda imp, x: imp.b.op("eq", x, math.inf))
 _test("isneginf", lambda imp, x: imp.b.op("eq", x, -math.inf))
-
-
-@rule("aten.isfinite.default", layout=POINTWISE)
-def isfinite(imp: Importer, self: Value) -> Value:
-    supported(self)
-    return imp.b.op("lt", imp.b.op("abs", self), math.inf) if self.dtype.is_float else imp.full_like(self, True, bool_)
+_test("isfinite", lambda imp, x: imp.b.op("lt", imp.b.op("abs", x), math.inf), True)
 
 
 @rule("aten.signbit.default", layout=POINTWISE)
@@ -515,13 +514,25 @@ def _scaled(imp: Importer, self: Value, factor: float) -> Value:
     return imp.with_strides(result, imp.pointwise_strides(result, [self, factor]))
 
 
-@rule("aten.ldexp.Tensor", layout=POINTWISE)
-@rounding_once
+@rule("aten.ldexp.Tensor", layout=LIKE)
 def ldexp(imp: Importer, self: Value, other: Value) -> Value:
-    if not all(layout.is_contiguous(v.shape, imp.strides(v)) for v in (self, other)):  # type: ignore[arg-type]  # static
-        raise Decline("which of them eager follows depends on the dtype")
-    x, exponent = floating(imp, self, other)
-    return imp.b.op("mul", x, imp.b.op("pow", 2.0, exponent))
+    if self.dtype.is_float and other.dtype.is_integral and other.dtype != bool_:
+        return _times_power(imp, self, other)
+    if imp.strides(other) != layout.contiguous(other.shape):  # type: ignore[arg-type]  # static
+        raise Decline("whether eager follows them depends on the dtype")
+    result: Value = mul(imp, self, pow_of_scalar(imp, 2.0, other))
+    return result
+
+
+def _times_power(imp: Importer, self: Value, other: Value) -> Value:
+    """A tensor times a power of two by steps: the power may be no number of this dtype where the result is one."""
+    x = wide(imp, self)
+    exponent = Term(imp, Term(imp, imp.b.op("cast", other, dtype=i32)).to(x.value.dtype))  # eager takes a C int
+    step = 100 if x.value.dtype == f32 else 1000
+    for _ in range(3):
+        part = exponent.op("maximum", -step).op("minimum", step)
+        x, exponent = x * part.op("exp2"), exponent - part
+    return x.to(self.dtype)
 
 
 @rule("aten.angle.default", layout=POINTWISE)

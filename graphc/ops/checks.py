@@ -84,7 +84,8 @@ def data_index(
             "where", negative, ctx.compute("add", given, ctx.index_value(extent), dtype=i64), given, dtype=i64
         )
     valid = ctx.compute("minimum", ctx.compute("maximum", value, zero, dtype=i64), last, dtype=i64)
-    if rule.error and valid != value:
+    looks_up = not isinstance(indices, Value) or 0 not in indices.shape  # else there is nothing that could be outside
+    if rule.error and valid != value and looks_up:
         failed = ctx.compute("ne", value, valid, dtype=bool_)
         ctx.check(failed, given, rule.error, _of_dim(rule, dim, extent))
     return ctx.data_index(valid, extent)

@@ -53,3 +53,14 @@ def test_of_one(name: str) -> None:
         )
 
     check(fn, LAYOUTS[name], calls=1)
+
+
+def test_numbers_that_are_operands() -> None:
+    """A number that ATen makes a tensor of has a part in eager's order of dims; one that is an attribute has none."""
+
+    def fn(x, n):
+        numbers = torch.lerp(x, x + 1, 0.5), torch.add(x, x, alpha=2), torch.xlogy(x, 2), torch.xlogy(2, x)
+        return *numbers, torch.special.xlog1py(x, 0.5), torch.remainder(3, x), x * 2, torch.isinf(n), torch.isfinite(n)
+
+    x = torch.arange(8.0).as_strided((5, 1, 1, 1), (1, 5, 5, 5))
+    check(fn, x, torch.arange(16).as_strided((1, 7, 1, 2), (1, 2, 2, 1)), calls=1)

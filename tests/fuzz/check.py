@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from graphc.report.numerics import errors_of
 from graphc.settings import override
-from tests.fuzz.environments import same
 from tests.fuzz.program import NARROW, WIDE, Module, Program
+from tests.suites.rounding import RandomRounding, draws
 from tests.suites.verdicts import RAISES, REFUSED, RIGHT, WRONG, TooSlow, Verdict, limited
 
 BATCH = 50
@@ -30,8 +32,6 @@ _ALONE = re.compile(
 _CULPRIT = re.compile(r"<fuzz (\d+)>:\d+|arguments\[(\d+)\]")
 """A program of a batch, named in a message."""
 SINGLE_ROUNDING = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-NEARBY = (1.0, 1 + 1 / 64, 1 - 1 / 64, 1 + 1 / 32, 1 - 1 / 32)
-"""What floats among the inputs are multiplied with, to see how far rounding can take a result."""
 
 
 @dataclass
@@ -162,16 +162,17 @@ def _joined(fns: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     return batch
 
 
-def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str, scale: float = 1.0) -> Outcome:
+def _outcome(
+    modules: Sequence[Module], call: Callable[..., Any], inputs: str, rounding: RandomRounding | None = None
+) -> Outcome:
     """Call programs on inputs of their own, and look at everything that is left."""
     arguments = [module.names[inputs]() for module in modules]
-    if scale != 1.0:
-        _scale([arg for group in arguments for arg in group], scale)
     torch.default_generator.manual_seed(0)  # those of other devices take a while
     try:
-        results = call(arguments)
-        if modules[0].names["GRADIENTS"]:  # one pass over all, as they may be results of one function of autograd
-            modules[0].names["backward"]([tensor for result in results for tensor in result])
+        with rounding or contextlib.nullcontext():
+            results = call(arguments)
+            if modules[0].names["GRADIENTS"]:  # one pass over all, as they may be results of one function of autograd
+                modules[0].names["backward"]([tensor for result in results for tensor in result])
     except Exception as error:
         return Outcome(error)
     tensors = [tensor for group in (*results, *arguments) for tensor in group]
@@ -182,46 +183,41 @@ def _outcome(modules: Sequence[Module], call: Callable[..., Any], inputs: str, s
     return Outcome(None, [t.detach() for t in (*tensors, *gradients) if t is not None] + [state], facts)
 
 
-def _scale(tensors: Sequence[torch.Tensor], scale: float) -> None:
-    """Multiply the floats in the memory of tensors."""
-    memories = {t.untyped_storage().data_ptr(): t for t in tensors if t.is_floating_point() or t.is_complex()}
-    for tensor in memories.values():
-        torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).mul_(scale)
-
-
 @dataclass(frozen=True)
-class _Nearby:
-    """Eager's results for inputs like those of a call: as they are, in float64, and with float32 for that."""
+class _References:
+    """Eager's results in float64, as they are and rounded at random, and with float32 for float64 rounded at random."""
 
-    native: Outcome
     wide: Outcome
-    narrow: Outcome
+    native: Sequence[Outcome]
+    narrow: Sequence[Outcome]
 
-    def error(self, number: int) -> torch.Tensor | None:
-        """How far rounding takes a float result, as far as that can be told; of float64, float32's error tells."""
-        if not (self.native.values and self.wide.values and self.narrow.values):
-            return None
-        native, wide, narrow = (outcome.values[number] for outcome in (self.native, self.wide, self.narrow))
-        if not native.shape == wide.shape == narrow.shape:
-            return None
-        double = native.dtype == wide.dtype
-        error = (narrow.to(wide.dtype) - wide) * SINGLE_ROUNDING if double else native.to(wide.dtype) - wide
-        return torch.where(torch.isfinite(error), error, torch.zeros_like(error))
+    def errors(self, number: int) -> Iterator[torch.Tensor]:
+        """How far rounding takes a float result, as far as that can be told; in float64, float32's error tells."""
+        if not self.wide.values:
+            return
+        wide = self.wide.values[number]
+        for outcomes, unit in ((self.native, 1.0), (self.narrow, SINGLE_ROUNDING)):
+            for outcome in outcomes:
+                if outcome.values and outcome.values[number].shape == wide.shape:
+                    error = (outcome.values[number].to(wide.dtype) - wide) * unit
+                    yield torch.where(torch.isfinite(error), error, 0)
 
 
-def _references(modules: Sequence[Module], inputs: str) -> list[_Nearby]:
-    """Eager on the inputs, and on some nearby."""
+def _references(modules: Sequence[Module], inputs: str) -> _References:
     wide = [module.with_dtypes(WIDE) for module in modules]
     narrow = [module.with_dtypes(NARROW) for module in modules]
 
-    def run(programs: Sequence[Module], scale: float, default: torch.dtype = torch.float32) -> Outcome:
+    def run(
+        programs: Sequence[Module], rounding: RandomRounding | None = None, default: torch.dtype = torch.float32
+    ) -> Outcome:
         torch.set_default_dtype(default)
         try:
-            return _outcome(programs, _joined([module.names["program"] for module in programs]), inputs, scale)
+            return _outcome(programs, _joined([module.names["program"] for module in programs]), inputs, rounding)
         finally:
             torch.set_default_dtype(torch.float32)
 
-    return [_Nearby(run(modules, s), run(wide, s, torch.float64), run(narrow, s)) for s in NEARBY]
+    native, halved = ([run(programs, rounding) for rounding in draws()] for programs in (modules, narrow))
+    return _References(run(wide, default=torch.float64), native, halved)
 
 
 def _tracked(tensor: torch.Tensor) -> Any:
@@ -232,11 +228,11 @@ def _tracked(tensor: torch.Tensor) -> Any:
 
 
 def _layout(tensor: torch.Tensor | None) -> Any:
-    """Strides by which something is found."""
+    """Strides by which something is found, and the memory format that operators see in all of them."""
     if tensor is None or 0 in tensor.shape:
         return None
-    idle = {1} if tensor.dim() not in (4, 5) else set()
-    return [stride for size, stride in zip(tensor.shape, tensor.stride()) if size not in idle]
+    strides = [stride for size, stride in zip(tensor.shape, tensor.stride()) if size != 1]
+    return (strides, str(suggest_memory_format(tensor))) if tensor.dim() in (4, 5) else strides
 
 
 def _sharing(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
@@ -250,7 +246,7 @@ def _sharing(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], list[_Nearby]]) -> str:
+def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], _References]) -> str:
     """How a compiled call differs from eager's; empty when it does not."""
     for what, mine, other in zip(("strides", "memory", "autograd", "gradients"), ours.facts, theirs.facts):
         if mine != other:
@@ -258,29 +254,24 @@ def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], list[_Nearby]
     found = [errors_of(mine, other).miss for mine, other in zip(ours.values, theirs.values, strict=True)]
     if not any(found):
         return ""
-    nearby = references()
+    known = references()
     for number, (mine, other) in enumerate(zip(ours.values, theirs.values, strict=True)):
-        miss = errors_of(mine, *_bounds(other, nearby, number)).miss
+        miss = errors_of(mine, *_bounds(other, known, number)).miss
         if miss:
             return f"value {number}, {other.dtype}{list(other.shape)}: {miss}"
     return ""
 
 
-def _bounds(eager: Any, nearby: Sequence[_Nearby], number: int) -> tuple[Any, Any]:
-    """What a result is held to: eager's, as far off as it is for some input nearby, and the exact one.
-
-    A single error of eager's is small by chance now and then, where those after it are not.
-    """
-    if not (eager.is_floating_point() or eager.is_complex()) or not nearby[0].wide.values:
+def _bounds(eager: Any, references: _References, number: int) -> tuple[Any, Any]:
+    """What a result is held to: eager's, as far off as random rounding takes it, and the exact one."""
+    if not (eager.is_floating_point() or eager.is_complex()) or not references.wide.values:
         return eager, None
-    wide = nearby[0].wide.values[number]
-    found = [error for item in nearby if (error := item.error(number)) is not None and error.shape == wide.shape]
+    wide = references.wide.values[number]
+    found = list(references.errors(number))
     if not found:
         return eager, wide
     stacked = torch.stack(found)
     error = stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0]
-    if eager.dtype == wide.dtype:
-        return eager, torch.where(torch.isfinite(wide), wide + error, wide) if same(eager, wide) else wide
     return torch.where(torch.isfinite(eager) & torch.isfinite(wide), (wide + error).to(eager.dtype), eager), wide
 
 

@@ -87,7 +87,7 @@ STEPS = (
     "torch.sign({})",
     "torch.frac({})",
     "torch.round({}, decimals=1)",
-    "torch.signbit({})",
+    "torch.signbit(torch.nan_to_num({}) + 0.0)",
     "torch.isnan({})",
     "torch.isfinite({})",
     "torch.isinf({})",
@@ -136,7 +136,7 @@ def extremes(g: Draw) -> str:
 
 
 def division(g: Draw) -> str:
-    """Of floats, and of integers by what is not zero."""
+    """Of floats, and of integers by what is not zero; eager's quotient of the least integer and -1 ends the process."""
     x = g.real(exact=True)
     y = g.beside(x, exact=True, accept=lambda t: not t.is_complex()) if g.random.randrange(2) else g.number(x)
     if not g[x].is_floating_point():
@@ -145,7 +145,7 @@ def division(g: Draw) -> str:
         f"{x} // {y}",
         f"{x} % {y}",
         f"torch.fmod({x}, {y})",
-        f'torch.div({x}, {y}, rounding_mode="trunc")',
+        f'torch.div({x}, {y if y[-1].isdigit() else f"({y}).abs()"}, rounding_mode="trunc")',
         f'torch.div({x}, {y}, rounding_mode="floor")',
         f"torch.remainder({x}, {y})",
         f"torch.floor_divide({x}, {y})",
@@ -163,10 +163,11 @@ def two(g: Draw) -> str:
     x = g.real()
     y = g.beside(x)
     z = g.beside(x)
+    wide = torch.float64  # for which eager's logaddexp2 has a constant in float32
     return g.one(
         f"torch.hypot({x}, {y})",
         f"torch.logaddexp({x}, {y})",
-        f"torch.logaddexp2({x}, {y})",
+        f"torch.logaddexp2({x}, {y})" if wide not in (g[x].dtype, g[y].dtype) else f"torch.logaddexp({x}, {y})",
         f"torch.xlogy({x}, {y})",
         f"torch.lerp({x}, {y}, {g.one('0.25', '0.5', z)})",
         f"torch.addcmul({x}, {y}, {z}, value={g.number(x)})",
@@ -223,13 +224,18 @@ def bits(g: Draw) -> str:
 
 def where(g: Draw) -> str:
     x = g.any()
-    condition = g.mask(x)
+    condition = _places(g, x) if g[x].dim() and g.chance(3) else g.mask(x)
     y = g.operand(x)
     return g.one(
         f"torch.where({condition}, {x}, {y})",
         f"torch.where({condition}, {y}, {x})",
         f"{x}.masked_fill({condition}, {g.number(x)})",
     )
+
+
+def _places(g: Draw, x: str) -> str:
+    """A mask by places in the last dim."""
+    return f"(torch.arange({g.size(x, -1)}) {g.random.choice(COMPARISONS)} {g.one(0, 1, 2, 3)})"
 
 
 def cast(g: Draw) -> str:

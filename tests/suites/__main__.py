@@ -164,9 +164,9 @@ def main(target: Path | None, only: str, scale: int, processes: int) -> None:
             notes.append(
                 f"{whole} of {total} operators have no ATen call left in any program of their float32 samples."
             )
-    explained = [f"{v.name} ({tally.suite})" for tally in tallies for v in tally.verdicts if v.by_nearby]
+    explained = [f"{v.name} ({tally.suite})" for tally in tallies for v in tally.verdicts if v.by_rounding]
     if explained:
-        notes.append(f"Right by eager's largest error at inputs nearby alone: {', '.join(explained)}.")
+        notes.append(f"Right by what random rounding of eager's calls explains alone: {', '.join(explained)}.")
     status = report(tallies)
     Console(width=160).print(*notes, sep="\n", markup=False)
     if target is not None:

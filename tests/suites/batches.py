@@ -52,7 +52,7 @@ def _judge_together(calls: Sequence[Call], backend: str, values: bool, explain: 
         alone = _judge(calls[0], backend, values, explain)
         return [] if alone is None else [alone]
     whole = _judge(_joined(calls), backend, values, explain)
-    if whole is not None and whole.kind == RIGHT and whole.how == COMPILED and not whole.by_nearby:
+    if whole is not None and whole.kind == RIGHT and whole.how == COMPILED and not whole.by_rounding:
         return [Verdict(call.name, RIGHT, externs=whole.externs) for call in calls]
     middle = len(calls) // 2
     return [

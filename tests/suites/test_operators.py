@@ -107,9 +107,9 @@ def test_verdicts() -> None:
             compare(mine, x, lambda: x.double())
     off, zero = torch.tensor([3e-5]), torch.zeros(1)
     assert compare(off, zero, zero.double, lambda: [[torch.tensor([1e-9]).double()], [torch.tensor([-2e-5]).double()]])
-    for nearby in ([], [[None]], [[torch.tensor([1e-6]).double()]]):
+    for drawn in ([], [[None]], [[torch.tensor([1e-6]).double()]]):
         with pytest.raises(AssertionError):
-            compare(off, zero, zero.double, lambda nearby=nearby: nearby)
+            compare(off, zero, zero.double, lambda drawn=drawn: drawn)
     tally = Tally("suite", [Verdict("a", RIGHT), Verdict("b[0]", REFUSED, "why"), Verdict("c", WRONG, "off")])
     assert report([tally]) == 1
     assert report([Tally("suite", tally.verdicts[:2])]) == 0

@@ -22,21 +22,13 @@ from rich.table import Table
 import graphc
 from graphc.errors import FallbackWarning, GraphcError
 from graphc.frontend import tree
+from tests.suites.rounding import WIDE, draws
 from tests.support import assert_contract
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 COLUMNS = ("suite", "total", "right", "op by op", "raises as eager", "refused with reason", "wrong", "seconds")
 COMPILED, BY_OP, RAISES = "compiled", "op by op", "raises"
 SECONDS = 60
-NEARBY = (1 + 1 / 64, 1 - 1 / 64, 1 + 1 / 32, 1 - 1 / 32)
-"""What floats among inputs are multiplied with, to see how far eager's rounding can take a result."""
-WIDE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
 
 reported: list[Tally] = []
 """What `report` was given in this process."""
@@ -55,7 +47,7 @@ class Verdict:
         reason: why it was refused, or what is wrong.
         how: what was right: a compiled program, one run op by op, or an error that eager raises too.
         externs: the ATen calls in the compiled program, where that was asked for.
-        by_nearby: what was right is so by eager's largest error at inputs nearby.
+        by_rounding: what was right is so by what random rounding of eager's calls gives alone.
     """
 
     name: str
@@ -63,7 +55,7 @@ class Verdict:
     reason: str = ""
     how: str = COMPILED
     externs: tuple[str, ...] = ()
-    by_nearby: bool = False
+    by_rounding: bool = False
 
 
 @dataclass
@@ -165,14 +157,14 @@ def judge(
         try:
             references = References(spare, around)
             ours_left, theirs_left = (actual, *_left(*ours)), (expected, *_left(*theirs))
-            by_nearby = compare(ours_left, theirs_left, references.exact, references.errors, values)
+            by_rounding = compare(ours_left, theirs_left, references.exact, references.errors, values)
         except AssertionError as mismatch:
             return Verdict(name, WRONG, str(mismatch).strip().replace("\n", " ")[:300])
         said = [_first_line(item.message) for item in caught if issubclass(item.category, FallbackWarning)]
         if compiled.stats().eager_calls:
             return Verdict(name, REFUSED, f"runs eager: {said[0]}") if said else Verdict(name, WRONG, "runs eager")
         externs = tuple(compiled.explain(*copy.deepcopy(args)).stats.get("extern", ())) if explain else ()
-    return Verdict(name, RIGHT, how=BY_OP if said else COMPILED, externs=externs, by_nearby=by_nearby)
+    return Verdict(name, RIGHT, how=BY_OP if said else COMPILED, externs=externs, by_rounding=by_rounding)
 
 
 def _left(fn: Any, args: Any) -> tuple[Any, ...]:
@@ -230,28 +222,19 @@ class References:
     call: tuple[Any, Any]
     around: Callable[[Callable[..., Any]], Callable[..., Any]]
 
-    def exact(self, scale: float = 1.0) -> Any:
-        """Results in float64, for floats among the inputs as they are, or multiplied with a number."""
-        fn, args = self._scaled(scale)
+    def exact(self) -> Any:
+        """Results in float64."""
+        fn, args = copy.deepcopy(self.call)
         return _outcome(self.around(_wide(fn)), _wide(args))[0]
 
     def errors(self) -> Iterator[list[Any]]:
-        """Eager's errors at inputs nearby: of the tensors of a result, in order."""
-        for scale in NEARBY:
-            fn, args = self._scaled(scale)
-            native, exact = tree.flatten(_outcome(self.around(fn), args)[0])[0], tree.flatten(self.exact(scale))[0]
+        """Errors of eager with random rounding: of the tensors of a result, in order."""
+        exact = tree.flatten(self.exact())[0]
+        for rounding in draws():
+            fn, args = copy.deepcopy(self.call)
+            with rounding:
+                native = tree.flatten(_outcome(self.around(fn), args)[0])[0]
             yield [_error(*pair) for pair in zip(native, exact)] if len(native) == len(exact) else []
-
-    def _scaled(self, scale: float) -> tuple[Any, Any]:
-        fn, args = copy.deepcopy(self.call)
-        if scale == 1.0:
-            return fn, args
-        with torch.no_grad():
-            leaves = [*tree.flatten(args)[0], *(fn.parameters() if isinstance(fn, torch.nn.Module) else ())]
-            floats = [x for x in leaves if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())]
-            for leaf in {leaf.untyped_storage()._cdata: leaf for leaf in floats}.values():
-                torch.empty(0, dtype=leaf.dtype).set_(leaf.untyped_storage()).mul_(scale)
-        return fn, args
 
 
 def _error(native: Any, exact: Any) -> torch.Tensor | None:
@@ -261,20 +244,20 @@ def _error(native: Any, exact: Any) -> torch.Tensor | None:
 
 
 def compare(
-    actual: Any, expected: Any, precise: Callable[[], Any], nearby: Callable[[], Iterable[list[Any]]] = tuple,
+    actual: Any, expected: Any, precise: Callable[[], Any], drawn: Callable[[], Iterable[list[Any]]] = tuple,
     values: bool = True,
 ) -> bool:  # fmt: skip
     """Assert that results agree in structure, metadata and values.
 
     Args:
         precise: gives the results in float64, asked for only where float32's rounding may explain a difference.
-        nearby: gives eager's errors at inputs nearby, asked for only where its error at these does not.
+        drawn: gives errors of eager with random rounding, asked for only where its own does not.
         values: False compares metadata alone.
 
     Returns:
-        Whether errors nearby had to explain a difference.
+        Whether random rounding had to explain a difference.
     """
-    by_nearby = False
+    by_rounding = False
     ours, our_node = tree.flatten(actual)
     theirs, their_node = tree.flatten(expected)
     assert our_node == their_node, f"structure {our_node}, eager {their_node}"
@@ -288,8 +271,8 @@ def compare(
         assert (mine.shape, mine.dtype) == (other.shape, other.dtype), f"{mine.shape} {mine.dtype}, eager {other.shape}"
         assert _laid_out_alike(mine, other), f"strides {mine.stride()}, eager {other.stride()}"
         if values:
-            by_nearby |= _compare_values(mine, other, precise, nearby, index)
-    return by_nearby
+            by_rounding |= _compare_values(mine, other, precise, drawn, index)
+    return by_rounding
 
 
 def _laid_out_alike(mine: torch.Tensor, other: torch.Tensor) -> bool:
@@ -300,13 +283,10 @@ def _laid_out_alike(mine: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _compare_values(
-    mine: torch.Tensor, other: torch.Tensor, precise: Callable[[], Any], nearby: Callable[[], Iterable[list[Any]]],
+    mine: torch.Tensor, other: torch.Tensor, precise: Callable[[], Any], drawn: Callable[[], Iterable[list[Any]]],
     index: int,
 ) -> bool:  # fmt: skip
-    """Close to eager, or else within the contract: held to eager's error, or to its largest one nearby (then True).
-
-    One error alone is small by chance now and then: where all digits cancel, it says little of what rounding does.
-    """
+    """Close to eager, or within the contract: by eager's own error, or (then True) its largest with random rounding."""
     try:
         torch.testing.assert_close(mine, other, equal_nan=True)
         return False
@@ -320,7 +300,7 @@ def _compare_values(
         assert_contract(ours, theirs, wide)
         return False
     except AssertionError:
-        found = [errors[index] for errors in nearby() if len(errors) > index]
+        found = [errors[index] for errors in drawn() if len(errors) > index]
         largest = max((e for e in found if e is not None and e.shape == wide.shape), key=_size, default=None)
         if largest is None:
             raise
