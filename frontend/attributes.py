@@ -367,8 +367,8 @@ def _attributes(objects: Iterable[tuple[str, Access, Any]]) -> Iterator[tuple[st
 def _numbers(reads: Reads, modules: ModuleFacts) -> Iterator[Number]:
     for path, access, value in (*modules.plain(), *reads.values):
         yield from _numbers_in(path, access, value)
-    for path, access, _, items in reads.contents:
-        for suffix, part in parts_of(items):
+    for path, access, home, _ in reads.contents:
+        for suffix, part in parts_of(home):
             yield from _numbers_in(path + suffix, Access(access.root, access.suffix + suffix), part)
 
 

@@ -315,17 +315,17 @@ def holds(items: Any, tensors: bool = True) -> Callable[[Any], bool]:
         tensors: these too; else any tensor is like any other, as those that are used are looked at by themselves, and
             any tuple, as what is in it is.
     """
-    keys, then = (tuple(items), list(items.values())) if isinstance(items, dict) else ((), list(items))
+    keys, then = (tuple(items), list(items.values())) if type(items) is dict else ((), list(items))
     if not tensors:
         then = [AnyOf(torch.Tensor if isinstance(i, torch.Tensor) else tuple) if _is_apart(i) else i for i in then]
     if len(then) > _COMPARED_LIMIT:
-        ids = [id(item) for item in items]
-        return lambda now: list(map(id, now)) == ids and bool(items)  # which keeps them, and so their ids
+        ids = [id(item) for item in then]  # which `then` keeps valid
+        return lambda now: bool(then) and list(map(id, dict.values(now) if keys else now)) == ids
 
     def same_items(now: Any) -> bool:
-        if keys and tuple(now) != keys:
+        if keys and tuple(dict.keys(now)) != keys:
             return False
-        found = list(now.values()) if isinstance(now, dict) else list(now)
+        found = list(dict.values(now)) if isinstance(now, dict) else list(now)
         return len(found) == len(then) and all(map(_is_same, found, then))
 
     return same_items

@@ -97,7 +97,7 @@ def names_of(home: Any) -> dict[Any, Any]:
     if isinstance(home, type):
         return dict(vars(home))
     if isinstance(home, dict):
-        return dict(home)
+        return dict(dict.items(home))  # without methods of the user's
     return {name: getattr(home, name) for name in slots_of(type(home)) if hasattr(home, name)}
 
 

@@ -126,7 +126,7 @@ def _put_back(item: Any, before: Any) -> None:
 def _parts(item: Any) -> Iterator[Any]:
     """What an object leads to."""
     if isinstance(item, dict):
-        yield from list(item.values())
+        yield from list(dict.values(item))
     elif isinstance(item, (list, tuple, set, frozenset, deque)):
         yield from list(item)
     elif isinstance(item, types.CellType):

@@ -67,6 +67,7 @@ class Reads:
         self.contents: list[tuple[str, Access, Any, Any]] = []
         self.running: list[tuple[str, Any]] = []
         self._opened: dict[int, Any] = {}
+        self._installed = False  # what is read now is code of an installed library, most of which does not run
         self._seen: set[tuple[int, int]] = set()
         self._noted: set[tuple[int, str]] = set()
 
@@ -87,6 +88,7 @@ class Reads:
             for name in fn.__globals__.keys() & set(filter(lambda constant: isinstance(constant, str), code.co_consts)):
                 self._chain(name, Access(fn.__globals__, f"[{name!r}]"), ())
         cells = dict(zip(code.co_freevars, fn.__closure__ or (), strict=True))
+        outer, self._installed = self._installed, is_installed(code)
         for kind, name, attributes in chains(code):
             if kind == "global" and name in fn.__globals__:
                 self._chain(name, Access(fn.__globals__, f"[{name!r}]"), attributes)
@@ -94,6 +96,7 @@ class Reads:
                 self._chain(name, Access(cells[name], ".cell_contents"), attributes)
             elif kind == "local" and this is not None:
                 self._chain(this[0], this[1], attributes)
+        self._installed = outer
 
     def _kept(self, fn: types.FunctionType) -> None:
         """What a function of the user's keeps itself: defaults of its arguments, and attributes."""
@@ -181,7 +184,7 @@ class Reads:
         named, home = f"{path}.{attribute}" if path else attribute, Access(type(item), f".{attribute}")
         function = function_in(member)
         if function is not None and is_user_code(function.__code__):
-            if not isinstance(member, property):
+            if not isinstance(member, (property, classmethod)):
                 self._identity(named, home, getattr(type(item), attribute))
             this = Access(type(item), "") if isinstance(member, classmethod) else access
             self.function(function, None if isinstance(member, staticmethod) else (path, this))
@@ -232,7 +235,8 @@ class Reads:
                 self._contents(path, access, item)
             return True
         if final:
-            if isinstance(item, Iterator) and not isinstance(item, io.IOBase) and not is_own(type(item)):
+            is_running = isinstance(item, Iterator) and not isinstance(item, io.IOBase) and not is_own(type(item))
+            if is_running and not self._installed:
                 self.running.append((path, item))
             self.objects.append((path, access))
             self.whole(path, access, item)
@@ -259,7 +263,7 @@ class Reads:
         for base in own_classes(type(item)):
             for member in list(vars(base).values()):
                 function = function_in(member)
-                if function is not None and is_user_code(function.__code__):
+                if function is not None and is_user_code(function.__code__) and not is_installed(function.__code__):
                     self.function(function, None if isinstance(member, staticmethod) else (path, access))
 
     def of_class(self, cls: type) -> None:
@@ -271,7 +275,7 @@ class Reads:
             self.note_class(base)
             for name, member in list(vars(base).items()):
                 function = function_in(member)
-                if function is not None:
+                if function is not None and not is_installed(function.__code__):
                     self.function(function)
                 elif not name.startswith("__") and not hasattr(type(member), "__get__"):
                     self._settle(f"{base.__name__}.{name}", Access(base, f".{name}"), member, final=True)
@@ -296,7 +300,7 @@ class Reads:
         if id(item) in self._opened:
             return
         self._opened[id(item)] = item
-        items = dict(item) if isinstance(item, dict) else list(item)
+        items = dict(dict.items(item)) if isinstance(item, dict) else list(item)
         self.contents.append((path, access, item, items))
         if isinstance(item, (list, dict)):
             self.tables.append((path, access))
@@ -393,14 +397,24 @@ _CONTAINERS = (list, dict, tuple, set, frozenset, deque)
 
 def parts_of(item: Any) -> list[tuple[str, Any]]:
     """(suffix of an access, part) of what is in a container, where there are not too many and accesses lead there."""
-    if len(item) > _ITEM_LIMIT or isinstance(item, (set, frozenset)):
+    kind = next((kind for kind in (dict, list, tuple, deque) if isinstance(item, kind)), None)
+    if kind is None or len(item) > _ITEM_LIMIT or _gives_others(type(item), kind):
         return []
-    pairs = (
-        item.items()
-        if isinstance(item, dict)
-        else enumerate(contents(item) if isinstance(item, (list, deque)) else item)
-    )
-    return [(f"[{key!r}]", part) for key, part in list(pairs) if type(key) in (str, int)]
+    if kind is dict:
+        pairs = list(dict.items(item))
+    else:
+        pairs = list(enumerate(contents(item) if kind in (list, deque) else item))
+    return [(f"[{key!r}]", part) for key, part in pairs if type(key) in (str, int)]
+
+
+def _gives_others(cls: type, kind: type) -> bool:
+    """A container of the user's that gives something else than what is in it."""
+    return any("__getitem__" in vars(base) for base in cls.__mro__[: cls.__mro__.index(kind)] if is_own(base))
+
+
+def is_installed(code: types.CodeType) -> bool:
+    """Code of an installed library, of which only what is seen to be called is read."""
+    return "-packages" in code.co_filename
 
 
 def function_in(member: Any) -> types.FunctionType | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -340,7 +340,20 @@ def by_name() -> Program:
     return lambda x: x * globals()["SCALE"], nothing, between
 
 
+class Making(OrderedDict):
+    """A table that makes what it gives."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)()
+
+
+def table_that_makes() -> Program:
+    table = Making(double=lambda: lambda x: x * 2)
+    return lambda x: table["double"](x), lambda: len(table), nothing
+
+
 COMPILED = (
+    table_that_makes,
     dict_with_attributes, decorated_method, attribute_of_a_layer, tuple_of_tensors, by_name,
     default, default_of_a_helper, default_with_a_tensor, default_replaced, attribute_of_a_function,
     attribute_of_a_wrapper, attribute_of_a_class, class_of_a_module, class_of_an_argument, method_of_the_parent, slots,
