@@ -159,6 +159,11 @@ def _result_type(op: str, operands: Sequence[Operand], dtype: DType) -> TensorTy
 # references
 
 
+def _number(x: bool | int | float, device: torch.device) -> torch.Tensor:
+    """A number that may be too large for the dtype it is to have: integers wrap around."""
+    return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None, device=device)
+
+
 def _reference(scalar: ScalarOp, fn: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     def reference(*operands: Any) -> Any:
         data = operands[1:] if scalar.name == "where" else operands
@@ -168,10 +173,7 @@ def _reference(scalar: ScalarOp, fn: Callable[..., torch.Tensor]) -> Callable[..
         dtype, device = tensors[0].dtype, max(tensors, key=torch.Tensor.dim).device
         reduced = dtype in (torch.bfloat16, torch.float16) and scalar.name != "nextafter"
         compute = torch.float32 if reduced else dtype
-        inputs = [
-            x.to(compute) if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=compute, device=device)
-            for x in data
-        ]
+        inputs = [(x if isinstance(x, torch.Tensor) else _number(x, device)).to(compute) for x in data]
         result = fn(*(torch.as_tensor(x, device=device) for x in operands[: len(operands) - len(data)]), *inputs)
         return result.to(dtype) if result.dtype == compute else result
 

@@ -84,7 +84,9 @@ def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[bool, Any]]:
 
 
 def _rounds(item: Any) -> bool:
-    return isinstance(item, torch.Tensor) and item.dtype in WIDE and item.layout == torch.strided
+    if not isinstance(item, torch.Tensor) or item.dtype not in WIDE or item.layout != torch.strided:
+        return False
+    return item.device.type == "cpu" and not item._is_zerotensor()  # autograd has zeros without memory
 
 
 def _widened(item: Any) -> Any:

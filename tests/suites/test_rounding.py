@@ -69,3 +69,10 @@ def test_the_same_draws_every_time() -> None:
     with RandomRounding(3):
         second = x.sin()
     assert torch.equal(first, second)
+
+
+def test_zeros_without_memory() -> None:
+    for rounding in draws():
+        with rounding:
+            zero = torch._efficientzerotensor(3) * torch.ones(3) / 3
+        assert torch.equal(zero, torch.zeros(3))
