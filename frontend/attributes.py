@@ -16,10 +16,11 @@ import torch
 
 from graphc.frontend import tree
 from graphc.frontend.growing import Change, Growing
-from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
-from graphc.frontend.inputs import GONE, Access, Binding, BindingKind, bind, bound
+from graphc.frontend.guards import GROWING, AnyOf, GuardBuilder, is_plain, same, snapshot
+from graphc.frontend.inputs import GONE, Access, Binding, BindingKind, bind, bound, names_of, slots_of, suffix_of
 from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.objects import holders, is_plain_object, is_traced
+from graphc.frontend.reads import keeps_state, parts_of
 from graphc.frontend.watched import Watched, users
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _DEPTH = 2
 Home: TypeAlias = Any
-"""A dict with names, or a closure cell."""
+"""See `inputs.bound`."""
 
 
 @dataclass(frozen=True)
@@ -94,39 +95,51 @@ class Attributes:
 
     def __init__(self, reads: Reads, modules: ModuleFacts, dynamic: Collection[Hashable], wide: bool = False) -> None:
         self.numbers = {number.key: number for number in _numbers(reads, modules)}
-        self._held = {id(vars(item)): (path, access, item) for path, access, item in _held(modules.modules())}
-        for path, access, item in self._held.values() if dynamic else ():
-            inner = {name: value for name, value in vars(item).items() if type(value) in (int, float)}
-            found = (
-                Number(f"{path}.{name}", Access(access.root, f"{access.suffix}.__dict__[{name!r}]"), value)
-                for name, value in inner.items()
-            )
-            self.numbers.update({n.key: n for n in found if n.key in dynamic and n.key not in self.numbers})
-        self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
+        for module in modules.modules():
+            reads.note_class(type(module))
         tables = [*modules.tables(), *((path, access, access.resolve()) for path, access in reads.tables)]
-        tables += _attributes(self._held.values())
+        others = [held for held in reads.holders if keeps_state(held[2])]
+        tables += _attributes((*_held(modules.modules()), *others))
+        tables += [*reads.slotted, *((name, Access(cls, ""), cls) for cls, name in reads.classes.items())]
+        tables = [table for table in tables if _is_home(table[2])]
         self._tables = {id(table): (path, access) for path, access, table in reversed(tables)}
-        tables += _attributes(reads.holders)
-        homes: dict[int, Home] = {id(table): table for _, _, table in tables}
+        homes: dict[int, Home] = {id(table): table for _, _, table in (*tables, *_attributes(reads.holders))}
         hooks = {id(table): table for table in modules.hook_tables()}
         homes.update(hooks)
         self._hooks = frozenset(hooks)
-        self._before = [(home, dict(home)) for home in homes.values()]
+        self._before = [(home, names_of(home)) for home in homes.values()]
+        self.numbers.update({n.key: n for n in self._numbers_found(dynamic) if n.key not in self.numbers})
+        self.inputs = {key: self.numbers[key] for key in dynamic if key in self.numbers}
         places = [access.place() for _, access, _ in (*reads.values, *reads.identities)]
         places += [access.place() for _, access in reads.objects]
         single = {(id(place[0]), place[1]): place for place in places if place and id(place[0]) not in homes}
         self._single = [(home, name, bound(home, name)) for home, name in single.values()]
-        self._placed: dict[tuple[int, str], Any] = {}
+        self._contents = reads.contents
+        self._placed: dict[tuple[int, Any], tuple[Home, Any, Any, Any]] = {}
         self._guarded: dict[Hashable, Callable[[GuardBuilder], None]] = {}
-        slots = [(path, access, home, name) for path, access, home in tables for name in home]
+        slots = [
+            (path, access, home, name)
+            for path, access, home in tables
+            if type(home) is not list
+            for name in names_of(home)
+        ]
         self.growing = Growing(reads, [*slots, *(("", None, home, name) for home, name, _ in self._single)], wide)
+
+    def _numbers_found(self, dynamic: Collection[Hashable]) -> Iterator[Number]:
+        """Numbers in homes that an earlier capture has found to change, though nothing is seen to read them."""
+        for home, before in self._before if dynamic else ():
+            path, access = self._tables.get(id(home), ("", None))
+            for name, value in before.items() if access is not None else ():
+                if type(value) in (int, float) and (id(home), name) in dynamic:
+                    suffix = suffix_of(home, name)
+                    yield Number(path + suffix, Access(access.root, access.suffix + suffix), value)
 
     def place(self, recorder: Recorder) -> None:
         """Put traced numbers where numbers are that shall be inputs."""
         for key, number in self.inputs.items():
             home, name = number.access.place()  # type: ignore[misc]  # numbers have one
             traced = recorder.number_input(number.value, number.path, number.access, key)
-            self._placed[id(home), name] = traced
+            self._placed[id(home), name] = home, name, traced, number.value
             bind(home, name, traced)
         self.growing.place()
 
@@ -138,8 +151,12 @@ class Attributes:
         return [
             (home, name, new)
             for home, name, old, new in self._differences()
-            if new is not self._placed.get((id(home), name), old) and self._is_effect(home, new, old)
+            if new is not self._stood(home, name, old) and self._is_effect(home, new, old)
         ] + self.growing.changed()
+
+    def _stood(self, home: Home, name: Any, old: Any) -> Any:
+        """What was there when the function began."""
+        return self._placed[id(home), name][2] if (id(home), name) in self._placed else old
 
     def _is_effect(self, home: Home, new: Any, old: Any) -> bool:
         """Something that can be bound again after each run; hooks always can."""
@@ -147,7 +164,10 @@ class Attributes:
 
     def _differences(self) -> Iterator[tuple[Home, str, Any, Any]]:
         for home, before in self._before:
-            for name in [*before, *(name for name in home if name not in before)]:
+            now = names_of(home)
+            if isinstance(home, list) and len(now) != len(before):
+                continue  # for `Growing`
+            for name in [*before, *(name for name in now if name not in before)]:
                 old, new = before.get(name, GONE), bound(home, name)
                 if new is not old and not self.growing.watches(home, name):
                     yield home, name, old, new
@@ -168,6 +188,9 @@ class Attributes:
         """Bind names to what they were bound to before, where `changed` tells of it or where both are alike."""
         self.growing.restore()
         self._note_changed()
+        for home, name, traced, number in self._placed.values():
+            if bound(home, name) is traced:
+                bind(home, name, number)
         for home, name, old, new in list(self._differences()):
             if self._is_effect(home, new, old) or (id(home), name) in self._placed or _is_alike(new, old):
                 bind(home, name, old)
@@ -181,20 +204,62 @@ class Attributes:
             self._guarded[access.key()] = partial(GuardBuilder.is_object, where=access, item=home, what=path)
             if not isinstance(name, (str, int)):
                 continue
-            inner, path = Access(access.root, f"{access.suffix}[{name!r}]"), f"{path}[{name!r}]"
+            suffix = suffix_of(home, name)
+            inner, path = Access(access.root, access.suffix + suffix), path + suffix
             if is_plain(old):
                 self._guarded[inner.key()] = partial(GuardBuilder.equals, where=inner, item=snapshot(old), what=path)
                 if type(old) in (int, float) and inner.place() is not None:
                     self.numbers.setdefault(inner.key(), Number(path, inner, old))
-            elif old is GONE:
-                self._guarded[inner.key()] = partial(GuardBuilder.is_absent, where=access, key=name, what=path)
+            elif old is GONE and not isinstance(home, list):
+                names = access if isinstance(home, dict) else Access(access.root, f"{access.suffix}.__dict__")
+                self._guarded[inner.key()] = partial(GuardBuilder.is_absent, where=names, key=name, what=path)
 
     def guards(self, g: GuardBuilder) -> None:
         """The facts that have come to light while the function ran."""
         for key, fact in self._guarded.items():
             if key not in self.inputs:
                 fact(g)
-        self.growing.guards(g)
+        self.growing.guards(g, lambda home, before: _masked_items(home, before, set(), self.inputs))
+
+    def masked(self, access: Access, value: Any) -> Any:
+        """The value to guard at a place, where numbers in it may be inputs and lists in it may grow."""
+        unseen = self.growing.unseen()
+        if type(value) not in (list, dict, tuple) or not (unseen or self.inputs):
+            return value
+        return _masked(access.resolve(), unseen, self.inputs)
+
+    def contents(self) -> Iterator[tuple[str, Access, Any]]:
+        """(path, access, items) of the containers of more than plain values whose items are to be guarded."""
+        unseen = self.growing.unseen()
+        for path, access, home, items in self._contents:
+            if id(home) not in unseen:
+                yield path, access, _masked_items(home, items, unseen, self.inputs)
+
+
+def _masked(value: Any, unseen: Collection[int], inputs: Collection[Hashable]) -> Any:
+    if id(value) in unseen:
+        return GROWING
+    if type(value) is tuple:
+        return tuple(_masked(item, unseen, inputs) for item in value)
+    return _masked_items(value, value, unseen, inputs) if type(value) in (list, dict) else snapshot(value)
+
+
+def _masked_items(home: Any, items: Any, unseen: Collection[int], inputs: Collection[Hashable]) -> Any:
+    """What to compare items with that are, or were, in a list or dict."""
+
+    def item(key: Any, value: Any) -> Any:
+        if (id(home), key) in inputs:
+            return AnyOf(type(value))
+        return _masked(value, unseen, inputs) if is_plain(value) else value
+
+    if isinstance(items, dict):
+        return {key: item(key, value) for key, value in items.items()}
+    return [item(key, value) for key, value in enumerate(items)]
+
+
+def _is_home(item: Any) -> bool:
+    """Something in which names can be bound one by one."""
+    return isinstance(item, (dict, list, type)) or bool(slots_of(type(item)))
 
 
 @dataclass(frozen=True)
@@ -301,8 +366,19 @@ def _attributes(objects: Iterable[tuple[str, Access, Any]]) -> Iterator[tuple[st
 
 def _numbers(reads: Reads, modules: ModuleFacts) -> Iterator[Number]:
     for path, access, value in (*modules.plain(), *reads.values):
-        if type(value) in (int, float) and access.place() is not None:
+        yield from _numbers_in(path, access, value)
+    for path, access, home, _ in reads.contents:
+        for suffix, part in parts_of(home):
+            yield from _numbers_in(path + suffix, Access(access.root, access.suffix + suffix), part)
+
+
+def _numbers_in(path: str, access: Access, value: Any) -> Iterator[Number]:
+    if type(value) in (int, float):
+        if access.place() is not None:
             yield Number(path, access, value)
+    elif type(value) in (list, dict, tuple):
+        for suffix, part in parts_of(value):
+            yield from _numbers_in(path + suffix, Access(access.root, access.suffix + suffix), part)
 
 
 def _is_effect(new: Any, old: Any) -> bool:

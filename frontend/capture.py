@@ -23,7 +23,14 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from graphc.errors import CaptureError, EagerOnlyError, GraphcError, UninitializedError, UnsupportedError
+from graphc.errors import (
+    CaptureError,
+    EagerOnceError,
+    EagerOnlyError,
+    GraphcError,
+    UninitializedError,
+    UnsupportedError,
+)
 from graphc.frontend import attributes, finish, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
@@ -40,9 +47,10 @@ from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.modules import ModuleFacts, all_hooks
 from graphc.frontend.objects import Closed, Restart
-from graphc.frontend.optimizers import StateEffect
+from graphc.frontend.optimizers import Stored, state_effects
 from graphc.frontend.paths import Decider
 from graphc.frontend.python_random import PythonRandom
+from graphc.frontend.reach import Reach
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder, RestartCapture, Specialize, Uninitialized, set_versions
 from graphc.frontend.replays import Replays, find_replays
@@ -155,8 +163,8 @@ class _Session:
         self.numerics, self.numbers, self.assumes = numerics, numbers, assumes
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.steps, self.oracle = None if steps is None else list(steps), oracle
-        self._open()
         self.name = name or _function_name(fn)
+        self._open()
         self._messages = Messages(allowed=True)
         self._unshown: Exception | None = None  # why text of tensors was taken to be more than messages
         self._given: list[Any] = []
@@ -220,6 +228,10 @@ class _Session:
         self.attributes = Attributes(reads, modules, self.numbers - constants, self._wide)
         held = (item for module in modules.modules() for item in vars(module).values())
         generators = PythonRandom([*self.leaves, *held, *(item for _, _, item in reads.identities)])
+        if reads.running:
+            path, item = reads.running[0]
+            raise EagerOnlyError(f"{path} is a {type(item).__name__}, which gives what comes next to one call only")
+        self._reach = Reach([self.fn, *self.leaves, *modules.modules()])
         undo = _Undo(modules, self.leaves, self.attributes, generators)
         self._closed = Closed(self.leaves)
         try:
@@ -228,6 +240,7 @@ class _Session:
             recorder.undo()
             undo.all()
             self._closed.restore()
+            self._reach.restore()
             self._forget(recorder)
             raise
 
@@ -241,6 +254,7 @@ class _Session:
             returned = self._call(recorder, given)
             if recorder.decider is not None and recorder.decider.segment is not None:
                 raise Stop  # which the function has caught
+            modules.check_tables()
             modules.update()
             undo.check_flags(self.name)
             undo.check_random()
@@ -255,11 +269,13 @@ class _Session:
             recorder.settle()
             rebound = self.attributes.rebound()
             undo.all()
+            self._check_reach()
             modules.update()
             recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
             return self._prefix(recorder, facts, dynamic, ends)
         rebound = self.attributes.rebound()
         undo.settled()
+        self._check_reach()
         recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.numbers)
         del given, returned
         self._forget(recorder)
@@ -278,6 +294,13 @@ class _Session:
             if ends.checks or self.oracle is None:
                 ends = replace(ends, path=recorder.graph)
         return self._captured(recorder, facts, dynamic, segment, ends)
+
+    def _check_reach(self) -> None:
+        """Raises:
+        EagerOnceError: something is not as it was, though all has been put back that further calls can do again.
+        """
+        if changed := self._reach.changed():
+            raise EagerOnceError(f"it changes {changed}, which a compiled program would not do again")
 
     def _prefix(self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], ends: Ends) -> Captured:
         """What a run gives that ends at a decision without an answer."""
@@ -340,7 +363,14 @@ class _Session:
         return Captured(
             graph if segment is None else segment.graph,
             [binding.without_argument() for binding in recorder.bindings],
-            facts.guards(graph, recorder.bindings, trained, self.attributes.inputs, self.attributes.growing.masked),
+            facts.guards(
+                graph,
+                recorder.bindings,
+                trained,
+                self.attributes.inputs,
+                self.attributes.masked,
+                self.attributes.contents(),
+            ),
             ends.node,
             ends.leaves,
             self.node,
@@ -371,6 +401,7 @@ class _Session:
         roots: list[tuple[str, torch.nn.Module]] = []
         fn = self.fn
         while isinstance(fn, functools.partial):
+            reads.arguments_of(self.name, fn)
             fn = fn.func
         if isinstance(fn, torch.nn.Module):
             roots.append(("", fn))
@@ -385,8 +416,10 @@ class _Session:
         for name, leaf in zip(self.names, self.leaves, strict=True):
             if isinstance(leaf, torch.nn.Module):
                 roots.append((name, leaf))
+            elif isinstance(leaf, types.FunctionType):
+                reads.function(leaf)
             elif _is_object(leaf):
-                reads.attributes(f"argument {name}", Access(leaf, ""), leaf)
+                reads.whole(f"argument {name}", Access(leaf, ""), leaf)
         roots += reads.modules
         for path, root in list(roots):
             for child_path, module in root.named_modules(prefix=path):
@@ -481,18 +514,16 @@ class _Session:
 def _effects(
     changed: list[tuple[torch.Tensor, torch.Tensor | None]],
     dropped: set[int],
-    stored: list[tuple[dict[Any, Any], Any, TracedTensor]],
-) -> tuple[list[Effect], list[torch.Tensor]]:
+    stored: list[Stored],
+) -> tuple[list[Effect], list[Any]]:
     """What a run changes outside of the program, and the tensors it takes for that."""
-    made = [grad for _, grad in changed if grad is not None]
+    made: list[Any] = [grad for _, grad in changed if grad is not None]
     numbers = {id(grad): number for number, grad in enumerate(made)}
     effects: list[Effect] = [
         GradientEffect(t, numbers[id(g)] if g is not None else -1, id(t) in dropped) for t, g in changed
     ]
-    for home, key, tensor in stored:
-        effects.append(StateEffect(home, key, len(made)))
-        made.append(tensor)
-    return effects, made
+    kept, given = state_effects(stored, len(made))
+    return [*effects, *kept], [*made, *given]
 
 
 class _Undo:

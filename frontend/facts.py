@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 
 from graphc.frontend import ambient, tree
 from graphc.frontend.aten import layout
-from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, TensorFacts, is_plain
-from graphc.frontend.inputs import Binding, BindingKind
+from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, TensorFacts, holds, is_plain
+from graphc.frontend.inputs import Access, Binding, BindingKind
 from graphc.frontend.modules import Masked, ModuleFacts
 from graphc.frontend.reads import Reads
 from graphc.ir.graph import Graph
@@ -92,12 +92,14 @@ class Facts:
         trained: Sequence[Callable[[GuardBuilder], None]] = (),
         numbers: Collection[Hashable] = (),
         masked: Masked = lambda access, value: value,
+        contents: Iterable[tuple[str, Access, Any]] = (),
     ) -> GuardSet:
         """The guard function for a captured graph.
 
         Args:
             numbers: keys of accesses to numbers that are inputs.
-            masked: the value to guard at a place, see `Growing.masked`.
+            masked: the value to guard at a place, see `Attributes.masked`.
+            contents: (path, access, items) of containers, see `Attributes.contents`.
             trained: add the facts about gradients and optimizers.
         """
         g = GuardBuilder()
@@ -115,6 +117,10 @@ class Facts:
         for path, access, value in self._reads.values:
             if not numbers or access.key() not in numbers:
                 g.equals(access, masked(access, value), path)
+        for path, access, items in contents:
+            g.check(
+                f"{g.hold(holds(items, tensors=False))}({g.hold(access.root)}{access.suffix})", f"what is in {path}"
+            )
         for path, access, item in self._reads.identities:
             g.is_object(access, item, path)
         for path, access, name in self._reads.absent:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from graphc.frontend.guards import GROWING, GuardBuilder, is_plain, same, snapshot
-from graphc.frontend.inputs import Access, bind, bound
+from graphc.frontend.guards import GuardBuilder, holds
+from graphc.frontend.inputs import Access, bind, bound, suffix_of
 from graphc.frontend.reads import Reads
 from graphc.frontend.watched import contents, kinds
 
@@ -106,9 +106,9 @@ class Growing:
         """After the run.
 
         Raises:
-            Unwatched: it has changed a list that nobody watches.
+            Unwatched: it has made a list longer or shorter that nobody watches.
         """
-        if any(_differs(items, before) for items, before in self._others):
+        if any(len(items) != len(before) for items, before in self._others):
             raise Unwatched
 
     def place(self) -> None:
@@ -141,46 +141,29 @@ class Growing:
         places = (place for place in self._places.values() if place.is_there and place.has_changed())
         return [(place.home, place.key, place.change()) for place in places]
 
-    def masked(self, access: Access, value: Any) -> Any:
-        """The value to guard at a place, where lists that grow and that nobody looks into may hold anything."""
-        if type(value) not in (list, dict):
-            return value
-        unseen = {id(place.own) for place in self._places.values() if place.changed and not place.watched.looked}
-        return _masked(access.resolve(), unseen) if unseen else value
+    def unseen(self) -> set[int]:
+        """Ids of the lists that grow and that nobody looks into, which may hold anything."""
+        return {id(place.own) for place in self._places.values() if place.changed and not place.watched.looked}
 
-    def guards(self, g: GuardBuilder) -> None:
-        """Guard where changed lists are, and what was in those that the function has looked into."""
+    def guards(self, g: GuardBuilder, masked: Callable[[Any, Any], Any]) -> None:
+        """Guard where changed lists are, and what was in those that the function has looked into.
+
+        Args:
+            masked: given a list and what was in it, what to compare that with.
+        """
         for place in self._places.values():
             if not (place.changed or (place.watched is not None and place.watched.shared)):
                 continue
             if place.table is not None:
                 g.is_object(place.table, place.home, place.path.rpartition("[")[0])
-            where = g.hold(place.home) + (".cell_contents" if place.key == "" else f"[{place.key!r}]")
+            where = g.hold(place.home) + suffix_of(place.home, place.key)
             if place.watched.shared:
                 g.is_object(where, place.own, place.path)
             g.check(f"type({where}) is {g.hold(type(place.own))}", f"the type of {place.path}")
             if place.watched.looked:
-                g.check(f"{g.hold(_holds(place.before))}({where})", f"what is in {place.path}")
+                g.check(f"{g.hold(holds(masked(place.own, place.before)))}({where})", f"what is in {place.path}")
 
 
 def _differs(now: Iterable[Any], before: list[Any]) -> bool:
     items = list(now)
     return len(items) != len(before) or any(new is not old for new, old in zip(items, before, strict=True))
-
-
-def _masked(value: Any, unseen: set[int]) -> Any:
-    if id(value) in unseen:
-        return GROWING
-    if type(value) is dict:
-        return {key: _masked(item, unseen) for key, item in value.items()}
-    return [_masked(item, unseen) for item in value] if type(value) is list else snapshot(value)
-
-
-def _holds(before: list[Any]) -> Callable[[Any], bool]:
-    def same_items(now: Any) -> bool:
-        return len(now) == len(before) and all(
-            new is old or (is_plain(new) and is_plain(old) and same(new, old))
-            for new, old in zip(now, before, strict=True)
-        )
-
-    return same_items

@@ -239,6 +239,13 @@ GROWING = object()
 """In a value to compare with: a list, whatever is in it."""
 
 
+@dataclass(frozen=True)
+class AnyOf:
+    """In a value to compare with: anything of a type, such as a number that is an input."""
+
+    kind: type
+
+
 def _shown(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
@@ -249,6 +256,8 @@ def same(now: Any, then: Any) -> bool:
         return True
     if then is GROWING:
         return isinstance(now, list)
+    if type(then) is AnyOf:
+        return isinstance(now, then.kind)
     if type(now) is not type(then):
         return False
     if isinstance(then, (list, tuple)):
@@ -276,6 +285,7 @@ PLAIN = (
     torch.memory_format,
 )
 _PLAIN_LIMIT = 64
+_COMPARED_LIMIT = 4096
 
 
 def is_plain(value: Any, depth: int = 3) -> bool:
@@ -294,6 +304,39 @@ def is_plain(value: Any, depth: int = 3) -> bool:
 def _is_array(value: Any) -> bool:
     """A numpy array or number: its data are constants of the program."""
     return type(value).__module__ == "numpy" and hasattr(value, "tobytes")
+
+
+def holds(items: Any, tensors: bool = True) -> Callable[[Any], bool]:
+    """The test whether a container holds the same as `items`, a dict or a list of what it has held.
+
+    Objects are to be the very same.
+
+    Args:
+        tensors: these too; else any tensor is like any other, as those that are used are looked at by themselves, and
+            any tuple, as what is in it is.
+    """
+    keys, then = (tuple(items), list(items.values())) if type(items) is dict else ((), list(items))
+    if not tensors:
+        then = [AnyOf(torch.Tensor if isinstance(i, torch.Tensor) else tuple) if _is_apart(i) else i for i in then]
+    if len(then) > _COMPARED_LIMIT:
+        ids = [id(item) for item in then]  # which `then` keeps valid
+        return lambda now: bool(then) and list(map(id, dict.values(now) if keys else now)) == ids
+
+    def same_items(now: Any) -> bool:
+        if keys and tuple(dict.keys(now)) != keys:
+            return False
+        found = list(dict.values(now)) if isinstance(now, dict) else list(now)
+        return len(found) == len(then) and all(map(_is_same, found, then))
+
+    return same_items
+
+
+def _is_apart(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) or (type(item) is tuple and not is_plain(item))
+
+
+def _is_same(now: Any, then: Any) -> bool:
+    return now is then or ((type(then) is AnyOf or then is GROWING or is_plain(then)) and same(now, then))
 
 
 def snapshot(value: Any) -> Any:

@@ -39,6 +39,9 @@ class HostScope(Protocol):
     def expect(self, node: HostNode) -> bool:
         """The value of a condition that is said to hold; where it does not, an error follows."""
 
+    def assume(self, node: HostNode) -> bool:
+        """Whether the program checks, from now on, that a condition holds; where it does not, eager runs the call."""
+
     def text_of(self, node: HostNode, spec: str = "") -> str:
         """What a number is formatted as."""
 
@@ -230,7 +233,9 @@ _LOGICAL = ("bitwise_and", "bitwise_or", "bitwise_xor", "eq", "ne")
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "neg": lambda a: -a, "abs": abs, "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc, "round": round,
-    "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "bitwise_not": lambda a: ~a,
+    "bitwise_not": lambda a: ~a,
+    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10", "log1p")},
+    **{name: getattr(math, name) for name in ("sin", "cos", "tanh", "atan")},
 }  # fmt: skip
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
@@ -318,9 +323,15 @@ def _recorded(operation: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *items: operation(*(item if isinstance(item, _HostNumber) else _operand(item) for item in items))
 
 
+def _float_function(name: str) -> Callable[[Any], Any]:
+    """A function of numpy's, which raises for no number."""
+    return lambda item: wrap(item.node.convert(float).unary(name))
+
+
 _UFUNCS = {
     "add": _recorded(operator.add), "subtract": _recorded(operator.sub), "multiply": _recorded(operator.mul),
     "divide": _recorded(operator.truediv), "negative": _recorded(operator.neg), "absolute": _recorded(abs),
+    **{name: _float_function(name) for name in ("sqrt", "exp", "log", "log2", "log10", "log1p", "sin", "cos", "tanh")},
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import types
 from collections import OrderedDict, deque
@@ -51,15 +52,23 @@ class Access:
         found = _ENTRY.fullmatch(self.suffix)
         return (self.root, found[1]) if found is not None and type(self.root) in _DICTS else None
 
-    def place(self) -> tuple[Any, str] | None:
-        """The dict and the key, or the closure cell and an empty string, where what is found can be replaced."""
+    def place(self) -> tuple[Any, Any] | None:
+        """The home and the name in it (see `bound`) where what is found can be replaced."""
         if self.suffix == ".cell_contents":
             return self.root, ""
-        entry = _LAST.fullmatch(self.suffix)
-        home = None if entry is None else Access(self.root, entry[1]).resolve()
-        return (home, entry[2]) if entry is not None and type(home) is dict else None
+        entry = _LAST.fullmatch(self.suffix) or _ATTRIBUTE.fullmatch(self.suffix)
+        if entry is None:
+            return None
+        home = Access(self.root, entry[1]).resolve()
+        if self.suffix[len(entry[1])] == "[":
+            return (home, ast.literal_eval(entry[2])) if isinstance(home, (dict, list)) else None
+        if isinstance(home, types.ModuleType):
+            return vars(home), entry[2]
+        if isinstance(home, type):
+            return owner_of(home, entry[2]) or home, entry[2]
+        return (home, entry[2]) if entry[2] in slots_of(type(home)) else None
 
-    def key(self) -> tuple[int, str]:
+    def key(self) -> tuple[int, Any]:
         """The same for all accesses to one place, as long as something keeps that alive."""
         place = self.place()
         return (id(self.root), self.suffix) if place is None else (id(place[0]), place[1])
@@ -69,10 +78,54 @@ GONE = object()
 """In the place of what a name is not bound to."""
 
 
+def has_names(home: Any) -> bool:
+    """A home whose names are its own attributes, in no dict that could be written: a class, an object with slots."""
+    return isinstance(home, type) or not isinstance(home, (dict, list, types.CellType))
+
+
+def suffix_of(home: Any, name: Any) -> str:
+    """The expression, behind one for the home, for what is under a name of it."""
+    if isinstance(home, types.CellType):
+        return ".cell_contents"
+    return f".{name}" if has_names(home) else f"[{name!r}]"
+
+
+def names_of(home: Any) -> dict[Any, Any]:
+    """What is under each name of a home; see `bound`."""
+    if isinstance(home, list):
+        return dict(enumerate(contents(home)))
+    if isinstance(home, type):
+        return dict(vars(home))
+    if isinstance(home, dict):
+        return dict(dict.items(home))  # without methods of the user's
+    return {name: getattr(home, name) for name in slots_of(type(home)) if hasattr(home, name)}
+
+
+def owner_of(cls: type, attribute: str) -> type | None:
+    """The class in which an attribute of a class is found."""
+    return next((base for base in cls.__mro__ if attribute in vars(base)), None)
+
+
+def slots_of(cls: type) -> tuple[str, ...]:
+    """The names of the slots of a class of the user's."""
+    tables = [vars(base) for base in cls.__mro__ if "__slots__" in vars(base)]
+    return tuple(name for table in tables for name, item in table.items() if type(item) is types.MemberDescriptorType)
+
+
 def bound(home: Any, name: Any) -> Any:
-    """What is under a key of a dict or, whatever the key, in a closure cell; `GONE` where nothing is."""
-    if not isinstance(home, types.CellType):
+    """What is under a name of a home; `GONE` where nothing is.
+
+    A home is a dict with keys, a list with indices, a class or an object with slots, or a closure cell, whatever the
+    name.
+    """
+    if isinstance(home, dict):
         return dict.get(home, name, GONE)  # a class of the user's may have made another of it
+    if isinstance(home, list):
+        return list.__getitem__(home, name) if name < list.__len__(home) else GONE  # one that watches does not notice
+    if isinstance(home, type):
+        return vars(home).get(name, GONE)
+    if not isinstance(home, types.CellType):
+        return getattr(home, name, GONE)
     try:
         return home.cell_contents
     except ValueError:  # an empty cell
@@ -86,14 +139,22 @@ def bind(home: Any, name: Any, value: Any) -> None:
             del home.cell_contents
         else:
             home.cell_contents = value
-    elif value is GONE:
-        home.pop(name, None)
-    else:
-        home[name] = value
+    elif has_names(home):
+        if value is not GONE:
+            setattr(home, name, value)
+        elif bound(home, name) is not GONE:
+            delattr(home, name)
+    else:  # by no method of the user's
+        kind: Any = next(kind for kind in (OrderedDict, dict, list) if isinstance(home, kind))
+        if value is not GONE:
+            kind.__setitem__(home, name, value)
+        elif bound(home, name) is not GONE:
+            kind.__delitem__(home, name)
 
 
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")
-_LAST = re.compile(r"(.*)\['([^'\\]*)'\]")
+_LAST = re.compile(r"(.*)\[('[^'\\]*'|\d+)\]")
+_ATTRIBUTE = re.compile(r"(.*)\.(\w+)")
 _DICTS = (dict, OrderedDict)  # looking into them runs no Python code
 
 
@@ -193,7 +254,8 @@ class SourceMap:
         if type(tensor) is TracedTensor or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return
         found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, [], rebindable=rebindable))
-        found.accesses.append(access)
+        if not found.accesses or access.key() not in [known.key() for known in found.accesses]:
+            found.accesses.append(access)
 
     # modules as they run
 

@@ -23,6 +23,7 @@ from graphc.frontend.dispatch import item
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
+from graphc.frontend.math_functions import traced_math
 from graphc.frontend.move_calls import assign_data
 from graphc.frontend.optimizers import groups_of
 from graphc.frontend.recorder import Recorder, Uninitialized
@@ -660,7 +661,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     try:
         with (
             plain, _without_saved_tensors_hooks(), _packing_detached(), _force_original_view_tracking(True),
-            batch_momentum.traced_batch_counts(recorder), traced_extremes(),
+            batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
             _watching_optimizers(recorder), _watching_schedules(), _watching_scalers(), grouped,
             _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
         ):  # fmt: skip

@@ -38,7 +38,7 @@ def is_user_code(code: CodeType) -> bool:
     """The code was written by the user or by a library that stands on torch."""
     found = _USER_FILES.get(code.co_filename)
     if found is None:
-        found = _USER_FILES[code.co_filename] = _is_user_file(code.co_filename)
+        found = _USER_FILES[code.co_filename] = is_user_file(code.co_filename)
     return found
 
 
@@ -47,7 +47,8 @@ def is_graphc_code(code: CodeType) -> bool:
     return code.co_filename.startswith(_graphc_prefixes())
 
 
-def _is_user_file(file: str) -> bool:
+def is_user_file(file: str) -> bool:
+    """Of the user's, or of a library that stands on torch."""
     internal, stdlib = _prefixes()
     if file.startswith(internal) or file.startswith("<frozen"):
         return False

@@ -9,10 +9,11 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from graphc.errors import EagerOnceError
 from graphc.frontend.gradients import Gradients
 from graphc.frontend.guards import Describe, GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
-from graphc.frontend.reads import attribute_names
+from graphc.frontend.names import attribute_names, constructor_names
 
 Masked: TypeAlias = Callable[[Access, Any], Any]
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
@@ -37,7 +38,9 @@ class ModuleState:
         self.plain = {
             key: snapshot(value)
             for key, value in own.items()
-            if key not in _INTERNAL and (names is None or key in names) and is_plain(value)
+            if key not in _INTERNAL
+            and (names is None or key in names or key not in constructor_names(type(module)))
+            and is_plain(value)
         }
         self.keys = {
             key: tuple(value)
@@ -121,6 +124,22 @@ class ModuleFacts:
             for key, value in state.plain.items():
                 yield f"{where}{key}", Access(state.module.__dict__, f"[{key!r}]"), value
 
+    def check_tables(self) -> None:
+        """After the run.
+
+        Raises:
+            EagerOnceError: there are other parameters or modules, which later code knows by identity.
+        """
+        for state in self._states.values():
+            for name in ("_parameters", "_modules"):
+                now, then = state.module.__dict__[name], state.tables[name]
+                for key in {**then, **now}:
+                    if now.get(key) is not then.get(key):
+                        raise EagerOnceError(
+                            f"it binds {f'{state.path}.{key}'.lstrip('.')} to something else; "
+                            "write into the one that is there (`parameter.data.copy_(new)`) to have it compiled"
+                        )
+
     def guards(
         self, g: GuardBuilder, numbers: Collection[Hashable] = (), masked: Masked = lambda access, value: value
     ) -> None:
@@ -128,7 +147,7 @@ class ModuleFacts:
 
         Args:
             numbers: keys of accesses to numbers that are inputs.
-            masked: the value to guard at a place, see `Growing.masked`.
+            masked: the value to guard at a place, see `Attributes.masked`.
         """
         for path, access, value in self.plain():
             if not numbers or access.key() not in numbers:

@@ -24,7 +24,6 @@ from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
 from graphc.frontend.inputs import GONE, Access
 from graphc.frontend.objects import is_traced
 from graphc.frontend.schedulers import Later
-from graphc.frontend.traced import TracedTensor
 from graphc.ir.graph import Input, Role, Value
 
 if TYPE_CHECKING:
@@ -63,15 +62,43 @@ class _Assumed:
 
 @dataclass(frozen=True)
 class StateEffect:
-    """A tensor that a run stores in the state of an optimizer."""
+    """A tensor or number that a run stores in the state of an optimizer.
 
-    home: dict[Any, Any]
+    Args:
+        number: of the effect's output; -1 for a `constant`.
+    """
+
+    optimizer: torch.optim.Optimizer
+    param: Any
     key: Any
     number: int
+    constant: Any = None
 
     def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Put it there; `outputs` are the leaves of this run that are effects."""
-        self.home[self.key] = outputs[self.number]
+        self.optimizer.state[self.param][self.key] = outputs[self.number] if self.number >= 0 else self.constant
+
+
+class Stored(NamedTuple):
+    """What the function has left in the state of an optimizer: a tensor or number of the capture, or a plain value."""
+
+    optimizer: torch.optim.Optimizer
+    param: Any
+    key: Any
+    value: Any
+
+
+def state_effects(stored: Sequence[Stored], first: int) -> tuple[list[StateEffect], list[Any]]:
+    """The effects, and the tensors and traced numbers that takes, numbered from `first`."""
+    made: list[Any] = []
+    effects = []
+    for optimizer, param, key, value in stored:
+        if is_traced(value):
+            effects.append(StateEffect(optimizer, param, key, first + len(made)))
+            made.append(value)
+        else:
+            effects.append(StateEffect(optimizer, param, key, -1, snapshot(value)))
+    return effects, made
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,7 @@ class _Met:
         self.params = [list(group["params"]) for group in groups_of(optimizer)]
         self.found = CreatedState(optimizer, {p: _keys(home) for p, home in optimizer.state.items()})
         self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self.counted: dict[tuple[int, Any], Any] = {}  # numbers in the state that are inputs, by home and key
         self.placed: dict[tuple[int, str], Any] = {}  # what stands in a group in the place of what was there
 
     def remember(self) -> None:
@@ -194,6 +222,7 @@ class Optimizers:
             met.remember()
             with torch._C.DisableTorchFunction():
                 self._name_state(met)
+                self._place_state(met)
         self._running.append(torch.compiler._is_compiling_flag)
         torch.compiler._is_compiling_flag = False
 
@@ -284,26 +313,37 @@ class Optimizers:
                     if isinstance(item, torch.Tensor):
                         sources.note(item, Role.STATE, f"{met.path}.{path}.{key}", Access(home, f"[{key!r}]"))
 
+    def _place_state(self, met: _Met) -> None:
+        """Numbers that an optimizer of the user's keeps in its state, such as steps, are inputs."""
+        for number, (home, items) in enumerate(met.before.values()):
+            for key, item in items.items():
+                found = Number(f"{met.path}.{key}{number or ''}", Access(home, f"[{key!r}]"), item)
+                if type(item) in (int, float) and type(key) is str and found.key not in self._constants:
+                    given = self._recorder.number_input(item, found.path, found.access, found.key)
+                    met.counted[id(home), key] = home[key] = given
+
     # after the run
 
-    def stored(self) -> list[tuple[dict[Any, Any], Any, TracedTensor]]:
-        """Tensors that the function made and left in the state of an optimizer: (dict, key, tensor).
+    def stored(self) -> list[Stored]:
+        """What the function has left in the state of optimizers.
 
         Raises:
-            EagerOnlyError: it changed something there that is no tensor.
+            EagerOnlyError: it is nothing that can be stored again after each run.
         """
         found = []
         for met in self._met.values():
             for param, home in met._state().items():
                 then = met.before.get(param, ({}, {}))[1]
                 for key, item in home.items():
-                    if type(item) is TracedTensor:
-                        found.append((home, key, item))
-                    elif not (item is then.get(key) or (is_plain(item) and same(item, then.get(key)))):
+                    known = met.counted.get((id(home), key), then.get(key, GONE))
+                    if item is known or (is_plain(item) and same(item, known)):
+                        continue
+                    if not is_traced(item) and not is_plain(item):
                         raise EagerOnlyError(
-                            f"{type(met.optimizer).__name__} keeps a Python value in state[{key!r}] that its step "
-                            "changes, which a compiled program cannot"
+                            f"{type(met.optimizer).__name__} keeps a {type(item).__name__} in state[{key!r}] that its "
+                            "step changes, which a compiled program cannot"
                         )
+                    found.append(Stored(met.optimizer, param, key, item))
         return found
 
     def settle(self) -> None:
@@ -316,6 +356,7 @@ class Optimizers:
                     _restore(home, met.before[param][1])
                 else:
                     del met.optimizer.state[param]
+                    home.clear()
 
     def undo(self) -> None:
         """After a failed run: created state goes too."""
@@ -364,6 +405,10 @@ class Optimizers:
                 f"state of {path}",
             )
             g.hold(homes)  # so that their ids stay their own
+            for home, items in met.before.values():
+                for key, item in items.items():
+                    if is_plain(item) and (id(home), key) not in met.counted:
+                        g.equals(f"{g.hold(home)}[{g.hold(key)}]", item, f"{key} in the state of {path}")
             entries = list(met.before.values())
             known, sizes = g.hold([home for home, _ in entries]), g.hold([len(items) for _, items in entries])
             g.check(f"list(map(len, {known})) == {sizes}", f"state of {path}")
@@ -380,11 +425,11 @@ def _keys(home: object) -> frozenset[Any]:
 
 
 def _numbers(met: _Met, index: int, key: str, value: Any) -> list[Number]:
-    """An entry of a parameter group where it is a float, or the first of Adam's betas where a schedule cycles it."""
+    """An entry of a parameter group where it is a number, or the first of Adam's betas where a schedule cycles it."""
     group, suffix = groups_of(met.optimizer)[index], f"[{key!r}]"
     if type(value) is tuple and key == "betas" and "max_momentum" in group:
         value, suffix = value[0], f"{suffix}[0]"
-    if type(value) is not float:
+    if type(value) not in (int, float):
         return []
     return [Number(f"{met.path}.{key}{index or ''}", Access(group, suffix), value)]
 

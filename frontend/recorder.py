@@ -125,7 +125,7 @@ class Recorder:
         known = self._states.get(id(tensor))
         if known is not None:
             return known
-        check_supported(tensor, path, self.locator)
+        check_supported(tensor, path, self.locator, binding.leaf >= 0)
         key = 0 if role is Role.CONST else tensor.untyped_storage()._cdata
         if key in self._merged and key:
             state = self._merged_state(tensor, key, role, path, binding)
@@ -396,6 +396,9 @@ class Recorder:
         expected = self.assumptions.truth(node) if self.decider is not None and node.hint is None else None
         return bool(self.specialize(node)) if expected is None else expected
 
+    def assume(self, node: host.HostNode) -> bool:
+        return self.decider is not None and self.assumptions.truth(node) is True
+
     def note_number(self, node: host.HostNode) -> None:
         if self.decider is not None:
             self.numbers.append(weakref.ref(node))
@@ -404,14 +407,13 @@ class Recorder:
         return self.locator.here()
 
 
-def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
+def check_supported(tensor: torch.Tensor, path: str, locator: Locator, is_argument: bool = False) -> None:
     """Refuse tensors that graphs cannot hold, at the user's line.
 
     Raises:
         CaptureError: a tensor subclass.
-        EagerOnlyError: sparse gradients.
-        EagerCallError: tensors on the meta device.
-        UnsupportedError: other sparse tensors, quantized or nested ones.
+        EagerOnlyError: sparse, quantized and nested tensors.
+        EagerCallError: these where they are arguments; tensors on the meta device.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise CaptureError(
@@ -427,7 +429,8 @@ def check_supported(tensor: torch.Tensor, path: str, locator: Locator) -> None:
     if tensor.device.type == "meta":
         raise EagerCallError(f"{path} is on the meta device, which graphc does not compile", locator.here())
     if bad:
-        raise UnsupportedError(f"{path} is {bad}, which graphc does not compile; use a dense tensor", locator.here())
+        refusal = EagerCallError if is_argument else EagerOnlyError
+        raise refusal(f"{path} is {bad}, which graphc does not compile; use a dense tensor", locator.here())
 
 
 def set_versions(versions: Sequence[tuple[torch.Tensor, int]]) -> None:

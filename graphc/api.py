@@ -21,6 +21,7 @@ from graphc.earnings import Earnings, kind_of
 from graphc.errors import (
     AssumptionError,
     EagerCallError,
+    EagerOnceError,
     EagerOnlyError,
     FallbackWarning,
     GraphcWarning,
@@ -93,6 +94,7 @@ class CompiledFunction(PathCalls):
         self._said: set[str] = set()
         self._earnings = Earnings()
         self._assumes = True  # branches that only guard against errors are no decisions
+        self._once = 0  # calls that ran eager because of what a function may do in its first calls alone
         self._eager_only = ""  # why calls that no program matches are not captured any more
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
@@ -113,7 +115,8 @@ class CompiledFunction(PathCalls):
             try:
                 entry = self._add_entry(args, kwargs)
             except EagerOnlyError as error:
-                if not isinstance(error, EagerCallError):
+                self._once += isinstance(error, EagerOnceError)
+                if not isinstance(error, EagerCallError) or self._once >= _ATTEMPTS:
                     self._eager_only = str(error)
                 return self._run_eager(str(error), args, kwargs)
             except UninitializedError:

@@ -47,6 +47,13 @@ class EagerCallError(EagerOnlyError):
     """As `EagerOnlyError`, for this very call, because of what it is given; others may run compiled."""
 
 
+class EagerOnceError(EagerCallError):
+    """As `EagerCallError`, because of what a function may do in its first calls alone, such as filling a cache.
+
+    One that goes on doing it is not captured any more.
+    """
+
+
 class ResizesError(UnsupportedError):
     """An operator gives a tensor that it writes to another shape."""
 

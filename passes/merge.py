@@ -8,17 +8,17 @@ become softmax. The order of nodes is a list; a merge moves only the nodes betwe
 
 from __future__ import annotations
 
-from graphc.ir.dims import Dim, simplify, substitute, symbol, symbols
+from itertools import combinations
+
 from graphc.ir.graph import Value
-from graphc.ops.registry import get
-from graphc.passes.access import Index, normalise
-from graphc.passes.axes import divisions
+from graphc.passes.access import Index
 from graphc.passes.commits import may_merge
 from graphc.passes.fuse import ROW_LIMITS
 from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iterations, worth_rows
 from graphc.passes.layout import int_shape
+from graphc.passes.matching import match, match_chains, match_product, space_of, take_over
 from graphc.passes.nodes import Node, Nodes
-from graphc.passes.updates import overwrites_its_input, scatters, source_of
+from graphc.passes.updates import overwrites_its_input, scatters
 
 REACH = 256
 """Merges look over at most so many nodes of the order: groups further apart share nothing that is still in a cache."""
@@ -26,7 +26,7 @@ SHARED_BYTES = 64
 """Least size of a value worth merging two of its readers for."""
 MAX_SHARERS = 8
 """Readers of one value beyond which they are not compared with each other."""
-ROUNDS, MAX_CUTS = 3, 4
+ROUNDS = 3
 
 
 def merge_groups(nodes: Nodes) -> list[Node]:
@@ -49,10 +49,30 @@ class _Merger:
         self.kept = outputs | views | set(self.fusion.homes)
 
     def run(self) -> list[Node]:
+        self._join_chains()
         for _ in range(ROUNDS):
             if not self._join_producers() | self._join_sharers():
                 break
         return [node for node in self.order if node is not None]
+
+    def _join_chains(self) -> None:
+        """Merge products around the same inner product, which is then computed once."""
+        holders: dict[Value, list[Group]] = {}
+        for node in (item for item in self.order if isinstance(item, Group)):
+            for product in node.sums:
+                holders.setdefault(product, []).append(node)
+        for pair in (pair for groups in holders.values() for pair in combinations(groups, 2)):
+            if not self.place.keys() >= set(pair):
+                continue
+            first, second = sorted(pair, key=self.place.__getitem__)  # other merges may have moved them
+            if first.device != second.device or not may_merge(first, second) or first.size + second.size > MAX_VISITS:
+                continue
+            merged = match_chains(first, second)
+            if merged is None or not self._is_sound(merged, first, second):
+                continue
+            between = self._between(first, second, vertical=False)
+            if between is not None:
+                self._commit(first, second, merged, between)
 
     def _join_producers(self) -> bool:
         """Merge groups with the readers of what they store."""
@@ -110,9 +130,9 @@ class _Merger:
         if first.contracts or second.contracts:
             if not vertical or second.contracts or second.rows or second.axes_of(at_second) != second.axes.keys():
                 return None
-            merged = _match_product(first, second, at_first, at_second, shape)
+            merged = match_product(first, second, at_first, at_second, shape)
         else:
-            merged = _match(first, second, at_first, at_second, shape)
+            merged = match(first, second, at_first, at_second, shape)
         if merged is None or not self._is_sound(merged, first, second):
             return None
         if _is_walked_again(merged, first, second, at_first, at_second, vertical) and not worth_rows(
@@ -149,12 +169,12 @@ class _Merger:
         if sum(iterations(reader, place) for place in places) > size:
             return None
         between = self._between(producer, reader, vertical=True)
-        merged = _space(reader)
-        _take_over(merged, reader, {})
+        merged = space_of(reader)
+        take_over(merged, reader, {})
         own = producer.roots[value]
         for place, visit in places.items():
             mapping = {name: part for name, part in zip(map(bare, own), place, strict=True) if name is not None}
-            _take_over(merged, producer, mapping, is_masked=visit.masked)
+            take_over(merged, producer, mapping, is_masked=visit.masked)
         del merged.roots[value]
         if between is None or self._count_reads(merged) + len(merged.roots) > MAX_ARGUMENTS:
             return None
@@ -265,186 +285,3 @@ def _is_walked_again(
         return True
     is_row_number = bool(first.rows) and first.axes_of(at_first).isdisjoint(first.rows)
     return vertical and is_row_number and second.axes_of(at_second) != second.axes.keys()
-
-
-def _match(first: Group, second: Group, at_first: Index, at_second: Index, shape: tuple[int, ...]) -> Group | None:
-    """Both groups as one over the axes of either; axes are cut where the shared value is read by a part of one."""
-    for _ in range(MAX_CUTS):
-        merged = _align(first, second, at_first, at_second, shape) or _align(second, first, at_second, at_first, shape)
-        if merged is not None:
-            return merged
-        if (cut := _cut(first, at_first)) is not None:
-            first, at_first = cut
-        elif (cut := _cut(second, at_second)) is not None:
-            second, at_second = cut
-        else:
-            return None
-    return None
-
-
-def _match_product(
-    product: Group, second: Group, at_product: Index, at_second: Index, shape: tuple[int, ...]
-) -> Group | None:
-    """A product of matrices and what reads it as one; every axis stays one of rows, of columns or of the batch."""
-    while (cut := _cut(second, at_second)) is not None:
-        second, at_second = cut
-    merged = _match(product, second, at_product, at_second, shape)
-    if merged is None:
-        return None
-    for value, places in merged.visits.items():
-        if value.op is None or get(value.op.name).contract is None or not any(v.expanded for v in places.values()):
-            continue
-        for index in places:
-            rows, columns = (merged.axes_of((part,)) for part in index[-2:])
-            if rows & columns or merged.axes_of(index[:-2]) & (rows | columns):
-                return None
-    return merged
-
-
-def _cut(group: Group, index: Index) -> tuple[Group, Index] | None:
-    """The group with one axis, that `index` divides, as two; and `index` over them."""
-    for part in index:
-        for atom in divisions(part):
-            name, inner = bare(atom.numerator), atom.denominator
-            if name not in group.axes or not isinstance(inner, int) or not 1 < inner < group.axes[name]:
-                continue
-            if group.axes[name] % inner or (group.has_scan and name in group.rows):
-                continue
-            return _cut_axis(group, name, inner, index)
-    return None
-
-
-def _cut_axis(group: Group, name: str, inner: int, index: Index) -> tuple[Group, Index]:
-    cut = Group(group.device, group.position)
-    mapping: dict[str, Dim] = {}
-    for axis, extent in group.axes.items():
-        sizes = {axis: extent} if axis != name else {f"{axis}h": extent // inner, f"{axis}l": inner}
-        for part, size in sizes.items():
-            cut.axes[part], cut.ranges[part] = size, (0, max(size - 1, 0))
-        mapping[axis] = symbol(axis) if axis != name else symbol(f"{axis}h") * inner + symbol(f"{axis}l")
-    halves = {name: (f"{name}h", f"{name}l")}
-    cut.rows = tuple(part for axis in group.rows for part in halves.get(axis, (axis,)))
-    _take_over(cut, group, mapping)
-    return cut, tuple(simplify(substitute(part, mapping), cut.ranges) for part in index)
-
-
-def _align(mover: Group, stayer: Group, at_mover: Index, at_stayer: Index, shape: tuple[int, ...]) -> Group | None:
-    """The mover expressed in the axes of the stayer, and both as one group; None when spaces do not match.
-
-    Args:
-        at_mover, at_stayer: the element of the value they share, of the given shape, in either space.
-    """
-    mapping: dict[str, Dim] = {}
-    for own, other, size in zip(at_mover, at_stayer, shape, strict=True):
-        name = bare(own)
-        if own == 0 and size == 1:
-            continue
-        if name is None or name in mapping or mover.axes.get(name) != size:
-            return None
-        mapping[name] = other
-    used = stayer.covers(at_stayer, shape)
-    if used is None:
-        return None
-    merged = _space(stayer)
-    rest = tuple(name for name in mover.axes if name not in mapping)
-    if not rest:
-        fits = _match_elements(mover, merged, mapping, used)
-    else:
-        fits = set(rest) == set(mover.rows) and _match_rows(mover, merged, mapping, used)
-    if not fits or ((mover.has_scan or stayer.has_scan) and not _keeps_scan(mover, stayer, merged, mapping)):
-        return None
-    _take_over(merged, stayer, {})
-    _take_over(merged, mover, mapping)
-    return merged
-
-
-def _match_elements(mover: Group, merged: Group, mapping: dict[str, Dim], used: frozenset[str]) -> bool:
-    """All axes of the mover are named by the shared value."""
-    everything = frozenset(merged.axes)
-    if not mover.rows:
-        return used == everything or bool(merged.rows and used == frozenset(merged.parallel))
-    if used != everything:
-        return False
-    images = [merged.axes_of((mapping[name],)) for name in mover.rows]
-    rows = frozenset().union(*images)
-    if any(merged.axes_of((mapping[name],)) & rows for name in mover.parallel):
-        return False
-    if merged.rows:
-        return frozenset(merged.rows) == rows
-    named = tuple(bare(mapping[name]) for name in mover.rows)
-    if all(name is not None for name in named):
-        merged.rows = tuple(name for name in named if name is not None)
-    else:
-        merged.rows = tuple(name for name in merged.axes if name in rows)
-    return True
-
-
-def _match_rows(mover: Group, merged: Group, mapping: dict[str, Dim], used: frozenset[str]) -> bool:
-    """The shared value is one number per row of the mover."""
-    everything = frozenset(merged.axes)
-    row = mover.extent(mover.rows)
-    if merged.rows:
-        if used != frozenset(merged.parallel) or merged.extent(merged.rows) != row:
-            return False
-    elif used == everything:
-        merged.rows = tuple(_fresh_axis(merged, mover.axes[name]) for name in mover.rows)
-    else:
-        rest = tuple(name for name in merged.axes if name not in used)
-        if merged.extent(rest) != row:
-            return False
-        merged.rows = rest
-    parts = merged.row_parts(tuple(mover.axes[name] for name in mover.rows))
-    mapping.update(zip(mover.rows, parts, strict=True))
-    return True
-
-
-def _fresh_axis(group: Group, extent: int) -> str:
-    name = bare(group.add_axis(extent, "r"))
-    assert name is not None
-    return name
-
-
-def _keeps_scan(mover: Group, stayer: Group, merged: Group, mapping: dict[str, Dim]) -> bool:
-    """A running reduction needs its axis as the only row axis, whole."""
-    if len(merged.rows) != 1 or (stayer.has_scan and merged.rows != stayer.rows):
-        return False
-    return not mover.has_scan or bare(mapping[mover.rows[0]]) == merged.rows[0]
-
-
-def _space(group: Group) -> Group:
-    """A group over the same axes, with nothing in it."""
-    return Group(
-        group.device, group.position, dict(group.axes), group.rows, data=dict(group.data), ranges=dict(group.ranges)
-    )
-
-
-def _take_over(merged: Group, part: Group, mapping: dict[str, Dim], is_masked: bool = False) -> None:
-    """Add everything of a group, with its axes replaced; without a mapping it is over the same axes."""
-    full = dict(mapping)
-    if mapping:
-        for name, depends in part.data.items():
-            fresh = f"g{len(merged.data)}"
-            merged.data[fresh] = frozenset().union(*(merged.axes_of((mapping[axis],)) for axis in depends))
-            merged.ranges[fresh] = part.ranges[name]
-            full[name] = symbol(fresh)
-    is_same = all(place == symbol(name) for name, place in full.items())
-
-    def moved(index: Index, shape: tuple[int, ...]) -> Index:
-        if is_same or not any(symbols(place) for place in index):
-            return index
-        return normalise(tuple(substitute(place, full) for place in index), shape, merged.ranges)
-
-    for value, index in part.roots.items():
-        source = value if value not in part.stores or value.op is None else source_of(value.op)
-        merged.roots[value] = moved(index, int_shape(source))
-    for value, places in part.visits.items():
-        for index, visit in places.items():
-            at = moved(index, int_shape(value))
-            merged.visit(value, at, visit.masked or is_masked)
-            found = merged.visits[value][at]
-            found.expanded = found.expanded or visit.expanded
-    merged.overwrites.update(part.overwrites)
-    merged.stores.update(part.stores)
-    merged.has_scan = merged.has_scan or part.has_scan
-    merged.contracts = merged.contracts or part.contracts
-    merged.position = max(merged.position, part.position)

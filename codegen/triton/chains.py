@@ -10,37 +10,42 @@
     acc / total                                  the division by the sum, once
     ...                                          what follows the outer product
 
-Gradients are kernels of the same form without running numbers: they read the maxima and sums. Conditions on the two
-positions that make a score count for nothing, as a causal mask or a window, become bounds of the loop.
+Gradients are kernels of the same form without running numbers: they read the maxima and sums. One may have several
+outer products, as the gradients of keys and values are: they share the loop and the scores, and a block that both an
+inner and an outer product multiply with is loaded once, where matrix units take it either way around.
+
+Conditions on the two positions that make a score count for nothing, as a causal mask or a window, become bounds of the
+loop. It is cut where blocks begin in which all of them hold, and whose positions all exist: there is nothing to mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from graphc.codegen.triton.body import Body
+from graphc.codegen.triton.chain_parts import ChainParts
+from graphc.codegen.triton.chain_scores import RunningSoftmax, ScoresBody
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
-from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles
+from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES, ChainTile, candidate_chain_tiles
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
-from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, symbol
+from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
-from graphc.loopir.kernel import Axis, Compute, Const, Contract, Define, Index, Kernel, Load, Reduce, Store, operands
+from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Reduce, Store, operands
+from graphc.loopir.transform import assume
 from graphc.program.triton_kernel import Launch, TritonKernel
 
 RESERVED = frozenset(
-    ("acc", "tile", "m_tile", "j_start", "first", "last", "peak", "total", "base", "scale", "new_peak", "weights")
-)
-
-
-_COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+    ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "peak", "total",
+     "base", "scale", "new_peak", "weights")
+)  # fmt: skip
+_TURNED_ITEM = 2
+"""Bytes of the widest elements of which matrix units take a block either way around."""
 
 
 def emit_chain(
@@ -66,66 +71,57 @@ def chain_tiles(kernel: Kernel, target: str) -> list[ChainTile]:
     return _Chain(kernel, {}, kernel.name, target, None).candidates
 
 
+@dataclass(frozen=True)
+class _Loop:
+    """A part of the loop over positions: from `first` up to `last`, as texts; `is_whole`: nothing is masked in it."""
+
+    first: str
+    last: str
+    is_whole: bool
+
+
 class _Chain:
     def __init__(
         self, kernel: Kernel, pointers: dict[str, str], name: str, target: str, tile: ChainTile | None
     ) -> None:
         self.kernel, self.pointers, self.name = kernel, pointers, name
         self.context = Context()
-        self.by_id = {s.id: s for s in kernel.defines}
-        self.domains = kernel.domains
-        *self.inner, self.outer = kernel.contractions
-        self.rows = frozenset(self.outer.over)
-        self.chained, self.other = self._sides()
-        self.axes = self._classes()
-        self.sums = [tuple(axis for axis in kernel.row_axes if axis.name in c.over) for c in self.inner]
-        inner = max(prod(int_extent(axis) for axis in axes) for axes in self.sums)
-        columns = prod(int_extent(axis) for axis in self.axes["n"])
-        dtype = self.by_id[self.outer.left].dtype
-        self.candidates = [tile] if tile else candidate_chain_tiles(target, max(inner, columns), dtype, len(self.inner))
+        self.parts = ChainParts(kernel)
+        self.axes = self.parts.axes
+        self.sums: dict[str, TileDim] = {}
+        for number, contract in enumerate(self.parts.inner):
+            axes = self.parts.sum_axes(contract)
+            block = max(16, power_of_two(_extent(axes)))
+            self.sums[contract.id] = _dim(f"e{number}", axes, block, f"EBLOCK{number}")
+        columns = _extent(self.axes["n"])
+        dtype = self.parts.by_id[self.parts.outers[0].left].dtype
+        self.exact = dtype == f32
+        self.turns = MACHINES.get(target, MACHINES[DEFAULT_MACHINE]).turns
+        widest = max(columns, *(dim.extent for dim in self.sums.values()))
+        counts = len(self.parts.inner), len(self.parts.outers)
+        draws = any(isinstance(s, Compute) and s.op == "philox" for s in kernel.defines)
+        self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts, draws=draws)
         self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], self.tile.rows, "MBLOCK")
         self.j = _dim("j", self.axes["j"], self.tile.steps, "JBLOCK")
         self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
-        self.softmax = _Softmax.of(self, kernel)
         self.lines: list[str] = []
-
-    def _sides(self) -> tuple[str, str]:
-        """The operand of the outer product that is computed from products, and the other one."""
-        sides = self.outer.left, self.outer.right
-        chained = [name for name in sides if any(isinstance(s, Contract) for s in self.closure((name,), True))]
-        if len(chained) != 1:
-            raise CodegenError(f"kernel {self.kernel.name}: both operands of a product are products themselves")
-        return chained[0], sides[1 - sides.index(chained[0])]
-
-    def _classes(self) -> dict[str, tuple[Axis, ...]]:
-        chained, other = self.domains[self.chained], self.domains[self.other]
-        found: dict[str, list[Axis]] = {kind: [] for kind in "bmnj"}
-        for axis in (*self.kernel.parallel_axes, *(axis for axis in self.kernel.row_axes if axis.name in self.rows)):
-            kind = "j" if axis.name in self.rows else "b"
-            if kind == "b" and (axis.name in chained) != (axis.name in other):
-                kind = "m" if axis.name in chained else "n"
-            found[kind].append(axis)
-        return {kind: tuple(axes) for kind, axes in found.items()}
+        outers = self.parts.outers
+        self.results = {o.id: "acc" if len(outers) == 1 else f"acc{number}" for number, o in enumerate(outers)}
 
     # -------------------------------------------------------------------------------------------------------- parts
 
-    def closure(self, wanted: Iterable[str], through: bool = False, stop: frozenset[str] = frozenset()) -> list[Define]:
-        """Statements that values come from, in order; inner products are not looked into unless `through`."""
-        names, kept = set(wanted), list[Define]()
-        for s in reversed(list(self.kernel.defines)):
-            if s.id not in names or s.id in stop:
-                continue
-            kept.append(s)
-            if through or not isinstance(s, Contract):
-                names.update(operands(s))
-        return kept[::-1]
+    def _tiling(self, dims: tuple[TileDim, ...]) -> Tiling:
+        return Tiling(self.kernel, dims, self.tile.warps, wide=self.wide)
 
     def _body(self, *dims: TileDim) -> Body:
-        tiling = Tiling(self.kernel, tuple(dims), self.tile.warps, wide=self.wide)
-        return Body(tiling, self.context, self.pointers, self.lines)
+        return Body(self._tiling(dims), self.context, self.pointers, self.lines)
+
+    def _scores(self, parts: ChainParts, j: TileDim) -> ScoresBody:
+        tiling = self._tiling((self.m, j))
+        return ScoresBody(tiling, self.context, self.pointers, self.lines, parts=parts, exact=self.exact)
 
     def _index(self, body: Body, dim: TileDim, start: str = "") -> None:
         """Index variables of a dimension as this body's tensors have them."""
@@ -134,54 +130,57 @@ class _Chain:
         body.mask_variable(dim)
         body.axis_variables(dim)
 
-    def _changes(self, s: Define) -> bool:
-        """It changes from step to step of the loop."""
-        return bool(self.domains[s.id] & self.rows)
+    def _factor(self, body: Body, s: Define, summed: TileDim, statements: Iterable[Define]) -> str:
+        """An operand of a product over its whole block, zero behind the end of the sum.
 
-    def _factor(self, body: Body, name: str, summed: TileDim, statements: list[Define] | None = None) -> str:
-        """An operand of a product over its whole block, zero behind the end of the sum."""
-        for s in self.closure((name,)) if statements is None else statements:
-            body.define(s)
-        text, s = body.expanded(name if statements is None else statements[-1].id, body.full), self.by_id[name]
-        along = {axis.name.removesuffix("_row") for axis in summed.axes}
-        is_zero = isinstance(s, Load) and (s.mask is None or s.other == 0) and bool(self.domains[name] & along)
-        if is_zero or body.blocked[summed.name].is_exact:
+        Args:
+            s: what it is in the kernel.
+            statements: it and what it is made of, in order, perhaps under other names.
+        """
+        last = s
+        for last in statements:
+            body.define(last)
+        text = body.expanded(last.id, body.full)
+        if body.blocked[summed.name].is_exact or _is_zero_outside(self.parts, s, summed):
             return text
         zero = literal(0.0 if s.dtype.is_float else 0, s.dtype)
         return f"tl.where(in_{summed.name}, {text}, {zero})"
 
-    def _define(self, body: Body, s: Define) -> None:
-        """Write a statement; positions are compared as the 32-bit numbers they are, which is cheaper for each score."""
-        sides = [self.by_id[arg] for arg in s.args] if isinstance(s, Compute) and s.op in _COMPARISONS else []
-        texts = [index_text(self.context, side.expr, body.ranges) for side in sides if isinstance(side, Index)]
-        if self.wide or len(texts) != 2 or not isinstance(s, Compute):
-            body.define(s)
-            return
-        shape = body.shapes[s.args[0]] | body.shapes[s.args[1]]
-        body.bind(s, f"({texts[0]}) {_COMPARISONS[s.op]} ({texts[1]})", shape)
-
-    def _precision(self, contract: Contract, name: str) -> str:
-        dtype = self.by_id[name].dtype
-        return f', input_precision="{"tf32" if contract.tf32 else "ieee"}"' if dtype == f32 else ""
+    def _precision(self, contract: Contract) -> str:
+        is_f32 = self.parts.by_id[contract.left].dtype == f32
+        return f', input_precision="{"tf32" if contract.tf32 else "ieee"}"' if is_f32 else ""
 
     # -------------------------------------------------------------------------------------------------------- module
 
     def module(self) -> TritonKernel:
         """The whole text."""
-        scores, out = self._body(self.m, self.j), self._body(self.m, self.n)
-        bounds = Conditions(self.kernel).bounds(self.chained, self.axes["m"], self.axes["j"])
+        out = self._body(self.m, self.n)
+        conditions = Conditions(self.kernel)
+        bounds = conditions.bounds(self.parts.chained, self.axes["m"], self.axes["j"])
+        known = conditions.known_within(bounds, self.axes["m"], self.axes["j"])
         self._place(out, bounds)
-        kept = self._before_loop(scores)
-        first, last = self._limits(out, bounds)
-        scores.line(f"acc = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(self.outer.dtype)})")
-        if self.softmax is not None:
-            scores.line('peak = tl.full([MBLOCK, 1], float("-inf"), tl.float32)')
-            scores.line("total = tl.zeros([MBLOCK, 1], tl.float32)")
-        scores.line(f"for j_start in range({first}, {last}, JBLOCK):")
-        self._step(scores, kept)
+        before = self._scores(self.parts, self.j)
+        kept = self._before_loop(before)
+        loops = self._loops(out, bounds)
+        for outer in self.parts.outers:
+            out.line(f"{self.results[outer.id]} = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(outer.dtype)})")
+        softmax = RunningSoftmax.of(self.parts)
+        if softmax is not None:
+            softmax.open(before)
+        for loop in loops:
+            softmax = self._loop(loop, self._parts_where(known) if loop.is_whole else self.parts, before, kept)
+        if softmax is not None:
+            softmax.finish(out, self.exact)
         self._finish(out)
-        constexprs = [("MBLOCK", self.m.block), ("JBLOCK", self.j.block), ("NBLOCK", self.n.block)]
-        constexprs += [(dim.constexpr, dim.block) for dim in map(self._sum_dim, range(len(self.inner)))]
+        return self._kernel()
+
+    def _parts_where(self, known: dict[str, bool]) -> ChainParts:
+        """The parts of the kernel where some conditions are known, as long as it needs all of its products there."""
+        assumed = assume(self.kernel, known)
+        return ChainParts(assumed) if len(assumed.contractions) == len(self.kernel.contractions) else self.parts
+
+    def _kernel(self) -> TritonKernel:
+        constexprs = [(dim.constexpr, dim.block) for dim in (self.m, self.j, self.n, *self.sums.values())]
         parameters = [*self.pointers.values(), *(f"{name}: tl.constexpr" for name, _ in constexprs)]
         notes = "".join(f"    # src[{note}]\n" for note in self.kernel.notes)
         function = f"@triton.jit\ndef {self.name}({', '.join(parameters)}):\n{notes}" + "\n".join(self.lines) + "\n"
@@ -193,12 +192,6 @@ class _Chain:
         programs = self.batch.extent * self.m.programs if self.n.extent else 0
         launch = Launch(self.name, (programs, 1, 1), tuple(constexprs), self.tile.warps, self.tile.stages)
         return TritonKernel(self.name, text, signature, (launch,))
-
-    def _sum_dim(self, number: int) -> TileDim:
-        """The axis of an inner product's sum, held whole."""
-        axes = self.sums[number]
-        extent = prod(int_extent(axis) for axis in axes)
-        return _dim(f"e{number}", axes, max(16, power_of_two(extent)), f"EBLOCK{number}")
 
     def _place(self, out: Body, bounds: list[Bound]) -> None:
         """Index variables of the program's rows and of the columns."""
@@ -213,195 +206,185 @@ class _Chain:
         self._index(out, self.m, "m_tile * MBLOCK")
         self._index(out, self.n)
 
-    def _limits(self, out: Body, bounds: list[Bound]) -> tuple[str, str]:
-        """First and last position of the loop: all, or what conditions leave of them."""
-        first, last = "0", str(self.j.extent)
-        low = [b.text("m_tile * MBLOCK", "MBLOCK") for b in bounds if not b.is_upper]
-        high = [b.text("m_tile * MBLOCK", "MBLOCK") for b in bounds if b.is_upper]
+    def _loops(self, out: Body, bounds: list[Bound]) -> list[_Loop]:
+        """The loop, cut where blocks begin and end in which nothing is masked."""
+        low, high = ([bound for bound in bounds if bound.is_upper == side] for side in (False, True))
+        extent, block = self.j.extent, self.j.block
+        whole_first, whole_last, first, last = "0", str(extent // block * block), "0", str(extent)
         if low:
-            text = "0"
-            for bound in low:
-                text = f"tl.maximum({text}, {bound})"
-            out.line(f"first = {text} // JBLOCK * JBLOCK")
+            out.line(f"first = {_extreme('maximum', '0', low)} // JBLOCK * JBLOCK")
             first = "first"
         if high:
-            text = last
-            for bound in high:
-                text = f"tl.minimum({text}, {bound} + 1)"
-            out.line(f"last = {text}")
+            out.line(f"last = {_extreme('minimum', str(extent), high, 1)}")
             last = "last"
-        return first, last
+        if not bounds and self.j.is_exact:
+            return [_Loop(first, last, True)]
+        if extent < block or len(self.j.axes) > 1:
+            return [_Loop(first, last, False)]
+        if low:
+            strictest = _extreme("maximum", "first", low, generous=False)
+            out.line(f"whole_first = ({strictest} + JBLOCK - 1) // JBLOCK * JBLOCK")
+            whole_first = "whole_first"
+        if high:
+            strictest = _extreme("minimum", whole_last, high, 1, generous=False)
+            out.line(f"whole_last = tl.maximum({strictest}, {whole_first}) // JBLOCK * JBLOCK")
+            whole_last = "whole_last"
+        elif low:
+            out.line(f"whole_last = tl.maximum({whole_last}, whole_first)")
+            whole_last = "whole_last"
+        loops = [_Loop(whole_first, whole_last, True)]
+        if low:
+            loops.insert(0, _Loop(first, f"tl.minimum(whole_first, {last})", False))
+        if high or not self.j.is_exact:
+            loops.append(_Loop(whole_last, last, False))
+        return loops
 
-    def _operands(self, contract: Contract) -> tuple[str, str]:
-        """Of an inner product the operand of the program's rows, and that of the loop's positions."""
-        m, sides = {axis.name for axis in self.axes["m"]}, (contract.left, contract.right)
-        for row, step in (sides, sides[::-1]):
-            if not self.domains[row] & self.rows and not self.domains[step] & m:
-                return row, step
-        raise CodegenError(f"kernel {self.kernel.name}: an operand varies with rows and columns of the scores")
-
-    def _before_loop(self, scores: Body) -> dict[str, str]:
+    def _before_loop(self, scores: ScoresBody) -> dict[str, str]:
         """What stays the same in the loop: operands of inner products, by product; numbers per row."""
         kept: dict[str, str] = {}
-        for number, contract in enumerate(self.inner):
-            row, _ = self._operands(contract)
+        for number, contract in enumerate(self.parts.inner):
+            row, _ = self.parts.factors(contract)
             # under other names than in the loop, where the same axes run along the other dimension of tensors
-            dim, statements = _renamed(self._sum_dim(number), self.closure((row,)), 1000 * (number + 1))
+            statements = self.parts.closure((row,))
+            dim, statements = _renamed(self.sums[contract.id], statements, 1000 * (number + 1))
             body = self._body(self.m, dim)
             body.ranges |= {axis.name: (0, int_extent(axis) - 1) for axis in dim.axes}
             self._index(body, dim)
             kept[contract.id] = f"row{number}"
-            body.line(f"row{number} = {self._factor(body, row, dim, statements)}")
-        for s in self._before_softmax():
-            if not self._changes(s) and not isinstance(s, Contract):
-                self._define(scores, s)
+            body.line(f"row{number} = {self._factor(body, self.parts.by_id[row], dim, statements)}")
+        for s in self._before_softmax(self.parts, self.parts.chained):
+            if not self.parts.changes(s) and not isinstance(s, Contract):
+                scores.define(s)
         return kept
 
-    def _before_softmax(self) -> list[Define]:
-        """What the chained operand is made of, short of statistics and all that is made of them."""
-        special = frozenset() if self.softmax is None else self.softmax.values
-        return [s for s in self.closure((self.chained,)) if s.id not in special]
+    def _before_softmax(self, parts: ChainParts, wanted: list[str]) -> list[Define]:
+        """What chained operands are made of, short of statistics and all that is made of them."""
+        softmax = RunningSoftmax.of(parts)
+        special = frozenset[str]() if softmax is None else softmax.values
+        return [s for s in parts.closure(wanted) if s.id not in special]
 
-    def _step(self, scores: Body, kept: dict[str, str]) -> None:
-        """One block of the loop."""
+    # -------------------------------------------------------------------------------------------------------- loops
+
+    def _loop(self, loop: _Loop, parts: ChainParts, before: ScoresBody, kept: dict[str, str]) -> RunningSoftmax | None:
+        """One part of the loop; returns the softmax as it is computed in it."""
+        j = self.j
+        if loop.is_whole and not j.is_exact:
+            j = replace(j, extent=j.programs * j.block)
+        scores = self._scores(parts, j)
+        scores.values, scores.shapes = dict(before.values), dict(before.shapes)
+        scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
         scores.depth += 1
-        start = scores.index_type("j_start")
-        self._index(scores, self.j, start)
-        for s in self._before_softmax():
-            if isinstance(s, Contract):
-                self._inner_product(scores, s, kept[s.id])
-            elif self._changes(s):
-                self._define(scores, s)
-        if self.softmax is not None:
-            self.softmax.step(scores)
-            for s in self.closure((self.chained,)):
-                self.softmax.after(scores, s)
-        text, dtype = scores.expanded(self.chained, scores.full), self.by_id[self.chained].dtype
-        if not scores.blocked[self.j.name].is_exact and self.softmax is None:
-            text = f"tl.where(in_{self.j.name}, {text}, {literal(0.0, dtype)})"
-        scores.line(f"weights = {text}")
-        values = self._body(self.j, self.n)
-        values.depth += 1
-        self._index(values, self.j, start)
-        operand = self._factor(values, self.other, self.j)
-        values.line(f"acc = tl.dot(weights, {operand}, acc{self._precision(self.outer, self.other)})")
+        self._index(scores, j, scores.index_type("j_start"))
+        softmax = RunningSoftmax.of(parts)
+        blocks = _Blocks(self, parts)
+        for outer in sorted(parts.outers, key=lambda outer: len(parts.closure((parts.sides[outer.id][0],)))):
+            chained, _ = parts.sides[outer.id]
+            for s in self._before_softmax(parts, [chained]):
+                if s.id in scores.values:
+                    continue
+                if isinstance(s, Contract):
+                    self._inner_product(scores, j, s, kept[s.id], blocks)
+                else:
+                    scores.define(s)
+            if softmax is not None:
+                softmax.step(scores, j)
+            self._outer_product(scores, j, outer, blocks)
+        return softmax
 
-    def _inner_product(self, scores: Body, contract: Contract, row: str) -> None:
-        dim = self._sum_dim(self.inner.index(contract))
-        body = self._body(dim, self.j)
-        body.depth = scores.depth
-        self._index(body, dim)
-        _, step = self._operands(contract)
-        operand = self._factor(body, step, dim)
-        scores.bind(contract, f"tl.dot({row}, {operand}{self._precision(contract, step)})", scores.full)
+    def _inner_product(self, scores: ScoresBody, j: TileDim, contract: Contract, row: str, blocks: _Blocks) -> None:
+        dim, parts = self.sums[contract.id], scores.parts
+        _, step = parts.factors(contract)
+        operand = blocks.get(step, dim, is_turned=True)
+        if operand is None:
+            body = self._body(dim, j)
+            body.depth = scores.depth
+            self._index(body, dim)
+            operand = self._factor(body, parts.by_id[step], dim, parts.closure((step,)))
+            blocks.add(step, dim, operand, is_turned=True)
+        scores.bind(contract, f"tl.dot({row}, {operand}{self._precision(contract)})", scores.full)
+
+    def _outer_product(self, scores: ScoresBody, j: TileDim, outer: Contract, blocks: _Blocks) -> None:
+        parts = scores.parts
+        chained, other = parts.sides[outer.id]
+        text = scores.expanded(chained, scores.full)
+        if not j.is_exact and not any(isinstance(s, Reduce) for s in parts.kernel.defines):
+            text = f"tl.where(in_{j.name}, {text}, {literal(0.0, parts.by_id[chained].dtype)})"
+        scores.line(f"weights = {text}")
+        operand = blocks.get(other, self.n, is_turned=False)
+        if operand is None:
+            first = 1000 * (1 + len(self.parts.inner) + parts.outers.index(outer))
+            dim, statements = _renamed(j, parts.closure((other,)), first)
+            body = self._body(dim, self.n)
+            body.depth = scores.depth
+            body.ranges |= {axis.name: (0, int_extent(axis) - 1) for axis in dim.axes}
+            self._index(body, dim, scores.index_type("j_start"))
+            operand = self._factor(body, parts.by_id[other], dim, statements)
+            blocks.add(other, self.n, operand, is_turned=False)
+        acc = self.results[outer.id]
+        scores.line(f"{acc} = tl.dot(weights, {operand}, {acc}{self._precision(outer)})")
 
     def _finish(self, out: Body) -> None:
-        """The division by the sum, and what follows the outer product."""
-        rows = frozenset((self.m.name,))
-        if self.softmax is not None:
-            for reduce, name in ((self.softmax.peak, "peak"), (self.softmax.total, "total")):
-                out.values[reduce.id], out.shapes[reduce.id] = Operand(name, f32), rows
-            self.softmax.finish(out)
-        out.values[self.outer.id] = Operand("acc", self.outer.dtype)
-        out.shapes[self.outer.id] = out.full
+        """What follows the outer products."""
+        for outer in self.parts.outers:
+            out.values[outer.id] = Operand(self.results[outer.id], outer.dtype)
+            out.shapes[outer.id] = out.full
         stores = [s for s in self.kernel.body if isinstance(s, Store)]
         wanted = [name for store in stores for name in operands(store)]
-        for s in self.closure(wanted, stop=frozenset(out.values)):
+        for s in self.parts.closure(wanted, stop=frozenset(out.values)):
             out.define(s)
         for store in stores:
             out.store(store)
 
 
-class _Softmax:
-    """A softmax over the outer product's sum, computed as the loop goes along.
+class _Blocks:
+    """Blocks that were loaded in a step of the loop for one product, and may serve another one the other way around.
 
-    Attributes:
-        peak, total: its maximum and its sum.
-        values: the statistics and all that is made of them.
+    Of the keys, an outer product reads (key, width), and an inner one (width, key): these are turned.
     """
 
-    def __init__(self, chain: _Chain, peak: Reduce, total: Reduce) -> None:
-        self.chain, self.peak, self.total = chain, peak, total
-        exponential = chain.by_id[total.arg]
-        shift = chain.by_id[exponential.args[0]] if isinstance(exponential, Compute) else None
-        if not isinstance(shift, Compute) or shift.op != "sub" or shift.args[0] != peak.arg:
-            raise CodegenError(f"kernel {chain.kernel.name}: a sum along with a product that is no softmax")
-        self.exponential, self.shift, self.scores = exponential, shift, peak.arg
-        self.values = frozenset(self._made_of((peak.id, total.id)))
-        self.empty: tuple[str, bool] | None = None  # a condition on rows, and whether zeros are where it holds
+    def __init__(self, chain: _Chain, parts: ChainParts) -> None:
+        self.chain, self.parts = chain, parts
+        self.found: dict[object, tuple[str, bool]] = {}
 
-    @staticmethod
-    def of(chain: _Chain, kernel: Kernel) -> _Softmax | None:
-        """The softmax of a kernel, if it has one."""
-        found = {s.op: s for s in kernel.defines if isinstance(s, Reduce)}
-        if not found:
+    def _key(self, name: str, dim: TileDim) -> object:
+        """What is loaded, whatever its columns are called; None when it is more than loaded."""
+        s, chain = self.parts.by_id[name], self.chain
+        if not chain.turns or not isinstance(s, Load) or s.mask is not None or s.dtype.itemsize > _TURNED_ITEM:
             return None
-        if sorted(found) != ["max", "sum"]:
-            raise CodegenError(f"kernel {kernel.name}: reductions along with a product that are no softmax")
-        return _Softmax(chain, found["max"], found["sum"])
+        if not all(_is_zero_outside(self.parts, s, along) for along in (dim, chain.j)):
+            return None
+        places: dict[str, Dim] = {axis.name: symbol(f"column{number}") for number, axis in enumerate(dim.axes)}
+        return s.buffer, s.dtype, substitute(s.index, places), tuple(axis.extent for axis in dim.axes)
 
-    def _made_of(self, names: Iterable[str]) -> set[str]:
-        found = set(names)
-        for s in self.chain.kernel.defines:
-            if not isinstance(s, Contract) and not found.isdisjoint(operands(s)):
-                found.add(s.id)
-        return found
+    def get(self, name: str, dim: TileDim, is_turned: bool) -> str | None:
+        """The text of an operand that has been loaded before."""
+        text, was_turned = self.found.get(self._key(name, dim), (None, False))
+        return text if text is None or was_turned == is_turned else f"tl.trans({text})"
 
-    def step(self, body: Body) -> None:
-        """Take a block of scores in: the running maximum and sum, and `acc` in the new scale."""
-        j = self.chain.j
-        scores = body.expanded(self.scores, body.full)
-        if not body.blocked[j.name].is_exact:
-            scores = f'tl.where(in_{j.name}, {scores}, float("-inf"))'
-        body.line(f"scores = {scores}")
-        body.line("new_peak = tl.maximum(peak, tl.max(scores, 1, keep_dims=True))")
-        # rows without a score so far: nothing but zeros, and no NaN from the difference of infinities
-        body.line('base = tl.where(new_peak == float("-inf"), 0.0, new_peak)')
-        exp = "libdevice.exp" if self._is_exact() else "tl.exp"
-        self.chain.context.libdevice |= self._is_exact()
-        body.line(f"scale = {exp}(peak - base)")
-        body.line("peak = new_peak")
-        body.bind(self.exponential, f"{exp}(scores - base)", body.full)
-        body.line(f"total = total * scale + tl.sum({self.exponential.id}, 1, keep_dims=True)")
-        body.line("acc = acc * scale")
+    def add(self, name: str, dim: TileDim, text: str, is_turned: bool) -> None:
+        """Note the text of an operand."""
+        key = self._key(name, dim)
+        if key is not None:
+            self.found[key] = text, is_turned
 
-    def _is_exact(self) -> bool:
-        """Products in f32 get the exponential of all kernels; matrix units of narrower floats the fast one."""
-        return self.chain.by_id[self.chain.outer.left].dtype == f32
 
-    def after(self, body: Body, s: Define) -> None:
-        """A statement between the exponential and the outer product, as if the sum were 1."""
-        if s.id in body.values or s.id in (self.peak.id, self.total.id, self.shift.id):
-            return
-        if isinstance(s, Compute) and s.op == "div" and s.args == (self.exponential.id, self.total.id):
-            self._alias(body, s.id, self.exponential.id)
-        elif isinstance(s, Compute) and s.op == "where" and self._is_of_row(s.args[0]):
-            is_zero_where_true = self._is_zero(s.args[1])
-            self.empty = s.args[0], is_zero_where_true
-            self._alias(body, s.id, s.args[2 if is_zero_where_true else 1])
-        elif self.chain.domains[s.id] & self.chain.rows:
-            body.define(s)
+def _extreme(function: str, start: str, bounds: list[Bound], add: int = 0, generous: bool = True) -> str:
+    """The maximum or minimum of a number and what bounds say for the program's rows."""
+    text = start
+    for bound in bounds:
+        edge = bound.text("m_tile * MBLOCK", "MBLOCK", generous)
+        text = f"tl.{function}({text}, {edge}{f' + {add}' if add else ''})"
+    return text
 
-    def _is_of_row(self, name: str) -> bool:
-        return name in self.values and not self.chain.domains[name] & self.chain.rows
 
-    def _is_zero(self, name: str) -> bool:
-        s = self.chain.by_id[name]
-        return isinstance(s, Const) and s.value == 0
+def _is_zero_outside(parts: ChainParts, s: Define, summed: TileDim) -> bool:
+    """Whether an operand is loaded as zero behind the end of a sum."""
+    along = {axis.name.removesuffix("_row") for axis in summed.axes}
+    return isinstance(s, Load) and (s.mask is None or s.other == 0) and bool(parts.domains[s.id] & along)
 
-    def _alias(self, body: Body, name: str, source: str) -> None:
-        body.values[name], body.shapes[name] = body.values[source], body.shapes[source]
 
-    def finish(self, body: Body) -> None:
-        """The division by the sum, and zeros for rows that are masked whole where the program asks for them."""
-        body.line("acc = tl.div_rn(acc, total)" if self._is_exact() else "acc = acc / total")
-        if self.empty is None:
-            return
-        name, is_zero_where_true = self.empty
-        for s in self.chain.closure((name,), stop=frozenset((self.peak.id, self.total.id))):
-            body.define(s)
-        condition = body.operand(name).typed
-        body.line(f"acc = tl.where({condition}, {'0.0, acc' if is_zero_where_true else 'acc, 0.0'})")
+def _extent(axes: tuple[Axis, ...]) -> int:
+    return prod(int_extent(axis) for axis in axes)
 
 
 def _renamed(dim: TileDim, statements: list[Define], first: int) -> tuple[TileDim, list[Define]]:
@@ -413,5 +396,4 @@ def _renamed(dim: TileDim, statements: list[Define], first: int) -> tuple[TileDi
 
 
 def _dim(name: str, axes: tuple[Axis, ...], block: int, constexpr: str) -> TileDim:
-    extent = prod(int_extent(axis) for axis in axes)
-    return TileDim(axes[0].name if len(axes) == 1 else name, axes, extent, block, constexpr)
+    return TileDim(axes[0].name if len(axes) == 1 else name, axes, _extent(axes), block, constexpr)

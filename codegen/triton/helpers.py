@@ -50,6 +50,15 @@ def _argmin(a, i, b, j):
     return tl.where(left, a, b), tl.where(left, i, j)
 """,
     ),
+    # inverses to multiply with: twice, so that neither factor leaves the range of normal numbers
+    "_inverse": (
+        (),
+        """\
+def _inverse(a):
+    unit = tl.where(tl.abs(a) < 1e-30, 1e20, tl.where(tl.abs(a) > 1e30, 1e-20, 1.0))
+    return unit, tl.div_rn(1.0, a * unit)
+""",
+    ),
     # integer division: 0 where the divisor is 0
     "_int_truncdiv": (
         (),

@@ -8,11 +8,12 @@ v3 = where v2 s -inf          weights of all other keys are 0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.ir.dims import Dim, Expr, Sym, symbols
-from graphc.loopir.kernel import Axis, Compute, Const, Index, Kernel, Load
+from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load, Reduce
 
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 _SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
@@ -33,28 +34,69 @@ class Bound:
     slope: int
     offset: int
 
-    def text(self, first: str, block: str) -> str:
-        """The bound for a block of rows from `first` on: what the most generous row asks for."""
-        generous = self.slope > 0 if self.is_upper else self.slope < 0
-        row = f"{first} + {block} - 1" if generous else first
+    def text(self, first: str, block: str, generous: bool = True) -> str:
+        """The bound for a block of rows from `first` on: what the most generous row asks for, or the strictest."""
+        asks_last = generous == (self.slope > 0 if self.is_upper else self.slope < 0)
+        row = f"{first} + {block} - 1" if asks_last else first
         if self.slope == 0:
             return str(self.offset)
         return f"({row}) + {self.offset}" if self.slope > 0 else f"{self.offset} - ({row})"
+
+    def implies(self, other: Bound) -> bool:
+        """Whether what keeps to this bound keeps to the other one."""
+        further = other.offset >= self.offset if self.is_upper else other.offset <= self.offset
+        return (self.is_upper, self.slope) == (other.is_upper, other.slope) and further
 
 
 class Conditions:
     """Finds out what must hold of positions for values of a kernel to count."""
 
     def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
         self.by_id = {s.id: s for s in kernel.defines}
+        self.domains = kernel.domains
 
-    def bounds(self, name: str, rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> list[Bound]:
-        """Bounds of the position along `steps` outside of which a value is zero, for a position along `rows`."""
+    def bounds(self, names: Sequence[str], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> list[Bound]:
+        """Bounds of the position along `steps` outside of which values are zero, for a position along `rows`."""
         if len(steps) != 1 or len(rows) > 1:
             return []
         row = rows[0].name if rows else ""
-        found = [self._bound(condition, row, steps[0].name) for condition in self._nonzero(name)]
-        return [bound for bound in dict.fromkeys(found) if bound is not None]
+        conditions = frozenset.intersection(*(self._nonzero(name) for name in names))
+        found = [self._bound(condition, row, steps[0].name) for condition in conditions]
+        bounds = sorted((bound for bound in set(found) if bound is not None), key=str)
+        return bounds if self._meets_all(bounds, rows, steps[0]) else []
+
+    def _meets_all(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: Axis) -> bool:
+        """Whether all sums of exponentials, which a kernel without sums of its own loads, are sums of something.
+
+        One of nothing makes weights NaN wherever it is used, so that no loop may pass it by: neither one over what it
+        is the sum of, nor one over many such sums.
+        """
+        if not bounds or any(isinstance(s, Reduce) for s in self.kernel.defines):
+            return True
+        shifts = [self.by_id[s.args[0]] for s in self.by_id.values() if isinstance(s, Compute) and s.op == "exp"]
+        along = frozenset[str]().union(
+            *(self.domains[s.args[1]] for s in shifts if isinstance(s, Compute) and s.op == "sub")
+        )
+        count, length = int_extent(rows[0]) if rows else 1, int_extent(steps)
+        if 0 in (count, length):
+            return True
+        # edges are lines, so that the interval that a row or a position meets is shortest at one end
+        if steps.name in along and not all(_meets(bounds, position, count) for position in (0, length - 1)):
+            return False
+        return not rows or rows[0].name not in along or all(_keeps(bounds, row, length) for row in (0, count - 1))
+
+    def known_within(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> dict[str, bool]:
+        """Comparisons of positions that come out the same wherever all bounds are kept."""
+        known: dict[str, bool] = {}
+        row = rows[0].name if rows else ""
+        for s in self.by_id.values() if bounds else ():
+            for truth in (True, False):
+                for condition in self._compared(s, truth):
+                    asked = self._bound(condition, row, steps[0].name)
+                    if asked is not None and any(bound.implies(asked) for bound in bounds):
+                        known[s.id] = truth
+        return known
 
     def _bound(self, condition: Condition, row: str, step: str) -> Bound | None:
         op, difference = condition
@@ -63,7 +105,7 @@ class Conditions:
         parts = _coefficients(difference)
         if parts is None:
             return None
-        along, across, offset = parts.get(step, 0), parts.get(row, 0), parts.get("", 0)
+        along, across, offset = parts.get(step, 0), parts.get(row, 0) if row else 0, parts.get("", 0)
         if abs(along) != 1 or abs(across) > 1:
             return None
         if along < 0:  # -step + ... op 0
@@ -122,13 +164,15 @@ class Conditions:
             return self._holds(s.args[0], not truth)
         if s.op in (("logical_and", "bitwise_and") if truth else ("logical_or", "bitwise_or")):
             return self._holds(s.args[0], truth) | self._holds(s.args[1], truth)
-        if s.op in _NEGATED:
-            left, right = (self._affine(arg) for arg in s.args)
-            op = s.op if truth else _NEGATED[s.op]
-            return frozenset(((op, left - right),)) if left is not None and right is not None else frozenset()
-        if s.op == "where":
-            return self._of_choice(s, truth)
-        return frozenset()
+        return self._of_choice(s, truth) if s.op == "where" else self._compared(s, truth)
+
+    def _compared(self, s: Define, truth: bool) -> frozenset[Condition]:
+        """What it means for two positions that they compare so."""
+        if not isinstance(s, Compute) or s.op not in _NEGATED:
+            return frozenset()
+        left, right = (self._affine(arg) for arg in s.args)
+        op = s.op if truth else _NEGATED[s.op]
+        return frozenset(((op, left - right),)) if left is not None and right is not None else frozenset()
 
     def _of_choice(self, s: Compute, truth: bool) -> frozenset[Condition]:
         condition, first, second = s.args
@@ -153,6 +197,29 @@ class Conditions:
         if s.op in ("add", "sub"):
             return parts[0] + parts[1] if s.op == "add" else parts[0] - parts[1]
         return parts[0] * -1 if s.op == "neg" else None
+
+
+def _meets(bounds: Sequence[Bound], position: int, rows: int) -> bool:
+    """Whether some row keeps a position."""
+    low, high = 0, rows - 1
+    for bound in bounds:
+        distance = position - bound.offset  # <= slope * row for an upper bound, >= for a lower one
+        if bound.slope == 0:
+            high = high if (distance <= 0) == bound.is_upper or distance == 0 else -1
+        elif bound.is_upper == (bound.slope > 0):
+            low = max(low, distance * bound.slope)
+        else:
+            high = min(high, distance * bound.slope)
+    return low <= high
+
+
+def _keeps(bounds: Sequence[Bound], row: int, steps: int) -> bool:
+    """Whether a row keeps some position."""
+    low, high = 0, steps - 1
+    for bound in bounds:
+        edge = bound.slope * row + bound.offset
+        low, high = (low, min(high, edge)) if bound.is_upper else (max(low, edge), high)
+    return low <= high
 
 
 def _coefficients(expr: Expr) -> dict[str, int] | None:

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from graphc.ir.dims import Dim, substitute, symbol, symbols
-from graphc.loopir.kernel import Compute, Const, Define, Index, Kernel, Load, is_value, operands
+from graphc.loopir.kernel import Compute, Const, Define, Index, Kernel, Load, Store, is_value, operands
+from graphc.loopir.transform import map_indices, with_operands
 
 
 def closure(kernel: Kernel, wanted: Iterable[str], stop: frozenset[str] = frozenset()) -> list[Define]:
@@ -81,16 +82,9 @@ def with_number(statements: Sequence[Define], value: str, number: str, first: in
 
 def renamed(s: Define, names: dict[str, str], axes: dict[str, Dim]) -> Define:
     """A statement with other names of values and other positions for axes."""
-    places: dict[str, Dim] = {**axes, **{old: symbol(new) for old, new in names.items()}}
-    name = names.get(s.id, s.id)
-    if isinstance(s, Load):
-        mask = None if s.mask is None else names.get(s.mask, s.mask)
-        return replace(s, id=name, index=substitute(s.index, places), mask=mask)
-    if isinstance(s, Index):
-        return replace(s, id=name, expr=substitute(s.expr, places))
-    if isinstance(s, Compute):
-        return replace(s, id=name, args=tuple(names.get(arg, arg) for arg in s.args))
-    return replace(s, id=name)
+    (moved,) = map_indices((with_operands(s, names),), lambda index: substitute(index, axes))
+    assert not isinstance(moved, Store)
+    return replace(moved, id=names.get(s.id, s.id))
 
 
 def bounds_of_sum(

@@ -40,12 +40,15 @@ class Machine:
         shared: bytes of shared memory that a program may take.
         tiles: for matrix units, best first.
         describes: it copies blocks of matrices by themselves, told by descriptors of these (TMA).
+        turns: matrix units read both operands from shared memory, either way around, so that one copy of a block serves
+            two products; elsewhere a block that is read both ways goes through registers, and is not copied ahead.
     """
 
     processors: int
     shared: int
     tiles: tuple[Tile, ...]
     describes: bool = False
+    turns: bool = False
 
 
 _SMALL = (
@@ -66,13 +69,13 @@ MACHINES: dict[str, Machine] = {
         132, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
-        describes=True,
+        describes=True, turns=True,
     ),
     "cuda:100": Machine(
         148, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.7),
          Tile(64, 128, 64, 4, 4, 0.6), *_SMALL),
-        describes=True,
+        describes=True, turns=True,
     ),
     "hip:gfx942": Machine(
         304, 64 << 10,
@@ -195,41 +198,48 @@ class ChainTile:
         return f"tile {self.rows}x{self.steps}, {self.warps} warps, {self.stages} stages"
 
 
-_CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile]]] = {
-    # by the widest row of an operand: with one product inside, and with several
+_CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile, ChainTile]]] = {
+    # by the widest row of an operand: with one product inside, with several, and with several results as well.
+    # The largest that spill no registers: accumulators and scores of a block are registers of its threads.
     "cuda:80": {
-        64: (ChainTile(128, 64, 4, 3), ChainTile(64, 64, 4, 2)),
-        128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(64, 32, 8, 2), ChainTile(32, 32, 4, 1)),
+        64: (ChainTile(128, 64, 8, 3), ChainTile(64, 32, 4, 2), ChainTile(64, 32, 4, 2)),
+        128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2), ChainTile(64, 64, 8, 2)),
+        256: (ChainTile(64, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(32, 32, 8, 2)),
     },
     "cuda:90": {
-        64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2)),
-        128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2)),
-        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 1)),
+        64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2), ChainTile(128, 64, 8, 2)),
+        128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2), ChainTile(64, 64, 8, 2)),
+        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(64, 16, 8, 2)),
     },
     "hip:gfx942": {
-        64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1)),
-        128: (ChainTile(128, 64, 8, 1), ChainTile(64, 32, 8, 1)),
-        256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1)),
+        64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1), ChainTile(64, 64, 8, 1)),
+        128: (ChainTile(128, 64, 8, 1), ChainTile(64, 32, 8, 1), ChainTile(64, 32, 8, 1)),
+        256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1), ChainTile(32, 16, 8, 1)),
     },
 }
-_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"]
+_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"] | {64: (*_CHAIN_TILES["cuda:90"][64][:2], ChainTile(64, 64, 4, 2))}
 _SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
+_DRAWN_STEPS = 32
 
 
-def candidate_chain_tiles(target: str, width: int, dtype: DType, products: int) -> list[ChainTile]:
+def candidate_chain_tiles(
+    target: str, width: int, dtype: DType, inner: int, outer: int, *, draws: bool
+) -> list[ChainTile]:
     """The tiles of a product of products that may be the fastest, the best by the model first.
 
     Args:
         target: as for `candidate_tiles`.
         width: elements of the widest operand row: head dimensions.
         dtype: of the operands of the outer product.
-        products: how many are inside.
+        inner, outer: how many products are inside, and how many results there are.
+        draws: a random number is computed for each score, which takes registers.
     """
     best = _SCALAR_CHAIN_TILE
     if dtype.itemsize <= 2:
         table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
-        best = table[next(limit for limit in table if width <= limit)][products > 1]
+        best = table[next(limit for limit in table if width <= limit)][(inner > 1) + (outer > 1)]
+    if draws and best.steps > _DRAWN_STEPS:
+        best = replace(best, steps=best.steps // 2)
     others = [replace(best, rows=best.rows // 2), replace(best, steps=best.steps // 2)]
     others += [replace(best, stages=stages) for stages in (best.stages - 1, best.stages + 1) if stages]
     return [best, *(tile for tile in others if min(tile.rows, tile.steps) >= 16)]

@@ -16,6 +16,7 @@ from graphc.loopir.kernel import (
     Axis,
     Compute,
     Const,
+    Contract,
     Define,
     Index,
     Kernel,
@@ -300,6 +301,73 @@ def lower_arg_reductions(kernel: Kernel) -> Kernel:
         chosen = add(lambda v, a=hit, b=at, c=end: Compute(v, i64, "where", (a, b, c)))  # type: ignore[misc]
         body.append(Reduce(s.id, i64, "min", chosen))
     return replace(kernel, body=_index_to_const(tuple(body)))
+
+
+_NOT, _AND, _OR = (
+    frozenset(("bitwise_not", "logical_not")), frozenset(("bitwise_and", "logical_and")),
+    frozenset(("bitwise_or", "logical_or")),
+)  # fmt: skip
+
+
+def assume(kernel: Kernel, known: Mapping[str, bool]) -> Kernel:
+    """The kernel where some bool values are known: conditions are decided, choices made, what nothing needs is dropped.
+
+    Before, with v2 known to hold:      After:
+        v2: bool = le v0 v1                 v5: f32 = exp v4
+        v3: bool = bitwise_not v2
+        v4: f32 = contract ...
+        v5: f32 = where v3 -inf v4
+        v6: f32 = exp v5
+
+    Statements that stay keep their names.
+    """
+    truth, same = dict(known), dict[str, str]()
+    body: list[Statement] = []
+    for statement in kernel.body:
+        s = with_operands(statement, same)
+        if isinstance(s, Const) and s.dtype == bool_:
+            truth[s.id] = bool(s.value)
+        if isinstance(s, Compute) and s.id not in truth:
+            decided = _decided(s, truth)
+            if isinstance(decided, bool):
+                truth[s.id] = decided
+            elif decided is not None:
+                same[s.id] = decided
+                continue
+        body.append(s)
+    return drop_dead(replace(kernel, body=substitute_known(body, axis_ranges(kernel.axes), truth)))
+
+
+def _decided(s: Compute, truth: Mapping[str, bool]) -> bool | str | None:
+    """What a condition or a choice is: a truth value, another value, or not known."""
+    if s.op == "where":
+        return None if s.args[0] not in truth else s.args[1] if truth[s.args[0]] else s.args[2]
+    if s.dtype != bool_ or not any(arg in truth for arg in s.args):
+        return None
+    if s.op in _NOT:
+        return not truth[s.args[0]]
+    if s.op in _AND | _OR:
+        arg, other = s.args if s.args[0] in truth else s.args[::-1]
+        return truth[arg] if truth[arg] == (s.op in _OR) else other
+    return None
+
+
+def with_operands(s: Statement, names: Mapping[str, str]) -> Statement:
+    """A statement that reads other values: `names` says which instead of which."""
+    if names.keys().isdisjoint(operands(s)):
+        return s
+    if isinstance(s, Compute):
+        return replace(s, args=tuple(names.get(arg, arg) for arg in s.args))
+    if isinstance(s, (Reduce, Scan)):
+        return replace(s, arg=names.get(s.arg, s.arg))
+    if isinstance(s, Contract):
+        return replace(s, left=names.get(s.left, s.left), right=names.get(s.right, s.right))
+    places: dict[str, Dim] = {old: symbol(new) for old, new in names.items()}
+    if isinstance(s, Index):
+        return replace(s, expr=substitute(s.expr, places))
+    assert isinstance(s, (Load, Store))
+    moved = replace(s, index=substitute(s.index, places), mask=None if s.mask is None else names.get(s.mask, s.mask))
+    return replace(moved, value=names.get(moved.value, moved.value)) if isinstance(moved, Store) else moved
 
 
 def substitute_known(body: Iterable[Statement], ranges: Ranges, known: Mapping[str, bool]) -> tuple[Statement, ...]:

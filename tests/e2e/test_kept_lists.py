@@ -350,4 +350,4 @@ def test_a_cache_that_is_copied_in_each_call() -> None:
     for _ in range(3):
         assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
     assert registered.state.found == {"scale": 2}
-    assert not compiled.stats().eager_calls
+    assert compiled.stats().eager_calls == 1  # that which fills it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -227,3 +228,48 @@ def test_floats_of_numpys_become_inputs() -> None:
     wanted, found, step = runs(lambda: lambda x, f: x * f, lambda _: torch.ones(2), lambda turn: np.exp(-0.5 * turn))
     torch.testing.assert_close(found, wanted)
     assert step.stats().compiles == 2
+
+
+def scheduled() -> Step:
+    state = {"step": 0}
+
+    def step(x: torch.Tensor) -> Any:
+        state["step"] += 1
+        done = state["step"] / 10
+        rate = 0.5 * (1 + math.cos(math.pi * done)) * math.exp(-done) + math.pow(0.9, state["step"])
+        return x * rate, math.log(1 + done, 2), math.sqrt(done), math.tanh(done), np.log(done)
+
+    return step
+
+
+def test_functions_of_math_are_computed_in_each_call() -> None:
+    wanted, found, step = runs(scheduled, lambda _: torch.ones(3))
+    torch.testing.assert_close(found, wanted)
+    assert step.stats().compiles == 2
+
+
+@pytest.mark.parametrize("name", ["sqrt", "log", "log1p", "exp", "cos"])
+def test_functions_of_math_raise_as_in_eager(name: str) -> None:
+    """The numbers for which they raise, or give infinity and NaN, are known when the program runs."""
+    function = getattr(math, name)
+    step: Any = graphc.compile(lambda x, number: x * getattr(math, name)(number), backend="interpret")
+    for number in (1.0, 2.0, -2.0, 0.0, 800.0, math.inf, math.nan, 3.0, 4.0):
+        try:
+            wanted = torch.ones(2) * function(number)
+        except (ValueError, OverflowError) as error:
+            with pytest.raises(type(error), match=str(error)):
+                step(torch.ones(2), number)
+        else:
+            torch.testing.assert_close(step(torch.ones(2), number), wanted, equal_nan=True)
+
+
+def test_whether_a_loss_is_finite_is_one_decision() -> None:
+    def step(x: torch.Tensor) -> Any:
+        loss = x.sum().item()
+        if not math.isfinite(loss):
+            return "stop"
+        return loss
+
+    fn: Any = graphc.compile(step, backend="interpret")
+    assert [fn(torch.full((2,), n)) for n in (1.0, 2.0, 3.0, math.nan, 4.0)] == [2.0, 4.0, 6.0, "stop", 8.0]
+    assert fn.stats().paths == 2

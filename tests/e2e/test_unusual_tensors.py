@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import graphc
-from graphc.errors import GraphcError
+from graphc.errors import FallbackWarning, GraphcError
 
 Tensor = torch.Tensor
 BACKENDS = pytest.mark.parametrize("backend", ["c", "interpret"])
@@ -22,21 +22,39 @@ class Custom(torch.Tensor):
     pass
 
 
-REFUSED: dict[str, Callable[[], Tensor]] = {
+EAGER: dict[str, Callable[[], Tensor]] = {
     "layout torch.sparse_coo": lambda: torch.eye(3).to_sparse(),
     "layout torch.sparse_csr": lambda: torch.eye(3).to_sparse_csr(),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
-    "a tensor subclass": lambda: torch.ones(2).as_subclass(Custom),
 }
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", list(REFUSED))
-def test_refused_by_name(kind: str) -> None:
-    with pytest.raises(GraphcError, match=kind) as caught:
-        graphc.compile(lambda x: x + 1)(REFUSED[kind]())
-    assert "x is" in str(caught.value)
+def test_refused_by_name() -> None:
+    with pytest.raises(GraphcError, match=r"x is .* a tensor subclass"):
+        graphc.compile(lambda x: x + 1)(torch.ones(2).as_subclass(Custom))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning", "ignore:.*nested:UserWarning", "ignore:.*quantize:UserWarning")
+@pytest.mark.parametrize("kind", list(EAGER))
+def test_left_to_eager_by_name(kind: str) -> None:
+    """As arguments, where other calls run compiled, and where a closure or a module holds them."""
+    tensor, plain = EAGER[kind](), torch.ones(3)
+    module = torch.nn.Identity()
+    module.held = tensor
+
+    def through(x: Tensor, module: Any = module) -> Tensor:
+        return x + module.held.clone().numel()
+
+    fn: Any = graphc.compile(lambda x: x.clone(), backend="interpret")
+    with pytest.warns(FallbackWarning, match=f"x is .*{kind}"):
+        assert fn(tensor).numel() == tensor.numel()
+    assert torch.equal(fn(plain), plain) and (fn.stats().eager_calls, fn.stats().compiles) == (1, 1)
+    for held in (lambda x: x + tensor.clone().numel(), through):
+        closed: Any = graphc.compile(held, backend="interpret")
+        with pytest.warns(FallbackWarning, match=kind):
+            assert torch.equal(closed(plain), plain + tensor.numel())
+        assert torch.equal(closed(plain), plain + tensor.numel()) and closed.stats().eager_calls == 2
 
 
 @pytest.mark.filterwarnings("ignore")

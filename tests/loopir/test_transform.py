@@ -11,6 +11,7 @@ from graphc.loopir import Kernel, parse_kernel, verify
 from graphc.loopir.analysis import KernelFacts, breakpoints, known_truths
 from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.transform import (
+    assume,
     drop_dead,
     drop_idle_axes,
     drop_unit_axes,
@@ -197,3 +198,36 @@ kernel k(x: in f32[4], y: {access} f32[4]) axes(i: 4 parallel, j: 9 parallel, k:
     assert drop_idle_axes(added) is added
     nothing = parse_kernel(text.format(access="out", mode="").replace("j: 9", "j: 0"))
     assert drop_idle_axes(nothing) is nothing
+
+
+def test_what_is_assumed_decides_conditions_and_choices() -> None:
+    kernel = parse_kernel("""
+    kernel masked(x: in f32[64], y: out f32[64], z: out f32[64]) axes(i: 8 parallel, j: 8 parallel) {
+      v0: i64 = index j
+      v1: i64 = index i
+      v2: bool = le v0 v1
+      v3: bool = const true
+      v4: bool = const false
+      v5: bool = where v2 v3 v4
+      v6: bool = bitwise_not v5
+      v7: f32 = load x[i*8 + j]
+      v8: bool = isnan v7
+      v9: bool = logical_or v6 v8
+      v10: f32 = const 0.0
+      v11: f32 = where v6 v10 v7
+      v12: f32 = where v9 v10 v11
+      store y[i*8 + j] = v12
+      store z[i*8 + j] = v11
+    }""")
+    kept = assume(kernel, {"v2": True})
+    verify(kept)
+    assert [s.id for s in kept.defines] == ["v7", "v8", "v10", "v12"]
+    masked = assume(kernel, {"v2": False})
+    verify(masked)
+    assert [s.id for s in masked.defines] == ["v10"]
+    buffers = make_buffers(kernel)
+    expected, actual, zeros = (oracle(item, buffers) for item in (kernel, kept, masked))
+    below = np.tril(np.ones((8, 8), bool)).ravel()
+    for name in ("y", "z"):
+        assert np.array_equal(expected[name][below], actual[name][below], equal_nan=True)
+        assert np.array_equal(expected[name][~below], zeros[name][~below], equal_nan=True)

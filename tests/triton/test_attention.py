@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.chains import emit_chain
+from graphc.codegen.triton.emit import emit_kernel, parameter_names
 from graphc.codegen.triton.index_bounds import Bound, Conditions
+from graphc.codegen.triton.tiles import ChainTile
 from graphc.ir.dims import symbol
 from graphc.ir.types import f32
 from graphc.loopir.builder import KernelBuilder
-from graphc.loopir.kernel import ROW, Axis
+from graphc.loopir.kernel import ROW, Axis, Kernel
 from graphc.passes.templates import Templates
+from graphc.program.plan import KernelStep
 from graphc.runtime.triton_cross import TARGETS, compile_for
-from tests.triton.attentions import causal, window
+from tests.triton.attentions import FORMS, causal, dropped, inputs, plain, window
 from tests.triton.products import Case, kernel_calls, plan_of, products_left
 from tests.triton.test_products import UNITS, assembly
 
@@ -27,24 +30,70 @@ compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 SHAPES = ((4, 8, 1024, 128),) * 3
 
 
-def _step(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    q, k, v = (x.detach().requires_grad_() for x in args)
-    out = causal(q, k, v)
-    return (out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v)))
+def _step_of(form: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def step(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = (x.detach().requires_grad_() for x in args[:3])
+        out = form(q, k, v, *args[3:])
+        return (out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v)))
+
+    return step
+
+
+def _kernels(width: int, form: Callable[..., torch.Tensor] = causal) -> list[Kernel]:
+    """Attention, the gradients of keys and values, and those of queries."""
+    plan = plan_of(Case(_step_of(form), ((4, 8, 1024, width),) * 3), torch.bfloat16, Templates())
+    return [kernel for kernel in plan.kernels.values() if kernel.contractions]
 
 
 @compiles
+@pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("target", TARGETS)
-def test_attention_and_its_gradients_run_on_matrix_units_and_do_not_spill(target: str) -> None:
-    plan = plan_of(Case(_step, SHAPES), torch.bfloat16, Templates())
-    kernels = [kernel for kernel in plan.kernels.values() if kernel.contractions]
-    assert [kernel.name for kernel in kernels] == ["attention", *("attention_gradient",) * 1] + [
-        f"attention_gradient_{number}" for number in (2, 3)
-    ]
-    for kernel in kernels if target in ("cuda:80", "cuda:90") else kernels[::3]:
+def test_attention_and_its_gradients_run_on_matrix_units_and_do_not_spill(target: str, width: int) -> None:
+    for kernel in _kernels(width):
         (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
         assert UNITS[target] in assembly(compiled)
         assert compiled.spills == 0, compiled
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("form", "width", "target"),
+    [(dropped, 128, "cuda:90"), (dropped, 256, "cuda:90"), (window, 256, "hip:gfx942"), (plain, 64, "cuda:100")],
+)
+def test_gradients_of_other_forms_do_not_spill(form: Callable[..., torch.Tensor], width: int, target: str) -> None:
+    for kernel in _kernels(width, form)[1:]:
+        (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
+        assert compiled.spills == 0, compiled
+
+
+@compiles
+def test_spills_are_told() -> None:
+    kernel = _kernels(64)[1]
+    tile = ChainTile(128, 64, 4, 1)  # both accumulators take half of the registers of its threads, scores the rest
+    made = emit_chain(kernel, parameter_names(kernel), kernel.name, "cuda:80", tile)
+    (compiled,) = compile_for(made, "cuda:80")
+    assert compiled.spills > 100, compiled
+
+
+@pytest.mark.parametrize("name", [*FORMS, "dropped"])
+def test_the_backward_pass_is_two_kernels_and_one_for_numbers_per_query(name: str) -> None:
+    form = FORMS[name][0] if name in FORMS else dropped
+    args = inputs(name if name in FORMS else "plain")
+    plan = plan_of(Case(_step_of(form), tuple(tuple(x.shape) for x in args)), torch.bfloat16)
+    steps = [step.kernel for step in plan.steps if isinstance(step, KernelStep)]
+    products = [len(plan.kernels[step].contractions) for step in steps]
+    assert [count for count in products if count] == [2, 4, 3]  # with both products inside, and both results
+    between = steps[products.index(2) + 1 : products.index(4)]
+    assert between == ["mul_softmax_gradient"]
+    assert products_left(plan) == 0
+
+
+def test_blocks_are_loaded_once_where_matrix_units_take_them_either_way() -> None:
+    queries = _kernels(128)[1]
+    for target, loads, turned in (("cuda:90", 5, 2), ("cuda:80", 7, 0), ("hip:gfx942", 7, 0)):
+        *_, loop = emit_kernel(queries, target=target).text.split("for j_start in ")
+        body = loop.partition("\n    v")[0]  # what is computed from the accumulators follows
+        assert (body.count("tl.load("), body.count("tl.trans(")) == (loads, turned), body
 
 
 @compiles
@@ -76,7 +125,7 @@ def test_large_attention_is_one_kernel_where_there_are_matrix_units() -> None:
 
 
 def test_scores_are_never_stored() -> None:
-    plan = plan_of(Case(_step, SHAPES), torch.bfloat16, Templates())
+    plan = plan_of(Case(_step_of(causal), SHAPES), torch.bfloat16, Templates())
     assert products_left(plan) == 0
     scores = 4 * 8 * 1024 * 1024
     assert all(spec.nbytes < scores for spec in plan.buffers)
@@ -85,13 +134,20 @@ def test_scores_are_never_stored() -> None:
 # bounds of loops
 
 
-def _bounds(condition: str, shift: int) -> list[Bound]:
-    """Of a value that is 0 unless `step + shift` compares to `row` so."""
+def _value(condition: str, shift: int) -> tuple[Kernel, str]:
+    """A value that is 0 unless `step + shift` compares to `row` so."""
     b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
     holds = b.compute(condition, b.index_value(symbol("j") + shift), b.index_value(symbol("i")))
     value = b.compute("where", holds, b.load("x", f32, symbol("j")), b.constant(0.0, f32))
-    kernel = b.finish("kernel", ())
-    return Conditions(kernel).bounds(value, (Axis("i", 100),), (Axis("j", 100, ROW),))
+    return b.finish("kernel", ()), value
+
+
+ROWS, STEPS = (Axis("i", 100),), (Axis("j", 100, ROW),)
+
+
+def _bounds(condition: str, shift: int) -> list[Bound]:
+    kernel, value = _value(condition, shift)
+    return Conditions(kernel).bounds([value], ROWS, STEPS)
 
 
 @pytest.mark.parametrize(
@@ -109,5 +165,38 @@ def test_conditions_on_positions_are_bounds(condition: str, shift: int, wanted: 
         assert not kept or (max(kept) if wanted.is_upper else min(kept)) == max(0, edge)
 
 
+@pytest.mark.parametrize("along", ["i", "j"])
+@pytest.mark.parametrize(("shift", "is_bound"), [(0, True), (-1, True), (1, False), (30, False)])
+def test_weights_of_nothing_are_not_passed_by(along: str, shift: int, is_bound: bool) -> None:
+    """exp(where(j + shift <= i, s, -inf) - sums): with sums of nothing, NaN counts wherever they are used."""
+    b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
+    holds = b.compute("le", b.index_value(symbol("j") + shift), b.index_value(symbol("i")))
+    score = b.compute("where", holds, b.load("x", f32, symbol("j")), b.constant(float("-inf"), f32))
+    value = b.compute("exp", b.compute("sub", score, b.load("sums", f32, symbol(along))))
+    # row 0 keeps position 0 up to a shift of 0, and so does position 99 with row 99
+    assert bool(Conditions(b.finish("kernel", ())).bounds([value], ROWS, STEPS)) == is_bound
+
+
 def test_other_conditions_are_no_bounds() -> None:
     assert _bounds("eq", 0) == []
+
+
+@pytest.mark.parametrize(("condition", "truth"), [("le", True), ("lt", True), ("gt", False), ("ge", False)])
+def test_what_holds_within_bounds_is_known(condition: str, truth: bool) -> None:
+    kernel, _ = _value(condition, 0)
+    known = Conditions(kernel).known_within([Bound(True, 1, -1)], ROWS, STEPS)  # step < row
+    assert list(known.values()) == [truth]
+    assert not Conditions(kernel).known_within([Bound(True, 1, 1)], ROWS, STEPS)  # step <= row + 1
+
+
+@pytest.mark.parametrize("bound", [Bound(True, 1, 3), Bound(False, 1, -4), Bound(True, -1, 90), Bound(True, 0, 50)])
+def test_strict_edges_are_those_of_all_rows(bound: Bound) -> None:
+    for first in (0, 32):
+        rows = range(first, first + 16)
+        kept = [
+            {j for j in range(-50, 150) if (j <= edge if bound.is_upper else j >= edge)}
+            for edge in (bound.slope * row + bound.offset for row in rows)
+        ]
+        for generous, wanted in ((True, set.union(*kept)), (False, set.intersection(*kept))):
+            edge = eval(bound.text("first", "16", generous), {"first": first})
+            assert edge == (max(wanted) if bound.is_upper else min(wanted))

@@ -107,6 +107,11 @@ def test_causal_loops_end_at_the_last_key_a_block_sees() -> None:
             (source,) = compiled.source(*args).values()
         assert "last = tl.minimum(37, (m_tile * MBLOCK + MBLOCK - 1)" in source
         assert ("first = tl.maximum(0, " in source) == first
+        masked, whole = ([part for part in source.split("for j_start in ")[1:] if ("tl.where(v" in part) == kind]
+                         for kind in (True, False))  # fmt: skip
+        assert len(masked) == 1 + first and [part[: part.index(", whole_last")] for part in whole] == [
+            "range(whole_first" if first else "range(0"
+        ]
 
 
 def test_scores_that_are_wanted_themselves_are_stored() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 import graphc
 from graphc.settings import override
 from tests.support import assert_contract
-from tests.triton.attentions import FORMS, Form, dropped, inputs
+from tests.triton.attentions import FORMS, Form, causal, dropped, inputs, plain, safe, window
 
 torch.set_num_threads(1)
 LARGE = 21 * 37 * 6
@@ -70,6 +70,124 @@ def test_gradients_through_dropout_have_the_mask_of_the_forward_pass() -> None:
                 assert compiled.explain(*given).stats["gemm_calls"] == 0
     for mine, theirs, true in zip(*found, strict=True):
         assert_contract(mine, theirs, true)
+
+
+def grouped_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Six query heads on three key heads."""
+    q = torch.cat([q, q.flip(1)], 1)
+    k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+    return causal(q, k, v)
+
+
+@pytest.mark.parametrize("form", [causal, window, grouped_heads])
+@pytest.mark.parametrize("sizes", [(1, 37), (37, 1), (130, 5), (5, 150), (300, 290), (256, 256)])
+def test_blocks_in_any_number(form: Form, sizes: tuple[int, int]) -> None:
+    args = inputs("plain", torch.bfloat16, queries=sizes[0], keys=sizes[1])
+    step = step_of(form)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(*args)
+    for mine, theirs, true in zip(found, step(*args), step(*_exact(args)), strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+        if not theirs.isnan().any():  # rows behind the last window see nothing
+            assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("sizes", [(0, 37), (21, 0)])
+def test_no_queries_or_no_keys(sizes: tuple[int, int]) -> None:
+    args = inputs("plain", torch.bfloat16, queries=sizes[0], keys=sizes[1])
+    with override(templates="always", cache=False):
+        found = graphc.compile(step_of(plain), backend="triton")(*args)
+    for mine, theirs in zip(found, step_of(plain)(*args), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_rows_that_see_nothing_reach_all_keys_as_in_eager() -> None:
+    """Queries from 209 on have weights NaN; no block of keys may end its loop before them."""
+    args = inputs("plain", torch.bfloat16, queries=400, keys=200)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step_of(window), backend="triton")(*args)
+    wanted = step_of(window)(*args)
+    assert bool(wanted[3].isnan().all()) and not wanted[1].isnan().any()
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+
+
+def late(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Keys long past only: whole blocks of queries see none."""
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    return F.softmax(torch.where(columns <= rows - 128, q @ k.mT, float("-inf")), dim=-1) @ v
+
+
+def soon(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Keys not long past only."""
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    return F.softmax(torch.where(rows < columns + 128, q @ k.mT, float("-inf")), dim=-1) @ v
+
+
+@pytest.mark.parametrize(("form", "blind"), [(late, slice(128)), (soon, slice(191, 260))])
+def test_blocks_of_rows_that_see_nothing_are_as_in_eager(form: Form, blind: slice) -> None:
+    args = inputs("plain", torch.bfloat16, queries=260, keys=64)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step_of(form), backend="triton")(*args)
+    wanted = step_of(form)(*args)
+    assert bool(wanted[0][:, :, blind].isnan().all()) and bool(wanted[3].isnan().all())
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+
+
+def relative(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """A learned bias per pair of positions, and one per key, which every query takes."""
+    mask = torch.tril(torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool))
+    scores = (q @ k.mT + table + row).masked_fill(~mask, float("-inf"))
+    return F.softmax(scores, dim=-1) @ v
+
+
+@pytest.mark.parametrize("sizes", [(21, 37), (70, 66)])
+def test_gradients_of_biases_keep_the_contract(sizes: tuple[int, int]) -> None:
+    def step(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = [x.detach().requires_grad_() for x in args]
+        out = relative(*given)
+        return (out.detach(), *torch.autograd.grad(out.square().sum(), given))
+
+    generator = torch.Generator().manual_seed(5)
+    args = inputs("plain", torch.bfloat16, queries=sizes[0], keys=sizes[1])
+    for shape in ((3, *sizes), (2, 1, 1, sizes[1])):
+        args.append(torch.randn(shape, generator=generator).to(torch.bfloat16))
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(*args)
+    for mine, theirs, true in zip(found, step(*args), step(*_exact(args)), strict=True):
+        assert_contract(mine, theirs, true)
+
+
+def test_masked_rows_are_as_in_eager() -> None:
+    q, k, v = inputs("plain", torch.bfloat16)
+    mask = torch.rand(21, 37, generator=torch.Generator().manual_seed(0)) < 0.7
+    mask[4], mask[20] = False, False
+    step = step_of(safe)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(q, k, v, mask)
+    for mine, theirs, true in zip(found, step(q, k, v, mask), step(*_exact([q, k, v]), mask), strict=True):
+        assert_contract(mine, theirs, true)
+    assert bool((found[1][:, :, [4, 20]] == 0).all())
+
+
+def scaled_by_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.tanh((q @ k.mT) / scale[:, None]) @ v
+
+
+def test_quotients_by_numbers_of_any_size_are_as_in_eager() -> None:
+    q, k, v = inputs("plain", torch.bfloat16)
+    q[:, :, ::2] *= 1e-20
+    q[:, :, 6:9] *= 1e-20
+    q[0, 0, 5] = 0
+    edges = [0.0, -0.0, 1e-40, -1e-39, 2e-38, 3e38, -3e38, float("inf"), float("nan"), 1.0, -7.0, 1e-25, 1e25]
+    scale = torch.tensor([*edges, *edges[:8]]).to(torch.bfloat16)
+    with override(templates="always", cache=False):
+        compiled = graphc.compile(scaled_by_rows, backend="triton")
+        found = compiled(q, k, v, scale)
+        assert any("_inverse(" in text for text in compiled.source(q, k, v, scale).values())
+    wanted = scaled_by_rows(*(x.float() for x in (q, k, v, scale)))
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2, equal_nan=True)
 
 
 class Block(nn.Module):
