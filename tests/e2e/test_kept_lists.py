@@ -259,7 +259,7 @@ def test_a_hook_keeps_what_a_layer_gives() -> None:
 def test_a_training_step_keeps_its_losses() -> None:
     losses: list[float] = []
     net = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
 
     @graphc.compile
     def step(x):
