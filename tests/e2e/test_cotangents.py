@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -165,7 +166,7 @@ def test_a_function_whose_context_holds_a_tensor() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-KEPT: list[list[torch.Tensor]] = [[]]
+KEPT: ContextVar[torch.Tensor] = ContextVar("KEPT")
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -174,7 +175,7 @@ def test_tensors_left_behind_are_found(saved: bool) -> None:
 
     def f(x: torch.Tensor) -> torch.Tensor:
         y = x.sin()
-        KEPT[0].append(y if saved else y.detach() * 2)
+        KEPT.set(y if saved else y.detach() * 2)
         return y * y
 
     with pytest.raises(CaptureError, match="keeps a tensor it made"):
