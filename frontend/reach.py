@@ -26,6 +26,8 @@ from graphc.frontend.objects import is_traced
 from graphc.frontend.reads import CACHED, is_own, own_classes
 
 _LIMIT = 50_000
+_BYTES = 1 << 24
+"""Larger arrays are data, and are not looked at."""
 _SKIPPED = (
     torch.Tensor, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, types.ModuleType, types.BuiltinFunctionType,
     torch.utils.data.DataLoader, np.random.Generator, np.random.RandomState,
@@ -84,7 +86,8 @@ def _copy(item: Any) -> Any:
     if isinstance(item, _COPIED):
         return type(item)(item) if type(item) in _COPIED else list(item) if isinstance(item, list) else None
     if isinstance(item, np.ndarray):
-        return item.copy() if item.dtype != object else None
+        can_change = item.flags.writeable and item.dtype != object and item.nbytes <= _BYTES
+        return item.copy() if can_change else None
     if isinstance(item, dict) or is_own(item) or (is_own(type(item)) and slots_of(type(item))):
         return names_of(item)
     return None
@@ -124,11 +127,10 @@ def _put_back(item: Any, before: Any) -> None:
 
 
 def _parts(item: Any) -> Iterator[Any]:
-    """What an object leads to."""
-    if isinstance(item, dict):
-        yield from list(dict.values(item))
-    elif isinstance(item, (list, tuple, set, frozenset, deque)):
-        yield from list(item)
+    """What an object leads to; very long containers hold data."""
+    if isinstance(item, (dict, list, tuple, set, frozenset, deque)):
+        if len(item) <= _LIMIT:
+            yield from list(dict.values(item) if isinstance(item, dict) else item)
     elif isinstance(item, types.CellType):
         found = bound(item, "")
         if found is not GONE:
