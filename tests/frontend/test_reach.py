@@ -34,7 +34,7 @@ def test_changes_are_put_back(name: str) -> None:
 
 
 def test_data_are_left_alone() -> None:
-    """Large arrays, those that cannot be written, and what is in very long lists are neither copied nor gone through."""
+    """Large arrays, those that cannot be written, and what is in very long lists are not gone through."""
     large, fixed, inner = np.zeros(1 << 22), np.zeros(4), [0]
     fixed.flags.writeable = False
     reach = Reach([large, fixed, [inner] * 100_000])
