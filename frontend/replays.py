@@ -299,6 +299,9 @@ def _add_view_of_input(recorder: Recorder, found: Replays, leaf: TracedTensor) -
     if not known or not _is_plain_view(leaf, base):
         found.refusal = "a result that requires grad is a view of an input that autograd does not know as one"
         return
+    if _is_at_traced_place(leaf, base):
+        found.refusal = "a result that requires grad is a view of an input at a place that data decide"
+        return
     if _is_by_geometry(leaf, base) and overlap(tuple(base.shape), tuple(base.stride())):  # type: ignore[union-attr]
         # `as_strided` shares a gradient among all elements at one place
         found.refusal = "a result that requires grad is a view of an input whose elements lie at one place in memory"
@@ -315,7 +318,7 @@ def _add_shared(found: Replays, together: list[TracedTensor]) -> None:
     base = bases[0]
     same = all(other is base for other in bases) and type(base) is TracedTensor and _is_all(base)
     views = [leaf for leaf in together if leaf is not base]
-    if not same or not all(_is_plain_view(leaf, base) for leaf in views):
+    if not same or not all(_is_plain_view(leaf, base) and not _is_at_traced_place(leaf, base) for leaf in views):
         found.refusal = "two results that require grad share memory in a way that autograd does not know"
         return
     if any(leaf is base for leaf in together):
@@ -337,6 +340,12 @@ def _is_all(base: TracedTensor) -> bool:
 def _is_by_geometry(leaf: torch.Tensor, base: Any) -> bool:
     """A view whose gradient is found by places in memory."""
     return any(type(node).__name__.startswith("AsStrided") for node in _steps(leaf, base) or ())
+
+
+def _is_at_traced_place(leaf: torch.Tensor, base: Any) -> bool:
+    """One of the operators between the two selects by a number of the capture, as `x[index]` does."""
+    steps = [node for node in _steps(leaf, base) or () if type(node).__name__ == "SelectBackward0"]
+    return any(isinstance(node._saved_index, torch.SymInt) for node in steps)
 
 
 def _is_plain_view(leaf: torch.Tensor, base: Any) -> bool:
