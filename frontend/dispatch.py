@@ -204,10 +204,10 @@ def _mul_handler(plain: Handler) -> Handler:
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mask = args[0]
-        node = (
-            torch._C._current_autograd_node() if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool else None
-        )
-        if node is None or node.name() not in _EVENLY_DISTRIBUTED or mask.device.type != "cpu":
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
+            return plain(recorder, func, args, kwargs)
+        node = torch._C._current_autograd_node()
+        if node is None or node.name() not in _EVENLY_DISTRIBUTED:
             return plain(recorder, func, args, kwargs)
         with CaptureMode(recorder):
             zeros = torch.ops.aten.new_zeros.default(args[1], mask.shape)

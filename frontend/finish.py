@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from graphc.frontend import functionalize, host
-from graphc.frontend.aten import layout, promotion
+from graphc.frontend.aten import layout
+from graphc.frontend.aten.extern import copied, kernels_hold
 from graphc.frontend.dynamic_index import true_offset
 from graphc.frontend.foreign_views import is_foreign
 from graphc.frontend.functionalize import Storage, TensorState
@@ -148,14 +149,11 @@ class _Finisher:
         return value
 
     def _copied(self, value: Value, strides: tuple[int, ...]) -> Value:
-        if value.dtype.kind != "complex":
-            copied: Value = self.recorder.builder.op("cast", value, dtype=value.dtype)
-            return copied
-        imp = self.recorder.imp  # kernels hold no complex numbers
-        options = {"dtype": promotion.to_torch(value.dtype), "device": torch.device(value.device)}
-        memory = imp.extern("aten.empty_strided.default", (value.shape, strides), options)
-        copied = imp.extern("aten.copy.default", (memory, value))
-        return copied
+        builder = self.recorder.builder
+        if kernels_hold(value.dtype):  # which write it in any layout
+            result: Value = builder.op("cast", value, dtype=value.dtype)
+            return result
+        return copied(builder, value, strides)
 
 
 def _is_packed(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -312,21 +312,25 @@ def frac(imp: Importer, self: Value) -> Value:
     return imp.b.op("sub", x, imp.b.op("trunc", x))
 
 
-def _test(name: str, of_float: Callable[[Importer, Value], Value], of_integer: bool = False) -> None:
+def _test(
+    name: str, of_float: Callable[[Importer, Value], Value], of_integer: bool = False, preserves: bool = False
+) -> None:
+    """A test of floats; of integers eager fills a tensor, which some tests make with their strides."""
+
     @rule(f"aten.{name}.default", layout=POINTWISE)
     def import_test(imp: Importer, self: Value) -> Value:
         supported(self)
         if self.dtype.is_float:
             return of_float(imp, self)
         result = imp.full_like(self, of_integer, bool_)
-        return imp.with_strides(result, imp.preserved_strides(self)) if name == "isinf" else result
+        return imp.with_strides(result, imp.preserved_strides(self)) if preserves else result
 
 
 _test("isnan", lambda imp, x: imp.b.op("isnan", x))
-_test("isinf", lambda imp, x: imp.b.op("isinf", x))
+_test("isinf", lambda imp, x: imp.b.op("isinf", x), preserves=True)
 _test("isposinf", lambda imp, x: imp.b.op("eq", x, math.inf))
 _test("isneginf", lambda imp, x: imp.b.op("eq", x, -math.inf))
-_test("isfinite", lambda imp, x: imp.b.op("lt", imp.b.op("abs", x), math.inf), True)
+_test("isfinite", lambda imp, x: imp.b.op("lt", imp.b.op("abs", x), math.inf), of_integer=True)
 
 
 @rule("aten.signbit.default", layout=POINTWISE)

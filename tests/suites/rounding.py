@@ -46,15 +46,15 @@ class RandomRounding(TorchDispatchMode):
             return func(*args, **kwargs)
         wide_args, wide_kwargs = tree.tree_map(_widened, (args, kwargs))  # before the call, which may write to them
         result = func(*args, **kwargs)
-        written = [value for name, value in _arguments(func, args, kwargs) if name]
+        written = _written(func, args, kwargs)
         if not any(_rounds(item) for item in tree.tree_leaves([result, written])):
             return result
         try:
             exact = func(*wide_args, **wide_kwargs)
         except (RuntimeError, TypeError):  # there is none in float64
             return result
-        wide_written = [value for name, value in _arguments(func, wide_args, wide_kwargs) if name]
-        pairs = zip(tree.tree_leaves([result, written]), tree.tree_leaves([exact, wide_written]), strict=True)
+        wide_leaves = tree.tree_leaves([exact, _written(func, wide_args, wide_kwargs)])
+        pairs = zip(tree.tree_leaves([result, written]), wide_leaves, strict=True)
         for native, wide in {id(pair[0]): pair for pair in pairs}.values():
             if _rounds(native) and native.shape == wide.shape:
                 self._draw(native, wide)
@@ -77,11 +77,11 @@ def _is_view(func: Any) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
 
 
-def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[bool, Any]]:
-    """(whether a call writes to it, argument)"""
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that a call writes to."""
     declared = func._schema.arguments
     named = [*zip(declared, args, strict=False), *((a, kwargs[a.name]) for a in declared if a.name in kwargs)]
-    return [(a.alias_info is not None and a.alias_info.is_write, value) for a, value in named]
+    return [value for a, value in named if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _rounds(item: Any) -> bool:
