@@ -31,7 +31,7 @@ from graphc.errors import (
     UninitializedError,
     UnsupportedError,
 )
-from graphc.frontend import attributes, finish, tree
+from graphc.frontend import attributes, finish, outside, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends, flatten_call
@@ -231,6 +231,7 @@ class _Session:
         if reads.running:
             path, item = reads.running[0]
             raise EagerOnlyError(f"{path} is a {type(item).__name__}, which gives what comes next to one call only")
+        self._asking = outside.refused(recorder, reads.identities)
         self._reach = Reach([self.fn, *self.leaves, *modules.modules()])
         undo = _Undo(modules, self.leaves, self.attributes, generators)
         self._closed = Closed(self.leaves)
@@ -477,7 +478,7 @@ class _Session:
         if decider is not None:
             decider.outermost = sys._getframe().f_code
         try:
-            with watching(recorder), CaptureMode(recorder), FunctionMode(recorder):
+            with watching(recorder), self._asking, CaptureMode(recorder), FunctionMode(recorder):
                 result = self.fn(*given[0], **given[1])
                 self._closed.check()
                 self.attributes.growing.check()
