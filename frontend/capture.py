@@ -38,11 +38,12 @@ from graphc.frontend.captured import Captured, Effect, Ends, flatten_call
 from graphc.frontend.cotangents import Question, Strides
 from graphc.frontend.dispatch import CaptureMode
 from graphc.frontend.facts import Facts
+from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.global_state import GlobalState
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.growing import Unwatched
 from graphc.frontend.inputs import Access, Binding, BindingKind, SourceMap
-from graphc.frontend.intercept import FunctionMode, watching
+from graphc.frontend.intercept import watching
 from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.modules import ModuleFacts, all_hooks
