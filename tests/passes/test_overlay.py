@@ -14,7 +14,7 @@ from graphc.ir.graph import Builder, Output
 from graphc.ir.types import f32
 from graphc.loopir.parser import parse_kernel
 from graphc.ops import infer
-from graphc.passes import fuse
+from graphc.passes import update_fusion
 from graphc.passes.overlay import ALL, Overlays
 from graphc.passes.sharing import Sharing
 from graphc.program.lifetimes import step_buffers
@@ -67,7 +67,7 @@ class Chain:
     def check(self, *outputs: Value) -> Plan:
         """The plan, which computes what the graph means."""
         self.graph.outputs = [Output(value) for value in outputs]
-        with patch.object(fuse, "BIG_CONCAT", 1):  # stored part by part, as large ones are
+        with patch.object(update_fusion, "BIG_CONCAT", 1):  # stored part by part, as large ones are
             return check_plan(self.graph)
 
 
