@@ -10,12 +10,7 @@ from typing import Any
 
 import torch
 
-from graphc.errors import (
-    CaptureError,
-    EagerOnceError,
-    EagerOnlyError,
-    GraphcError,
-)
+from graphc.errors import CaptureError, EagerOnceError, EagerOnlyError, GraphcError
 from graphc.frontend import attributes, finish, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound

@@ -12,11 +12,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
-from graphc.errors import (
-    CaptureError,
-    UninitializedError,
-    UnsupportedError,
-)
+from graphc.errors import CaptureError, UninitializedError, UnsupportedError
 from graphc.frontend.attempt import Attempt, Request
 from graphc.frontend.captured import Captured
 from graphc.frontend.cotangents import Question, Strides

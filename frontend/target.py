@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from graphc.errors import (
-    CaptureError,
-)
+from graphc.errors import CaptureError
 from graphc.frontend import tree
 from graphc.frontend.captured import flatten_call
 from graphc.frontend.inputs import Access, Binding, BindingKind

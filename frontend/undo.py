@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from graphc.errors import (
-    CaptureError,
-    EagerOnlyError,
-)
+from graphc.errors import CaptureError, EagerOnlyError
 from graphc.frontend.attributes import Attributes
 from graphc.frontend.global_state import GlobalState
 from graphc.frontend.modules import ModuleFacts

@@ -21,13 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph
-from graphc.errors import (
-    BackendUnavailableError,
-    CodegenError,
-    CompilerError,
-    FallbackWarning,
-    LoweringError,
-)
+from graphc.errors import BackendUnavailableError, CodegenError, CompilerError, FallbackWarning, LoweringError
 from graphc.options import Options, cache_key, choose_backend, machine, pass_context, templates_for
 from graphc.settings import settings
 

@@ -8,11 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import (
-    BackendUnavailableError,
-    FallbackWarning,
-    UnsupportedError,
-)
+from graphc.errors import BackendUnavailableError, FallbackWarning, UnsupportedError
 from graphc.settings import settings
 
 if TYPE_CHECKING:

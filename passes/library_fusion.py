@@ -13,18 +13,9 @@ from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import get
 from graphc.passes.fused import PRODUCTS, Library
-from graphc.passes.layout import (
-    Place,
-    int_shape,
-    same_strides,
-    view_strides,
-    wanted_strides,
-)
+from graphc.passes.layout import Place, int_shape, same_strides, view_strides, wanted_strides
 from graphc.passes.steps import operands_read
-from graphc.passes.updates import (
-    copy_op,
-    updates,
-)
+from graphc.passes.updates import copy_op, updates
 from graphc.passes.work import element_count, is_kernel_op
 
 if TYPE_CHECKING:

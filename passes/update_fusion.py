@@ -8,13 +8,7 @@ from graphc.ir.graph import Input, Op, Value
 from graphc.ops.registry import Kind, get
 from graphc.passes.fused import Library
 from graphc.passes.group import group_of
-from graphc.passes.layout import (
-    Place,
-    int_shape,
-    is_dense,
-    view_strides,
-    wanted_strides,
-)
+from graphc.passes.layout import Place, int_shape, is_dense, view_strides, wanted_strides
 from graphc.passes.updates import (
     UPDATES,
     chain_of,

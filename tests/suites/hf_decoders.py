@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.suites.hf_models import (
-    DECODER,
-    GROUPED,
-    VOCABULARY,
-    Spec,
-    language,
-)
+from tests.suites.hf_models import DECODER, GROUPED, VOCABULARY, Spec, language
 
 
 def decoder(name: str, prefix: str, family: str = "decoder", base: Any = GROUPED, **arguments: Any) -> Spec:

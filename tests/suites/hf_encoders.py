@@ -6,13 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.suites.hf_models import (
-    ENCODER,
-    VOCABULARY,
-    Spec,
-    classified_text,
-    language,
-)
+from tests.suites.hf_models import ENCODER, VOCABULARY, Spec, classified_text, language
 
 
 def _encoder(name: str, prefix: str, head: str = "ForMaskedLM", inputs: Any = language, **arguments: Any) -> Spec:
