@@ -46,6 +46,7 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
         operands = Operands(written if is_out and meets else ())
         inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
         values, keywords = call_values(recorder, func, args, inputs, operands)
+        operands.resized = ()  # the importer keeps operands, and must not keep tensors of the capture
         keywords = dict(keywords)
         new: list[Value] | None = None
         if rule is not None:

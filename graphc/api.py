@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from graphc import driver
-from graphc.driver import STAGES, Compilation, Options, Report
+from graphc.compilation import STAGES, Compilation, Report
 from graphc.earnings import Earnings, kind_of
 from graphc.errors import (
     AssumptionError,
@@ -31,6 +31,7 @@ from graphc.errors import (
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.frontend.reclaim import Reclaimer, Spare
+from graphc.options import Options, make_options
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
 from graphc.settings import override, settings
@@ -499,7 +500,7 @@ def compile(
     """
     if target is None:
         return functools.partial(compile, backend=backend, mode=mode, dynamic=dynamic, numerics=numerics, name=name)
-    options = driver.make_options(target, backend, mode, dynamic, numerics, name)
+    options = make_options(target, backend, mode, dynamic, numerics, name)
     if isinstance(target, type):
         if not issubclass(target, torch.nn.Module):
             raise TypeError(f"{target.__name__} is a class; compile its methods, or an instance")
@@ -520,7 +521,7 @@ def trace(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
         CaptureError, UnsupportedError: `fn` cannot be captured; with the user's line.
     """
     target = fn.target if isinstance(fn, CompiledFunction) else fn
-    return driver.capture(target, args, kwargs, driver.make_options(target), frozenset()).graph
+    return driver.capture(target, args, kwargs, make_options(target), frozenset()).graph
 
 
 def run(graph: Graph, *inputs: Any, backend: str = "auto", numerics: str = "default") -> list[Any]:

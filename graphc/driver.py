@@ -12,24 +12,17 @@ build and load   compiler, disk cache, dlopen                         runtime
 from __future__ import annotations
 
 import gc
-import inspect
 import sys
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import (
-    BackendUnavailableError,
-    CodegenError,
-    CompilerError,
-    FallbackWarning,
-    LoweringError,
-    UnsupportedError,
-)
+from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph
+from graphc.errors import BackendUnavailableError, CodegenError, CompilerError, FallbackWarning, LoweringError
+from graphc.options import Options, cache_key, choose_backend, machine, pass_context, templates_for
 from graphc.settings import settings
 
 if TYPE_CHECKING:
@@ -41,64 +34,8 @@ if TYPE_CHECKING:
     from graphc.frontend.segments import Oracle, Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
-    from graphc.passes.base import PassContext
-    from graphc.passes.templates import Templates
     from graphc.program.plan import Plan
-    from graphc.program.record import Program
     from graphc.runtime.load import Executable
-
-BACKENDS = ("auto", "triton", "c", "interpret", "eager")
-NUMERICS = ("default", "eager")
-MODES = ("default", "max")
-STAGES = ("captured", "optimized", "scheduled")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked of `compile`."""
-
-    name: str
-    backend: str = "auto"
-    numerics: str = "default"
-    mode: str = "default"
-
-    @property
-    def measures(self) -> bool:
-        """What runs fastest is measured."""
-        return self.mode == "max"
-
-
-def make_options(
-    target: Any,
-    backend: str = "auto",
-    mode: str = "default",
-    dynamic: bool | None = None,
-    numerics: str = "default",
-    name: str | None = None,
-) -> Options:
-    """Check the arguments of `compile`.
-
-    Raises:
-        TypeError: the target cannot be called, or is a generator or coroutine function.
-        ValueError: an option has no such value.
-        UnsupportedError: an option that this version does not offer.
-    """
-    if not callable(target):
-        raise TypeError(f"graphc.compile takes a callable, not {type(target).__name__}")
-    if inspect.isgeneratorfunction(target) or inspect.iscoroutinefunction(target):
-        kind = "generator" if inspect.isgeneratorfunction(target) else "coroutine"
-        raise TypeError(
-            f"{target.__name__} is a {kind} function; compile the function that computes one item, "
-            "and call that in the loop"
-        )
-    options = ("backend", backend, BACKENDS), ("numerics", numerics, NUMERICS), ("mode", mode, MODES)
-    for option, value, allowed in options:
-        if value not in allowed:
-            raise ValueError(f"{option}={value!r}; there are {', '.join(allowed)}")
-    if dynamic:
-        raise UnsupportedError("dynamic=True: symbolic shapes are not offered; every new shape is compiled once")
-    label = name or getattr(target, "__name__", None) or type(target).__name__
-    return Options("".join(c if c.isalnum() or c == "_" else "_" for c in label) or "graph", backend, numerics, mode)
 
 
 def capture(
@@ -121,7 +58,7 @@ def capture(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
             numerics=options.numerics, numbers=numbers, assumes=assumes, oracle=oracle,
         )  # fmt: skip
-    _dump(options.name, "captured.graph", lambda: str(captured.graph))
+    dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
 
 
@@ -137,7 +74,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     assert joint is not None
     with collector_paused():
         graph = joint.graph.copy()
-        again = prepare_split(graph, _context(options, _choose_backend(graph, options)))
+        again = prepare_split(graph, pass_context(options, choose_backend(graph, options)))
         split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
@@ -152,136 +89,6 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
         return forward.backward.execute
 
     return forward, Differentiable(options.name, joint, split, forward.execute, compile_backward)
-
-
-def _dump(name: str, stage: str, text: Callable[[], str]) -> None:
-    folder = settings().dump
-    if folder is None:
-        return
-    target = Path(folder) / name
-    target.mkdir(parents=True, exist_ok=True)
-    (target / stage).write_text(text())
-
-
-def _not_built(inputs: list[Any]) -> list[Any]:
-    raise AssertionError(f"a compilation with {len(inputs)} inputs was run before it was built")
-
-
-@dataclass
-class Compilation:
-    """A compiled graph: what runs, and what each stage looked like.
-
-    Attributes:
-        graph: as captured.
-        backend: the one that runs it: c, triton, interpret.
-        execute: program inputs in, program outputs out.
-        program: the built program; None for `interpret`.
-        seconds: time of each phase.
-        cached: the program came from the disk cache.
-        backward: the backward pass, once it has run; of several, the one compiled last.
-        backwards: how many there are, one per layout of cotangents.
-    """
-
-    graph: Graph
-    options: Options
-    backend: str
-    execute: Callable[[list[Any]], list[Any]] = _not_built
-    program: Program | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    cached: bool = False
-    backward: Compilation | None = None
-    backwards: int = 0
-    _optimized: Graph | None = None
-    _plan: Plan | None = None
-
-    def stage(self, stage: str) -> Any:
-        """The graph (`captured`, `optimized`) or plan (`scheduled`); made again when it came from the cache."""
-        if stage == "captured":
-            return self.graph
-        if self._optimized is None:
-            self._optimized = _optimize(self.graph, self.options, self.backend, self._templates())
-        if stage == "optimized":
-            return self._optimized
-        if self._plan is None:
-            plan = _plan(self._optimized, self.options, self.backend, templates=self._templates())
-            self._plan = plan if not self._measured() else _with_forms(plan, self.backend, self._measured())
-        return self._plan
-
-    def _measured(self) -> dict[str, Any]:
-        """What the program's steps were chosen by."""
-        found: dict[str, Any] = {} if self.program is None else self.program.stats.get("measured", {})
-        return found
-
-    def _templates(self) -> Templates | None:
-        """Which products are templates, with what was chosen against the model."""
-        if not self._measured():
-            return templates_for(self.backend)
-        from graphc.tuning import chosen_templates
-
-        return templates_for(self.backend, chosen_templates(self._measured()))
-
-    def sources(self) -> dict[str, str]:
-        """Generated files by name; empty for `interpret`."""
-        return dict(self.program.sources) if self.program is not None else {}
-
-    def report(self) -> Report:
-        """Counters and reasons of this compilation."""
-        stats = dict(self.program.stats) if self.program is not None else {}
-        launched = getattr(self.execute, "report", None)
-        if launched is not None:
-            stats["launch"] = launched()
-        if self.backwards > 1:
-            stats["backward programs"] = self.backwards
-        backward = self.backward.report() if self.backward is not None else None
-        name, seconds = self.options.name, dict(self.seconds)
-        return Report(name, self.backend, self.cached, seconds, stats, str(self.graph), backward)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of each op. `str(report)` is a readable summary; the fields are for programs.
-
-    Attributes:
-        name, backend, cached, seconds: as in `Compilation`.
-        stats: of the plan: graph_ops, kernels, kernel_calls, fused_ops, externs, bytes, arena_bytes, ... On a GPU also
-            launch: how the kernels are launched, and whether the program is recorded and replayed, or why not.
-        graph: text of the captured graph.
-        backward: of the backward pass, once it has run.
-    """
-
-    name: str
-    backend: str
-    cached: bool
-    seconds: dict[str, float]
-    stats: dict[str, Any]
-    graph: str
-    backward: Report | None = None
-
-    def __str__(self) -> str:
-        origin = "from the disk cache" if self.cached else "compiled"
-        times = ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in self.seconds.items())
-        lines = [f"{self.name}: backend {self.backend}, {origin} ({times})"]
-        for key, value in self.stats.items():
-            if isinstance(value, dict):
-                lines.append(f"  {key}:")
-                lines.extend(f"    {name}: {_detail(detail)}" for name, detail in value.items())
-            else:
-                lines.append(f"  {key}: {value}")
-        if self.backward is not None:
-            lines.append(str(self.backward))
-        return "\n".join(lines)
-
-
-def _detail(found: Any) -> Any:
-    """A measurement in words; anything else as it is."""
-    if not isinstance(found, dict):
-        return found
-    times = (
-        f"{form} {value * 1e6:.1f} us" if isinstance(value, float) else f"{form} {value}"
-        for form, value in found.items()
-        if form != "chosen"
-    )
-    return f"{found.get('chosen', 'as by default')} ({'; '.join(times)})"
 
 
 @contextmanager
@@ -332,7 +139,7 @@ def compile_graph(graph: Graph, options: Options) -> Compilation:
 
 
 def _compile(graph: Graph, options: Options) -> Compilation:
-    backend = _choose_backend(graph, options)
+    backend = choose_backend(graph, options)
     if backend == "interpret":
         return _interpreted(graph, options)
     try:
@@ -355,34 +162,6 @@ def _compile(graph: Graph, options: Options) -> Compilation:
         return _interpreted(graph, options)
 
 
-def _choose_backend(graph: Graph, options: Options) -> str:
-    from graphc.ir.types import HOST
-    from graphc.runtime.device import find_device
-
-    devices = {value.type.device for value in graph.values()} - {"cpu", HOST}
-    unknown = sorted(device for device in devices if find_device(device) is None)
-    if unknown and options.backend != "interpret":
-        if options.backend != "auto":
-            raise BackendUnavailableError(f"{options.name}: backend={options.backend!r} has no code for {unknown[0]}")
-        reason = f"graphc has no code for {unknown[0]}"
-        warnings.warn(FallbackWarning(f"{options.name} runs op by op, as fast as eager, since {reason}"), stacklevel=3)
-        return "interpret"
-    on_gpu = bool(devices)
-    backend = ("triton" if on_gpu else "c") if options.backend == "auto" else options.backend
-    if backend == "c" and on_gpu:
-        raise BackendUnavailableError(f"{options.name}: backend='c' runs CPU tensors; there are some on a GPU")
-    if backend == "c" and settings().compiler() is None:
-        warnings.warn(
-            FallbackWarning(
-                f"no C compiler ({settings().cc}): {options.name} runs op by op, as fast as eager. "
-                "Install gcc or name a compiler in GRAPHC_CC."
-            ),
-            stacklevel=3,
-        )
-        return "interpret"
-    return backend
-
-
 def _interpreted(graph: Graph, options: Options) -> Compilation:
     import torch
 
@@ -403,58 +182,6 @@ def _interpreted(graph: Graph, options: Options) -> Compilation:
     return Compilation(graph, options, "interpret", execute)
 
 
-def _context(options: Options, backend: str, templates: Templates | None = None) -> PassContext:
-    from graphc.passes.base import PassContext
-
-    templates = templates_for(backend) if templates is None else templates
-    if templates is None:
-        return PassContext(numerics=options.numerics)
-    return PassContext(numerics=options.numerics, target="gpu", templates=templates)
-
-
-def _optimize(graph: Graph, options: Options, backend: str, templates: Templates | None = None) -> Graph:
-    from graphc.passes.pipeline import optimize
-
-    copy = graph.copy()  # passes rewrite in place, and the captured stage stays as it is
-    optimize(copy, _context(options, backend, templates))
-    _dump(options.name, "optimized.graph", lambda: str(copy))
-    return copy
-
-
-def templates_for(backend: str, choices: Mapping[str, bool] | None = None) -> Templates | None:
-    """Which products of matrices are to be Triton kernels, on the current device and with torch's flags.
-
-    Args:
-        choices: where it was measured whether they are to be.
-    """
-    if backend != "triton":
-        return None
-    import torch
-
-    from graphc.passes.templates import Templates
-    from graphc.runtime.device import current_target, present_device
-
-    device = present_device()
-    tf32 = device is not None and device.allows_tf32()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return Templates(current_target(), tf32, settings().templates, deterministic, choices or {})
-
-
-def _plan(
-    graph: Graph,
-    options: Options,
-    backend: str,
-    on_kernels: Callable[[list[Kernel]], None] | None = None,
-    templates: Templates | None = None,
-) -> Plan:
-    from graphc.passes.plan import make_plan
-
-    templates = templates_for(backend) if templates is None else templates
-    plan = make_plan(graph, numerics=options.numerics, backend=backend, templates=templates, on_kernels=on_kernels)
-    _dump(options.name, "scheduled.plan", lambda: str(plan))
-    return plan
-
-
 def plan_for(graph: Graph, options: Options, backend: str) -> Plan:
     """The plan of a graph for a backend, whether that can run here or not."""
     with collector_paused():
@@ -468,7 +195,7 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
 
     found = Compilation(graph, options, backend)
     text = str(graph)
-    key = _cache_key(text, options, backend)
+    key = cache_key(text, options, backend)
     with _timed(found.seconds, "look up"):
         executable = find_program(key)
     found.cached = executable is not None
@@ -482,7 +209,7 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
             return found
     found.execute, found.program = executable, executable.program
     for name, source in found.program.sources.items():
-        _dump(options.name, name, source.__str__)
+        dump(options.name, name, source.__str__)
     return found
 
 
@@ -513,12 +240,12 @@ def _build_native(found: Compilation, key: str) -> Executable:
                 build.start(name, text)
 
         with _timed(found.seconds, "plan"):
-            found._plan = plan = _plan(found.stage("optimized"), found.options, found.backend, start)
+            found.plan = plan = plan_graph(found.stage("optimized"), found.options, found.backend, start)
         is_complete = True
         if found.options.measures:
             with _timed(found.seconds, "measure"):
                 plan, is_complete = _tune_native(plan, emit)
-            found._plan = plan
+            found.plan = plan
         with _timed(found.seconds, "generate"):
             found.program = generate_native(plan, emit)
         with _timed(found.seconds, "build"):
@@ -530,7 +257,7 @@ def _tune_native(plan: Plan, emit: Callable[..., CKernel]) -> tuple[Plan, bool]:
     from graphc.trials import NativeBench
     from graphc.tuning import Tuning, choose_forms
 
-    tuning = Tuning(NativeBench(emit), _machine("c"), settings().tune_seconds)
+    tuning = Tuning(NativeBench(emit), machine("c"), settings().tune_seconds)
     return choose_forms(plan, tuning), tuning.is_complete
 
 
@@ -560,36 +287,14 @@ def _tune_triton(found: Compilation) -> tuple[Plan, bool]:
     def plan_with(choices: Mapping[str, bool]) -> tuple[Plan, Mapping[str, bool]]:
         templates = templates_for("triton", choices)
         assert templates is not None
-        found._optimized = _optimize(found.graph, found.options, "triton", templates)
-        return _plan(found._optimized, found.options, "triton", templates=templates), templates.asked
+        found.optimized = optimize_graph(found.graph, found.options, "triton", templates)
+        return plan_graph(found.optimized, found.options, "triton", templates=templates), templates.asked
 
-    tuning = Tuning(TritonBench(current_target()), _machine("triton"), settings().tune_seconds)
+    tuning = Tuning(TritonBench(current_target()), machine("triton"), settings().tune_seconds)
     plan, choices = choose_templates(plan_with, tuning)
-    found._optimized = _optimize(found.graph, found.options, "triton", templates_for("triton", choices))
-    found._plan = choose_forms(plan, tuning)
-    return found._plan, tuning.is_complete
-
-
-def _with_forms(plan: Plan, backend: str, measured: Mapping[str, Any]) -> Plan:
-    from graphc.codegen.c.emit import emit_kernel
-    from graphc.runtime.device import current_target
-    from graphc.trials import NativeBench, TritonBench
-    from graphc.tuning import with_forms
-
-    bench = TritonBench(current_target()) if backend == "triton" else NativeBench(emit_kernel)
-    return with_forms(plan, bench, measured)
-
-
-def _machine(backend: str) -> dict[str, str]:
-    """What times depend on besides the machine as `program_key` has it."""
-    import torch
-
-    from graphc.runtime.device import present_device
-
-    device = present_device()
-    if backend == "triton" and device is not None:
-        return {"device": device.model(device.current()), "target": device.target(device.current())}
-    return {"threads": str(torch.get_num_threads())}
+    found.optimized = optimize_graph(found.graph, found.options, "triton", templates_for("triton", choices))
+    found.plan = choose_forms(plan, tuning)
+    return found.plan, tuning.is_complete
 
 
 def _unavailable(error: BackendUnavailableError) -> Callable[[list[Any]], list[Any]]:
@@ -597,19 +302,6 @@ def _unavailable(error: BackendUnavailableError) -> Callable[[list[Any]], list[A
         raise error
 
     return refuse
-
-
-def _cache_key(text: str, options: Options, backend: str) -> str:
-    from graphc.runtime.cache import program_key
-
-    facts = {"backend": backend, "numerics": options.numerics, "chunk_bytes": str(settings().chunk_bytes)}
-    if backend == "triton":
-        facts["templates"] = repr(templates_for(backend))
-    if options.measures:
-        facts["measured on"] = repr(_machine(backend))
-    if backend == "c":
-        facts["cflags"] = " ".join(settings().cflags)
-    return program_key(text, facts)
 
 
 def run_graph(graph: Graph, inputs: list[Any], options: Options) -> list[Any]:

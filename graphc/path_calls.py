@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graphc import driver
-from graphc.driver import Compilation, Options, Report
+from graphc.compilation import Compilation, Report
 from graphc.errors import AssumptionError, UnsupportedError
 from graphc.frontend.segments import Oracle, Regrow, Step
+from graphc.options import Options
 from graphc.paths import Node, PathTree, RunEager
 
 if TYPE_CHECKING:

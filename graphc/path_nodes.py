@@ -15,7 +15,7 @@ from graphc.ir.types import HOST
 from graphc.ops.extern import overload, own_returns, resolve
 
 if TYPE_CHECKING:
-    from graphc.driver import Compilation
+    from graphc.compilation import Compilation
     from graphc.frontend.captured import Captured
 
 Execute: TypeAlias = Callable[[list[Any]], list[Any]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphc.driver import Report
+from graphc.compilation import Report
 from graphc.frontend.segments import TensorSpec
 from graphc.paths import Node, PathTree
 

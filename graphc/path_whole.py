@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from graphc import driver
-from graphc.driver import Options
 from graphc.errors import UnsupportedError
 from graphc.frontend.captured import Captured
 from graphc.frontend.segments import PathRaises, Step
 from graphc.ir.graph import Graph
 from graphc.ir.interpreter import run as interpret
+from graphc.options import Options
 from graphc.path_nodes import Walk, ask
 
 

@@ -21,7 +21,7 @@ from graphc.path_nodes import Execute, Node, RunEager, Walk, ask, random_state, 
 from graphc.settings import settings
 
 if TYPE_CHECKING:
-    from graphc.driver import Compilation
+    from graphc.compilation import Compilation
     from graphc.frontend.captured import Captured
     from graphc.ir.graph import Graph
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Graph, Input, Op, Output, StridedView, Value
 from graphc.ir.types import contiguous_strides
-from graphc.passes.fuse import is_kernel_op
 from graphc.passes.fused import Library
 from graphc.passes.layout import int_shape
 from graphc.passes.updates import copy_op
+from graphc.passes.work import is_kernel_op
 from graphc.program.loops import Binding, LoopStep, unroll
 from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, OUTPUT, BufferSpec, Check, Plan
 

@@ -20,11 +20,13 @@ from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import fuse
 from graphc.passes.fused import Library
 from graphc.passes.group import Group, device_of, group_of
+from graphc.passes.kernel_writer import CHECKS_ONLY, UNCHECKED
 from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
-from graphc.passes.lower import CHECKS_ONLY, UNCHECKED, Failure, Lowered, Lowering, memory_dtype
+from graphc.passes.lower import Failure, Lowered, Lowering
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.outline import memory_dtype
 from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing

@@ -1,4 +1,4 @@
-"""What an element costs to compute, and how much one kernel may hold."""
+"""What kernels can compute, what an element costs them, and how much one of them may hold."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group
 from graphc.passes.layout import int_shape
 from graphc.passes.updates import UPDATES
 
+KERNEL_DTYPES = frozenset(("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"))
 MANY_PIECES = 8
 """Operands of a concat from which on kernels do not choose between them."""
 RANDOM_WORK = 2
 """Little, so that a mask and its scaling are computed again where they are needed, and take no memory in between."""
+
+
+def is_kernel_op(op: Op) -> bool:
+    """Whether generated kernels can compute the op: it has a lowering and all dtypes are real numbers."""
+    if get(op.name).lower is None:
+        return False
+    for value in (*op.operands, *op.results):
+        if isinstance(value, Value) and value.type.dtype.name not in KERNEL_DTYPES:
+            return False
+    return True
 
 
 def is_full(group: Group) -> bool:

@@ -46,7 +46,7 @@ KeptIndex: TypeAlias = tuple[int, tuple[Dim, ...]]
 class ElementContext(Protocol):
     """What a lowering may ask for while one element of an op is written into a kernel.
 
-    The lowering of fusion groups (`graphc.passes.lower`) implements this over a `KernelBuilder`.
+    The lowering of fusion groups (`graphc.passes.kernel_writer`) implements this over a `KernelBuilder`.
     """
 
     def element(self, operand: Operand, index: tuple[Dim, ...]) -> LoopValue:

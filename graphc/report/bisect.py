@@ -11,12 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc import driver
-from graphc.driver import Compilation, Options, templates_for
+from graphc.compilation import Compilation
 from graphc.frontend.locations import Locator
 from graphc.ir.graph import Graph, Input, Op, Output, Role, Value
 from graphc.ir.interpreter import Datum
 from graphc.ir.interpreter import run as interpret
 from graphc.ir.types import UNKNOWN, Location
+from graphc.options import Options, templates_for
 from graphc.passes.base import PassContext
 from graphc.passes.group import Group
 from graphc.passes.nodes import Node

@@ -16,6 +16,7 @@ from graphc.ir.graph import Graph, Input, Op, Value, regions
 from graphc.ir.types import TensorType
 from graphc.ops import infer
 from graphc.ops.foreach import rows_of
+from graphc.options import make_options
 from graphc.program.plan import Plan
 
 DEVICE = "cuda:0"
@@ -31,7 +32,7 @@ def placed_plan(fn: Callable[..., Any], args: tuple[Any, ...], device: str = DEV
     Raises:
         What a capture of `fn` raises.
     """
-    options = driver.make_options(fn, backend="triton")
+    options = make_options(fn, backend="triton")
     graph = driver.capture(fn, args, {}, options, frozenset()).graph
     place(graph, device)
     return driver.plan_for(graph, options, "triton")

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from graphc.driver import Options
 from graphc.ir.graph import Graph
+from graphc.options import Options
 
 _SCRIPT = '''"""{title}"""
 
@@ -20,7 +20,8 @@ import zlib
 import torch
 
 import graphc.ir
-from graphc.driver import Options, run_graph
+from graphc.driver import run_graph
+from graphc.options import Options
 from graphc.ir.interpreter import run as interpret
 from graphc.report.numerics import errors
 from graphc.report.widen import widen, widen_data

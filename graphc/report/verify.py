@@ -11,7 +11,6 @@ import torch
 
 from graphc import driver
 from graphc.api import CompiledFunction, CompiledModule
-from graphc.driver import Options
 from graphc.errors import UnsupportedError
 from graphc.frontend import tree
 from graphc.frontend.captured import Captured
@@ -19,6 +18,7 @@ from graphc.frontend.cotangents import laid_out, layout_of
 from graphc.ir.graph import Input
 from graphc.ir.interpreter import Datum
 from graphc.ir.interpreter import run as interpret
+from graphc.options import Options, make_options
 from graphc.path_whole import capture_whole
 from graphc.report.bisect import by_op, exposed, find_fault, foreign_call, outcome
 from graphc.report.numerics import Errors, NumericsReport, OutputErrors, errors, errors_of
@@ -52,7 +52,7 @@ def verify(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumericsRepo
     """
     compiled = fn.compiled if isinstance(fn, CompiledModule) else fn
     target = compiled.target if isinstance(compiled, CompiledFunction) else fn
-    options = compiled.options if isinstance(compiled, CompiledFunction) else driver.make_options(target)
+    options = compiled.options if isinstance(compiled, CompiledFunction) else make_options(target)
     draws = _Draws()
     theirs = copy.deepcopy((args, kwargs))
     module = copy.deepcopy(target) if isinstance(target, torch.nn.Module) else target

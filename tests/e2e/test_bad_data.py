@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import graphc
-from graphc.driver import Options, compile_graph
+from graphc.driver import compile_graph
+from graphc.options import Options
 from graphc.program.plan import CHECKS, KernelStep
 from tests.e2e.agreement import by_oracle
 from tests.e2e.bad_data import BAD, CALLED, CASES, DIVISOR, LOWERED, SEVEN, X, check, refused

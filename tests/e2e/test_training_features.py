@@ -14,13 +14,17 @@ from torch import nn
 import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from tests.e2e import (  # noqa: F401  # their programs are registered
+    attribute_features,
+    backward_features,
     functional_features,
     gradient_features,
+    hook_features,
     inplace_features,
     module_features,
     object_features,
     path_features,
     scaler_features,
+    state_features,
     step_features,
     transform_features,
     update_features,

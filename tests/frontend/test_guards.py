@@ -13,6 +13,7 @@ from torch import nn
 from graphc import driver
 from graphc.frontend.capture import capture
 from graphc.frontend.captured import Captured
+from graphc.options import make_options
 from graphc.runtime.library import key_set_offset
 from tests.frontend.harness import call
 
@@ -320,7 +321,7 @@ def _checked_natively(net: Tied) -> Captured:
         pytest.skip("this older torch keeps its dispatch keys where they are not found: Python checks the guards")
     args = (torch.ones(2, 3), torch.ones(2, 3))
     captured = capture(net, args)
-    checker = driver.compile_graph(captured.graph, driver.make_options(net, backend="c")).execute.fact_check
+    checker = driver.compile_graph(captured.graph, make_options(net, backend="c")).execute.fact_check
     captured.guards.use(checker)
     assert "_native" in captured.guards.source()
     assert "['weight']" not in captured.guards.source()
@@ -374,7 +375,7 @@ def test_a_parameter_as_argument_is_seen() -> None:
     with torch.no_grad():
         net.offset = square
         captured = capture(net, (torch.ones(3, 3), torch.ones(3, 3)))
-        options = driver.make_options(net, backend="c")
+        options = make_options(net, backend="c")
         captured.guards.use(driver.compile_graph(captured.graph, options).execute.fact_check)
         assert captured.match((torch.ones(3, 3), torch.ones(3, 3)), {}) is not None
         assert "offset is one tensor with another argument" in miss(captured, torch.ones(3, 3), square)
@@ -414,7 +415,7 @@ def test_strides_by_which_nothing_is_found(shape, strides, is_fact, native) -> N
     if native:
         if torch.__version__ < "2.13" and key_set_offset() is None:
             pytest.skip("this older torch keeps its dispatch keys where they are not found: Python checks the guards")
-        options = driver.make_options(lambda x: x, backend="c")
+        options = make_options(lambda x: x, backend="c")
         captured.guards.use(driver.compile_graph(captured.graph, options).execute.fact_check)
         assert "_native" in captured.guards.source() or 0 in shape  # a program without kernels has no native code
     assert captured.match((first,), {}) is not None

@@ -24,6 +24,7 @@ import graphc
 from benchmarks import zoo
 from graphc import driver
 from graphc.errors import GraphcError, UnsupportedError
+from graphc.options import make_options
 from graphc.report.share import planned
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -99,7 +100,7 @@ def line_of(model: str, form: str, plans: Sequence[dict[str, Any]]) -> Line:
 
 def plans_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Counters of the plan of a function; of each plan on the path that it takes, if it looks at data."""
-    options = driver.make_options(fn, backend="c")
+    options = make_options(fn, backend="c")
     try:
         graph = driver.capture(fn, args, {}, options, frozenset()).graph
     except UnsupportedError:  # it may be a look at data, which `compile` takes as a path

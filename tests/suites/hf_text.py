@@ -1,4 +1,4 @@
-"""Models of transformers that read and write text: encoders, decoders, experts, state spaces, encoder-decoders."""
+"""Models of transformers for text: encoders and decoders, and those of experts, of state spaces, and that translate."""
 
 from __future__ import annotations
 
@@ -6,30 +6,20 @@ from typing import Any
 
 import torch
 
+from tests.suites.hf_decoders import DECODERS, decoder
+from tests.suites.hf_encoders import ENCODERS
 from tests.suites.hf_models import (
     BATCH,
-    DECODER,
     ENCODER,
     GROUPED,
     LENGTH,
     TRANSLATOR,
     VOCABULARY,
     Spec,
-    classified_text,
     ids,
     language,
     translation,
 )
-
-
-def _encoder(name: str, prefix: str, head: str = "ForMaskedLM", inputs: Any = language, **arguments: Any) -> Spec:
-    return Spec(name, prefix + head, f"{prefix}Config", inputs, "encoder", {**ENCODER, **arguments})
-
-
-def _decoder(name: str, prefix: str, family: str = "decoder", base: Any = GROUPED, **arguments: Any) -> Spec:
-    return Spec(
-        name, f"{prefix}ForCausalLM", f"{prefix}Config", language, family, {**base, **arguments}, generates=True
-    )
 
 
 def _translator(name: str, prefix: str, head: str = "ForConditionalGeneration", **arguments: Any) -> Spec:
@@ -40,259 +30,11 @@ def _translator(name: str, prefix: str, head: str = "ForConditionalGeneration", 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 TEXT = [
-    _encoder("BERT", "Bert"),
-    _encoder("BERT classifier", "Bert", "ForSequenceClassification", classified_text),
-    _encoder("RoBERTa", "Roberta"),
-    Spec(
-        "DistilBERT",
-        "DistilBertForMaskedLM",
-        "DistilBertConfig",
-        language,
-        "encoder",
-        {
-            "vocab_size": VOCABULARY,
-            "dim": 32,
-            "n_layers": 2,
-            "n_heads": 4,
-            "hidden_dim": 48,
-            "max_position_embeddings": 64,
-        },
-    ),
-    _encoder("ALBERT", "Albert", embedding_size=16, num_hidden_groups=1),
-    _encoder("ELECTRA", "Electra", embedding_size=16),
-    _encoder("DeBERTa", "Deberta", relative_attention=True, pos_att_type=["c2p", "p2c"]),
-    _encoder("DeBERTa-v2", "DebertaV2", relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=8),
-    _encoder("MPNet", "MPNet"),
-    _encoder("Longformer", "Longformer", attention_window=4),
-    _encoder(
-        "ModernBERT", "ModernBert", pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
-    ),
-    _encoder("RoFormer", "RoFormer", embedding_size=32),
-    _encoder("SqueezeBERT", "SqueezeBert", embedding_size=32),
-    _encoder(
-        "MobileBERT",
-        "MobileBert",
-        embedding_size=16,
-        intra_bottleneck_size=16,
-        true_hidden_size=16,
-        num_feedforward_networks=2,
-    ),
-    _encoder("FNet", "FNet", inputs=lambda: {k: v for k, v in language().items() if k != "attention_mask"}),
-    _encoder("ConvBERT", "ConvBert", embedding_size=32),
-    _encoder("BigBird", "BigBird", attention_type="original_full"),
-    _encoder("XLM-RoBERTa", "XLMRoberta"),
-    Spec(
-        "XLNet",
-        "XLNetLMHeadModel",
-        "XLNetConfig",
-        language,
-        "encoder",
-        {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
-    ),
-    Spec(
-        "Funnel",
-        "FunnelForMaskedLM",
-        "FunnelConfig",
-        language,
-        "encoder",
-        {
-            "vocab_size": VOCABULARY,
-            "d_model": 32,
-            "block_sizes": [1, 1],
-            "n_head": 4,
-            "d_head": 8,
-            "d_inner": 48,
-            "num_decoder_layers": 1,
-        },
-    ),
-    Spec(
-        "Reformer",
-        "ReformerForMaskedLM",
-        "ReformerConfig",
-        lambda: {"input_ids": torch.randint(5, 90, (2, 16))},
-        "encoder",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_attention_heads": 2,
-            "attention_head_size": 16,
-            "attn_layers": ["local"],
-            "feed_forward_size": 48,
-            "axial_pos_embds": True,
-            "axial_pos_shape": [4, 4],
-            "axial_pos_embds_dim": [16, 16],
-            "local_attn_chunk_length": 4,
-            "is_decoder": False,
-            "max_position_embeddings": 16,
-        },
-    ),
-    # decoders
-    Spec(
-        "GPT-2",
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        language,
-        "decoder",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        True,
-    ),
-    _decoder("GPT-NeoX", "GPTNeoX", base=DECODER),
-    Spec(
-        "GPT-Neo",
-        "GPTNeoForCausalLM",
-        "GPTNeoConfig",
-        language,
-        "decoder",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 4,
-            "max_position_embeddings": 64,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        True,
-    ),
-    Spec(
-        "GPT-J",
-        "GPTJForCausalLM",
-        "GPTJConfig",
-        language,
-        "decoder",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "rotary_dim": 4,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        True,
-    ),
-    Spec(
-        "GPT-BigCode",
-        "GPTBigCodeForCausalLM",
-        "GPTBigCodeConfig",
-        language,
-        "decoder",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        True,
-    ),
-    Spec(
-        "CodeGen",
-        "CodeGenForCausalLM",
-        "CodeGenConfig",
-        language,
-        "decoder",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "rotary_dim": 4,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        True,
-    ),
-    _decoder("OPT", "OPT", base=DECODER, ffn_dim=48, word_embed_proj_dim=32),
-    Spec(
-        "BLOOM",
-        "BloomForCausalLM",
-        "BloomConfig",
-        language,
-        "decoder",
-        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
-        True,
-    ),
-    Spec(
-        "MPT",
-        "MptForCausalLM",
-        "MptConfig",
-        language,
-        "decoder",
-        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
-        True,
-    ),
-    _decoder("LLaMA", "Llama"),
-    _decoder("Mistral", "Mistral", sliding_window=6),
-    _decoder("Qwen2", "Qwen2"),
-    _decoder("Qwen3", "Qwen3", head_dim=8),
-    _decoder("Gemma", "Gemma", head_dim=8),
-    _decoder("Gemma 2", "Gemma2", head_dim=8, sliding_window=4),
-    Spec(
-        "Gemma 3",
-        "Gemma3ForCausalLM",
-        "Gemma3TextConfig",
-        language,
-        "decoder",
-        {**GROUPED, "head_dim": 8, "sliding_window": 4},
-        True,
-    ),
-    _decoder("Phi", "Phi"),
-    _decoder("Phi-3", "Phi3", base={**GROUPED, "rope_scaling": None}),
-    _decoder("Falcon", "Falcon", base=DECODER),
-    _decoder("Falcon alibi", "Falcon", base=DECODER, alibi=True, new_decoder_architecture=False),
-    _decoder("StableLM", "StableLm"),
-    _decoder("OLMo", "Olmo"),
-    _decoder("OLMo 2", "Olmo2"),
-    _decoder("Cohere", "Cohere"),
-    _decoder("Granite", "Granite"),
-    _decoder("GLM", "Glm", head_dim=8),
-    _decoder("SmolLM3", "SmolLM3"),
-    _decoder("Starcoder2", "Starcoder2"),
-    _decoder("Nemotron", "Nemotron"),
-    _decoder("Persimmon", "Persimmon", base=DECODER),
-    Spec(
-        "XGLM",
-        "XGLMForCausalLM",
-        "XGLMConfig",
-        language,
-        "decoder",
-        {
-            "vocab_size": VOCABULARY,
-            "d_model": 32,
-            "num_layers": 2,
-            "attention_heads": 4,
-            "ffn_dim": 48,
-            "max_position_embeddings": 64,
-        },
-        True,
-    ),
-    Spec(
-        "CTRL",
-        "CTRLLMHeadModel",
-        "CTRLConfig",
-        language,
-        "decoder",
-        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48, "n_positions": 64},
-        True,
-    ),
+    *ENCODERS,
+    *DECODERS,
     # mixtures of experts
-    _decoder("Mixtral", "Mixtral", "experts", **EXPERTS),
-    _decoder(
+    decoder("Mixtral", "Mixtral", "experts", **EXPERTS),
+    decoder(
         "Qwen2-MoE",
         "Qwen2Moe",
         "experts",
@@ -302,11 +44,11 @@ TEXT = [
         shared_expert_intermediate_size=16,
         decoder_sparse_step=1,
     ),
-    _decoder(
+    decoder(
         "Qwen3-MoE", "Qwen3Moe", "experts", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
     ),
-    _decoder("OLMoE", "Olmoe", "experts", num_experts=4, num_experts_per_tok=2),
-    _decoder(
+    decoder("OLMoE", "Olmoe", "experts", num_experts=4, num_experts_per_tok=2),
+    decoder(
         "DeepSeek-V3",
         "DeepseekV3",
         "experts",
@@ -323,9 +65,9 @@ TEXT = [
         v_head_dim=8,
         num_key_value_heads=4,
     ),
-    _decoder("GPT-OSS", "GptOss", "experts", head_dim=8, sliding_window=4, **EXPERTS),
-    _decoder("GraniteMoE", "GraniteMoe", "experts", **EXPERTS),
-    _decoder("PhiMoE", "Phimoe", "experts", **EXPERTS),
+    decoder("GPT-OSS", "GptOss", "experts", head_dim=8, sliding_window=4, **EXPERTS),
+    decoder("GraniteMoE", "GraniteMoe", "experts", **EXPERTS),
+    decoder("PhiMoE", "Phimoe", "experts", **EXPERTS),
     Spec(
         "Switch Transformer",
         "SwitchTransformersForConditionalGeneration",
@@ -398,7 +140,7 @@ TEXT = [
             "context_length": 64,
         },
     ),
-    _decoder(
+    decoder(
         "RecurrentGemma",
         "RecurrentGemma",
         "state space",
@@ -408,7 +150,7 @@ TEXT = [
         head_dim=8,
         block_types=["recurrent", "recurrent", "attention"],
     ),
-    _decoder(
+    decoder(
         "Jamba",
         "Jamba",
         "state space",
@@ -422,7 +164,7 @@ TEXT = [
         mamba_dt_rank=4,
         use_mamba_kernels=False,
     ),
-    _decoder(
+    decoder(
         "Zamba2",
         "Zamba2",
         "state space",
@@ -436,7 +178,7 @@ TEXT = [
         hybrid_layer_ids=[1],
         use_mamba_kernels=False,
     ),
-    _decoder("LFM2", "Lfm2", "state space", layer_types=["conv", "full_attention"]),
+    decoder("LFM2", "Lfm2", "state space", layer_types=["conv", "full_attention"]),
     # encoder-decoders
     *(
         Spec(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from graphc.driver import capture, make_options, plan_for
+from graphc.driver import capture, plan_for
+from graphc.options import make_options
 from graphc.program.loops import LoopStep
 from graphc.program.plan import Plan
 from graphc.report.placed import place

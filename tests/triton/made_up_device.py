@@ -16,8 +16,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.codegen.triton.program import generate
-from graphc.driver import Options, capture, plan_for
+from graphc.driver import capture, plan_for
 from graphc.frontend.captured import Captured
+from graphc.options import Options
 from graphc.program.record import Program
 from graphc.report.placed import place
 from graphc.runtime.device import register

@@ -69,8 +69,9 @@ def test_old_gpus_are_refused(capability: tuple[int, int], refused: bool, monkey
 
 def test_a_kind_of_device_without_code_runs_op_by_op() -> None:
     import graphc
-    from graphc.driver import Options, compile_graph
+    from graphc.driver import compile_graph
     from graphc.errors import FallbackWarning
+    from graphc.options import Options
 
     graph = graphc.trace(lambda x: x.exp() * 2, torch.ones(3))
     for value in graph.values():
