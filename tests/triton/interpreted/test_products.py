@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton.emit import emit_kernel
@@ -59,6 +60,28 @@ def test_half_precision() -> None:
         found, case.function(*inputs), case.function(*(x.double() for x in inputs)), strict=True
     ):
         assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_the_library_adds_a_bias_as_in_eager(dtype: torch.dtype) -> None:
+    """Small products are the library's: eager's very numbers, of weights that require grad and of an empty sum too."""
+
+    def layers(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden = F.linear(x, w, b)
+        return hidden, F.linear(hidden.relu(), v, b[:7]), torch.baddbmm(z, y, y.mT), empty(x)
+
+    def empty(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x[:, :0], w[:, :0], b)
+
+    torch.manual_seed(1)
+    w, v, b = (torch.randn(shape).to(dtype).requires_grad_() for shape in ((50, 40), (7, 50), (50,)))
+    args = [torch.randn(shape).to(dtype) for shape in ((3, 40), (3, 5, 6), (3, 1, 5))]
+    with override(cache=False), torch.no_grad():
+        compiled = graphc.compile(layers, backend="triton")
+        found, calls = compiled(*args), compiled.explain(*args).stats["extern"]
+        for mine, theirs in zip(found, layers(*args), strict=True):
+            assert torch.equal(mine, theirs)
+    assert calls == {"aten.addmm.out": 3, "aten.baddbmm.out": 1}
 
 
 def test_infinities_and_nan_stay_in_their_rows() -> None:
