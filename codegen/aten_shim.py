@@ -197,7 +197,8 @@ def shim_call(step: AtenStep, buffers: list[BufferSpec]) -> ShimCall:
     writer = CallWriter(buffers)
     parameters = list(_prototypes()[symbol])
     arguments: list[str] = []
-    floating = all(view.dtype.is_float for view in step.views() if not buffers[view.buffer].host)
+    operands = [view.dtype for view in step.views() if not buffers[view.buffer].host]
+    floating = all(dtype.is_float for dtype in operands or [buffers[out].dtype for out in step.outs])
     for argument, value in zip(schema.arguments, values, strict=True):
         _marshal(writer, arguments, parameters, argument, value, floating)
     results = [_take(parameters, "AtenTensorHandle*") for _ in schema.returns]
@@ -277,7 +278,10 @@ def _marshal(
 
 
 def _check_scalar(value: Any, specs: list[BufferSpec], floating: bool) -> None:
-    """The shim passes numbers as doubles, which says nothing about integers: fine only among floating tensors."""
+    """The shim passes numbers as doubles, which says nothing about integers: fine only among floating tensors.
+
+    Where no operand is a tensor, those are the results.
+    """
     if isinstance(value, View):
         is_double, exact = specs[value.buffer].dtype.is_float, False
     else:

@@ -27,10 +27,13 @@ class Operands(dict[Value, tuple[int, ...]]):
     Attributes:
         tensors: each with its strides; one value may stand for two tensors that are laid out differently.
         has_number: a Python number is among the operands that TensorIterator sees, as a 0-d tensor.
+        resized: tensors that the call may give another shape. Another tensor with the elements of one of them gets a
+            value of its own, since it keeps its shape.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resized: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
+        self.resized = resized
         self.tensors: list[tuple[Value, tuple[int, ...]]] = []
         self.has_number = False
 
@@ -41,6 +44,8 @@ def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
     if kind is TracedTensor or isinstance(item, torch.Tensor):
         state = recorder.state_of(item)
         value = read(recorder.builder, state)
+        if operands.resized and _has_elements_of(recorder, item, value, operands.resized):
+            value = recorder.builder.op("reshape", value, shape=value.shape)
         operands[value] = state.strides
         operands.tensors.append((value, state.strides))
         return value
@@ -50,6 +55,13 @@ def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
         return kind(int(p) if isinstance(p, torch.SymInt) else to_values(recorder, p, operands) for p in item)
     node = host.node_of(item)
     return item if node is None else node.value
+
+
+def _has_elements_of(recorder: Recorder, tensor: Any, value: Value, others: Sequence[torch.Tensor]) -> bool:
+    """Whether a tensor is none of the others and has the value of one of them."""
+    return all(tensor is not other for other in others) and any(
+        value is read(recorder.builder, recorder.state_of(other)) for other in others
+    )
 
 
 MAX_RANK = 64

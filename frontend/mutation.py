@@ -39,10 +39,11 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
         _check_history(recorder, func, args, kwargs, written)
-        if overlap.refuse_as_eager(recorder, func, args, kwargs, written) and len(written) > 1 and takes_lists:
+        meets = overlap.refuse_as_eager(recorder, func, args, kwargs, written)
+        if meets and len(written) > 1 and takes_lists:
             return _one_by_one(handle, recorder, func, args, kwargs, len(written))
         before = [recorder.state_of(tensor).shape for tensor in written]
-        operands = Operands()
+        operands = Operands(written if is_out and meets else ())
         inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
         values, keywords = call_values(recorder, func, args, inputs, operands)
         keywords = dict(keywords)

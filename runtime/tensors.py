@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -58,11 +58,6 @@ def same_strides(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
     if found == strides or tensor.numel() == 0:
         return True
     return all(size < 2 or a == b for size, a, b in zip(tensor.shape, found, strides, strict=True))
-
-
-def told_apart(shape: Sequence[int]) -> bool:
-    """Whether torch reads a memory format off strides by which nothing is found: one of four or five dims is 1."""
-    return len(shape) in (4, 5) and 1 in shape
 
 
 def with_strides(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:

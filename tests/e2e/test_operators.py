@@ -178,3 +178,11 @@ def test_bools_as_places() -> None:
             lambda x, t: torch.nn.functional.embedding((x > 0).long(), t),
         ):
             assert torch.equal(graphc.compile(fn)(x, table), fn(x, table))
+
+
+@pytest.mark.parametrize("backend", ["c", "interpret"])
+def test_strides_of_dims_of_size_1_are_those_that_eager_gives(backend) -> None:
+    """By which nothing is found, and in which torch reads a memory format."""
+    x, weight = torch.randn(2).as_strided((1, 2, 1), (2, 1, 2)), torch.randn(3, 2, 1)
+    compiled = graphc.compile(torch.nn.functional.conv1d, backend=backend, numerics="eager")
+    assert compiled(x, weight).stride() == torch.nn.functional.conv1d(x, weight).stride() == (3, 1, 3)

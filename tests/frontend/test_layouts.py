@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.frontend.harness import check
 
@@ -64,3 +65,21 @@ def test_numbers_that_are_operands() -> None:
 
     x = torch.arange(8.0).as_strided((5, 1, 1, 1), (1, 5, 5, 5))
     check(fn, x, torch.arange(16).as_strided((1, 7, 1, 2), (1, 2, 2, 1)), calls=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1), (2, 2, 1), (2, 1, 3), (2, 2, 3)])
+def test_convolutions_of_one_dim(shape: tuple[int, ...]) -> None:
+    """Eager makes two dims of one, and reads a memory format off the strides of dims of size 1."""
+
+    def fn(x, weight):
+        return F.conv1d(x, weight), F.conv_transpose1d(x, weight.transpose(0, 1)), F.conv1d(x[0], weight)
+
+    weight = torch.randn(shape[1], shape[1], 1)
+    for strides in itertools.product((1, 2, 3, 6), repeat=3):
+        x = torch.randn(30).as_strided(shape, strides)
+        try:
+            fn(x, weight)
+        except RuntimeError:
+            continue
+        check(fn, x, weight, calls=1)
+    check(fn, torch.randn(shape), torch.randn(shape[1], 1, shape[1]).transpose(1, 2), calls=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tests.fuzz.draw import Draw
 from tests.fuzz.environments import Rejected
 
@@ -15,12 +17,14 @@ def sums(g: Draw) -> str:
     where = g.one(f"{dim}{keep}", f"{dim}{keep}", f"{g.dims(x)}{keep}", "")
     # of infinities, eager's running mean is NaN or not as they are ordered, and its gradient of a product is NaN
     tame = x if g.finite(x) else f"torch.isfinite({x})"
+    # of one factor, the gradient is expanded or not, as autograd chooses its formula
+    factors = f"{x}.detach()" if g[x].requires_grad and 1 in g[x].shape else tame
     return g.one(
         f"{x}.sum({where})",
         f"{x}.sum({where})",
         f"{x}.sum({where}{', ' if where else ''}dtype={g.float_dtype()})",
         f"{x}.mean({where})",
-        f"{tame}.prod({dim}{keep})",
+        f"{factors}.prod({dim}{keep})",
         f"{tame}.prod()",
         f"{x}.var({where})",
         f"{x}.nansum({where})",
@@ -31,7 +35,7 @@ def sums(g: Draw) -> str:
         f"torch.linalg.vector_norm({x}, {g.one(1, 2, 3)})",
         f"{x}.norm({g.one(1, 2)}, {dim}{keep})",
         f"{x}.trace()",
-        f"torch.var_mean({tame}, {dim}{keep})[{g.one(0, 1)}]",
+        f"torch.var_mean({tame}.abs(), {dim}{keep})[{g.one(0, 1)}]",  # of a mean near 0 only rounding is left
         f"F.normalize({x}, dim={dim})",
     )
 
@@ -40,6 +44,7 @@ def choices(g: Draw) -> str:
     x = g.any(exact=True)
     dim, keep = g.dim(x), g.one("", "", ", keepdim=True")
     where = g.one(f"{dim}{keep}", f"{g.dims(x)}{keep}", "()")
+    own = f"({x} * 1)" if 0 in g[x].stride() else x  # eager sorts an expanded one in its own memory
     return g.one(
         f"{x}.amax({where})",
         f"{x}.amin({where})",
@@ -53,10 +58,10 @@ def choices(g: Draw) -> str:
         f"{x}.any({where})",
         f"{x}.all({where})",
         f"{x}.count_nonzero({dim})",
-        f"{x}.median()",
+        f"{own}.median()",
         f"{x}.any()",
         f"{x}.all()",
-        f"{x}.median({dim}{keep}).values",
+        f"{own}.median({dim}{keep}).values",
         f"torch.aminmax({x}).max",
         f"{x}.norm(float('inf'))",
     )
@@ -134,6 +139,8 @@ def rows(g: Draw) -> str:
     dim = g.dim(x)
     last = g.size(x, -1)
     w = g.maybe(lambda t: t.dtype == g[x].dtype and t.shape == g[x].shape[-1:], "None")
+    # of a number that is the mean, rounding is left: no wider dtype tells how much
+    few = x if g[x].dtype != torch.float64 else f"{x}.to(torch.float32)"
     return g.one(
         f"F.softmax({x}, {dim})",
         f"F.log_softmax({x}, {dim})",
@@ -142,8 +149,8 @@ def rows(g: Draw) -> str:
         f"F.layer_norm({x}, ({last},), {w}, {w}, 1e-5)",
         f"F.group_norm({x}, 1)",
         f"F.glu({x}, {dim})",
-        f"F.batch_norm({x}, None, None, training=True)",
-        f"F.instance_norm({x})",
+        f"F.batch_norm({few}, None, None, training=True)",
+        f"F.instance_norm({few})",
         f"F.softmin({x}, {dim})",
         f"F.softmax({x}, {dim}, dtype={g.float_dtype()})",
         f"F.rms_norm({x}, ({last},), {w})",

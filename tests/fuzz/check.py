@@ -272,6 +272,8 @@ def _bounds(eager: Any, references: _References, number: int) -> tuple[Any, Any]
         return eager, wide
     stacked = torch.stack(found)
     error = stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0]
+    if eager.dtype == wide.dtype:  # nothing exact to compare with: two that are off as much as this may be twice apart
+        error = error * 2
     return torch.where(torch.isfinite(eager) & torch.isfinite(wide), (wide + error).to(eager.dtype), eager), wide
 
 

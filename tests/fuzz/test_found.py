@@ -17,6 +17,7 @@ RUN_EAGER = {
     "gradient_of_complex_number": "aten._conj.default of the number 1j",
     "leaf_made_and_used": "gradients are needed",
     "view_at_a_place_of_data": "a view of an input at a place that data decide",
+    "out_of_another_shape_beside_its_elements": "makes memory larger",
     "number_into_expanded_by_mask": "it writes to a tensor of which several elements are one place in memory",
 }
 """Where being right means to leave the call to eager, with a warning that says why."""
