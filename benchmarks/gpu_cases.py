@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_programs import experts, gradients, grouped_mm
+from gpu_programs import attend, experts, gradients, grouped_mm
 from torch import nn
 from torch.nn import functional as F
 from zoo import build
@@ -180,13 +180,6 @@ def experts_grad(device: torch.device, exact: bool, small: bool) -> Made:
     down = floats(device, exact, BF16, count, width // 2, width, scale=width**-0.5)
     weights = floats(device, exact, BF16, rows, 1)
     return with_gradients(experts(grouped_exactly if exact else grouped_mm), (x, up, down, weights, ends, cotangent))
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention as people write it: (heads, tokens, width)."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    ahead = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-    return torch.softmax(scores.masked_fill(ahead, -math.inf), -1) @ v
 
 
 @case(">= 0.9x SDPA, >= 5x eager", 45, flops=7 * 2 * 16 * 4096 * 4096 * 128 // 2, contenders=("sdpa", "default"))

@@ -6,6 +6,7 @@ gradients, or are whole steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,9 @@ from zoo.vision import Bottleneck
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 PROGRAMS: dict[str, Callable[[], Program]] = {}
-SMALL = ("pointwise_chain", "softmax", "layer_norm_grad", "transpose", "embedding_grad", "adamw_200")
+SMALL = (
+    "pointwise_chain", "softmax", "layer_norm_grad", "transpose", "embedding_grad", "attention_grad", "adamw_200",
+)  # fmt: skip
 """What `make check` looks at."""
 
 
@@ -315,6 +318,19 @@ def experts_grad() -> Program:
     """64 experts of width 2,048 and 1,024, 32,768 rows, bfloat16."""
     shapes = (half(32768, 2048), half(64, 2048, 2048), half(64, 1024, 2048), half(32768, 1))
     return gradients(experts(grouped_mm)), (*shapes, torch.zeros(64, dtype=torch.int32), half(32768, 2048))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention as people write it: (heads, tokens, width)."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    ahead = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+    return torch.softmax(scores.masked_fill(ahead, -math.inf), -1) @ v
+
+
+@program
+def attention_grad() -> Program:
+    """Written by hand, causal: 16 heads of 4,096 tokens of width 128, bfloat16."""
+    return gradients(attend), tuple(half(16, 4096, 128) for _ in range(4))
 
 
 # ------------------------------------------------------------------------------------------------ optimizers, steps

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphc.ir.types import DType
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -30,9 +32,15 @@ class Chip:
     tensor_flops: float
     multiplies_float8: bool = False
 
-    def seconds(self, nbytes: int, work: int) -> float:
-        """The least time that moves so many bytes and does so much arithmetic, without fused multiply-adds."""
-        return max(nbytes / self.bandwidth, work / (self.flops / 2))
+    def seconds(self, nbytes: int, work: int, matrix: int = 0) -> float:
+        """The least time of a kernel, all of whose units work side by side.
+
+        Args:
+            nbytes: that it moves.
+            work: additions and the like, without fused multiply-adds.
+            matrix: operations in tensor cores, in those on bf16.
+        """
+        return max(nbytes / self.bandwidth, work / (self.flops / 2), matrix / self.tensor_flops)
 
 
 DEFAULT_TARGET = "cuda:90"
@@ -43,6 +51,15 @@ CHIPS: tuple[Chip, ...] = (
     Chip("B200", "cuda:100", 8.0e12, 75e12, 2250e12, True),
     Chip("MI300X", "hip:gfx942", 5.3e12, 163.4e12, 1307e12),
 )
+
+
+def worth_in_bf16(dtype: DType, tf32: bool) -> float:
+    """How many operations on bf16 take as long in tensor cores as one on a dtype; 0 = it is not done there."""
+    if dtype.is_reduced and dtype.itemsize > 1:
+        return 1.0
+    if dtype.name == "f32":
+        return 2.0 if tf32 else 0.0
+    return 0.5  # bytes
 
 
 def chip_of(target: str) -> Chip:

@@ -39,27 +39,28 @@ TABLE_SHARE, SMALL_TABLE = 64, 4_096
 """A table of so many times the elements that are picked from it, or of these, is let go of by picking early."""
 
 
-def fuse(graph: Graph, backend: str = "c", templates: Templates | None = None) -> Fusion:
+def fuse(graph: Graph, backend: str = "c", templates: Templates | None = None, adds_in_library: bool = False) -> Fusion:
     """Partition a graph into kernels and library calls. The graph is not changed.
 
     Args:
         graph: optimised, of static shapes.
         backend: `c` or `triton`.
         templates: which products are kernels; None = none.
+        adds_in_library: library calls for products of 16-bit floats take a bias, where there are templates.
 
     Raises:
         LoweringError: an op has neither a lowering nor a library call.
     """
-    return Fuser(graph, backend, templates).run()
+    return Fuser(graph, backend, templates, adds_in_library).run()
 
 
 class Fuser:
     """The sweep; see the module. `UpdateFusion`, `LibraryFusion` and `TemplateFusion` are parts of it."""
 
-    def __init__(self, graph: Graph, backend: str, templates: Templates | None) -> None:
+    def __init__(self, graph: Graph, backend: str, templates: Templates | None, adds_in_library: bool = False) -> None:
         self.graph, self.backend = graph, backend
         self.in_order = templates is not None and templates.deterministic
-        self.products = TemplateFusion(self, templates) if templates is not None else None
+        self.products = TemplateFusion(self, templates, adds_in_library) if templates is not None else None
         self.layouts = Layouts()
         self.ops: list[Op] = list(graph.ops)
         self.live = {output.value for output in graph.outputs}
@@ -234,6 +235,8 @@ class Fuser:
                 self.updates.start_update(op)
             return
         if value not in self.needed and not groups:
+            return
+        if self.products is not None and self.products.add_in_library(op, groups):
             return
         if value in self.needed or not self._absorb(op, value, groups):
             if op.name == "concat" and self.updates.stores_pieces(op):

@@ -18,7 +18,7 @@ class Library:
     Attributes:
         op: the op.
         position: in program order.
-        operands: per operand the strided view it is passed as; None for literals.
+        operands: per operand the strided view it is passed as; None for literals. A product may have one more.
         results: the values it stores, those of the op; for a product perhaps one with its batch dims split.
         overwrites: for a result that takes over the memory of an operand, that operand.
         joins: nothing runs: the result is complete when its parts, the operands, are stored.
@@ -34,6 +34,11 @@ class Library:
     @property
     def is_matmul(self) -> bool:
         return self.op.name in PRODUCTS
+
+    @property
+    def added(self) -> Place | None:
+        """What the call adds to a product before it is rounded."""
+        return self.operands[2] if self.op.name == "matmul" and len(self.operands) > 2 else None
 
     @property
     def is_foreach(self) -> bool:

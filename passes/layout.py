@@ -173,3 +173,12 @@ def _as_strided(at: Place, op: Op) -> Place | None:
 
 
 _VIEWS = {"reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "as_strided": _as_strided}
+
+
+def before_merge(value: Value) -> Value | None:
+    """What a reshape merged the leading dims of into one batch dim; None when it is not such a reshape."""
+    if value.op is None or value.op.name != "reshape" or value.type.rank != 3:
+        return None
+    source = value.op.operands[0]
+    assert isinstance(source, Value)
+    return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None

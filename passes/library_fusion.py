@@ -13,7 +13,7 @@ from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import get
 from graphc.passes.fused import PRODUCTS, Library
-from graphc.passes.layout import Place, int_shape, same_strides, view_strides, wanted_strides
+from graphc.passes.layout import Place, before_merge, int_shape, same_strides, view_strides, wanted_strides
 from graphc.passes.steps import operands_read
 from graphc.passes.updates import copy_op, updates
 from graphc.passes.work import element_count, is_kernel_op
@@ -145,7 +145,7 @@ class LibraryFusion:
         fuser.stored.update(results)
         if op.name in PRODUCTS:
             factors = self._place_factors(op, results[0])
-            others = [self._own(item) for item in op.operands[2:] if isinstance(item, Value)]
+            others = [self.own(item) for item in op.operands[2:] if isinstance(item, Value)]
             overwrites = {value: base for value, base in updates(op) if value in fuser.overwritten}
             fuser.libraries.append(Library(op, fuser.position[op], [*factors, *others], results, overwrites))
             return
@@ -159,7 +159,7 @@ class LibraryFusion:
         read = operands_read(op)
         given = [*self.rows.get(op, ()), *op.operands[len(self.rows.get(op, ())) :]]
         operands = [
-            (self._own(x) if x in changed else self._place_argument(x, op))
+            (self.own(x) if x in changed else self._place_argument(x, op))
             if isinstance(x, Value) and at in read
             else None
             for at, x in enumerate(given)
@@ -182,22 +182,22 @@ class LibraryFusion:
                 self.layouts.chosen[result] = plain  # type: ignore[assignment]  # static
                 fuser.position[copy] = fuser.position[op] - 0.5
                 fuser.start(result)
-                places.append(self._own(result))
+                places.append(self.own(result))
             elif (
                 base not in fuser.needed
                 and base.op is not None
                 and is_kernel_op(base.op)
                 and element_count(value) < element_count(base)
             ):
-                places.append(self._own(value))  # storing all of the base for a part of it does not pay
+                places.append(self.own(value))  # storing all of the base for a part of it does not pay
             else:
-                places.append(self._need(place))
+                places.append(self.need(place))
         fuser.libraries.append(Library(op, fuser.position[op], places, list(op.results)))
 
     def _place_factors(self, op: Op, result: Value) -> list[Place | None]:
         """Operands of a product, with batch dims as the result or one of the operands has them before a merge."""
         values = [item for item in op.operands[:2] if isinstance(item, Value)]
-        sources = [_before_merge(value) for value in values]
+        sources = [before_merge(value) for value in values]
         batch = int_shape(result)[:-2]
         if result is op.results[0]:
             batches = {int_shape(source)[:-2] for source in sources if source is not None}
@@ -205,9 +205,9 @@ class LibraryFusion:
         found: list[Place | None] = []
         for value, source in zip(values, sources, strict=True):
             if source is not None and int_shape(source)[:-2] == batch:
-                found.append(self._place_factor(source))
+                found.append(self.place_factor(source))
                 continue
-            place = self._place_factor(value)
+            place = self.place_factor(value)
             if len(place.shape) == 3 and len(batch) > 1 and place.shape[0] == math.prod(batch) != 1:
                 shape = (*batch, *place.shape[-2:])
                 strides = view_strides(place.shape, place.strides, shape)
@@ -216,33 +216,35 @@ class LibraryFusion:
             found.append(place)
         return found
 
-    def _need(self, place: Place) -> Place:
+    def need(self, place: Place) -> Place:
+        """A place whose base is stored, since a call reads it."""
         self.fuser.needed.add(place.base)
         return place
 
-    def _own(self, value: Value) -> Place:
-        return self._need(Place(value, int_shape(value), self.layouts.strides(value)))
+    def own(self, value: Value) -> Place:
+        """The place of a value that is stored itself."""
+        return self.need(Place(value, int_shape(value), self.layouts.strides(value)))
 
     def _place_argument(self, value: Value, op: Op) -> Place:
         """An operand of an ATen call: with eager's strides, without a copy where they can be had."""
         fuser = self.fuser
         if op.name in (grouped.NAME, scaled.NAME) and value in op.operands[:2]:
-            return self._place_factor(value, grouped.ALIGNMENT // value.dtype.itemsize)
+            return self.place_factor(value, grouped.ALIGNMENT // value.dtype.itemsize)
         wanted = wanted_strides(value)
         if value not in fuser.stored and value not in fuser.needed:
             place = self.layouts.place(_uncopied(value), fuser.stored, fuser.needed)
             if place.base in self.shared and _suits(op, place, wanted):
-                return self._need(place)
+                return self.need(place)
         place = self.layouts.place(value, fuser.stored, fuser.needed)
         base = place.base
         smaller = base not in fuser.needed and base.op is not None and element_count(value) < element_count(base)
         if (smaller and is_kernel_op(base.op)) or not same_strides(  # type: ignore[arg-type]
             place.shape, place.strides, wanted
         ):
-            return self._own(value)
-        return self._need(place)
+            return self.own(value)
+        return self.need(place)
 
-    def _place_factor(self, value: Value, step: int = 1) -> Place:
+    def place_factor(self, value: Value, step: int = 1) -> Place:
         """An operand of a matrix product: any strides that BLAS takes, in steps of so many elements."""
         fuser = self.fuser
         place = self.layouts.place(value, fuser.stored, fuser.needed)
@@ -251,10 +253,10 @@ class LibraryFusion:
         is_row_major = column_stride == 1 or columns == 1
         is_column_major = row_stride == 1 or rows == 1
         if is_row_major and row_stride % step == 0 and (rows == 1 or row_stride >= max(1, columns)):
-            return self._need(place)
+            return self.need(place)
         if is_column_major and column_stride % step == 0 and (columns == 1 or column_stride >= max(1, rows)):
-            return self._need(place)
-        return self._own(value)
+            return self.need(place)
+        return self.own(value)
 
 
 def _splits_batch(value: Value, product: Value) -> bool:
@@ -274,12 +276,3 @@ def _suits(op: Op, place: Place, wanted: tuple[int, ...]) -> bool:
     """Whether an ATen call reads an operand in this place as it would in eager's; attention takes any rows."""
     rows_in_one_piece = op.name == "attention" and place.strides[-1] == 1
     return rows_in_one_piece or same_strides(place.shape, place.strides, wanted)
-
-
-def _before_merge(value: Value) -> Value | None:
-    """What a reshape merged the leading dims of into one batch dim; None when it is not such a reshape."""
-    if value.op is None or value.op.name != "reshape" or value.type.rank != 3:
-        return None
-    source = value.op.operands[0]
-    assert isinstance(source, Value)
-    return source if source.type.rank > 3 and source.shape[-2:] == value.shape[-2:] else None

@@ -30,7 +30,7 @@ from graphc.passes.outline import memory_dtype
 from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
-from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic
+from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic, without_lead
 from graphc.passes.templates import NEVER, Templates
 from graphc.passes.transient import EMPTY
 from graphc.passes.updates import IN_PLACE_CALLS, source_of
@@ -110,7 +110,8 @@ class Planner:
         self.names = {} if names is None else names
         self.settings = numerics, backend, templates
         self.loops: dict[Op, PlannedLoop] = {}
-        self.fusion = fuse(graph, backend, templates)
+        # a loop whose steps are plain products and kernels can be one kernel
+        self.fusion = fuse(graph, backend, templates, adds_in_library=names is None and numerics != "eager")
         self.nodes = Nodes(self.fusion)
         self.order: list[Node] = merge_groups(self.nodes)
         self.layouts = self.fusion.layouts
@@ -469,6 +470,9 @@ class Planner:
         accumulate = result in node.overwrites
         if not (accumulate or self._needs_memory(result)) or 0 in shape:
             return
+        if node.added is not None:
+            self._add_sum(node, node.added)
+            return
         if left.shape[-1] == 0 and not accumulate:  # a sum of nothing
             self._add_fill(result, node.op.location)
             return
@@ -482,6 +486,16 @@ class Planner:
             out = View(out.buffer, out.dtype, wide, strides, out.offset)
         a, b, out = normal_product(a, b, out)
         self.steps.append(GemmStep(a, b, out, accumulate, node.op.location))
+
+    def _add_sum(self, node: Library, added: Place) -> None:
+        """A product that is added to something before it is rounded, stored where the plan wants it."""
+        (result,) = node.results
+        a, b = (self._view(place) for place in node.operands[:2] if place is not None)
+        out = self._view(Place(result, int_shape(result), self.layouts.strides(result)))
+        name = "aten.addmm.out" if len(out.shape) == 2 else "aten.baddbmm.out"
+        self.calls.append((node.op, name))
+        args = (without_lead(self._view(added)), a, b)
+        self.steps.append(AtenStep(name, args, (("out", out),), (), (len(args),), node.op.location))
 
     def _add_fill(self, value: Value, location: Location) -> None:
         attrs = {"shape": value.shape, "dtype": value.dtype, "value": 0, "device": value.device}

@@ -255,7 +255,8 @@ class RoundOnce:
         %1: bf16[30, 40] = gemm(%a, %b, %2) {accumulate=True}
 
     A product that is rounded before a bias near its negative is added loses all digits. On a GPU, kernels with an
-    epilogue add before they round.
+    epilogue add before they round; of the products that the library computes, fusion finds those that it can add to
+    (`TemplateFusion.add_in_library`).
     """
 
     name: ClassVar[str] = "round-once"
@@ -268,7 +269,7 @@ class RoundOnce:
         ops, graph.ops = graph.ops, []
         for op in ops:
             op.operands = [replaced.get(item, item) if isinstance(item, Value) else item for item in op.operands]
-            product = _rounded_before(op)
+            product = rounded_before(op)
             if product is None or product in ends or len(uses[product]) > 1:
                 graph.ops.append(op)
                 continue
@@ -284,8 +285,8 @@ class RoundOnce:
         return PassResult(bool(replaced))
 
 
-def _rounded_before(op: Op) -> Value | None:
-    """The operand of an addition that is a product, rounded to 16 bits."""
+def rounded_before(op: Op) -> Value | None:
+    """The operand of an addition that is a product, rounded to 16 bits before; None when there is none."""
     if op.name != "add" or op.result.dtype not in (bf16, f16):
         return None
     for item, other in (op.operands, op.operands[::-1]):

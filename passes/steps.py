@@ -94,6 +94,14 @@ def _broadcast(view: View, batch: tuple[int, ...]) -> View:
     return View(view.buffer, view.dtype, (*batch, *view.shape[-2:]), (*strides, *view.strides[-2:]), view.offset)
 
 
+def without_lead(view: View) -> View:
+    """The same without leading dims along which nothing changes: libraries know a bias by its one dim."""
+    lead = 0
+    while lead < len(view.shape) - 1 and (view.shape[lead] == 1 or view.strides[lead] == 0):
+        lead += 1
+    return View(view.buffer, view.dtype, view.shape[lead:], view.strides[lead:], view.offset)
+
+
 def traffic(plan: Plan) -> tuple[int, int]:
     """Bytes that all steps read and write, each buffer counted once per step that touches it."""
     read = written = 0

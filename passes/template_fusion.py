@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Op, Value
@@ -10,10 +11,12 @@ from graphc.ir.types import FLOAT8
 from graphc.ops.registry import Kind, get
 from graphc.passes.access import Index, trace
 from graphc.passes.chains import Chain, find_chains
+from graphc.passes.fused import Library
 from graphc.passes.group import Group, group_of
-from graphc.passes.layout import int_shape
+from graphc.passes.layout import Place, before_merge, int_shape
+from graphc.passes.products import rounded_before
 from graphc.passes.templates import PROLOGUE_WORK, Templates
-from graphc.passes.work import MANY_PIECES, element_work, is_full
+from graphc.passes.work import MANY_PIECES, element_count, element_work, is_full
 
 if TYPE_CHECKING:
     from graphc.passes.fuse import Fuser
@@ -25,13 +28,14 @@ class TemplateFusion:
     Args:
         fuser: the sweep that this is a part of.
         templates: the policy.
+        adds_in_library: as for `graphc.passes.fuse.fuse`.
 
     Attributes:
         inside: values that are computed in kernels of chains, and never stored but for statistics.
     """
 
-    def __init__(self, fuser: Fuser, templates: Templates) -> None:
-        self.fuser, self.templates = fuser, templates
+    def __init__(self, fuser: Fuser, templates: Templates, adds_in_library: bool) -> None:
+        self.fuser, self.templates, self.adds_in_library = fuser, templates, adds_in_library
         self.chains: dict[Op, Chain] = {}  # by the product that ends them
         self.inside: dict[Value, list[Chain]] = {}
         self.holders: dict[Chain, Group] = {}
@@ -106,6 +110,56 @@ class TemplateFusion:
             fuser.expand(taker, inner)
         return True
 
+    def add_in_library(self, op: Op, groups: list[Group]) -> bool:
+        """Let a library call add to a product of 16-bit floats before it rounds, as `addmm` does in eager.
+
+        For products that no kernel takes in: those that do add before they round. The call saves a kernel where nothing
+        else is done with the product. Where more is, it saves none, and costs none if it adds a bias that is in memory.
+
+        Args:
+            op: any op, in the sweep.
+            groups: that wait for its result.
+        """
+        fuser, calls, value = self.fuser, self.fuser.calls, op.results[0]
+        product = rounded_before(op) if self.adds_in_library else None
+        if product is None or not self._is_by_itself(product):
+            return False
+        assert product.op is not None
+        (term,) = (item for item in op.inputs if item is not product)
+        place = fuser.layouts.place(term, fuser.stored, fuser.needed)
+        is_all = value in fuser.needed and not groups  # no kernel reads the sum
+        is_stored = place.base in fuser.stored or place.base in fuser.needed or not _has_kernel(place.base)
+        if _is_bias(place, int_shape(value)[-1]):
+            is_worth_it = is_all or is_stored
+        else:
+            is_worth_it = is_all and is_stored
+        if term.device != value.device or not is_worth_it:
+            return False
+        # as `take` will see it
+        takes_in = value in fuser.needed or (len(groups) == 1 and not groups[0].contracts)
+        saved = 2 * element_count(value) * value.dtype.itemsize if takes_in else 0
+        if self.templates.can_hold(product.op) and self.templates.takes_product(product.op, saved, int(takes_in)):
+            return False
+        left, right = product.op.inputs
+        added = calls.need(place) if is_stored else calls.own(term)
+        operands: list[Place | None] = [calls.place_factor(left), calls.place_factor(right), added]
+        fuser.stored.add(value)
+        fuser.libraries.append(Library(product.op, fuser.position[op], operands, [value]))
+        return True
+
+    def _is_by_itself(self, product: Value) -> bool:
+        """Whether a product is part of no chain, has its batch dims where `baddbmm` wants them, and is read once."""
+        fuser, op = self.fuser, product.op
+        if op is None or op in self.chains or product in self.inside or product in fuser.wide:
+            return False
+        if product in fuser.needed or len(self._uses[product]) > 1:
+            return False
+        return all(before_merge(factor) is None for factor in op.inputs)
+
+    @cached_property
+    def _uses(self) -> dict[Value, list[Op]]:
+        return self.fuser.graph.uses()
+
     def _reads_through(self, op: Op) -> bool:
         """Let products read 8-bit floats, which kernels do not store, where a view of them is."""
         if get(op.name).kind is not Kind.VIEW:  # calls that only check have no result
@@ -154,6 +208,16 @@ def _place_in(group: Group, whole: Value, product: Value) -> Index | None:
         return place
     assert whole.op is not None
     return trace(whole.op, place, group.ranges).reads[0].place
+
+
+def _is_bias(place: Place, columns: int) -> bool:
+    """Whether the same numbers are added to every row."""
+    *lead, row = zip(place.shape, place.strides, strict=True)
+    return row[0] == columns and all(size == 1 or stride == 0 for size, stride in lead)
+
+
+def _has_kernel(value: Value) -> bool:
+    return value.op is not None and get(value.op.name).lower is not None
 
 
 def _after_product(group: Group, value: Value) -> bool:

@@ -18,7 +18,7 @@ from graphc.ir.graph import Op, Value
 from graphc.ir.types import DType, bf16
 from graphc.ops import grouped, scaled
 from graphc.ops.registry import get
-from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of
+from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of, worth_in_bf16
 from graphc.passes.layout import int_shape
 
 LAUNCH = 2.0
@@ -174,13 +174,9 @@ class Templates:
         return self._rate(left.dtype if left.dtype.itemsize == 1 else op.results[0].dtype)
 
     def _rate(self, dtype: DType) -> float:
-        """Operations per us: half of bf16's in tf32, twice on bytes; 0 = nothing for matrix units."""
-        whole = self.chip.tensor_flops / 1e6
-        if dtype.is_reduced and dtype.itemsize > 1:
-            return whole
-        if dtype.name == "f32":
-            return whole / 2 if self.tf32 else 0.0
-        return 2 * whole
+        """Operations per us; 0 = nothing for matrix units."""
+        worth = worth_in_bf16(dtype, self.tf32)
+        return self.chip.tensor_flops / 1e6 / worth if worth else 0.0
 
     def _time(self, op: Op, rate: float) -> float:
         """The product alone, in us: as long as its operations or its bytes take, whichever is more."""

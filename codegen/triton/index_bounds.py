@@ -84,7 +84,7 @@ class Conditions:
         # edges are lines, so that the interval that a row or a position meets is shortest at one end
         if steps.name in along and not all(_meets(bounds, position, count) for position in (0, length - 1)):
             return False
-        return not rows or rows[0].name not in along or all(_keeps(bounds, row, length) for row in (0, count - 1))
+        return not rows or rows[0].name not in along or all(_kept(bounds, row, length) for row in (0, count - 1))
 
     def known_within(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> dict[str, bool]:
         """Comparisons of positions that come out the same wherever all bounds are kept."""
@@ -213,13 +213,19 @@ def _meets(bounds: Sequence[Bound], position: int, rows: int) -> bool:
     return low <= high
 
 
-def _keeps(bounds: Sequence[Bound], row: int, steps: int) -> bool:
-    """Whether a row keeps some position."""
+def _kept(bounds: Sequence[Bound], row: int, steps: int) -> int:
+    """How many positions a row keeps."""
     low, high = 0, steps - 1
     for bound in bounds:
         edge = bound.slope * row + bound.offset
         low, high = (low, min(high, edge)) if bound.is_upper else (max(low, edge), high)
-    return low <= high
+    return max(0, high - low + 1)
+
+
+def share_within(bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: Axis) -> float:
+    """Which share of all pairs of a row, of one axis or none, and a position keeps to all bounds."""
+    count, length = int_extent(rows[0]) if rows else 1, int_extent(steps)
+    return sum(_kept(bounds, row, length) for row in range(count)) / max(1, count * length)
 
 
 def _coefficients(expr: Expr) -> dict[str, int] | None:

@@ -97,10 +97,15 @@ class KernelFacts:
         total = 0
         for s in self.kernel.body:
             if isinstance(s, (Reduce, Scan)):
-                total += self.points(self.domains[s.arg] | self.rows)
+                total += self.points(self.reduced(s))
             else:
                 total += statement_cost(s) * self.points(self.domain(s))
         return total
+
+    def reduced(self, s: Reduce | Scan) -> frozenset[str]:
+        """Axes along which a reduction or a scan takes up values."""
+        over = frozenset(s.over) if isinstance(s, Reduce) else frozenset()
+        return self.domains[s.arg] | (over or self.rows)
 
     def recompute_cost(self, name: str) -> int:
         """Cost of computing an element value again from memory and from values that do not change along the row."""

@@ -133,7 +133,8 @@ class _Kernels:
             ops = [op for op in self.graph.ops if any(result in node.visits for result in op.results)]
             ends = self._needed(ops, value, set(node.visits) - set(self.planner.fusion.stored) | set(node.roots))
         else:
-            stage, ends = f"library call {node.op.name}", [node.op]
+            # a product may be stored as what is made of it
+            stage, ends = f"library call {node.op.name}", [op for op in self.graph.ops if op in (node.op, value.op)]
         for op in ends:
             found = self._alone([op], op.results)
             if found is not None:

@@ -18,10 +18,11 @@ from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiling import TileDim, Tiling, has_ragged_edge, stride
 from graphc.ir.dims import Dim, Expr, Sym, symbols
-from graphc.loopir.analysis import KernelFacts, statement_cost
+from graphc.loopir.analysis import statement_cost
 from graphc.loopir.kernel import Buffer, Kernel, Load, Store, is_value
 from graphc.program.plan import ForeachStep, RowArgument
 from graphc.program.triton_kernel import ITEMSIZE, TABLE_BLOCK, TritonKernel
+from graphc.report.product_work import work_of
 
 SECTOR = 32
 """Bytes that memory moves at once."""
@@ -42,10 +43,11 @@ class Traffic:
     Args:
         moved: bytes that its accesses ask of memory.
         least: every element that is read once, and every one that is stored once.
-        work: arithmetic, in additions.
+        work: arithmetic outside of matrix units, in additions.
         widths: per position of a buffer that is not small, the widest access in bytes that its addresses allow in the
             worst place.
         ragged: the last program has narrow accesses of its own.
+        matrix: arithmetic in matrix units, in operations on bf16.
     """
 
     moved: int
@@ -53,6 +55,7 @@ class Traffic:
     work: int
     widths: dict[int, int]
     ragged: bool = False
+    matrix: int = 0
 
 
 def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffic:
@@ -88,7 +91,8 @@ def kernel_traffic(kernel: Kernel, tiling: Tiling, made: TritonKernel) -> Traffi
     large = {name for (name, _), count in elements.items() if count * buffers[name].dtype.itemsize >= SMALL}
     least = sum(count * buffers[name].dtype.itemsize for (name, _), count in elements.items())
     positions = {at: widths[buffer.name] for at, buffer in enumerate(cut.buffers) if buffer.name in large}
-    return Traffic(moved, least, KernelFacts(kernel).total_cost, positions, has_ragged_edge(tiling))
+    work = work_of(kernel)
+    return Traffic(moved, least, work.plain, positions, has_ragged_edge(tiling), work.matrix)
 
 
 def table_traffic(kernel: Kernel, step: ForeachStep, arguments: Sequence[RowArgument]) -> Traffic:

@@ -202,7 +202,7 @@ def _lines(item: Candidate, target: str, facts: Sequence[dict[str, Any]]) -> lis
     lines = []
     for launch, fact in zip(item.made.launches, facts, strict=True):
         best = {
-            chip.name: chip.seconds(traffic.least, traffic.work) * 1e6
+            chip.name: chip.seconds(traffic.least, traffic.work, traffic.matrix) * 1e6
             for chip in CHIPS
             if chip.target == target and traffic is not None
         }

@@ -14,7 +14,7 @@ from graphc.passes.base import PassContext
 from graphc.passes.pipeline import optimize
 from graphc.passes.plan import make_plan
 from graphc.passes.templates import ALWAYS, Templates
-from graphc.program.plan import GemmStep, KernelStep, Plan
+from graphc.program.plan import AtenStep, GemmStep, KernelStep, Plan
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,14 @@ def plan_of(case: Case, dtype: torch.dtype, templates: Templates | None = None) 
 
 
 def products_left(plan: Plan) -> int:
-    """Library calls for products."""
-    return sum(isinstance(step, GemmStep) for step in plan.steps)
+    """Library calls for products, with and without something that they are added to."""
+    return sum(isinstance(step, GemmStep) for step in plan.steps) + len(sums_left(plan))
+
+
+def sums_left(plan: Plan) -> list[str]:
+    """Library calls that add a product to something before they round."""
+    calls = [step.op for step in plan.steps if isinstance(step, AtenStep)]
+    return [op for op in calls if op in ("aten.addmm.out", "aten.baddbmm.out")]
 
 
 def kernel_calls(plan: Plan) -> int:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import DEFAULT_LIMITS, Limits, Tiling, choose_tiling
 from graphc.ir.types import DType, bf16, f32, f64
 from graphc.loopir.kernel import Kernel
 from graphc.passes.chips import CHIPS
+from graphc.passes.templates import Templates
 from graphc.program.triton_kernel import TritonKernel
 from graphc.report.kernel_traffic import kernel_traffic
+from graphc.report.product_work import Work, work_of
 from graphc.report.static_kernels import Candidate, inspect
 from graphc.runtime.machine_code import read_amd, read_ptx
 from graphc.runtime.triton_cross import compile_for
 from graphc.settings import override
+from tests.triton.attentions import causal, plain, window
 from tests.triton.cases import chain, column_sum, layer_norm, scalar_op, softmax, transpose
 from tests.triton.norms import group_norm, group_norm_gradient, weight_gradient
+from tests.triton.products import CASES, Case, plan_of
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
@@ -240,8 +246,32 @@ define amdgpu_kernel void @f(ptr addrspace(1) inreg readonly captures(none) %0, 
     assert code.widths == {0: (16,), 1: (2,)}
 
 
+def test_work_of_products_is_counted_by_unit() -> None:
+    def work(case: Case, dtype: torch.dtype, templates: Templates | None = None) -> list[Work]:
+        return [work_of(kernel) for kernel in plan_of(case, dtype, templates).kernels.values() if kernel.contractions]
+
+    product = Case(CASES["residual"].function, ((256, 512), (512, 128), (256, 128)))
+    multiplied = 256 * 512 * 128
+    (found,) = work(product, torch.bfloat16)
+    assert found.matrix == 2 * multiplied and 256 * 128 < found.plain < multiplied
+    (found,) = work(product, torch.float32, Templates(policy="always", tf32=True))
+    assert found.matrix == 4 * multiplied
+    (found,) = work(product, torch.float32)
+    assert found.matrix == 0 and found.plain > multiplied
+
+
+@pytest.mark.parametrize(
+    ("form", "kept"),
+    [(plain, 256 * 256), (causal, 257 * 128), (window, sum(min(9, row + 1) for row in range(256)))],
+)
+def test_scores_that_a_mask_hides_are_not_counted(form: Callable[..., torch.Tensor], kept: int) -> None:
+    (kernel,) = plan_of(Case(form, ((2, 4, 256, 64),) * 3), torch.bfloat16).kernels.values()
+    assert work_of(kernel) == Work(0, 2 * 2 * 2 * 4 * 64 * kept)
+
+
 def test_least_times_are_those_of_data_sheets() -> None:
     h200 = next(chip for chip in CHIPS if chip.name == "H200")
     assert h200.seconds(4_800_000_000, 0) == pytest.approx(1e-3)
     assert h200.seconds(0, 33_500_000_000) == pytest.approx(1e-3)
+    assert h200.seconds(0, 0, 989_000_000_000) == pytest.approx(1e-3)
     assert {chip.target for chip in CHIPS} == {"cuda:80", "cuda:90", "cuda:100", "hip:gfx942"}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton.emit import emit_kernel
@@ -16,8 +19,10 @@ from graphc.passes.base import PassContext
 from graphc.passes.pipeline import optimize
 from graphc.passes.plan import make_plan
 from graphc.passes.templates import NEVER, Templates
+from graphc.program.loops import LoopStep
 from graphc.runtime.triton_cross import TARGETS, compile_for
-from tests.triton.products import CASES, Case, kernel_calls, plan_of, products_left
+from tests.plan_interpreter import run_plan
+from tests.triton.products import CASES, Case, kernel_calls, plan_of, products_left, sums_left
 
 pytest.importorskip("triton")
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
@@ -125,6 +130,74 @@ def test_operands_are_computed_in_small_products_only() -> None:
     for rows, kernels in ((64, 1), (16384, 2)):
         case = Case(lambda x, w: torch.relu(x @ w.abs().mul(2).neg()), ((rows, 1024), (1024, 2048)))
         assert _chosen(case, torch.bfloat16, Templates()) == (0, kernels)
+
+
+# what the library adds to a product before it rounds
+
+
+def _sums(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list[str]:
+    """The calls that add, and `kernel` per kernel, of a plan in which the model has its say."""
+    plan = plan_of(Case(function, shapes), dtype, Templates())
+    assert products_left(plan) == len(sums_left(plan)) or not sums_left(plan)
+    return sums_left(plan) + ["kernel"] * kernel_calls(plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_bias_is_added_by_the_call_that_multiplies(dtype: torch.dtype) -> None:
+    linear = (64, 40), (50, 40), (50,)
+    assert _sums(F.linear, *linear, dtype=dtype) == ["aten.addmm.out"]
+    assert _sums(F.linear, (4, 16, 40), (50, 40), (50,), dtype=dtype) == ["aten.addmm.out"]
+    batch = (3, 64, 40), (3, 40, 50)
+    assert _sums(lambda x, w, b: torch.baddbmm(b, x, w), *batch, (3, 1, 50), dtype=dtype) == ["aten.baddbmm.out"]
+    assert _sums(lambda x, w, b: F.linear(x, w, b).relu(), *linear, dtype=dtype) == ["aten.addmm.out", "kernel"]
+    assert _sums(lambda x, w, c: torch.addmm(c, x, w), (64, 40), (40, 50), (64, 50), dtype=dtype) == ["aten.addmm.out"]
+
+
+def test_kernels_add_where_that_takes_as_many_and_the_call_would_copy() -> None:
+    shapes = (64, 40), (40, 50), (64, 50)
+    assert _sums(lambda x, w, c: torch.addmm(c, x, w).relu(), *shapes) == ["kernel"]
+    assert _sums(lambda x, w, c: F.linear(x, w.t(), c[0] * 2).relu(), *shapes) == ["kernel"]
+    assert _sums(lambda x, w, c: x @ w + (c * 2).tanh(), *shapes) == ["kernel"]
+
+
+def test_sums_of_f32_are_kernels_and_so_are_templates() -> None:
+    assert _sums(F.linear, (64, 40), (50, 40), (50,), dtype=torch.float32) == ["kernel"]
+    assert _sums(F.linear, (4096, 768), (3072, 768), (3072,)) == ["kernel"]
+
+
+def test_a_product_that_something_else_reads_is_rounded() -> None:
+    def both(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        product = x @ w
+        return product, product + b
+
+    assert _sums(both, (64, 40), (40, 50), (50,)) == ["kernel"]
+
+
+def test_a_sum_is_rounded_once() -> None:
+    """257 + 1/2 lies between two numbers of 8 bits that are 2 apart; less 256 it is a number."""
+    x, w, b = torch.ones(2, 2), torch.tensor([[256.0, 3.0], [1.5, 4.0]]), torch.tensor([-256.0, 1.0])
+    args = [value.bfloat16() for value in (x, w, b)]
+    graph = graphc.trace(lambda x, w, b: torch.addmm(b, x, w), *args)
+    optimize(graph, PassContext(target="gpu"))
+    once, twice = (
+        run_plan(make_plan(graph, numerics=numerics, backend="triton", templates=Templates()), list(args))[0]
+        for numerics in ("default", "eager")
+    )
+    assert torch.equal(once, torch.addmm(args[2], args[0], args[1]))
+    assert (once[0].tolist(), twice[0].tolist()) == ([1.5, 8.0], [2.0, 8.0])
+
+
+def test_loops_keep_products_that_a_kernel_can_take_in() -> None:
+    def recurrent(x: torch.Tensor, u: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        h, outs = x.new_zeros(x.shape[1:]), []
+        for t in range(x.shape[0]):
+            h = torch.tanh(torch.addmm(b, h, u) + x[t])
+            outs.append(h)
+        return torch.stack(outs)
+
+    plan = plan_of(Case(recurrent, ((16, 9, 32), (32, 32), (32,))), torch.bfloat16, Templates())
+    loops = [step for step in plan.steps if isinstance(step, LoopStep)]
+    assert loops and all(loop.rows for loop in loops)
 
 
 @pytest.mark.parametrize("target", MACHINES)

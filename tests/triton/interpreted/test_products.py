@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton.emit import emit_kernel
@@ -14,6 +17,8 @@ from graphc.ir.dims import symbol
 from graphc.ir.types import DTYPES, DType, i32
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
+from graphc.runtime import triton_program
+from graphc.runtime.aten_calls import AtenCall, TensorOf, run_call
 from graphc.runtime.triton_launcher import InterpretedKernel
 from graphc.settings import override
 from tests.plan_interpreter import run_plan
@@ -59,6 +64,49 @@ def test_half_precision() -> None:
         found, case.function(*inputs), case.function(*(x.double() for x in inputs)), strict=True
     ):
         assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_the_library_adds_a_bias_as_in_eager(dtype: torch.dtype) -> None:
+    """Small products are the library's: eager's very numbers, of weights that require grad and of an empty sum too."""
+
+    def layers(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden = F.linear(x, w, b)
+        return hidden, F.linear(hidden.relu(), v, b[:7]), torch.baddbmm(z, y, y.mT), empty(x)
+
+    def empty(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x[:, :0], w[:, :0], b)
+
+    torch.manual_seed(1)
+    w, v, b = (torch.randn(shape).to(dtype).requires_grad_() for shape in ((50, 40), (7, 50), (50,)))
+    args = [torch.randn(shape).to(dtype) for shape in ((3, 40), (3, 5, 6), (3, 1, 5))]
+    with override(cache=False), torch.no_grad():
+        compiled = graphc.compile(layers, backend="triton")
+        found, calls = compiled(*args), compiled.explain(*args).stats["extern"]
+        for mine, theirs in zip(found, layers(*args), strict=True):
+            assert torch.equal(mine, theirs)
+    assert calls == {"aten.addmm.out": 3, "aten.baddbmm.out": 1}
+
+
+def test_a_fault_of_such_a_call_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def off_by_one(call: AtenCall, tensor_of: TensorOf) -> tuple[Any, ...]:
+        results = run_call(call, tensor_of)
+        if call.step.op == "aten.addmm.out":
+            tensor_of(dict(call.step.kwargs)["out"]).add_(1)
+        return results
+
+    def layer(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, w, b).relu()
+
+    monkeypatch.chdir(tmp_path)  # for the program that shows the fault
+    monkeypatch.setattr(triton_program, "run_call", off_by_one)
+    with override(cache=False):
+        report = graphc.verify(
+            graphc.compile(layer, backend="triton"),
+            *(torch.randn(shape).bfloat16() for shape in ((6, 4), (5, 4), (5,))),
+        )
+    assert report.fault is not None
+    assert report.fault.stage == "library call matmul" and report.fault.op.startswith("add(")
 
 
 def test_infinities_and_nan_stay_in_their_rows() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import graphc
-from graphc.program.plan import AtenStep, GemmStep, KernelStep, Plan
+from graphc.program.plan import AtenStep, KernelStep, Plan
 from graphc.runtime.timing import timed_by
 from graphc.settings import override
 from tests.support import assert_contract
 from tests.triton.loops import lstm_by_hand, operands
+from tests.triton.products import products_left
 from tests.tuning.timers import Says
 
 torch.set_num_threads(1)
@@ -34,24 +35,20 @@ def _operands(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> 
     return [torch.randn(shape).to(dtype) for shape in shapes]
 
 
-def _products(plan: Plan) -> int:
-    return sum(isinstance(step, GemmStep) for step in plan.steps)
-
-
 def _of_tiles(form: str) -> bool:
     return form.startswith("tile ")
 
 
 @pytest.mark.parametrize(("tiles", "products"), [(1.0, 0), (5.0, 1)])
 def test_templates_against_the_library(tiles: float, products: int) -> None:
-    """The library's side is a product and a kernel, 3 s together."""
+    """The library's side is a product with its bias and a kernel, 3 s together."""
     x, w, b = _operands((40, 32), (32, 48), (48,))
-    timer = Says(lambda label, form: tiles if _of_tiles(form) else 2.0 if "@" in label else 1.0)
+    timer = Says(lambda label, form: tiles if _of_tiles(form) else 2.0 if "addmm" in label else 1.0)
     compiled = graphc.compile(layer, backend="triton", mode="max")
     with timed_by(timer):
         found = compiled(x, w, b)
     assert_contract(found, layer(x, w, b), layer(x.double(), w.double(), b.double()))
-    assert _products(compiled.graph(x, w, b, stage="scheduled")) == products
+    assert products_left(compiled.graph(x, w, b, stage="scheduled")) == products
     site = compiled.explain(x, w, b).stats["measured"]["matmul bf16 [40, 32] [32, 48]"]
     assert site == {"chosen": "library" if products else "template", "template": tiles, "library": 3.0}
 
@@ -82,7 +79,7 @@ def test_from_the_cache_it_is_the_same_program() -> None:
 
 
 @pytest.mark.parametrize("template", [True, False])
-def test_products_of_products(template: bool) -> None:
+def test_products_ofproducts_left(template: bool) -> None:
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return torch.softmax(q @ k.mT, -1) @ v
 
@@ -92,7 +89,7 @@ def test_products_of_products(template: bool) -> None:
         found = compiled(*args)
     assert_contract(found, attend(*args), attend(*(x.double() for x in args)))
     plan = compiled.graph(*args, stage="scheduled")
-    assert (_products(plan), len(plan.steps)) == ((0, 1) if template else (2, 3))
+    assert (products_left(plan), len(plan.steps)) == ((0, 1) if template else (2, 3))
 
 
 @pytest.mark.parametrize("template", [True, False])
