@@ -263,14 +263,14 @@ def _miss(ours: Outcome, theirs: Outcome, references: Callable[[], _References])
 
 
 def _bounds(eager: Any, references: _References, number: int) -> tuple[Any, Any]:
-    """What a result is held to: eager's, as far off as random rounding takes it, and the exact one."""
+    """What a result is held to: eager's, as far off as it is or as random rounding takes it, and the exact one."""
     if not (eager.is_floating_point() or eager.is_complex()) or not references.wide.values:
         return eager, None
     wide = references.wide.values[number]
-    found = list(references.errors(number))
-    if not found:
-        return eager, wide
-    stacked = torch.stack(found)
+    if wide.shape != eager.shape:
+        return eager, None
+    own = eager.to(wide.dtype) - wide
+    stacked = torch.stack([torch.where(torch.isfinite(own), own, 0), *references.errors(number)])
     error = stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0]
     if eager.dtype == wide.dtype:  # nothing exact to compare with: two that are off as much as this may be twice apart
         error = error * 2

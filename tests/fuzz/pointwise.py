@@ -67,7 +67,7 @@ KINKED = (
     "F.relu6({})",
     "F.hardtanh({})",
     "F.leaky_relu({}, 0.1)",
-    "F.softshrink({})",
+    "F.softshrink({}) + 0.0",
     "F.hardswish({})",
     "F.hardsigmoid({})",
     "{}.clamp(-1, 1)",
