@@ -39,10 +39,9 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written = list(written_arguments(func, args, kwargs))
         _check_history(recorder, func, args, kwargs, written)
-        meets = overlap.refuse_as_eager(recorder, func, args, kwargs, written)
+        meets = overlap.refuse_as_eager(recorder, func, args, kwargs, written, may_resize=is_out)
         if meets and len(written) > 1 and takes_lists:
             return _one_by_one(handle, recorder, func, args, kwargs, len(written))
-        before = [recorder.state_of(tensor).shape for tensor in written]
         operands = Operands(written if is_out and meets else ())
         inputs = {k: v for k, v in kwargs.items() if k not in names} if is_out else kwargs
         values, keywords = call_values(recorder, func, args, inputs, operands)
@@ -66,8 +65,6 @@ def mutating_handler(func: Any, rule: Rule | None) -> Callable[..., Any]:
                 if functional_of(func) is None:
                     raise
                 new = _resized(recorder, func, values, keywords, full, operands, written)
-        if is_out and before != [recorder.state_of(tensor).shape for tensor in written]:
-            overlap.refuse_as_eager(recorder, func, args, kwargs, written)  # now that it may meet an operand
         with replay.located(recorder.builder.location):
             for tensor, value in zip(written, new, strict=True):
                 recorder.write(tensor, value)

@@ -18,9 +18,17 @@ _LIMIT_BYTES = 1 << 30
 
 
 def refuse_as_eager(
-    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[torch.Tensor]
+    recorder: Recorder,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    written: list[torch.Tensor],
+    may_resize: bool = False,
 ) -> bool:
     """Make a call on zeros that lie in memory as its arguments do, where one that it writes to meets another or itself.
+
+    Args:
+        may_resize: the call may make what it writes to larger, so that it then meets another one of its memory.
 
     Returns:
         Whether one meets another.
@@ -31,7 +39,7 @@ def refuse_as_eager(
     states = [recorder.state_of(tensor) for tensor in tensors([args, kwargs])]
     targets = [recorder.state_of(tensor) for tensor in written]
     meet = _any_meet(states, targets)
-    if not meet and not any(map(repeats, targets)):
+    if not meet and not any(map(repeats, targets)) and not (may_resize and _any_shares(states, targets)):
         return False
     size = sum(layout.span(s.shape, s.strides) * s.dtype.itemsize for s in states)
     if size > _LIMIT_BYTES or any(map(is_foreign, states)):
@@ -49,6 +57,11 @@ def refuse_as_eager(
     with replay.located(recorder.builder.location), torch.no_grad(), generators_kept((-1,) if random else ()):
         func(*map(real, args), **{key: real(item) for key, item in kwargs.items()})
     return meet
+
+
+def _any_shares(states: list[TensorState], targets: list[TensorState]) -> bool:
+    """Whether another argument is in the memory of one written to."""
+    return any(sum(state.storage is target.storage for state in states) > 1 for target in targets)
 
 
 def _any_meet(states: list[TensorState], targets: list[TensorState]) -> bool:
