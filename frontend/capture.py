@@ -90,8 +90,9 @@ def capture(
     return captured
 
 
-def gradient_strides(question: Question, strides: Sequence[Strides]) -> list[Strides]:
-    """Ask a finished capture how the gradients lie for cotangents of these strides; see `Question`."""
+def gradient_strides(question: Question, strides: Sequence[Strides | None]) -> list[Strides | None]:
+    """Ask a finished capture which gradients there are for cotangents of these strides, and how they lie; see
+    `Question`."""
     with _LOCK:
         _STATE.capturing = True
         try:

@@ -124,26 +124,28 @@ class Question:
                 tensor.recorder = self.recorder
         return True
 
-    def ask(self, strides: Sequence[Strides]) -> list[Strides]:
-        """Strides of the gradients.
+    def ask(self, strides: Sequence[Strides | None]) -> list[Strides | None]:
+        """Strides of the gradients, None for those that no given cotangent leads to.
 
         Args:
-            strides: of one cotangent per result.
+            strides: of one cotangent per result; None where it is not given.
         """
         recorder = self.recorder
         recorder.function_modes = torch._C._len_torch_function_stack() + 1
         given = [
-            recorder.make(root_state(recorder.builder.input("cotangent", type_, Role.ARG, "cotangent"), steps))
-            for type_, steps in zip(self._types, strides, strict=True)
+            (edge, recorder.make(root_state(recorder.builder.input("cotangent", type_, Role.ARG, "cotangent"), steps)))
+            for edge, type_, steps in zip(self._of, self._types, strides, strict=True)
+            if steps is not None
         ]
+        of, by = zip(*given, strict=True)
         now = [(tensor, tensor._version) for tensor, _ in self._versions]
         set_versions(self._versions)  # what has been written since is none of this backward pass's business
         try:
             with without_hooks(self._hooked):
-                found = torch.autograd.grad(self._of, self._by, given, retain_graph=True)
+                found = torch.autograd.grad(of, self._by, by, retain_graph=True, allow_unused=True)
         finally:
             set_versions(now)
-        return [tuple(gradient.stride()) for gradient in found]
+        return [None if gradient is None else tuple(gradient.stride()) for gradient in found]
 
 
 def relaid(graph: Graph, cotangents: Sequence[Strides], gradients: Sequence[Strides]) -> Graph:

@@ -243,6 +243,14 @@ def _named(func: Any) -> str:
     return f"Tensor.{name}"
 
 
+def _max_pool1d(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Where no gradient is recorded, eager has a function of its own on CPUs, whose result is contiguous."""
+    tensor = args[0] if args else kwargs["input"]
+    is_other = tensor.device.type == "cpu" and not (tensor.requires_grad and torch.is_grad_enabled())
+    result = func(*args, **kwargs)
+    return result.contiguous() if is_other else result
+
+
 _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.item: _item,
     _TENSOR.tolist: _tolist,
@@ -260,6 +268,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     **dict.fromkeys((torch.allclose, _TENSOR.allclose), _allclose),
     torch.ctc_loss: _ctc_loss,
     torch.nn.functional.ctc_loss: _ctc_loss,
+    **dict.fromkeys((torch.max_pool1d, torch.nn.functional.max_pool1d), _max_pool1d),
     torch._nested_tensor_from_mask_left_aligned: _left_aligned,
     torch._nested_tensor_from_mask: _to_nested,
     _TENSOR.to_padded_tensor: _to_padded,

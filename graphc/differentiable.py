@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,24 @@ from graphc.errors import UnsupportedError
 from graphc.frontend.argument_tensors import shares_storage
 from graphc.frontend.aten.promotion import to_torch
 from graphc.frontend.cotangents import canonical, laid_out, layout_of
+from graphc.frontend.not_given import reached_by
 
 if TYPE_CHECKING:
     from graphc.frontend.cotangents import Strides
     from graphc.frontend.joint import Joint
-    from graphc.ir.graph import Graph, Input, Value
+    from graphc.ir.graph import Input
     from graphc.passes.partition import Split
 
 Execute: TypeAlias = Callable[[list[Any]], list[Any]]
 
 _LAYOUTS = 8
-"""So many backward programs are compiled for one forward program, each for cotangents that lie differently."""
+"""So many backward programs are compiled for given cotangents of one forward program, each for others' strides."""
 _KNOWN = 256
 """So many sets of strides are remembered with the program for each."""
+
+
+Program: TypeAlias = tuple[Execute, Sequence[int]]
+"""Runs a backward graph on saved values and cotangents; and the numbers of the gradients that it gives."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,16 @@ class _Backward:
     """A backward program, and how it takes cotangents.
 
     Args:
-        layouts: their strides; empty where those that come have them already.
+        execute: runs it on those that are given.
+        reached: numbers of the gradients that it gives.
+        layouts: strides of all cotangents, given or not; empty where those that come have them already.
+        fills: it takes zeros for those that are not given.
     """
 
     execute: Execute
-    layouts: tuple[Strides, ...] = ()
+    reached: Sequence[int]
+    layouts: tuple[Strides | None, ...] = ()
+    fills: bool = False
 
 
 class Differentiable:
@@ -49,13 +59,14 @@ class Differentiable:
         joint: which results can be differentiated, with respect to which inputs.
         split: the two graphs.
         forward: runs the forward graph.
-        compile_backward: compiles the backward graph for cotangents with given strides, or (None) with those that it
-            was recorded with; called at the first backward pass with such ones.
+        compile_backward: compiles the backward graph for cotangents with given strides, None for those that are not
+            given, or (None) for all with the strides that it was recorded with; called at the first backward pass with
+            such ones. Gives None where it has no program but the latter.
     """
 
     def __init__(
         self, name: str, joint: Joint, split: Split, forward: Execute,
-        compile_backward: Callable[[Sequence[Strides] | None], Execute],
+        compile_backward: Callable[[Sequence[Strides | None] | None], Program | None],
     ) -> None:  # fmt: skip
         self.name = name
         self._results, self._wanted, self._anchor = joint.results, joint.wanted, joint.anchor
@@ -68,14 +79,9 @@ class Differentiable:
         self._recorded = tuple(layout_of(value) for value in cotangents)
         self._cotangents, self._backward = cotangents, split.backward
         self._adapts = joint.question is not None
-        self._programs: dict[tuple[Strides, ...], Execute] = {}
-        self._by_strides: dict[tuple[Strides, ...], _Backward] = {}
+        self._programs: dict[tuple[Strides | None, ...], Program | None] = {}
+        self._by_strides: dict[tuple[Strides | None, ...], _Backward] = {}
         self._lock = threading.Lock()
-
-    @functools.cached_property
-    def _used(self) -> list[frozenset[int]]:
-        """By gradient, the cotangents that it is computed from; asked for when some are not given."""
-        return _uses(self._backward, self._cotangents)
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         """Run the forward program.
@@ -113,39 +119,60 @@ class Differentiable:
         """The gradients, one per wanted input: as in eager None where none of the given cotangents leads to it."""
         if not self._wanted:
             return [None]
-        if not any(item is None for item in given):
-            return self._run_backward(kept, given)  # type: ignore[arg-type]  # none is None
-        there = frozenset(number for number, item in enumerate(given) if item is not None)
-        pairs = zip(given, self._cotangents, strict=True)
-        gradients = self._run_backward(kept, [_zeros(value) if item is None else item for item, value in pairs])
-        pairs_of = zip(gradients, self._used, strict=True)
-        return [None if used and used.isdisjoint(there) else gradient for gradient, used in pairs_of]
-
-    def _run_backward(self, kept: list[Any], cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        strides = tuple([cotangent.stride() for cotangent in cotangents])
+        if all(item is None for item in given):
+            return [None] * len(self._wanted)
+        strides = tuple([None if cotangent is None else cotangent.stride() for cotangent in given])
         found = self._by_strides.get(strides)
         if found is None:
             with self._lock:
-                found = self._choose(strides, cotangents)
+                found = self._choose(strides, given)
+        cotangents = self._filled(given) if found.fills else [item for item in given if item is not None]
         if found.layouts:
-            cotangents = [laid_out(item, wanted) for item, wanted in zip(cotangents, found.layouts, strict=True)]
-        return found.execute([*kept, *cotangents])
+            layouts = [steps for steps in found.layouts if steps is not None]
+            cotangents = [laid_out(item, wanted) for item, wanted in zip(cotangents, layouts, strict=True)]
+        made = found.execute([*kept, *cotangents])
+        if len(made) == len(self._wanted):
+            return made
+        gradients: list[torch.Tensor | None] = [None] * len(self._wanted)
+        for number, gradient in zip(found.reached, made, strict=True):
+            gradients[number] = gradient
+        return gradients
 
-    def _choose(self, strides: tuple[Strides, ...], cotangents: Sequence[torch.Tensor]) -> _Backward:
+    def _choose(self, strides: tuple[Strides | None, ...], given: Sequence[torch.Tensor | None]) -> _Backward:
         """The backward program for cotangents that lie so."""
-        layouts = self._recorded
-        if self._adapts:
-            pairs = zip(cotangents, strides, strict=True)
-            layouts = tuple([canonical(tuple(cotangent.shape), steps) for cotangent, steps in pairs])
-            if layouts not in self._programs and len(self._programs) >= _LAYOUTS:
-                layouts = self._recorded
-        if layouts not in self._programs:
-            self._programs[layouts] = self._compile_backward(None if layouts == self._recorded else layouts)
+        layouts = tuple(None if item is None else self._layout(number, item) for number, item in enumerate(given))
+        absent = frozenset(number for number, item in enumerate(given) if item is None)
+        alike = sum(absent == _absent(others) for others in self._programs)
+        program = self._program(layouts) if layouts in self._programs or alike < _LAYOUTS else None
+        fills = program is None and bool(absent)
+        if program is None:
+            layouts = self._recorded
+            program = self._program(layouts)
+        assert program is not None
+        execute, reached = program
+        if fills:
+            chosen = reached_by(self._backward, len(given), absent)
+            reached = [number for number, is_reached in enumerate(chosen) if is_reached]
+            execute = _some(execute, chosen)
         if len(self._by_strides) >= _KNOWN:
             self._by_strides.clear()
-        found = _Backward(self._programs[layouts], () if layouts == strides else layouts)
+        found = _Backward(execute, reached, () if layouts == strides else layouts, fills)
         self._by_strides[strides] = found
         return found
+
+    def _layout(self, number: int, cotangent: torch.Tensor) -> Strides:
+        if not self._adapts:
+            return self._recorded[number]
+        return canonical(tuple(cotangent.shape), cotangent.stride())
+
+    def _program(self, layouts: tuple[Strides | None, ...]) -> Program | None:
+        if layouts not in self._programs:
+            self._programs[layouts] = self._compile_backward(None if layouts == self._recorded else layouts)
+        return self._programs[layouts]
+
+    def _filled(self, given: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        pairs = zip(given, self._cotangents, strict=True)
+        return [_zeros(value) if item is None else item for item, value in pairs]
 
 
 class _Function(torch.autograd.Function):
@@ -191,14 +218,13 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _uses(graph: Graph, cotangents: Sequence[Input]) -> list[frozenset[int]]:
-    """By gradient, the cotangents that it is computed from."""
-    found: dict[Value, frozenset[int]] = {value: frozenset((number,)) for number, value in enumerate(cotangents)}
-    nothing: frozenset[int] = frozenset()
-    for op in graph.ops:
-        uses = nothing.union(*(found.get(value, nothing) for value in op.inputs))
-        found.update(dict.fromkeys(op.results, uses))
-    return [found.get(output.value, nothing) for output in graph.outputs]
+def _absent(layouts: Sequence[Strides | None]) -> frozenset[int]:
+    return frozenset(number for number, strides in enumerate(layouts) if strides is None)
+
+
+def _some(execute: Execute, chosen: Sequence[bool]) -> Execute:
+    """The same program, of which some outputs are dropped."""
+    return lambda inputs: list(itertools.compress(execute(inputs), chosen))
 
 
 def _zeros(cotangent: Input) -> torch.Tensor:

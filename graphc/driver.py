@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphc.codegen.c.emit import CKernel
+    from graphc.differentiable import Program
     from graphc.frontend.captured import Captured
-    from graphc.frontend.cotangents import Strides
+    from graphc.frontend.cotangents import Question, Strides
     from graphc.frontend.segments import Oracle, Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
@@ -65,8 +66,6 @@ def capture(
 def differentiable(captured: Captured, options: Options) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
     from graphc.differentiable import Differentiable
-    from graphc.frontend.capture import gradient_strides
-    from graphc.frontend.cotangents import relaid
     from graphc.passes.partition import partition
     from graphc.passes.pipeline import prepare_split
 
@@ -79,16 +78,38 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
     captured.graph = split.forward
     forward = compile_graph(split.forward, options)
 
-    def compile_backward(strides: Sequence[Strides] | None) -> Callable[[list[Any]], list[Any]]:
-        graph, question = split.backward, joint.question
-        if strides is not None and question is not None:
+    def compile_backward(strides: Sequence[Strides | None] | None) -> Program | None:
+        graph: Graph | None = split.backward
+        reached: Sequence[int] = range(len(joint.wanted))
+        if strides is not None:
             with collector_paused():
-                graph = relaid(graph, strides, gradient_strides(question, strides))
+                graph, reached = _backward_for(split.backward, joint.question, strides)
+        if graph is None:
+            return None
         forward.backward = compile_graph(graph, replace(options, name=split.backward.name))
         forward.backwards += 1
-        return forward.backward.execute
+        return forward.backward.execute, reached
 
     return forward, Differentiable(options.name, joint, split, forward.execute, compile_backward)
+
+
+def _backward_for(
+    graph: Graph, question: Question | None, strides: Sequence[Strides | None]
+) -> tuple[Graph | None, Sequence[int]]:
+    """A backward graph for cotangents of these strides, None where there are none; and the gradients that it gives."""
+    from graphc.frontend.capture import gradient_strides
+    from graphc.frontend.cotangents import relaid
+    from graphc.frontend.not_given import reached_by, without
+
+    given = [steps for steps in strides if steps is not None]
+    absent = {number for number, steps in enumerate(strides) if steps is None}
+    found = None if question is None else gradient_strides(question, strides)
+    are_reached = reached_by(graph, len(strides), absent) if found is None else [lies is not None for lies in found]
+    reached = [number for number, is_reached in enumerate(are_reached) if is_reached]
+    smaller = without(graph, len(strides), absent, reached) if absent else graph
+    if smaller is not None and found is not None:
+        smaller = relaid(smaller, given, [lies for lies in found if lies is not None])
+    return smaller, reached
 
 
 @contextmanager

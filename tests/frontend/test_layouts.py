@@ -83,3 +83,10 @@ def test_convolutions_of_one_dim(shape: tuple[int, ...]) -> None:
             continue
         check(fn, x, weight, calls=1)
     check(fn, torch.randn(shape), torch.randn(shape[1], 1, shape[1]).transpose(1, 2), calls=1)
+
+
+def test_pooling_of_one_dim() -> None:
+    """Eager has a function of its own where no gradient is recorded."""
+    x, weight = torch.randn(7, 4, 5).transpose(1, 2), torch.randn(7, 4, 5, requires_grad=True).transpose(1, 2)
+    check(lambda x: (F.max_pool1d(x, 2), torch.max_pool1d(input=x, kernel_size=3, padding=1)), x, calls=1)
+    check(lambda x: F.max_pool1d(x * weight, 2).detach(), x, calls=1)
