@@ -199,8 +199,8 @@ def jumps(g: Draw) -> str:
         f"torch.isclose({x}, {y})",
         f"torch.equal({x}, {y})",
         f"torch.float_power({x}, 2)",
-        f"torch.gcd({x}, {y})",
-        f"torch.lcm({x}, {y})",
+        f"torch.gcd({x}.clamp(-99, 99), {y}.clamp(-99, 99))",  # of the least integer and -1, eager ends the process
+        f"torch.lcm({x}.clamp(-99, 99), {y}.clamp(-99, 99))",
         f"torch.clamp({x}, {y}, {g.beside(x, exact=True)})",
         f"torch.isin({x}, {y})",
     )

@@ -117,13 +117,15 @@ def gradient_control(g: Draw) -> str:
             raise Rejected  # in eager, autograd goes on with the sizes of before
         return f"with torch.{g.one('no_grad', 'no_grad', 'enable_grad')}():\n    {inner}"
     leaf = g.pick(lambda t: t.requires_grad and t.is_leaf)
+    # the sum of a norm or a softmax is a constant, of whose gradient only rounding is left
+    loss = f"{x}.sum()" if g.environments.exact(x) else f"{x}.cumsum(-1).sum()"
     return g.one(
-        f"{name} = torch.autograd.grad({x}.sum(), {leaf}, retain_graph=True)[0]",
-        f"{name} = torch.autograd.grad({x}.sum(), {leaf}, create_graph=True)[0]",
+        f"{name} = torch.autograd.grad({loss}, {leaf}, retain_graph=True)[0]",
+        f"{name} = torch.autograd.grad({loss}, {leaf}, create_graph=True)[0]",
         f"({x} * {x}).sum().backward(retain_graph=True)",
-        f"{x}.sum().backward(retain_graph=True)",
-        f"{x}.sum().backward(retain_graph=True)\n{name} = {leaf}.grad.clone()",
-        f"{x}.sum().backward(retain_graph=True)\n{leaf}.grad = None",
+        f"{loss}.backward(retain_graph=True)",
+        f"{loss}.backward(retain_graph=True)\n{name} = {leaf}.grad.clone()",
+        f"{loss}.backward(retain_graph=True)\n{leaf}.grad = None",
         f"{name} = {x}.detach().requires_grad_()\n({name} * {name}).sum().backward()",
         f"with torch.no_grad():\n    {leaf} -= 0.5",
     )
