@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import graphc
 from graphc.codegen import native
 from graphc.codegen.aten_shim import NotNative
-from graphc.frontend import capture, captured, finish
+from graphc.frontend import attempt, captured, facts, finish
 from graphc.passes import pipeline, plan
 from graphc.runtime import build, load, native_program, spare
 from graphc.settings import override
@@ -137,9 +137,9 @@ def test_fault_at_every_line_of_the_users_code() -> None:
 
 
 PLACES = {
-    "backward pass": (capture, "record_backward"),
+    "backward pass": (attempt, "record_backward"),
     "end of the capture": (finish, "finish"),
-    "guards": (capture.Facts, "guards"),
+    "guards": (facts.Facts, "guards"),
     "look up": (load, "find_program"),
     "optimize": (pipeline, "optimize"),
     "plan": (plan, "make_plan"),

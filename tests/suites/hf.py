@@ -206,9 +206,11 @@ def _generate(outcome: Outcome, backend: str) -> Verdict:
                 break  # transformers has none that works for this model
             raise
         try:
-            for sample, expected in zip((False, True), wanted, strict=True):
-                found = _tokens(compiled, inputs, cache, sample)
-                assert torch.equal(found, expected), f"{cache}: tokens {found.tolist()}, eager {expected.tolist()}"
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", GraphcWarning)
+                for sample, expected in zip((False, True), wanted, strict=True):
+                    found = _tokens(compiled, inputs, cache, sample)
+                    assert torch.equal(found, expected), f"{cache}: tokens {found.tolist()}, eager {expected.tolist()}"
         except GraphcError as error:
             return Verdict(name, REFUSED, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
         except Exception as error:
@@ -217,7 +219,8 @@ def _generate(outcome: Outcome, backend: str) -> Verdict:
         grows = cache == "dynamic" or not getattr(model.config, "use_cache", True)  # or it is given all tokens again
         captures, limit = len(stats.recompiles) + 1, TOKENS + 1 if grows else PROGRAMS
         if stats.eager_calls or not stats.compiles or captures > limit:
-            return Verdict(name, WRONG, f"{cache}: {captures} captures, {stats.eager_calls} calls ran eager")
+            reason = next((str(w.message)[:200] for w in said if issubclass(w.category, GraphcWarning)), "no warning")
+            return Verdict(name, WRONG, f"{cache}: {captures} captures, {stats.eager_calls} calls ran eager: {reason}")
         counts.append(stats.compiles)
     outcome.programs["generate"] = sum(counts)
     return Verdict(name, RIGHT)
