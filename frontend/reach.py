@@ -28,6 +28,8 @@ from graphc.frontend.reads import CACHED, is_own, own_classes
 _LIMIT = 50_000
 _BYTES = 1 << 24
 """Larger arrays are data, and are not looked at."""
+_SHOWN = 60
+"""Characters of a name that are printed."""
 _SKIPPED = (
     torch.Tensor, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, types.ModuleType, types.BuiltinFunctionType,
     torch.utils.data.DataLoader, np.random.Generator, np.random.RandomState,
@@ -65,7 +67,7 @@ class Reach:
         for item, before in self._before:
             if not _is_alike(item, before):
                 kind = f"class {item.__name__}" if isinstance(item, type) else f"a {type(item).__name__}"
-                return f"{kind} that it finds outside of itself"
+                return f"{kind} that it finds outside of itself{_where(item, before)}"
         for cache, misses in self._caches:
             if cache.cache_info().misses != misses and _keeps_traced(cache):
                 return f"what {cache.__name__} keeps for further calls"
@@ -106,6 +108,20 @@ def _is_alike(item: Any, before: Any) -> bool:
 
 def _is_same(now: Any, then: Any) -> bool:
     return now is then or (type(now) is type(then) and isinstance(now, (int, float, str)) and bool(now == then))
+
+
+def _where(item: Any, before: Any) -> str:
+    """Which names of something have changed, as far as they can be told in words."""
+    if isinstance(item, (np.ndarray, set, bytearray, list, deque)):
+        return ""
+    now = names_of(item)
+    changed = [name for name in {**before, **now} if not _is_same(now.get(name, GONE), before.get(name, GONE))]
+    return f" (under {_shown(changed[0])})"
+
+
+def _shown(name: Any) -> str:
+    text = repr(name)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _put_back(item: Any, before: Any) -> None:
