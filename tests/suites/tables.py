@@ -14,9 +14,9 @@ Written by `make suites`: samples of PyTorch's own test databases, compiled and 
 structure, dtypes, strides and values (integers exactly; floats as close as `torch.testing.assert_close` asks, or with
 an error against float64 of at most twice eager's own and four units in the last place), or raises an error of the same
 class. Where all digits cancel, eager's own error may be small by chance: samples for which it is taken as its largest
-for inputs scaled up and down by 1/64 and 1/32 are named below the table. Programs that run op by op, and errors, are
-counted among what is right. A suite takes all samples that the databases have, unless its name says how many of each
-operator. Seconds are of one CPU core.
+in 16 runs whose calls are rounded at random (Monte Carlo arithmetic) are named below the table. Programs that run op by
+op, and errors, are counted among what is right. A suite takes all samples that the databases have, unless its name says
+how many of each operator. Seconds are of one CPU core.
 
 """
 
