@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import threading
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -32,9 +33,9 @@ _SHOWN = 60
 """Characters of a name that are printed."""
 _SKIPPED = (
     torch.Tensor, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, types.ModuleType, types.BuiltinFunctionType,
-    torch.utils.data.DataLoader, np.random.Generator, np.random.RandomState,
+    torch.utils.data.DataLoader, np.random.Generator, np.random.RandomState, threading.Thread,
 )  # fmt: skip
-"""What has guards and effects of its own, or is taken as fixed."""
+"""What has guards and effects of its own, is taken as fixed, or changes by itself, as a thread does."""
 _OF_MODULES = frozenset(vars(torch.nn.Module()))
 _COPIED = (list, deque, set, bytearray)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -40,4 +41,20 @@ def test_data_are_left_alone() -> None:
     reach = Reach([large, fixed, [inner] * 100_000])
     large[0] = 1
     inner.append(1)
+    assert reach.changed() == ""
+
+
+class _Monitor(threading.Thread):
+    """As the one of tqdm's, which notes down when it woke."""
+
+    woken = 0.0
+
+
+MONITOR = _Monitor(daemon=True)
+
+
+def test_what_a_thread_does_meanwhile_is_not_the_functions_doing() -> None:
+    MONITOR.woken = 1.0
+    reach = Reach([lambda x: x * 2 if MONITOR.is_alive() else x])
+    MONITOR.woken = 2.0
     assert reach.changed() == ""
