@@ -57,7 +57,7 @@ def without(graph: Graph, count: int, absent: Collection[int], kept: Sequence[in
     """
     made = graph.copy()
     first = len(made.inputs) - count
-    missing = [made.inputs[first + number] for number in absent]
+    missing = {made.inputs[first + number] for number in absent}
     try:
         swept = _Sweep(made, missing)
         swept.run()
@@ -69,17 +69,21 @@ def without(graph: Graph, count: int, absent: Collection[int], kept: Sequence[in
                 value = own_gradient(swept.builder, value, layout_of(output.value), taken).value
             taken.add(value)
             outputs.append(Output(value, output.view))
-    except NotImplementedError:
+    except _NoZeros:
         return None
     made.outputs = outputs
     made.inputs = [value for value in made.inputs if value not in missing]
     return made
 
 
+class _NoZeros(Exception):
+    """Zeros are wanted of a dtype that kernels do not hold."""
+
+
 class _Sweep:
     """Rewrites a graph in which some inputs are nothing."""
 
-    def __init__(self, graph: Graph, missing: Sequence[Value]) -> None:
+    def __init__(self, graph: Graph, missing: Collection[Value]) -> None:
         self.graph, self.builder = graph, Builder(graph, infer)
         self.nothing: set[Value] = set(missing)
         self.replaced: dict[Value, Value] = {}
@@ -109,7 +113,7 @@ class _Sweep:
             return value
         if value not in self.zeros:
             if not value.dtype.is_float:
-                raise NotImplementedError
+                raise _NoZeros
             zeros = self.builder.op("full", shape=value.shape, dtype=value.dtype, value=0.0, device=value.device)
             zeros.strides = value.strides
             self.zeros[value] = zeros
@@ -131,11 +135,7 @@ class _Sweep:
             return gone[0] and op.attrs["value"] == 0
         if op.name in _LAYING or (op.name in _ADDING and op.attrs["mode"] == "add"):
             return gone[-1] and (gone[0] or _is_zero(op.operands[0]))
-        return (
-            op.name == "extern"
-            and not effect(op)
-            and _gradient_of(op) in [x for x, is_gone in zip(op.operands, gone) if is_gone]
-        )
+        return op.name == "extern" and not effect(op) and _gradient_of(op) in self.nothing
 
     def _as_it_is(self, op: Op, gone: Sequence[bool]) -> Value | None:
         """The operand that an op gives back, since it adds nothing to it."""
@@ -162,15 +162,8 @@ def _is_zero(item: object) -> bool:
 
 def _gradient_of(op: Op) -> Value | None:
     """The gradient that a backward operator of ATen's takes first, in which it is linear."""
-    name = str(op.attrs["op"]).split(".")[1]
-    args = op.attrs["args"]
-    if (
-        "_backward" not in name
-        or "double" in name
-        or not isinstance(args, tuple)
-        or not args
-        or not isinstance(args[0], Ref)
-    ):
+    name, args = str(op.attrs["op"]).split(".")[1], op.attrs["args"]
+    if "_backward" not in name or "double" in name or not isinstance(args, tuple) or not args:
         return None
-    found = op.operands[args[0].index]
+    found = op.operands[args[0].index] if isinstance(args[0], Ref) else None
     return found if isinstance(found, Value) else None
