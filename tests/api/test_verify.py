@@ -43,6 +43,12 @@ def line_of(text: str) -> str:
     return f"{__file__}:{next(number for number, line in enumerate(lines, 1) if text in line)}"
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same data in each run: on some, eager's error is small by chance where digits cancel."""
+    torch.manual_seed(0)
+
+
 def test_right() -> None:
     report = graphc.verify(wavy, torch.randn(6, 5), 0.7)
     assert report.right and report.fault is None
