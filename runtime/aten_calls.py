@@ -91,7 +91,9 @@ class AtenCall:
         outs = self.step.outs
         if len(results) > len(outs):
             results = [item for item in results if item is not None]  # gradients that were not asked for
-        if len(outs) > len(results):
+        if len(results) > len(outs):
+            results = [item for item in results if isinstance(item, torch.Tensor)]  # lengths, which the plan knows
+        if any(index >= 0 for index in outs[len(results) :]):
             raise LoweringError(
                 f"{self.step.op} returned {len(results)} results, the plan takes {len(outs)}", self.step.location
             )

@@ -18,6 +18,7 @@ from graphc.errors import DataDependentError, EagerOnlyError, ResizesError, Unsu
 from graphc.frontend.aten import layout, promotion
 from graphc.ir.graph import Attr, Builder, Named, Ref, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, f64, i64
+from graphc.ops.extern import lengths
 
 if TYPE_CHECKING:
     from graphc.frontend.aten.importer import Importer
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 _TRIAL_BYTES = 64 << 20
 _UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
 """Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
+_SEEDED = tuple(f"aten::_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn"))
+"""Attention of GPUs: its seeds lie with the CPU when it is called, and on the device when it is recorded."""
+_NO_LOGSUMEXP = "aten._scaled_dot_product_cudnn_attention.default"
 _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
 
 _BY_INDICES = frozenset(("aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.masked_select.default"))
@@ -198,9 +202,10 @@ def _effect(func: Any, has_results: bool) -> str:
 
 
 def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ...] | None]]) -> Any:
-    """The answer of a trial with `...` for each result of its own, whose types go to `own`."""
+    """The answer of a trial with `...` for each result of its own, whose types go to `own`; lengths are as they are."""
     returns = func._schema.returns
     answers = (answer,) if len(returns) == 1 else (() if answer is None else tuple(answer))
+    known = lengths(func)
 
     def note(item: Any) -> Any:
         if item is None:
@@ -211,8 +216,12 @@ def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ..
         return ...
 
     noted = [
-        None if declared.alias_info is not None and declared.alias_info.is_write else note(item)
-        for declared, item in zip(returns, answers, strict=True)
+        int(item)
+        if number in known
+        else None
+        if declared.alias_info is not None and declared.alias_info.is_write
+        else note(item)
+        for number, (declared, item) in enumerate(zip(returns, answers, strict=True))
     ]
     return None if not returns else noted[0] if len(returns) == 1 else tuple(noted)
 
@@ -232,7 +241,7 @@ def _fill(structure: Any, results: Iterator[Value]) -> Any:
         return next(results)
     if isinstance(structure, (list, tuple)):
         return type(structure)(_fill(part, results) for part in structure)
-    return None
+    return structure
 
 
 # trial runs
@@ -249,6 +258,8 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
             "(torch.where, a mask multiplied in), or compute this outside the function"
         )
     if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
+        return call_on_fakes(imp, func, args, kwargs)
+    if func._schema.name.startswith(_SEEDED):
         return call_on_fakes(imp, func, args, kwargs)
     try:
         answer = call_on_zeros(imp, func, args, kwargs)
@@ -273,11 +284,16 @@ def _static_result(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any) -> None:
-    """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say."""
+    """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say.
+
+    On the CPU, wherever the operands are: a one that is no valid index would be the end of a GPU's context.
+    """
+
+    def make(value: Value) -> Any:
+        return _filled(imp, value, int(value.dtype.is_integral or value.type.is_host), "cpu")
+
     try:
-        ones = _call_on(
-            func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral or value.type.is_host))
-        )
+        ones = _call_on(func, args, kwargs, make)
     except (RuntimeError, IndexError, ValueError):  # one is no valid index or class here; zeros have told all there is
         return
     if [t.shape for t in _tensors(ones)] != [t.shape for t in _tensors(zeros)]:
@@ -330,12 +346,12 @@ def generators_kept(cards: Iterable[int]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _filled(imp: Importer, value: Value, number: int) -> Any:
+def _filled(imp: Importer, value: Value, number: int, device: str = "") -> Any:
     if value.type.is_host:
         return {"f64": 1.0 + number, "i64": 1 + number, "bool": True}[value.dtype.name]
     dtype = promotion.to_torch(value.dtype)
     shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
-    return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
+    return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=device or value.device).fill_(number)
 
 
 def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -359,7 +375,10 @@ def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[st
         log.setLevel(logging.CRITICAL)  # it prints a traceback of every call that it refuses
         # what its cache knows of an in-place call that must raise is another result than the call's own
         with FakeTensorMode() as mode, disable_fake_tensor_cache(mode):
-            return _call_on(func, args, kwargs, make)
+            answer = _call_on(func, args, kwargs, make)
+            if str(func) == _NO_LOGSUMEXP and not args[4]:  # the call gives none, torch's account of it does
+                return (answer[0], None, *answer[2:])
+            return answer
     except DynamicOutputShapeException:
         raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands") from None
     finally:
