@@ -41,8 +41,10 @@ def _parse_templates(text: str) -> str:
 
 
 def _default_cache_dir() -> Path:
-    import platformdirs
-
+    try:
+        import platformdirs
+    except ImportError:  # a bare checkout, nothing installed
+        return Path.home() / ".cache" / "graphc"
     return Path(platformdirs.user_cache_dir("graphc"))
 
 
