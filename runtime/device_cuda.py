@@ -40,7 +40,9 @@ class CudaDevice:
         return f"cuda:{major}{minor}"
 
     def allows_tf32(self) -> bool:
-        return bool(torch.backends.cuda.matmul.allow_tf32)
+        # the older flag raises where the newer one has been set
+        precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+        return bool(torch.backends.cuda.matmul.allow_tf32) if precision is None else precision == "tf32"
 
     def refusal(self, index: int) -> str:
         if not torch.cuda.is_available():
@@ -74,7 +76,8 @@ class CudaDevice:
     def attach(self, index: int) -> None:
         driver = _driver()
         assert driver is not None, "asked for by a failed call of the driver"
-        torch.cuda.synchronize(index)  # the runtime's own set-up, in case that nothing has happened on the device yet
+        # Not by the runtime: what sets it up there also waits for the device, which is an error while another thread
+        # records. There is a context by now, for the kernels have been loaded into it.
         context = ctypes.c_void_p()
         code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), index)
         code = code or driver.cuCtxSetCurrent(context)
