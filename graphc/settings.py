@@ -175,7 +175,23 @@ def override(**changes: Any) -> Iterator[Settings]:
     unknown = sorted(set(changes) - names)
     if unknown:
         raise SettingsError(f"no such setting: {', '.join(unknown)}; there are {', '.join(sorted(names))}")
-    new = dataclasses.replace(settings(), **changes)
+    with _in_force(dataclasses.replace(settings(), **changes)) as new:
+        yield new
+
+
+@contextlib.contextmanager
+def or_else(known: Settings) -> Iterator[None]:
+    """Inside a `with` block other settings are in force, unless there is an `override` already: for work that threads
+    do which know nothing of one, as autograd's do for GPUs."""
+    if _scoped.get() is not None:
+        yield
+        return
+    with _in_force(known):
+        yield
+
+
+@contextlib.contextmanager
+def _in_force(new: Settings) -> Iterator[Settings]:
     token = _scoped.set(new)
     try:
         yield new
