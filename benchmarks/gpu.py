@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,13 +202,17 @@ def _started(
     call = contender(name, made)
     clock.wait()
     base = torch.cuda.memory_allocated() if clock.on_gpu else 0
-    start = time.perf_counter()
-    first = call()
-    clock.wait()
-    seconds = time.perf_counter() - start
-    del first
-    row: Row = {"program": item.name, "contender": name, "first": seconds}
-    row["error"] = error(results_of(call, made, CALLS - 1), exact)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        start = time.perf_counter()
+        first = call()
+        clock.wait()
+        seconds = time.perf_counter() - start
+        del first
+        row: Row = {"program": item.name, "contender": name, "first": seconds}
+        row["error"] = error(results_of(call, made, CALLS - 1), exact)
+    if name == "graphc" and said:  # such as that it runs eager, and why
+        row["warned"] = sorted({str(item.message)[:300] for item in said})
     if clock.on_gpu:
         torch.cuda.reset_peak_memory_stats()
         call()
@@ -510,7 +515,8 @@ def markdown(found: Row) -> str:
     lines += ["\n| program | goal | how graphc launches it |", "|---|---|---|"]
     for row in found["rows"]:
         if row["contender"] == "graphc":
-            how = "; ".join(f"{name}: {text}" for name, text in row.get("launch", {}).items())
+            said = {"warned": " / ".join(row["warned"]).replace("|", "/").replace("\n", " ")} if "warned" in row else {}
+            how = "; ".join(f"{name}: {text}" for name, text in (row.get("launch", {}) | said).items())
             lines.append(f"| {row['program']} | {CASES[row['program']].goal} | {how} |")
     return "\n".join(lines) + "\n"
 

@@ -10,13 +10,25 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from graphc.errors import FallbackWarning
+
 _NOTES = os.environ.get("GRAPHC_GPU_TESTS", "")
 _UNTIL = float(os.environ.get("GRAPHC_GPU_TESTS_UNTIL", "inf"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_falls_back() -> Iterator[None]:
+    """What runs eager, or op by op, agrees with eager, and shows nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        yield
 
 
 def _note(**item: str) -> None:

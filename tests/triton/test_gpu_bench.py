@@ -156,6 +156,7 @@ def test_tests_go_on_behind_one_that_ends_its_process(
     (home / "test_some.py").write_text(_SOME_TESTS)
     (tmp_path / "root" / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
     monkeypatch.setattr(gpu, "ROOT", tmp_path / "root")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     part = gpu._test_file("some", time.monotonic() + 300, tmp_path)
     failed = {item["test"].partition("::")[2]: item["why"] for item in part["failed"]}
