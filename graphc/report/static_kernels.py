@@ -32,6 +32,8 @@ from graphc.runtime.triton_launcher import OPTIONS
 from graphc.settings import settings
 
 WORKERS = 2
+SPILLED_BY_PRODUCTS = 96
+"""Bytes per thread (on AMD registers) that may be spilled where sums fill the registers."""
 MOST_PROGRAMS = 65535
 """Along y and z of a grid. Source: CUDA C++ Programming Guide, technical specifications per compute capability."""
 MOST_TIMES = 3
@@ -231,7 +233,7 @@ def faults(item: Candidate, launch: Launch, fact: dict[str, Any], target: str) -
         found.append(f"a grid of {launch.grid}, where {MOST_PROGRAMS} is the most along y and z")
     text = _function_text(item.made.text, launch.function)
     multiplies = "tl.dot(" in text
-    if fact["spills"] and not multiplies:
+    if fact["spills"] > (SPILLED_BY_PRODUCTS if multiplies else 0):
         found.append(f"spills {fact['spills']} bytes")
     if multiplies and not fact["tensor_core"] and 'input_precision="ieee"' not in text:
         found.append("a matrix product without tensor cores")

@@ -46,7 +46,7 @@ def gpu_static(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     import gpu_static
 
     yield gpu_static
-    for name in ("gpu_static", "gpu_programs", "kernels", "training"):
+    for name in ("gpu_static", "gpu_cases", "gpu_programs", "kernels", "training"):
         sys.modules.pop(name, None)
 
 
@@ -72,9 +72,7 @@ def test_more_launches_than_before_are_told(gpu_static: Any) -> None:
 
 
 def test_every_program_has_a_count(gpu_static: Any) -> None:
-    from gpu_programs import PROGRAMS
-
-    assert PROGRAMS.keys() == json.loads(gpu_static.COUNTS.read_text()).keys()
+    assert gpu_static.ALL.keys() == json.loads(gpu_static.COUNTS.read_text()).keys()
 
 
 def faults_of(kernel: Kernel, tiling: Tiling, target: str = "cuda:90") -> list[str]:
