@@ -41,7 +41,7 @@ def tl_dtype(dtype: DType) -> str:
 
 
 def literal(value: bool | int | float, dtype: DType) -> str:
-    """Text that Triton reads as `value`, safe inside any expression; bits for -0.0, which as a literal it takes for 0.0."""
+    """Text that Triton reads as `value`, inside any expression; bits for -0.0, which as a literal it takes for 0.0."""
     if dtype.kind == "bool":
         return str(bool(value))
     if not dtype.is_float:
