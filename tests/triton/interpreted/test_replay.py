@@ -259,6 +259,18 @@ def test_a_call_within_somebody_elses_recording_is_launched(device: MadeUpDevice
     assert device.log == []
 
 
+def test_a_saved_value_that_lies_elsewhere_is_not_recorded() -> None:
+    """Seeds of attention lie with the CPU when their call is not recorded."""
+
+    class Elsewhere(MadeUpDevice):
+        def place(self, index: int) -> torch.device:
+            return torch.device("meta")
+
+    found: Any = replay.Replay.__new__(replay.Replay)
+    found.device, found.index, found._inputs = Elsewhere(), 0, [1]
+    assert found._find([1.0, torch.zeros(())], [7]) is None
+
+
 def test_what_cannot_be_recorded_is_launched_and_says_why(device: MadeUpDevice) -> None:
     x, w = weights()
     placed = Placed(heads, x, w)
