@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 _TRIAL_BYTES = 64 << 20
 _UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
 """Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
-_SEEDED = tuple(f"aten::_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn"))
-"""Attention of GPUs: its seeds lie with the CPU when it is called, and on the device when it is recorded."""
-_NO_LOGSUMEXP = "aten._scaled_dot_product_cudnn_attention.default"
+_SEEDED = frozenset(
+    f"aten::_scaled_dot_product_{kind}_attention{end}"
+    for kind in ("flash", "efficient", "cudnn") for end in ("", "_backward")
+)  # fmt: skip
+"""Attention as GPUs have it."""
+_SEEDED_BYTES = 2 << 30
 _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
 
 _BY_INDICES = frozenset(("aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.masked_select.default"))
@@ -257,9 +260,9 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
             "graphc.compile makes a program per shape. For a single graph use a masked form of fixed shape "
             "(torch.where, a mask multiplied in), or compute this outside the function"
         )
+    if func._schema.name in _SEEDED:
+        return _try_seeded(imp, func, args, kwargs)
     if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
-        return call_on_fakes(imp, func, args, kwargs)
-    if func._schema.name.startswith(_SEEDED):
         return call_on_fakes(imp, func, args, kwargs)
     try:
         answer = call_on_zeros(imp, func, args, kwargs)
@@ -275,6 +278,25 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     if any(value.dtype.is_integral or value.type.is_host for value in values):
         _check_shapes_fixed(imp, func, args, kwargs, answer)
     return answer
+
+
+def _try_seeded(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """As `_try`, for attention of GPUs: on tensors where that can be, since torch tells of results that calls do not give.
+
+    Seeds, which lie with the CPU when it is called and on the device when it is recorded, are taken to lie there: only
+    its backward pass reads them.
+    """
+    first = next(_values([args, kwargs]))
+    answer = None
+    if operand_bytes(args, kwargs) <= _SEEDED_BYTES:
+        with contextlib.suppress(RuntimeError):  # there is no such call for this device, or one on zeros is refused
+            answer = call_on_zeros(imp, func, args, kwargs)
+    if answer is None:
+        answer = call_on_fakes(imp, func, args, kwargs)
+    place = torch.device(first.device)
+    return tuple([
+        item.to(place) if isinstance(item, torch.Tensor) and item.device != place else item for item in answer
+    ])  # fmt: skip
 
 
 def _static_result(func: Any, args: Sequence[Any]) -> bool:
@@ -375,10 +397,7 @@ def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[st
         log.setLevel(logging.CRITICAL)  # it prints a traceback of every call that it refuses
         # what its cache knows of an in-place call that must raise is another result than the call's own
         with FakeTensorMode() as mode, disable_fake_tensor_cache(mode):
-            answer = _call_on(func, args, kwargs, make)
-            if str(func) == _NO_LOGSUMEXP and not args[4]:  # the call gives none, torch's account of it does
-                return (answer[0], None, *answer[2:])
-            return answer
+            return _call_on(func, args, kwargs, make)
     except DynamicOutputShapeException:
         raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands") from None
     finally:
