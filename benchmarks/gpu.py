@@ -170,11 +170,19 @@ def measure_case(
             _check_alive(clock, name)
         else:
             yield dict(rows[name])
-    for name, samples in _timed(calls, clock, 3 if small else ROUNDS, start + item.seconds).items():
+            continue
+        gc.collect()
+        if clock.on_gpu:
+            torch.cuda.empty_cache()
+    failed: dict[str, str] = {}
+    for name, samples in _timed(calls, clock, 3 if small else ROUNDS, start + item.seconds, failed).items():
         low, median, high = statistics.quantiles(samples, n=4)
         rows[name] |= {"median": median, "low": low, "high": high, "rounds": len(samples)}
         rows[name]["compile"] = max(rows[name].pop("first") - median, 0.0)
     for name, row in rows.items():
+        if name in failed:
+            yield {"program": item.name, "contender": name, "failed": failed[name]}
+            continue
         if name == "graphc":
             row["launch"] = _launch_report(calls[name])
         row["right"] = name == "eager" or "eager" not in rows or is_right(row["error"], rows["eager"]["error"])
@@ -221,19 +229,27 @@ def _started(
     return call, row
 
 
-def _timed(calls: dict[str, Callable[[], Any]], clock: Clock, rounds: int, deadline: float) -> dict[str, list[float]]:
-    """Seconds per round and contender, the contenders taking turns."""
-    repeats = {}
-    for name, call in calls.items():
-        clock.measure(call, 2)
-        often = int(ROUND_SECONDS / max(clock.measure(call, 1), 1e-7))
-        repeats[name] = max(1, min(200, often)) if clock.on_gpu else 1
+def _timed(
+    calls: dict[str, Callable[[], Any]], clock: Clock, rounds: int, deadline: float, failed: dict[str, str]
+) -> dict[str, list[float]]:
+    """Seconds per round and contender, the contenders taking turns; why one is not among them goes to `failed`."""
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
+    repeats: dict[str, int] = {}
+    for number in range(-1, rounds):
         if number >= 3 and time.monotonic() > deadline:
             break
-        for name, call in calls.items():
-            found[name].append(clock.measure(call, repeats[name]))
+        for name in list(found):
+            try:
+                if number < 0:
+                    clock.measure(calls[name], 2)
+                    often = int(ROUND_SECONDS / max(clock.measure(calls[name], 1), 1e-7))
+                    repeats[name] = max(1, min(200, often)) if clock.on_gpu else 1
+                else:
+                    found[name].append(clock.measure(calls[name], repeats[name]))
+            except Exception as failure:  # the others can still be measured
+                failed[name] = _first_line(failure)
+                del found[name]
+                _check_alive(clock, name)
     return found
 
 

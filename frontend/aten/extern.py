@@ -281,7 +281,7 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
 
 
 def _try_seeded(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """As `_try`, for attention of GPUs: on tensors where that can be, since torch tells of results that calls do not give.
+    """As `_try`, for attention of GPUs: on tensors where that can be, since torch tells of results that are not given.
 
     Seeds, which lie with the CPU when it is called and on the device when it is recorded, are taken to lie there: only
     its backward pass reads them.

@@ -116,6 +116,21 @@ def test_an_unusable_device_ends_the_process(gpu: Any, monkeypatch: pytest.Monke
         next(found)
 
 
+def test_who_fails_while_timed_takes_nobody_along(gpu: Any) -> None:
+    seen: list[int] = []
+
+    def fails() -> None:
+        seen.append(1)
+        if len(seen) > 4:
+            raise RuntimeError("out of memory\nmore")
+
+    failed: dict[str, str] = {}
+    clock = gpu.Clock(torch.device("cpu"))
+    found = gpu._timed({"a": lambda: None, "b": fails, "c": lambda: None}, clock, 4, time.monotonic() + 60, failed)
+    assert {name: len(samples) for name, samples in found.items()} == {"a": 4, "c": 4}
+    assert failed == {"b": "RuntimeError: out of memory"}
+
+
 def test_a_later_row_takes_the_place_of_an_earlier_one(gpu: Any) -> None:
     first = {"program": "a", "contender": "graphc", "first": 2.0}
     timed = {"program": "a", "contender": "graphc", "median": 1.0, "compile": 2.0}
