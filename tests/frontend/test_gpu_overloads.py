@@ -186,6 +186,19 @@ def test_recurrent_layers_ask_for_no_library_that_keeps_a_state(name: str) -> No
     assert seen == [False] and torch._C._get_cudnn_enabled()
 
 
+def test_ctc_loss_is_torchs_own() -> None:
+    """Eager asks whether cuDNN computes it; on a CPU it does not ask."""
+    lengths = torch.tensor([4, 4]), torch.tensor([2, 2])
+    targets = torch.tensor([[1, 2], [2, 1]])
+
+    def run(probabilities: torch.Tensor) -> torch.Tensor:
+        is_theirs = torch.ops.aten._use_cudnn_ctc_loss.Tensor(probabilities, targets, *lengths, 0)
+        assert is_theirs is False
+        return F.ctc_loss(probabilities, targets, *lengths)
+
+    capture(run, [torch.randn(4, 2, 3).log_softmax(-1)])
+
+
 def test_backward_passes_run_in_the_capturing_thread() -> None:
     def run(x: torch.Tensor) -> torch.Tensor:
         assert not torch._C._is_multithreading_enabled()
