@@ -65,6 +65,8 @@ class Templates:
 
     def can_hold(self, op: Op) -> bool:
         """Whether there is a template for the op at all."""
+        if not op.results:  # a call that only checks
+            return False
         dtype = op.results[0].dtype
         if op.name == grouped.NAME and op.results[0].type.rank == 2 and len(op.operands) == 3:
             return False  # `NameGroupsOfRows` has left it to the library
