@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _TRIAL_BYTES = 64 << 20
 _UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
 """Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
+_PIVOTED = frozenset(("aten::linalg_ldl_solve", "aten::linalg_lu_solve", "aten::lu_unpack"))
+"""Calls that count rows from 1 on, and write elsewhere in memory where they are given a 0."""
 _SEEDED = frozenset(
     f"aten::_scaled_dot_product_{kind}_attention{end}"
     for kind in ("flash", "efficient", "cudnn") for end in ("", "_backward")
@@ -262,7 +264,8 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         )
     if func._schema.name in _SEEDED:
         return _try_seeded(imp, func, args, kwargs)
-    if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
+    is_large = operand_bytes(args, kwargs) > _TRIAL_BYTES
+    if is_large or func.namespace not in ("aten", "prims") or func._schema.name in _PIVOTED:
         return call_on_fakes(imp, func, args, kwargs)
     try:
         answer = call_on_zeros(imp, func, args, kwargs)

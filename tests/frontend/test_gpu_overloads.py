@@ -186,6 +186,18 @@ def test_recurrent_layers_ask_for_no_library_that_keeps_a_state(name: str) -> No
     assert seen == [False] and torch._C._get_cudnn_enabled()
 
 
+def test_pivots_are_no_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They count from 1 on; LAPACK takes what it is given."""
+    monkeypatch.setattr(extern, "call_on_zeros", lambda imp, func, *rest: pytest.fail(str(func)))
+    matrix = torch.eye(3) * 2
+    factor, pivots = torch.linalg.ldl_factor(matrix)
+    graph = capture(torch.linalg.ldl_solve, [factor, pivots, torch.ones(3, 1)]).graph
+    assert [op.attrs["op"] for op in _externs(graph)] == ["aten.linalg_ldl_solve.default"]
+    factor, pivots = torch.linalg.lu_factor(matrix)
+    graph = capture(torch.linalg.lu_solve, [factor, pivots, torch.ones(3, 1)]).graph
+    assert [op.attrs["op"] for op in _externs(graph)] == ["aten.linalg_lu_solve.default"]
+
+
 def test_ctc_loss_is_torchs_own() -> None:
     """Eager asks whether cuDNN computes it; on a CPU it does not ask."""
     lengths = torch.tensor([4, 4]), torch.tensor([2, 2])
