@@ -128,17 +128,24 @@ def templates_for(backend: str, choices: Mapping[str, bool] | None = None) -> Te
         return None
     import torch
 
-    from graphc.passes.chips import DEFAULT_TARGET
     from graphc.passes.templates import Templates
-    from graphc.runtime.device import current_target, find_device, present_device
+    from graphc.runtime.device import current_target, present_device
 
     device = present_device()
     tf32 = device is not None and device.allows_tf32()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    made_for = device or find_device(DEFAULT_TARGET)  # what is planned for a device that is not there
-    libraries = {} if made_for is None else {made_for.kind: made_for.attention_libraries()}
     runs = None if device is None else _asks(device)
-    return Templates(current_target(), tf32, settings().templates, deterministic, libraries, choices or {}, runs=runs)
+    there = attention_libraries(device)
+    return Templates(current_target(), tf32, settings().templates, deterministic, there, choices or {}, runs=runs)
+
+
+def attention_libraries(device: Device | None) -> dict[str, tuple[str, ...]]:
+    """Libraries for attention per kind of device: those of a device, or of one that programs are planned for."""
+    from graphc.passes.chips import DEFAULT_TARGET
+    from graphc.runtime.device import find_device
+
+    found = device or find_device(DEFAULT_TARGET)
+    return {} if found is None else {found.kind: found.attention_libraries()}
 
 
 def _asks(device: Device) -> Runs:

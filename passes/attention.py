@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from graphc.ir.graph import Attr, Graph, Op, Value
+from graphc.ir.types import contiguous_strides
 from graphc.ops import attention
-from graphc.passes.attention_forms import Form, Matrices, find_forms
+from graphc.passes.attention_forms import Form, find_forms
 from graphc.passes.base import PassContext, PassResult, Rewriter
-from graphc.passes.layout import Layouts, dense_like, int_shape, wanted_strides
+from graphc.passes.layout import Layouts, Strides, dense_like, int_shape, same_strides, wanted_strides
+from graphc.passes.matrices import Matrices
 from graphc.passes.templates import Templates
 
 _QUERY, _KEY, _VALUE = range(3)
@@ -140,11 +142,17 @@ def _as_heads(rewriter: Rewriter, item: Matrices, batch: tuple[int, int]) -> Val
         found = rewriter.op("reshape", found, shape=wanted)
     if found is not source:
         strides = Layouts().place(found).strides
-        is_spread = any(size > 1 and step == 0 for size, step in zip(wanted, strides, strict=True))
-        found.strides = None if is_spread else strides  # what is repeated gets memory of its own
+        if all(size == 1 or step for size, step in zip(wanted, strides, strict=True)):
+            _state(found, strides)  # what is repeated gets memory of its own
     return found
 
 
 def _lie_as(result: Value, operand: Value) -> None:
     """All libraries lay results out as `empty_like` of an operand does."""
-    result.strides = dense_like(int_shape(operand), wanted_strides(operand))
+    _state(result, dense_like(int_shape(operand), wanted_strides(operand)))
+
+
+def _state(value: Value, strides: Strides) -> None:
+    shape = int_shape(value)
+    plain: Strides = tuple(contiguous_strides(shape))  # type: ignore[arg-type]  # static
+    value.strides = None if same_strides(shape, strides, plain) else strides

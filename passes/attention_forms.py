@@ -4,49 +4,26 @@ scores    a product of queries and keys; casts, constant factors, a mask that hi
 weights   softmax of the scores along the keys, cast; read by nothing but the products here
 result    a product of the weights and values
 
-All operands may be views: a matrix per head is followed back to what it is a view of, so that heads which lie among
-other dims in memory are seen there, and equal ones are known to be equal.
+All operands may be views: matrices are followed back to what they are views of.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from graphc.ir.graph import Graph, Op, Operand, Value
 from graphc.ops.extern import effect
 from graphc.passes.layout import int_shape
+from graphc.passes.matrices import Matrices, before, matrices
 from graphc.passes.positions import Step, Told, tell
 
 _HIDDEN = -1e30
-"""What is added to a score, or put in its place, to hide it: at most this, its weight is 0 beside any score that is not."""
+"""What is put in the place of a score to hide it, or added, is at most this: the weight is 0 beside any other."""
 _SOFTMAXES = ("softmax", "safe_softmax")
 _FACTORS = ("mul", "div")
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """A matrix per head as a view: dims of the source that are heads, rows and columns; all others are of size 1."""
-
-    source: Value
-    lead: tuple[int, ...]
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-
-    @property
-    def turned(self) -> Matrices:
-        """Transposed."""
-        return replace(self, rows=self.columns, columns=self.rows)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether dims lie in order: heads, rows, columns."""
-        dims = (*self.lead, *self.rows, *self.columns)
-        return dims == tuple(sorted(dims))
-
-    def size(self, dims: Iterable[int]) -> int:
-        return math.prod(int_shape(self.source)[dim] for dim in dims)
 
 
 @dataclass(frozen=True)
@@ -110,85 +87,6 @@ def _uses(graph: Graph) -> dict[Value, list[Op]]:
             for value in dict.fromkeys(op.inputs):
                 users[value].append(op)
     return users
-
-
-# views
-
-
-def matrices(value: Value, through: Sequence[str] = (), until: Value | None = None) -> Matrices:
-    """The last two dims of a value as matrices, followed back through views.
-
-    Args:
-        through: other ops of one element by one that are gone through.
-        until: where to stop.
-    """
-    rank = value.type.rank
-    dims = [dim for dim, size in enumerate(int_shape(value)) if size != 1]
-    found = Matrices(
-        value,
-        tuple(dim for dim in dims if dim < rank - 2),
-        tuple(dim for dim in dims if dim == rank - 2),
-        tuple(dim for dim in dims if dim == rank - 1),
-    )
-    while found.source is not until and found.source.op is not None:
-        before = _before(found, found.source.op, through)
-        if before is None:
-            break
-        found = before
-    return found
-
-
-def _before(item: Matrices, op: Op, through: Sequence[str]) -> Matrices | None:
-    """The same matrices in what an op is a view of."""
-    if op.name == "permute":
-        source, dims = next(iter(op.inputs)), op.attrs["dims"]
-        slots = [tuple(dims[dim] for dim in slot) for slot in (item.lead, item.rows, item.columns)]
-        return Matrices(source, *slots)
-    if op.name == "reshape":
-        return _before_reshape(item, next(iter(op.inputs)))
-    if op.name in through:
-        # the operand that has all elements: masks and factors have fewer, or come first
-        wide = [value for value in op.inputs if value.shape == item.source.shape and value.dtype.is_float]
-        return replace(item, source=wide[0]) if len(wide) == 1 else None
-    return None
-
-
-def _before_reshape(item: Matrices, source: Value) -> Matrices | None:
-    pieces = _pieces(int_shape(source), int_shape(item.source))
-    slots = [None if pieces is None else _followed(slot, pieces) for slot in (item.lead, item.rows, item.columns)]
-    lead, rows, columns = slots
-    if lead is None or rows is None or columns is None or len(lead) > 2 or len(rows) > 1 or len(columns) > 1:
-        return None
-    return Matrices(source, lead, rows, columns)
-
-
-def _pieces(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]] | None:
-    """Runs of dims of two shapes of the same elements that are as many, dims of size 1 left out."""
-    found: list[tuple[list[int], list[int]]] = []
-    olds = [dim for dim, size in enumerate(before) if size != 1]
-    news = [dim for dim, size in enumerate(after) if size != 1]
-    while olds and news:
-        old, new = [olds.pop(0)], [news.pop(0)]
-        while (left := math.prod(before[d] for d in old)) != (right := math.prod(after[d] for d in new)):
-            more = olds if left < right else news
-            if not more:
-                return None
-            (old if left < right else new).append(more.pop(0))
-        found.append((old, new))
-    return found if not olds and not news else None
-
-
-def _followed(slot: Sequence[int], pieces: Sequence[tuple[list[int], list[int]]]) -> tuple[int, ...] | None:
-    """The dims before a reshape that these are, None where they are a part of one."""
-    found: list[int] = []
-    left = list(slot)
-    while left:
-        old, new = next(piece for piece in pieces if left[0] in piece[1])
-        if left[: len(new)] != new or (len(new) > 1 and len(old) > 1):
-            return None
-        found += old
-        del left[: len(new)]
-    return tuple(found)
 
 
 # one softmax
@@ -271,10 +169,10 @@ class _Finder:
                     return None
                 at, scale, causal = replace(at, source=source), scale * factor, causal or hides
                 continue
-            before = _before(at, op, ())
-            if before is None:
+            earlier = before(at, op, ())
+            if earlier is None:
                 return None
-            at = before
+            at = earlier
         return None
 
     def _score_step(self, op: Op) -> tuple[Value, float, bool] | None:
@@ -325,8 +223,14 @@ class _Finder:
                 else:
                     yield op
 
-    def _place(self, operand: Operand, start: Value | None = None, through: Sequence[str] = ("cast",)) -> tuple[int, ...]:
-        """Which of the last two dims of the weights rows and columns of a view are: (0, 1) as they are, (1, 0) turned."""
+    def _place(
+        self, operand: Operand, start: Value | None = None, through: Sequence[str] = ("cast",)
+    ) -> tuple[int, ...]:
+        """Which of the last two dims rows and columns of a view are: (0, 1) as they are, (1, 0) turned.
+
+        Args:
+            start: what it is a view of; None = the weights.
+        """
         start = self.weights if start is None else start
         assert isinstance(operand, Value)
         found = matrices(operand, through, start)
@@ -463,7 +367,7 @@ def _is_at_end(at: Matrices) -> bool:
     return (*at.rows, *at.columns) == (rank - 2, rank - 1)
 
 
-def _has_shape(operand: Operand, shape: tuple[object, ...]) -> bool:
+def _has_shape(operand: Operand, shape: tuple[object, ...]) -> TypeGuard[Value]:
     return isinstance(operand, Value) and operand.shape == shape
 
 
@@ -472,8 +376,7 @@ def _hides_ahead(told: Step) -> bool:
     return told.at == 1 and bool(told.above) != bool(told.below)
 
 
-def _added(kept: Operand, told: Step) -> tuple[Value, float, bool] | None:
-    assert isinstance(kept, Value)
+def _added(kept: Value, told: Step) -> tuple[Value, float, bool] | None:
     if told.below != 0:
         return None
     if told.is_constant:
@@ -481,8 +384,7 @@ def _added(kept: Operand, told: Step) -> tuple[Value, float, bool] | None:
     return (kept, 1.0, True) if told.at == 1 and told.above <= _HIDDEN else None
 
 
-def _multiplied(kept: Operand, told: Step, name: str) -> tuple[Value, float, bool] | None:
-    assert isinstance(kept, Value)
+def _multiplied(kept: Value, told: Step, name: str) -> tuple[Value, float, bool] | None:
     number = float(told.below)
     if not told.is_constant or not math.isfinite(number) or number == 0:
         return None

@@ -21,7 +21,7 @@ from graphc.ops.registry import Kind, get
 from graphc.passes.fused import Fusion, Library
 from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
-from graphc.passes.layout import Layouts, Place, is_dense, int_shape, same_strides, wanted_strides
+from graphc.passes.layout import Layouts, Place, int_shape, is_dense, same_strides, wanted_strides
 from graphc.passes.library_fusion import LibraryFusion
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates

@@ -47,8 +47,9 @@ ATTENTION_RATES: Mapping[str, Mapping[str, float]] = {
 
 cuDNN's kernels are specialised by warps and keep the matrix units busy while a softmax is computed, which Triton's do
 not. H100, forward, 16-bit, head of 128, 4,096 tokens, TFLOP/s: cuDNN 609, Triton 389, FlashAttention-2, which is what
-torch's flash is, 368 (J. Shah et al., FlashAttention-3, arXiv:2407.08608, figure 5). B200: FlashAttention-4 is up to 1.3
-times as fast as cuDNN and 2.7 times as fast as Triton (arXiv:2603.05451).
+torch's flash is, 368 (J. Shah et al., FlashAttention-3, arXiv:2407.08608, figure 5). B200, bf16: FlashAttention-4 is up
+to 1.3 times as fast as cuDNN and 2.7 times as fast as Triton (FlashAttention-4: Algorithm and Kernel Pipelining
+Co-Design for Asymmetric Hardware Scaling, 2026, abstract).
 """
 Runs: TypeAlias = Callable[[str, DType, Sequence[int], int, bool, bool], bool]
 """Whether a library runs on this very machine: library, dtype, (B, H, S, D), keys, causal, with a gradient."""

@@ -50,7 +50,7 @@ class Device(Protocol):
         """Whether torch lets products of float32 round their operands to 10 bits of mantissa."""
 
     def attention_libraries(self) -> tuple[str, ...]:
-        """Libraries for attention that torch has switched on, by their names in the compiler; no device need be there."""
+        """Those that torch has switched on, by their names in the compiler; no device need be there."""
 
     def runs_attention(
         self, library: str, dtype: torch.dtype, query: Sequence[int], keys: int, causal: bool, trains: bool

@@ -56,14 +56,13 @@ class CudaDevice:
         shapes = (1, heads, rows, width), (1, heads, keys, width), (1, heads, keys, width)
         try:
             with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                tensors = [torch.empty(shape, dtype=dtype, device=self.kind) for shape in shapes]
-                asked = torch.backends.cuda.SDPAParams(
-                    *(tensor.requires_grad_(trains) for tensor in tensors), None, 0.0, causal, False
-                )
+                made = (torch.empty(shape, dtype=dtype, device=self.kind) for shape in shapes)
+                q, k, v = (tensor.requires_grad_(trains) for tensor in made)
+                asked = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, causal, False)
+                ask = getattr(torch.backends.cuda, f"can_use_{library}_attention")
+                return bool(ask(asked))
         except torch.OutOfMemoryError:
             return False
-        cuda = torch.backends.cuda
-        return cuda.can_use_cudnn_attention(asked) if library == "cudnn" else cuda.can_use_flash_attention(asked)
 
     def refusal(self, index: int) -> str:
         if not torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """Scaled dot-product attention and its gradient as one op each: library calls, which can also be written out.
 
-Which library an op is for stands in its attribute `library`: the CPU's own when it is absent, else a key of `LIBRARIES`.
+The attribute `library` says which one an op is for: a key of `LIBRARIES`, absent for that of CPUs.
 """
 
 from __future__ import annotations
@@ -122,9 +122,16 @@ def _causal_mask(b: Builder, scores: Value) -> Value:
     return b.op("le", column, b.op("reshape", row, shape=(rows, 1)))
 
 
+def _flat(b: Builder, x: Value, heads: Dim) -> Value:
+    """(B, H, S, D) as (B * H, S, D), heads that several queries share repeated: as eager multiplies matrices."""
+    x = _repeat_heads(b, x, heads)
+    batch, _, length, depth = x.shape
+    return b.op("reshape", x, shape=(batch * heads, length, depth))
+
+
 def _scores(b: Builder, op: Op, q: Value, k: Value) -> Value:
     """Scaled scores in the dtype that softmax computes in; of 16-bit floats they are products of such."""
-    scores = composite.wide(b, b.op("matmul", q, b.op("permute", k, dims=(0, 1, 3, 2))))
+    scores = composite.wide(b, b.op("matmul", q, b.op("permute", k, dims=(0, 2, 1))))
     scores = b.op("mul", scores, float(op.attrs["scale"]))
     return b.op("where", _causal_mask(b, scores), scores, -math.inf) if op.attrs["causal"] else scores
 
@@ -132,20 +139,23 @@ def _scores(b: Builder, op: Op, q: Value, k: Value) -> Value:
 def _expand_attention(b: Builder, op: Op) -> Sequence[Value]:
     q, k, v, *rest = (composite.tensor(operand, op.name) for operand in op.operands)
     out, logsumexp = op.results
-    k, v = (_repeat_heads(b, t, q.shape[1]) for t in (k, v))
+    heads, dtype = q.shape[1], q.dtype
+    wide_shape = (*q.shape[:3], k.shape[2])
+    q, k, v = (_flat(b, t, heads) for t in (q, k, v))
     scores = _scores(b, op, q, k)
     if rest:
-        scores = b.op("add", scores, composite.cast(b, composite.wide(b, rest[0]), scores.dtype))
-    peak = b.op("amax", scores, dims=(3,), keepdim=True)
+        mask = composite.expand_to(b, composite.cast(b, composite.wide(b, rest[0]), scores.dtype), wide_shape)
+        scores = b.op("add", scores, b.op("reshape", mask, shape=scores.shape))
+    peak = b.op("amax", scores, dims=(2,), keepdim=True)
     # a row with every key masked gives zeros, not NaN
     empty = b.op("eq", peak, -math.inf)
     base = b.op("where", empty, 0.0, peak)
     exponential = b.op("exp", b.op("sub", scores, base))
-    total = b.op("sum", exponential, dims=(3,), keepdim=True)
+    total = b.op("sum", exponential, dims=(2,), keepdim=True)
     weights = b.op("where", empty, 0.0, b.op("div", exponential, total))
     lse = b.op("where", empty, 0.0, b.op("add", base, b.op("log", total)))
-    y = composite.cast(b, b.op("matmul", composite.cast(b, weights, v.dtype), v), out.dtype)
-    return [y, b.op("reshape", lse, shape=logsumexp.shape)]
+    y = composite.cast(b, b.op("matmul", composite.cast(b, weights, dtype), v), out.dtype)
+    return [b.op("reshape", y, shape=out.shape), b.op("reshape", lse, shape=logsumexp.shape)]
 
 
 def _reference_scores(q: torch.Tensor, k: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
@@ -220,30 +230,29 @@ def _gradient_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Se
     return [q.type, k.type, v.type]
 
 
-def _sum_heads(b: Builder, x: Value, own: Dim) -> Value:
-    """Gradients of repeated heads added up."""
-    batch, heads, length, depth = x.shape
+def _sum_heads(b: Builder, x: Value, like: Value, heads: Dim) -> Value:
+    """(B * H, S, D) as the gradient of `like`; those of heads that several queries share are added up."""
+    batch, own, length, depth = like.shape
     if own == heads:
-        return x
+        return b.op("reshape", x, shape=like.shape)
     groups = b.op("reshape", composite.wide(b, x), shape=(batch, own, heads // own, length, depth))
     return composite.cast(b, b.op("sum", groups, dims=(2,), keepdim=False), x.dtype)
 
 
 def _expand_gradient(b: Builder, op: Op) -> Sequence[Value]:
     grad, q, k, v, out, lse = (composite.tensor(operand, op.name) for operand in op.operands)
-    own = k.shape[1]
-    k, v = (_repeat_heads(b, t, q.shape[1]) for t in (k, v))
-    rows = b.op("reshape", lse, shape=(*q.shape[:3], 1))
+    wanted, heads = (q, k, v), q.shape[1]
+    grad, q, k, v, out = (_flat(b, t, heads) for t in (grad, q, k, v, out))
+    rows = b.op("reshape", lse, shape=(*q.shape[:2], 1))
     weights = b.op("exp", b.op("sub", _scores(b, op, q, k), rows))
-    narrow = composite.cast(b, weights, q.dtype)
-    dv = b.op("matmul", b.op("permute", narrow, dims=(0, 1, 3, 2)), grad)
-    slope = composite.wide(b, b.op("matmul", grad, b.op("permute", v, dims=(0, 1, 3, 2))))
-    delta = b.op("sum", b.op("mul", composite.wide(b, grad), composite.wide(b, out)), dims=(3,), keepdim=True)
+    dv = b.op("matmul", b.op("permute", composite.cast(b, weights, q.dtype), dims=(0, 2, 1)), grad)
+    slope = composite.wide(b, b.op("matmul", grad, b.op("permute", v, dims=(0, 2, 1))))
+    delta = b.op("sum", b.op("mul", composite.wide(b, grad), composite.wide(b, out)), dims=(2,), keepdim=True)
     slope = b.op("mul", b.op("mul", b.op("sub", slope, delta), weights), float(op.attrs["scale"]))
     slope = composite.cast(b, slope, q.dtype)
     dq = b.op("matmul", slope, k)
-    dk = b.op("matmul", b.op("permute", slope, dims=(0, 1, 3, 2)), q)
-    return [dq, _sum_heads(b, dk, own), _sum_heads(b, dv, own)]
+    dk = b.op("matmul", b.op("permute", slope, dims=(0, 2, 1)), q)
+    return [_sum_heads(b, x, like, heads) for x, like in zip((dq, dk, dv), wanted, strict=True)]
 
 
 def _reference_gradient(
@@ -257,7 +266,8 @@ def _reference_gradient(
     weights = torch.exp(_reference_scores(q, k, causal, scale) - lse.reshape(*q.shape[:3], 1))
     slope = weights * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * scale
     found = slope @ k, slope.mT @ q, weights.mT @ grad
-    dq, dk, dv = (t.to(dtype) for t in (found[0], *(t.unflatten(1, (own, -1)).sum(2) for t in found[1:])))
+    groups = (t.reshape(t.shape[0], own, -1, *t.shape[2:]).sum(2) for t in found[1:])
+    dq, dk, dv = (t.to(dtype) for t in (found[0], *groups))
     return dq, dk, dv
 
 
