@@ -40,6 +40,8 @@ class Library:
     step: int = 8
 
 
+_MOST_PROGRAMS = (1 << 16) - 1
+"""Of a GPU's grid along all but its first dim, which is what libraries lay batch and heads along."""
 CPU, FLASH, CUDNN = "cpu", "flash", "cudnn"
 LIBRARIES = {
     CPU: Library(
@@ -69,9 +71,10 @@ def library_takes(library: str, dtype: DType, query: Sequence[int], keys: int, c
         keys: how many there are.
         causal: the mask begins at the first query and key, and both are as many.
     """
-    width = query[3]
+    batch, heads, rows, width = query
     aligned = width % LIBRARIES[library].step == 0 and 0 < width <= LIBRARIES[library].widest
-    return dtype.is_reduced and dtype.itemsize == 2 and aligned and 0 not in query and (query[2] == keys or not causal)
+    is_small = 0 not in query and max(batch, heads) <= _MOST_PROGRAMS
+    return dtype.is_reduced and dtype.itemsize == 2 and aligned and is_small and (rows == keys or not causal)
 
 
 def library_of(op: Op) -> str:
@@ -136,6 +139,25 @@ def _scores(b: Builder, op: Op, q: Value, k: Value) -> Value:
     return b.op("where", _causal_mask(b, scores), scores, -math.inf) if op.attrs["causal"] else scores
 
 
+def _weights(b: Builder, scores: Value) -> tuple[Value, Value]:
+    """Softmax along rows of which not all is hidden, and its log-sum-exp, of maxima and sums that a kernel keeps."""
+    peak = b.op("amax", scores, dims=(2,), keepdim=True)
+    exponential = b.op("exp", b.op("sub", scores, peak))
+    total = b.op("sum", exponential, dims=(2,), keepdim=True)
+    return b.op("div", exponential, total), b.op("add", peak, b.op("log", total))
+
+
+def _weights_of_some(b: Builder, scores: Value) -> tuple[Value, Value]:
+    """The same where rows may be hidden as a whole: these give zeros, not NaN."""
+    peak = b.op("amax", scores, dims=(2,), keepdim=True)
+    empty = b.op("eq", peak, -math.inf)
+    base = b.op("where", empty, 0.0, peak)
+    exponential = b.op("exp", b.op("sub", scores, base))
+    total = b.op("sum", exponential, dims=(2,), keepdim=True)
+    weights = b.op("where", empty, 0.0, b.op("div", exponential, total))
+    return weights, b.op("where", empty, 0.0, b.op("add", base, b.op("log", total)))
+
+
 def _expand_attention(b: Builder, op: Op) -> Sequence[Value]:
     q, k, v, *rest = (composite.tensor(operand, op.name) for operand in op.operands)
     out, logsumexp = op.results
@@ -146,14 +168,7 @@ def _expand_attention(b: Builder, op: Op) -> Sequence[Value]:
     if rest:
         mask = composite.expand_to(b, composite.cast(b, composite.wide(b, rest[0]), scores.dtype), wide_shape)
         scores = b.op("add", scores, b.op("reshape", mask, shape=scores.shape))
-    peak = b.op("amax", scores, dims=(2,), keepdim=True)
-    # a row with every key masked gives zeros, not NaN
-    empty = b.op("eq", peak, -math.inf)
-    base = b.op("where", empty, 0.0, peak)
-    exponential = b.op("exp", b.op("sub", scores, base))
-    total = b.op("sum", exponential, dims=(2,), keepdim=True)
-    weights = b.op("where", empty, 0.0, b.op("div", exponential, total))
-    lse = b.op("where", empty, 0.0, b.op("add", base, b.op("log", total)))
+    weights, lse = _weights_of_some(b, scores) if rest else _weights(b, scores)
     y = composite.cast(b, b.op("matmul", composite.cast(b, weights, dtype), v), out.dtype)
     return [b.op("reshape", y, shape=out.shape), b.op("reshape", lse, shape=logsumexp.shape)]
 

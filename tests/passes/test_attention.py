@@ -265,6 +265,7 @@ def test_gradients_of_some() -> None:
         (Templates(policy=NEVER), "default", False),  # no library is there
         (TEMPLATES, "eager", False),  # eager rounds the scores
         (Templates("cuda:90", policy=AUTO, libraries=CPU), "default", False),  # few scores
+        (Templates(policy=NEVER, libraries=CPU, deterministic=True), "default", True),  # without a gradient
         (TEMPLATES, "default", True),
     ],
 )
@@ -292,6 +293,13 @@ def test_the_model_chooses_by_chip(target: str, there: tuple[str, ...], found: s
         measured = Templates(target, libraries={"cuda": there}, choices=dict.fromkeys(templates.asked, bool(found)))
         other = measured.library_for_attention("cuda:0", _bf16(), (1, 16, 4096, 128), 4096, True, True)
         assert bool(other) != bool(found)
+
+
+@pytest.mark.parametrize(("shape", "trains"), [((1, 1 << 16, 64, 64), False), ((1, 16, 4096, 128), True)])
+def test_what_libraries_could_not_do(shape: tuple[int, ...], trains: bool) -> None:
+    """More heads than a grid has programs; the same sums in each run."""
+    templates = Templates("cuda:90", libraries={"cuda": ("cudnn",)}, deterministic=trains)
+    assert not templates.library_for_attention("cuda:0", _bf16(), shape, shape[2], True, trains)
 
 
 def test_the_device_is_asked() -> None:
@@ -385,11 +393,12 @@ def test_calls_of_a_split_program_may_be_written_out_again() -> None:
     exact = _gradients(Block().double(), block, x.double())
     for mine, theirs, true in zip(gradients, _gradients(block, block, x), exact, strict=True):
         assert_contract(mine, theirs, true)
-    copy = split.backward.copy()
-    optimize(copy, context)
-    plan = make_plan(copy, backend="triton", templates=context.templates)
-    assert all(spec.shape[-2:] != (24, 24) for spec in plan.buffers)
-    assert not any(isinstance(step, GemmStep | AtenStep) for step in plan.steps)
+    for half in (split.forward, split.backward):
+        copy = half.copy()
+        optimize(copy, context)
+        plan = make_plan(copy, backend="triton", templates=context.templates)
+        assert all(spec.shape[-2:] != (24, 24) for spec in plan.buffers)
+        assert not any(isinstance(step, GemmStep | AtenStep) for step in plan.steps)
 
 
 @pytest.mark.parametrize("causally", [False, True])

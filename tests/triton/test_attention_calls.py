@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from graphc.passes.templates import Templates
 from graphc.program.plan import AtenStep, KernelStep, Plan, View
 from graphc.report.placed import placed_plan
-from graphc.runtime.aten_calls import AtenCall
+from graphc.runtime.aten_calls import AtenCall, at_whole_accesses, reads_whole_accesses
 from graphc.runtime.tensors import torch_dtype
 from graphc.settings import override
 
@@ -138,6 +138,16 @@ def test_the_setting_has_it_the_other_way(policy: str, launches: int) -> None:
 
 def test_it_is_explained(plan: tuple[Plan, str]) -> None:
     made, overload = plan
-    assert made.stats["extern_reasons"] == dict.fromkeys(
-        (f"{overload}.default", f"{overload}_backward.default"), "library call"
-    )
+    names = (f"{overload}.default", f"{overload}_backward.default")
+    assert made.stats["extern_reasons"] == dict.fromkeys(names, "library call")
+
+
+def test_tensors_that_begin_anywhere_are_copied() -> None:
+    memory = torch.zeros(64, dtype=torch.uint8)
+    first = -memory.data_ptr() % 16
+    whole, apart = (memory[first + skip : first + skip + 16].view(torch.bfloat16) for skip in (0, 2))
+    assert at_whole_accesses(whole) is whole and at_whole_accesses(3) == 3
+    copy = at_whole_accesses(apart)
+    assert copy.data_ptr() % 16 == 0 and torch.equal(copy, apart)
+    assert reads_whole_accesses(f"{CUDNN}_backward.default") and not reads_whole_accesses("aten.mm.default")
+    assert not reads_whole_accesses(f"{FLASH}_for_cpu.default")
