@@ -41,7 +41,7 @@ def tl_dtype(dtype: DType) -> str:
 
 
 def literal(value: bool | int | float, dtype: DType) -> str:
-    """A Python literal that Triton reads as `value`, safe inside any expression."""
+    """Text that Triton reads as `value`, inside any expression; bits for -0.0, which as a literal it takes for 0.0."""
     if dtype.kind == "bool":
         return str(bool(value))
     if not dtype.is_float:
@@ -52,7 +52,10 @@ def literal(value: bool | int | float, dtype: DType) -> str:
     if math.isinf(number):
         return 'float("inf")' if number > 0 else 'float("-inf")'
     text = repr(number)
-    return text if math.copysign(1.0, number) > 0 else f"({text})"
+    if number == 0 and math.copysign(1.0, number) < 0:
+        bits = 8 * dtype.itemsize
+        return f"tl.full([], {-(1 << bits - 1)}, tl.int{bits}).to({tl_dtype(dtype)}, bitcast=True)"
+    return text if number >= 0 else f"({text})"
 
 
 def _is_default(text: str, dtype: DType) -> bool:
@@ -105,6 +108,12 @@ class Context:
     def device(self, name: str, *args: str) -> str:
         self.libdevice = True
         return f"libdevice.{name}({', '.join(args)})"
+
+
+def constant(value: bool | int | float, dtype: DType) -> Operand:
+    """A number as an operand."""
+    text = literal(value, dtype)
+    return Operand(text, dtype, is_literal=not text.startswith("tl."))
 
 
 Rule = Callable[[Context, DType, list[Operand]], str]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import graphc
 from graphc.codegen.triton import program as codegen_program
 from graphc.ir.types import f32, f64
 from graphc.program.plan import OutputSpec, View
 from graphc.runtime import triton_program
 from graphc.runtime.triton_program import TritonProgram
+from graphc.settings import override
 from tests.runtime.plans import LINE
+from tests.support import assert_contract
 from tests.triton.cases import chain, reduce_all, scalars, softmax
 from tests.triton.programs import TritonPlan, scale_by_host
 
@@ -134,3 +138,38 @@ def test_kernels_on_numbers_of_the_cpu_are_interpreted_there(monkeypatch: pytest
     found, scaled = TritonProgram(record)([0.5, x])
     assert scaled == 0.5 * 0.1
     torch.testing.assert_close(found, x.softmax(1).flatten() * scaled)
+
+
+def test_rows_that_programs_share_are_scaled_by_what_was_there_before_the_update() -> None:
+    """One program stores the new weight when the sums are known, and others scale their parts of the column later."""
+
+    def step(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        total = x.sum(0)
+        y = (x - total) * w
+        w.add_(total)
+        return y
+
+    x, w = torch.randn(8192, 32), torch.randn(32)
+    theirs, exact = w.clone(), w.double()
+    wanted, true = step(x, theirs), step(x.double(), exact)
+    with override(cache=False):
+        compiled = graphc.compile(step, backend="triton")
+        found = compiled(x, w)
+        (source, *_) = compiled.source(x, w).values()
+    assert_contract(found, wanted, true)
+    assert_contract(w, theirs, exact)
+    assert "_pass2(" in source
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_zeros_written_as_numbers_keep_their_sign(dtype: torch.dtype) -> None:
+    def zeros(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        padded = F.pad(x, (1, 1), value=-0.0)
+        return x / -0.0, x + -0.0, x * -0.0, padded, torch.where(x > 1, x, -0.0), torch.full((3,), -0.0, dtype=dtype)
+
+    x = torch.tensor([-0.0, 0.0, 1.5, -2.0], dtype=dtype)
+    with override(cache=False):
+        found = graphc.compile(zeros, backend="triton")(x)
+    for mine, theirs in zip(found, zeros(x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(mine.signbit() & ~mine.isnan(), theirs.signbit() & ~theirs.isnan())
