@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import graphc
 from graphc.passes.templates import Templates
 from graphc.program.plan import AtenStep, KernelStep, Plan, View
 from graphc.report.placed import placed_plan
@@ -140,6 +142,42 @@ def test_it_is_explained(plan: tuple[Plan, str]) -> None:
     made, overload = plan
     names = (f"{overload}.default", f"{overload}_backward.default")
     assert made.stats["extern_reasons"] == dict.fromkeys(names, "library call")
+
+
+@pytest.mark.parametrize("name", ["flash", "cudnn"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_the_users_calls_mean(name: str, causal: bool) -> None:
+    """Result, sums and gradients, for keys that queries share; lengths and seeds are there to be handed on."""
+
+    def attend(q: T, k: T, v: T, g: T) -> tuple[T, ...]:
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        call = torch.ops.aten
+        if name == "flash":
+            found = call._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=0.3)
+        else:
+            found = call._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, scale=0.3)
+        assert found[2] is None and found[4:6] == (16, 16)
+        return found[0].detach(), found[1].detach(), *torch.autograd.grad(found[0], (q, k, v), g)
+
+    q, g = (torch.randn(2, 4, 16, 8) for _ in range(2))
+    k, v = (torch.randn(2, 2, 16, 8) for _ in range(2))
+    found = graphc.run(graphc.trace(attend, q, k, v, g), q, k, v, g, backend="interpret")
+    wide = [x.double().requires_grad_() for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(*wide, is_causal=causal, scale=0.3, enable_gqa=True)
+    scores = wide[0] @ wide[1].repeat_interleave(2, 1).mT * 0.3
+    if causal:
+        scores = scores.masked_fill(~torch.ones(16, 16).tril().bool(), -math.inf)
+    exact = out, scores.logsumexp(-1).reshape(found[1].shape), *torch.autograd.grad(out, wide, g.double())
+    for mine, true in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
+
+
+def test_calls_with_dropout_stay_as_they_are() -> None:
+    def attend(q: T) -> T:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, q, q, 0.5)[0]
+
+    with pytest.raises(NotImplementedError, match="flash_attention"):  # as eager: only a GPU has it
+        graphc.trace(attend, torch.randn(2, 4, 16, 8))
 
 
 def test_tensors_that_begin_anywhere_are_copied() -> None:
