@@ -85,6 +85,8 @@ def _forward(
     floats(query, key, value)
     if number(dropout_p) != 0 or query.type.rank != 4 or query.type.numel == 0 or key.type.numel == 0:
         raise Decline("it draws random numbers, or eager raises, or there is nothing to do")
+    if torch.version.hip is not None:
+        raise Decline("what AMD's library does with seeds is not known")
     attrs = {"causal": causal, "scale": _scale(query, scale), "mask": False, "library": library}
     operands = [_as_it_lies(imp, item) for item in (query, key, value)]
     output, sums = imp.b.multi(NAME, operands, attrs).results
@@ -99,6 +101,8 @@ def _backward(
     query, sums = operands[1], operands[5]
     if number(dropout_p) != 0 or query.type.rank != 4 or sums.type.rank != LIBRARIES[library].sums_rank:
         raise Decline("it draws random numbers, or eager raises")
+    if torch.version.hip is not None:
+        raise Decline("its forward call is not the op")
     attrs = {"causal": causal, "scale": _scale(query, scale), "library": library}
     results = imp.b.multi(GRADIENT, [_as_it_lies(imp, item) for item in operands], attrs).results
     for result, like in zip(results, operands[1:4], strict=True):

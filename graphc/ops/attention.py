@@ -29,7 +29,8 @@ class Library:
     Args:
         forward, backward: their overloads.
         widest: elements of a head, at most; multiples of `step` only.
-        sums_rank: dims of the log-sum-exp that the calls pass on: (B, H, S), cuDNN's have a last one of size 1.
+        sums_rank: dims of the log-sum-exp that the calls pass on: (B, H, S), cuDNN's have a last one of size 1 since
+            torch 2.9.
         step: elements that are read at once: heads begin at multiples of it, and are so wide.
     """
 
@@ -290,7 +291,8 @@ def _call_gradient(op: Op) -> AtenCall:
     """Without dropout the calls never look at seeds and offsets, but ask for tensors: any that there are will do.
 
     Those that the forward call returns lie with the CPU or with the device, depending on whether it is recorded.
-    Source: `mha_bwd` in flash_api.cpp and `run_cudnn_SDP_bprop` in MHA.cpp of ATen.
+    Source: `mha_bwd` in flash_api.cpp and `run_cudnn_SDP_bprop` in MHA.cpp of ATen; in the machine code of torch 2.11,
+    too, they are read only behind the test for dropout.
     """
     name, causal = library_of(op), op.attrs["causal"]
     tensors = tuple(Ref(number) for number in range(6))
