@@ -236,7 +236,7 @@ class Body:
         text = f"tl.load({self._address(s.buffer, s.index, shape)}"
         if masks:
             other = s.other if s.mask is not None else neutral("sum", buffer.dtype)
-            text += f", mask={' & '.join(masks)}, other={literal(other, buffer.dtype)}"
+            text += f", mask={' & '.join(masks)}, other={constant(other, buffer.dtype).filling}"
         return cast(text + ")", buffer.dtype, s.dtype), shape
 
     def _vector_load(self, s: Load, dim: TileDim) -> str:

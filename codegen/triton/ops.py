@@ -90,6 +90,11 @@ class Operand:
         """Text that means a number of `dtype` as an argument of a function that makes tensors of numbers."""
         return self.text if self.is_literal and _is_default(self.text, self.dtype) else self.typed
 
+    @property
+    def filling(self) -> str:
+        """Text that means a number of `dtype` where Triton converts what it gets; it takes a literal for a float32."""
+        return self.argument if self.dtype == f64 else self.text
+
 
 @dataclass
 class Context:
@@ -241,6 +246,14 @@ _FLOAT_FUNCTIONS: dict[str, Rule] = {
 # ----------------------------------------------------------------------------------------------- tests, logic, bits
 
 
+def _comparison(symbol: str) -> Rule:
+    def rule(_: Context, __: DType, args: list[Operand]) -> str:
+        left, right = (arg.filling for arg in args)
+        return f"{args[0].typed if args[1].is_literal else left} {symbol} {right}"
+
+    return rule
+
+
 def _isnan(_: Context, __: DType, args: list[Operand]) -> str:
     return f"{args[0].typed} != {args[0].text}"
 
@@ -251,12 +264,12 @@ def _signbit(_: Context, __: DType, args: list[Operand]) -> str:
 
 
 _TESTS: dict[str, Rule] = {
-    "eq": _infix("=="),
-    "ne": _infix("!="),
-    "lt": _infix("<"),
-    "le": _infix("<="),
-    "gt": _infix(">"),
-    "ge": _infix(">="),
+    "eq": _comparison("=="),
+    "ne": _comparison("!="),
+    "lt": _comparison("<"),
+    "le": _comparison("<="),
+    "gt": _comparison(">"),
+    "ge": _comparison(">="),
     "isnan": _isnan,
     "isinf": lambda _, __, args: f'tl.abs({args[0].typed}) == float("inf")',
     "signbit": _signbit,
