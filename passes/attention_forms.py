@@ -20,8 +20,8 @@ from graphc.passes.layout import int_shape
 from graphc.passes.matrices import Matrices, before, matrices
 from graphc.passes.positions import Step, Told, tell
 
-_HIDDEN = -1e30
-"""What is put in the place of a score to hide it, or added, is at most this: the weight is 0 beside any other."""
+_HIDDEN = -3.38e38
+"""What is put in the place of a score to hide it, or added, is at most this once it is scaled: no score is less."""
 _SOFTMAXES = ("softmax", "safe_softmax")
 _FACTORS = ("mul", "div")
 
@@ -161,8 +161,8 @@ class _Finder:
             self.ops.add(op)
             if op.name == "matmul":
                 is_whole = len(at.rows) == len(at.columns) == 1 and at.is_plain and _is_at_end(at)
-                return (op, scale, causal) if is_whole and scale > 0 else None
-            step = self._score_step(op)
+                return (op, scale, causal) if is_whole else None
+            step = self._score_step(op, scale)
             if step is not None:
                 source, factor, hides = step
                 if hides and not (_is_at_end(at) and at.is_plain):
@@ -175,8 +175,12 @@ class _Finder:
             at = earlier
         return None
 
-    def _score_step(self, op: Op) -> tuple[Value, float, bool] | None:
-        """What scores are made of by an op that keeps their shape, the factor, and whether it hides what is ahead."""
+    def _score_step(self, op: Op, scale: float) -> tuple[Value, float, bool] | None:
+        """What scores are made of by an op that keeps their shape, the factor, and whether it hides what is ahead.
+
+        Args:
+            scale: what its result is multiplied by later.
+        """
         shape = op.results[0].shape if op.results else ()
         if op.name == "cast":
             (source,) = op.inputs
@@ -192,14 +196,15 @@ class _Finder:
             # hidden where the condition holds ahead, or where it holds up to there
             hidden, kept = (first, second) if told.above else (second, first)
             number = self._number(hidden)
-            if not _hides_ahead(told) or number is None or not number <= _HIDDEN or not _has_shape(kept, shape):
+            is_hidden = number is not None and number * scale <= _HIDDEN
+            if not _hides_ahead(told) or not is_hidden or not _has_shape(kept, shape):
                 return None
             return kept, 1.0, True
         if op.name in (*_FACTORS, "add"):
             for kept, other in (op.operands, reversed(op.operands)) if op.name != "div" else (op.operands,):
                 told = self._told(other)
                 if told is not None and _has_shape(kept, shape):
-                    return _added(kept, told) if op.name == "add" else _multiplied(kept, told, op.name)
+                    return _added(kept, told, scale) if op.name == "add" else _multiplied(kept, told, op.name)
         return None
 
     def _told(self, operand: Operand) -> Step | None:
@@ -376,17 +381,17 @@ def _hides_ahead(told: Step) -> bool:
     return told.at == 1 and bool(told.above) != bool(told.below)
 
 
-def _added(kept: Value, told: Step) -> tuple[Value, float, bool] | None:
+def _added(kept: Value, told: Step, scale: float) -> tuple[Value, float, bool] | None:
     if told.below != 0:
         return None
     if told.is_constant:
         return kept, 1.0, False
-    return (kept, 1.0, True) if told.at == 1 and told.above <= _HIDDEN else None
+    return (kept, 1.0, True) if told.at == 1 and told.above * scale <= _HIDDEN else None
 
 
 def _multiplied(kept: Value, told: Step, name: str) -> tuple[Value, float, bool] | None:
     number = float(told.below)
-    if not told.is_constant or not math.isfinite(number) or number == 0:
+    if not told.is_constant or not math.isfinite(number) or number <= 0:  # what hides would not, turned round
         return None
     return kept, number if name == "mul" else 1 / number, False
 

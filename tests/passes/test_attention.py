@@ -186,6 +186,14 @@ def scores_too(q: T, k: T, v: T) -> T:
     return scores.softmax(-1) @ v + scores.sum()
 
 
+def turned_round_twice(q: T, k: T, v: T) -> T:
+    return ((q @ k.mT * -1.0).masked_fill(~tril(q, k), NONE) * -1.0).softmax(-1) @ v
+
+
+def shown_by_a_factor(q: T, k: T, v: T) -> T:
+    return ((q @ k.mT).masked_fill(~tril(q, k), torch.finfo(q.dtype).min) * 1e-38).softmax(-1) @ v
+
+
 def negative(q: T, k: T, v: T) -> T:
     return (q @ k.mT * -0.5).softmax(-1) @ v
 
@@ -200,7 +208,7 @@ LEFT: dict[str, tuple[Fn, tuple[T, ...]]] = {
     "causal with a buffer": (FORMS["causal with a buffer"][0], (torch.ones(40, 40).tril(),)),
     "bias": (FORMS["bias"][0], (torch.randn(3, 37, 37).bfloat16(),)),
     **{f.__name__: (f, ()) for f in (shifted, hides_itself, hides_what_is_past, prefix, mildly_hidden, of_queries,
-                                    scores_too, negative, sigmoid)},
+                                    scores_too, negative, sigmoid, turned_round_twice, shown_by_a_factor)},
     "scale by a tensor": (by_tensor, (torch.tensor(0.3, dtype=torch.bfloat16),)),
     "dropout": (lambda q, k, v: F.dropout((q @ k.mT).softmax(-1), 0.4) @ v, ()),
 }  # fmt: skip
