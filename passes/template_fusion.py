@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Op, Value
 from graphc.ir.types import FLOAT8
+from graphc.ops.checks import may_refuse
 from graphc.ops.registry import Kind, get
 from graphc.passes.access import Index, trace
 from graphc.passes.chains import Chain, find_chains
@@ -190,8 +191,8 @@ class TemplateFusion:
         fuser, kind = self.fuser, get(op.name).kind
         if kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
             return True
-        if kind is not Kind.POINTWISE or value in fuser.drawn:
-            return False
+        if kind is not Kind.POINTWISE or value in fuser.drawn or may_refuse(op):
+            return False  # data are checked behind loops
         holds_blocks = all(group.sums or not group.contracts for group in groups)  # which serve many scores
         if value in fuser.cheap and (holds_blocks or not fuser.cheap[value][1]):
             return True
