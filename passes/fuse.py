@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from graphc.ir.graph import Graph, Input, Op, Value
+from graphc.ir.graph import Graph, Input, Op, StridedView, Value
 from graphc.ir.types import HOST
 from graphc.ops.registry import Kind, get
 from graphc.passes.fused import Fusion, Library
 from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
-from graphc.passes.layout import Layouts, Place, same_strides, wanted_strides
+from graphc.passes.layout import Layouts, Place, int_shape, is_dense, same_strides, wanted_strides
 from graphc.passes.library_fusion import LibraryFusion
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
@@ -30,6 +30,10 @@ from graphc.passes.updates import UPDATES, copy_op, is_scattered
 from graphc.passes.work import MANY_PIECES, element_count, element_work, is_full, is_kernel_op
 
 CHEAP_WORK, FREE_WORK = 8, 16
+"""Additions that an element may cost to be computed again rather than kept."""
+FUNCTION_WORK = 4
+"""What an exponential or the like counts as on a GPU, where storing a float32 and reading it back takes as long as some
+fifty additions, and memory is short."""
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -76,6 +80,7 @@ class Fuser:
         self.overwritten: dict[Value, Value] = {}  # result -> base in whose memory it is to be stored
         self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
+        self.effort: dict[Value, int] = {}  # what it takes to compute these again, functions included
         self.drawn: set[Value] = set()  # those among them that are made from random words
         self.early: set[Value] = set()
         self.position: dict[Op, float] = {}
@@ -137,6 +142,8 @@ class Fuser:
                 continue
             result = op.results[0]
             work, leaves = element_work(op), frozenset[Value]()
+            if self.backend != "c" and len(op.operands) == 1:
+                work = min(work, FUNCTION_WORK)
             for operand in op.operands:
                 if isinstance(operand, Value):
                     more, below = self.cheap.get(operand) or (0, frozenset((operand,)))
@@ -148,6 +155,8 @@ class Fuser:
             read = sum([min(size, element_count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
             if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
+                again = sum(self.effort.get(operand, 0) for operand in dict.fromkeys(op.inputs))
+                self.effort[result] = element_work(op) + again
                 if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
                     self.drawn.add(result)
 
@@ -169,7 +178,9 @@ class Fuser:
         }
 
     def _hoist(self) -> None:
-        """Slopes are stored, by a kernel next to that of the activation."""
+        """Slopes are stored, by a kernel next to that of the activation; a GPU has time to compute them again."""
+        if self.backend != "c":
+            return
         for value, op in hoisted(self.ops, self.live).items():
             assert value.op is not None
             if self.products is not None and value in self.products.inside:
@@ -185,19 +196,17 @@ class Fuser:
         for number, output in enumerate(self.graph.outputs):
             value = output.value
             op = value.op
-            if (
-                output.view is None
-                and counts[value] == 1
-                and op is not None
-                and op.name in ("reshape", "permute", "slice")
-            ):
+            if counts[value] == 1 and op is not None and op.name in ("reshape", "permute", "slice"):
                 place = self.layouts.place(value, self.live - {value}, self.stored)
                 base = place.base
                 is_library = base.op is not None and not is_kernel_op(base.op)
-                fits = same_strides(place.shape, place.strides, wanted_strides(value))
+                wanted = wanted_strides(value)
+                fits = same_strides(place.shape, place.strides, wanted)
+                fits = fits and (output.view is None or is_dense(int_shape(value), wanted))
                 if is_library and fits and base not in taken and base not in self.overwritten.values():
                     taken.add(base)
-                    self.output_places[number] = replace(place, strides=wanted_strides(value))  # dims of size 1 too
+                    place = replace(place, strides=wanted)  # dims of size 1 too
+                    self.output_places[number] = place if output.view is None else _seen(output.view, place)
                     self.needed.add(base)
                     continue
             self.needed.add(value)
@@ -330,3 +339,9 @@ class Fuser:
         table = next(iter(op.inputs))
         is_kept = isinstance(table, Input) or table in self.live
         return not is_kept and element_count(table) >= TABLE_SHARE * max(element_count(value), SMALL_TABLE)
+
+
+def _seen(view: StridedView, place: Place) -> Place:
+    """A view of a value that is a look into another one's memory."""
+    shape, strides = view.shape, view.strides
+    return Place(place.base, shape, strides, place.offset + view.offset)  # type: ignore[arg-type]  # static

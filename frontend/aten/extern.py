@@ -292,8 +292,11 @@ def _try_seeded(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str,
     first = next(_values([args, kwargs]))
     answer = None
     if operand_bytes(args, kwargs) <= _SEEDED_BYTES:
-        with contextlib.suppress(RuntimeError):  # there is no such call for this device, or one on zeros is refused
+        try:
             answer = call_on_zeros(imp, func, args, kwargs)
+        except RuntimeError:  # one on zeros is refused
+            if first.device == "cpu":
+                raise  # there is no such call
     if answer is None:
         answer = call_on_fakes(imp, func, args, kwargs)
     place = torch.device(first.device)

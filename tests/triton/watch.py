@@ -3,6 +3,7 @@
 Programs of one launch run in any order and side by side. So what one of them stores, no other may load or store in the
 same launch, unless both do so atomically; and none may touch memory that the launch was not handed. The interpreter's
 order hides the first, and luck the second: here every access of a launch is noted, by program, and judged at its end.
+What a mask hides is rubbish, unless the load says what it is, where the interpreter would give zeros.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+RUBBISH = 0xA5
+"""Bytes that masked loads give where nothing was said."""
 Addresses = np.ndarray[Any, np.dtype[np.uint64]]
 
 
@@ -110,9 +113,12 @@ def install() -> list[str]:
     load, store, rmw = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
 
     @functools.wraps(load)
-    def noted_load(ptrs: Any, mask: Any, *rest: Any, **more: Any) -> Any:
+    def noted_load(ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
         note("loads", ptrs, mask)
-        return load(ptrs, mask, *rest, **more)
+        found = load(ptrs, mask, other, *rest, **more)
+        if other is None:  # what a mask hides is then anything
+            found.data.view(np.uint8).reshape(*mask.data.shape, -1)[~mask.data.astype(bool)] = RUBBISH
+        return found
 
     @functools.wraps(store)
     def noted_store(ptrs: Any, value: Any, mask: Any, *rest: Any, **more: Any) -> Any:

@@ -74,6 +74,14 @@ def test_accesses_outside_of_memory() -> None:
     ]
 
 
+def test_what_a_mask_hides_is_rubbish_unless_it_is_told() -> None:
+    x, y = torch.ones(64), torch.zeros(64)
+    assert found("tl.store(y_ptr + x, tl.load(x_ptr + x, mask=x < 8))", x, y) == []
+    assert torch.equal(y[:8], x[:8]) and (y[8:32] != 0).all() and (y[8:32] != 1).all()
+    assert found("tl.store(y_ptr + x, tl.load(x_ptr + x, mask=x < 8, other=2.0))", x, y) == []
+    assert (y[8:32] == 2).all()
+
+
 def test_a_row_that_programs_share_is_not_read_behind_its_update() -> None:
     limits = Limits(persistent=512, loop=256, fill=64, split=4)
     made = emit_kernel(SCALED, tiling=choose_tiling(SCALED, limits))
