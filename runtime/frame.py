@@ -80,6 +80,8 @@ class Memory:
         cells: per buffer of checks its cells.
         scratch_place, places: where in a table scratch memory is, and the length of the table so far.
         scratch_bytes: scratch memory of a call, on the device `scratch_device`.
+        nowhere: a place in tables that holds 0.
+        computed: Python numbers that kernels on the CPU compute.
     """
 
     def __init__(self, program: Program) -> None:
@@ -99,6 +101,9 @@ class Memory:
         self._arena_places = {name: self.scratch_place + 1 + at for at, name in enumerate(self._arena_devices)}
         self.places = self.scratch_place + 1 + len(self._arena_devices)
         self.scratch_bytes, self.scratch_device = 0, torch.device("cpu")
+        self.nowhere = self.more_places(1)
+        self.computed: set[int] = set()
+        self._host_places: dict[int, int] = {}
         self._tabled: set[int] = set()
         self._inputs: list[tuple[int, int]] = []
         self._asked = False
@@ -130,6 +135,21 @@ class Memory:
             if spec.kind == INPUT and is_there:
                 self._inputs.append((index, spec.source))
         return index, skip
+
+    def on_host(self, index: int) -> int:
+        """Where in a table is the address by which the CPU finds one of its buffers.
+
+        That of a Python number is followed by its cell. What lies in an arena begins `arena_offset` bytes behind the
+        address; that of the cells of checks never changes, and is in no table: their place holds 0.
+        """
+        spec = self.buffers[index]
+        if spec.kind == CHECKS:
+            return self.nowhere
+        if spec.kind == ARENA and not spec.host:
+            return self._arena_places[spec.device]
+        if index not in self._host_places:  # not its own number: there the address of a copy on a device may be
+            self._host_places[index] = self.more_places(2 if spec.host else 1)
+        return self._host_places[index]
 
     # ------------------------------------------------------------------------------------------------------ per call
 

@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphc.errors import CompilerError
-from graphc.program.record import Program
 from graphc.program.triton_kernel import ALIGNMENT
-from graphc.runtime.build import build_library, compiler_version
-from graphc.runtime.cache import disk_cache, read_entry, temporary_entry
-from graphc.settings import settings
+from graphc.runtime.small_library import small_library
 
-_LIBRARY = "launch.so"
 _FLAGS = ("-O2", "-shared", "-fPIC")
 MAX_ARGUMENTS = 64
 """Arguments of a launch; its alignments are bits of one word."""
@@ -156,18 +150,7 @@ class LaunchList:
 @functools.cache
 def _entry() -> ctypes._NamedFuncPointer:
     """The C function, compiled once and kept in the disk cache."""
-    compiler = settings().compiler()
-    if compiler is None:
-        raise CompilerError(f"no C compiler ({settings().cc}) for the launcher")
-    facts = "\0".join((_TEXT, *_FLAGS, compiler, compiler_version(compiler)))
-    key = hashlib.sha256(facts.encode()).hexdigest()
-    folder = disk_cache().get(key) if settings().cache else None
-    if folder is None:
-        made = {_LIBRARY: build_library(Program("launch", "c", sources={"launch.c": _TEXT}, flags=_FLAGS))}
-        folder = disk_cache().put(key, made) if settings().cache else temporary_entry(key, made)
-    else:
-        read_entry(folder, _LIBRARY)  # checks it
-    found = ctypes.CDLL(str(folder / _LIBRARY)).graphc_launch
+    found = small_library("launch", _TEXT, _FLAGS).graphc_launch
     address = ctypes.c_void_p
     found.argtypes = [address, address, address, ctypes.c_int64, ctypes.c_int64, address, address,
                       ctypes.POINTER(ctypes.c_int)]  # fmt: skip

@@ -117,7 +117,7 @@ class _Cpu:
         return self._write(rows)
 
     def _why_not_here(self, step: KernelStep) -> str:
-        kernel = self.program.host_kernel(step.kernel).kernel
+        kernel = self.program.library.kernel(step.kernel).kernel
         written = set()
         for index, buffer in zip(step.buffers, kernel.buffers, strict=True):
             if buffer.access != "out" and index not in self.known:

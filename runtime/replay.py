@@ -6,8 +6,8 @@
 
 A recording holds addresses. Inputs are bound as they lie: parameters and the state of optimizers stay where they are.
 Inputs that lie elsewhere in every call, such as a batch, are copied to memory of the recording, if they are small and
-not written to. Python numbers and tables of rows are put into such memory too, when they have changed; what the CPU
-computes for them, it computes before each replay, in the order of the program.
+not written to. Python numbers, all in one copy, and tables of rows are put into such memory too, when they have
+changed; what the CPU computes for them, it computes before each replay, in the order of the program.
 
 Results belong to whoever holds them. Small ones are copied; of large ones the recording hands out its own memory, and
 is not replayed while anybody holds that: another recording is made, with results of its own, or the program is launched
@@ -16,13 +16,14 @@ step by step. What cannot be recorded is launched so in every call, and `explain
 
 from __future__ import annotations
 
-import struct
+import ctypes
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from graphc.program.plan import (
@@ -32,8 +33,9 @@ from graphc.program.plan import (
 )
 from graphc.runtime.device import find_device
 from graphc.runtime.frame import Frame, Working, cell_dtype
+from graphc.runtime.host_list import HostRun
 from graphc.runtime.recordable import why_not
-from graphc.runtime.tensors import torch_dtype
+from graphc.runtime.tensors import staged, torch_dtype
 
 if TYPE_CHECKING:
     from graphc.runtime.device import Recording
@@ -50,6 +52,9 @@ MOST_BINDINGS = 4
 MOST_REBINDINGS = 12
 """Recordings thrown away for new addresses after which the program is not recorded any more."""
 
+_SLOT = 16
+"""Bytes from one number to the next: kernels take pointers to be aligned so."""
+
 _storage_use_count = torch._C._storage_Use_Count
 Key = tuple[int, ...]
 
@@ -62,8 +67,9 @@ class _Recorded:
         recording: to be replayed.
         results: buffers that are returned, as tensors of its own, by buffer.
         lent: the large ones among them.
-        numbers: Python numbers as they are on the device, by buffer; None before the first time.
-        kept: where they are, by buffer.
+        kept: numbers that the CPU knows and kernels read, by buffer: views of `block`.
+        block: all of them, as bytes.
+        numbers: what is in it.
         words: per step over a table of rows the words with the addresses.
         tables: the tables on the device.
         sent: what is in them.
@@ -72,8 +78,9 @@ class _Recorded:
     recording: Recording | None = None
     results: dict[int, torch.Tensor] = field(default_factory=dict)
     lent: list[_Lent] = field(default_factory=list)
-    numbers: dict[int, bytes] = field(default_factory=dict)
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
+    block: torch.Tensor | None = None
+    numbers: bytes = b""
     words: dict[int, Any] = field(default_factory=dict)
     tables: dict[int, torch.Tensor] = field(default_factory=dict)
     sent: dict[int, bytes] = field(default_factory=dict)
@@ -88,7 +95,8 @@ class _Recorded:
 
     def tensors(self) -> list[torch.Tensor]:
         """All memory of its own."""
-        return [*self.results.values(), *self.kept.values(), *self.tables.values()]
+        block = [] if self.block is None else [self.block]
+        return [*self.results.values(), *block, *self.tables.values()]
 
 
 class _Lent:
@@ -137,7 +145,9 @@ class Replay:
         self._working: Working | None = None
         if self.reason:
             return
-        self._before = [part for part in program.parts if part.on_host]
+        self._slots = {number: _SLOT * at for at, number in enumerate(sorted(program.brought))}
+        self._numbers = (ctypes.c_char * (_SLOT * max(len(self._slots), 1)))()
+        self._before = self._before_replays()
         self._recorded = [part for part in program.parts if not part.on_host]
         self._inputs = self._device_inputs()
         self._written = set(program.program.written)
@@ -349,10 +359,11 @@ class Replay:
         """Where a recording reads and writes: working memory that all recordings share, and results of its own."""
         assert self.device is not None
         made, place = _Recorded(), self.device.place(self.index)
-        for number in self.program.brought:
-            spec = self._buffers[number]
-            dtype = cell_dtype(spec) if spec.host else torch_dtype(spec.dtype)
-            made.kept[number] = torch.zeros(1, dtype=dtype, device=place)
+        made.block = torch.zeros(len(self._numbers), dtype=torch.uint8, device=place)
+        made.numbers = bytes(len(self._numbers))
+        for number, start in self._slots.items():
+            dtype = self._slot_dtype(number)
+            made.kept[number] = made.block[start : start + dtype.itemsize].view(dtype)
         for number, table in self.program.tables.items():
             made.words[number] = table.plain.copy()
             made.tables[number] = torch.from_numpy(table.plain).to(place)
@@ -375,7 +386,9 @@ class Replay:
             memory.put(frame, spec.index, memory.empty(spec))
         assert self._working is not None
         memory.use_working(frame, self._working)
-        self._send_numbers(self._compute(frame, recorded), recorded)
+        for run in self._before:
+            run(frame)
+        self._send_numbers(recorded)
         self._send_tables(frame, recorded)
         assert recorded.recording is not None
         recorded.recording.replay()
@@ -384,27 +397,42 @@ class Replay:
         self._hand_out(frame, recorded)
         return self._as_given(program.outputs(frame), bound, inputs)
 
-    def _compute(self, frame: Frame, recorded: _Recorded) -> dict[int, Any]:
-        """Do what the CPU does in the program; the numbers that kernels on the device read, by buffer."""
-        found = {index: self._value(frame, index) for index in recorded.kept if self._buffers[index].kind == INPUT}
-        for part in self._before:
-            self.program.run(frame, (part,))
-            for index in part.writes:
-                if index in recorded.kept:  # now, for its memory may be used for something else
-                    found[index] = self._value(frame, index)
-        return found
+    def _before_replays(self) -> list[Callable[[Frame], None]]:
+        """What the CPU does in the program, in order; numbers that kernels on the device read end in `_numbers`.
 
-    def _value(self, frame: Frame, index: int) -> Any:
-        spec = self._buffers[index]
-        return self._memory.number(frame, spec) if spec.host else self._memory.whole(frame, spec).item()
+        They are copied there as soon as they are known, for their memory may be used for something else later.
+        """
+        start, program = ctypes.addressof(self._numbers), self.program
+        copies = {number: (start + at, self._slot_dtype(number).itemsize) for number, at in self._slots.items()}
+        here = HostRun(self._memory, program.library)
+        for number, copy in copies.items():
+            if self._buffers[number].kind == INPUT:
+                here.add_copy(number, *copy)
+        found: list[Callable[[Frame], None]] = [here]
+        for part in program.parts:
+            if not part.on_host:
+                continue
+            if isinstance(part.run, HostRun):
+                here.extend(part.run, copies)
+                continue
+            here = HostRun(self._memory, program.library)
+            for number in part.writes:
+                if number in copies:
+                    here.add_copy(number, *copies[number])
+            found += [part.run, here]
+        return [run for run in found if not isinstance(run, HostRun) or run.items]
 
-    def _send_numbers(self, numbers: dict[int, Any], recorded: _Recorded) -> None:
-        """Have numbers in the recording's memory, where they have changed."""
-        for index, value in numbers.items():
-            seen = _bits(value)
-            if recorded.numbers.get(index) != seen:
-                recorded.kept[index].fill_(value)
-                recorded.numbers[index] = seen
+    def _slot_dtype(self, number: int) -> torch.dtype:
+        spec = self._buffers[number]
+        return cell_dtype(spec) if spec.host else torch_dtype(spec.dtype)
+
+    def _send_numbers(self, recorded: _Recorded) -> None:
+        """Have numbers in the recording's memory, all of them by one copy where one has changed."""
+        data = self._numbers.raw
+        if recorded.numbers != data:
+            assert recorded.block is not None
+            recorded.block.copy_(staged(np.frombuffer(bytearray(data), np.uint8), recorded.block.device), True)
+            recorded.numbers = data
 
     def _send_tables(self, frame: Frame, recorded: _Recorded) -> None:
         for number, table in self.program.tables.items():
@@ -412,7 +440,7 @@ class Replay:
             words[:, table.columns] = recorded.words[number][:, table.columns]
             data = words.tobytes()
             if recorded.sent.get(number) != data:
-                recorded.tables[number].copy_(table.host_tensor(words), non_blocking=True)
+                recorded.tables[number].copy_(staged(words, table.device), True)
                 recorded.sent[number] = data
 
     def _hand_out(self, frame: Frame, recorded: _Recorded) -> None:
@@ -450,8 +478,3 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
     """Memory for a copy, of no kind that torch forbids to write to later."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-
-
-def _bits(value: Any) -> bytes:
-    """A number so that equal bytes are equal numbers, signs of zeros and NaN included."""
-    return struct.pack("d", value) if isinstance(value, float) else repr(value).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from graphc.ir.types import DType
@@ -14,6 +15,12 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     found = getattr(torch, dtype.torch_name)
     assert isinstance(found, torch.dtype)
     return found
+
+
+def staged(words: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> torch.Tensor:
+    """Words in memory from which a device copies while the CPU goes on."""
+    made = torch.from_numpy(words)
+    return made if device.type == "cpu" else made.pin_memory()
 
 
 EmptyStrided: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]

@@ -16,6 +16,7 @@ import torch
 from graphc.program.plan import ForeachStep, RowArgument
 from graphc.program.triton_kernel import ALIGNMENT, TABLE_BLOCK, TritonKernel
 from graphc.runtime.host_kernels import Array, HostKernel, array_at, numpy_dtype
+from graphc.runtime.tensors import staged
 
 _WORD = 8
 _BLOCK_BITS = 32
@@ -87,16 +88,11 @@ class TableStep:
         sent = self._sent
         if sent is not None and sent[0] == data and sent[1] == stream:
             return sent[2]
-        made = self.host_tensor(words)
+        made = staged(words, self.device)
         if made.device != self.device:
             made = made.to(self.device, non_blocking=True)
         self._sent = (data, stream, made)
         return made
-
-    def host_tensor(self, words: Array) -> torch.Tensor:
-        """Words in memory from which a device copies while the CPU goes on."""
-        made = torch.from_numpy(words)
-        return made if self.device.type == "cpu" else made.pin_memory()
 
     def _compute_numbers(self, frame: Any, words: Array) -> None:
         """Run the kernels on numbers: they read and write step counters, and leave numbers in the table."""

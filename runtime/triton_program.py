@@ -39,7 +39,8 @@ from graphc.runtime.aten_calls import AtenCall, at_whole_accesses, reads_whole_a
 from graphc.runtime.checks import raise_failed
 from graphc.runtime.device import Device, find_device, index_of, present_device
 from graphc.runtime.frame import Frame, Memory
-from graphc.runtime.host_kernels import HostKernel, array_at
+from graphc.runtime.host_kernels import array_at
+from graphc.runtime.host_list import HostLibrary, HostRun
 from graphc.runtime.launches import Launches
 from graphc.runtime.replay import Replay
 from graphc.runtime.tensors import bump_versions, torch_dtype
@@ -60,7 +61,7 @@ class Part:
     Args:
         run: does it.
         on_host: only the CPU works, on its own memory.
-        writes: buffers that the CPU stores to.
+        writes: buffers that the CPU stores to, where `run` does not tell itself.
     """
 
     run: Runner
@@ -79,6 +80,7 @@ class TritonProgram:
         memory: its buffers.
         parts: its steps, in order.
         tables: its steps over tables of rows, by number of the step.
+        library: its kernels that the CPU runs.
         brought: what the CPU keeps and kernels on the device read: Python numbers and 0-d tensors, by buffer.
         launch_count: launches and library calls on the device, made one by one.
         spare_outputs: it takes old gradients that nobody else holds, to free them.
@@ -101,7 +103,7 @@ class TritonProgram:
         self.device, self.index = self._find_device()
         self.memory = Memory(program)
         self._interpreted: dict[str, InterpretedKernel] = {}
-        self._hosted: dict[str, HostKernel] = {}
+        self.library = HostLibrary(program)
         self._compiled: dict[tuple[str, int], DeviceKernel] = {}
         self._lists: list[Launches] = []
         self.tables: dict[int, TableStep] = {}
@@ -138,10 +140,12 @@ class TritonProgram:
 
     def _prepare(self) -> None:
         """Compile the kernels with all pointers aligned, several at a time: the assembler is a process of its own."""
-        kernels = list(self._compiled.values())
-        if len(kernels) > 1:
+        builds: list[Callable[[], object]] = [kernel.prepare for kernel in self._compiled.values()]
+        if any(part.on_host for part in self.parts):
+            builds.append(self.library.prepare)
+        if len(builds) > 1:
             with ThreadPoolExecutor(_BUILD_THREADS) as pool:
-                list(pool.map(DeviceKernel.prepare, kernels))
+                list(pool.map(lambda build: build(), builds))
         for launches in self._lists:
             launches.finish()
             self.memory.scratch_bytes = max(self.memory.scratch_bytes, launches.scratch_bytes)
@@ -235,6 +239,8 @@ class TritonProgram:
             }
             notes = [note for kernel in self._compiled.values() for note in kernel.notes]
             found |= {"compiled again": "; ".join(notes)} if notes else {}
+        numbers = self.library.report()
+        found |= {"numbers": numbers} if numbers else {}
         return {**found, "replay": self._replay.report()}
 
     # -------------------------------------------------------------------------------------------------------- steps
@@ -270,9 +276,11 @@ class TritonProgram:
         if len(there) > 1:
             raise UnsupportedError(f"kernel {step.kernel} has operands on {' and '.join(there)}", step.location)
         if runs_on_host(step.buffers, self._buffers):
-            arguments = zip(step.buffers, self.host_kernel(step.kernel).kernel.buffers, strict=True)
-            writes = tuple(index for index, buffer in arguments if buffer.access != "in")
-            self.parts.append(Part(self._host_runner(step), True, writes))
+            last = self.parts[-1].run if self.parts else None
+            if not isinstance(last, HostRun):
+                last = HostRun(self.memory, self.library)
+                self.parts.append(Part(last, on_host=True))
+            last.add(step)
             return
         device = find_device(there[0]) if there else self.device
         index = index_of(there[0], device) if there and device is not None else self.index
@@ -290,11 +298,15 @@ class TritonProgram:
 
     def _note_brought(self, buffers: Sequence[int], launches: _Run | None = None) -> None:
         """Kernels on the device read these; some may lie with the CPU."""
-        found = {i for i in buffers if self._buffers[i].host or find_device(self._buffers[i].device) is None}
+        found = {i for i in buffers if self._is_here(i)}
         if self.device is not None:
             self.brought |= found
         if launches is not None:
             launches.brought |= found
+
+    def _is_here(self, index: int) -> bool:
+        """Whether a buffer is a Python number or lies with the CPU."""
+        return self._buffers[index].host or find_device(self._buffers[index].device) is None
 
     def _launches(self, device: Device, index: int) -> _Run:
         """What the next kernel on a device is appended to: the last part of the program, if it is of that kind."""
@@ -341,25 +353,6 @@ class TritonProgram:
 
         return run
 
-    def _host_runner(self, step: KernelStep) -> Runner:
-        kernel, memory, cpu = self.host_kernel(step.kernel), self.memory, torch.device("cpu")
-        places = [(index, offset, torch_dtype(buffer.dtype)) for index, offset, buffer in zip(
-            step.buffers, step.offsets, kernel.kernel.buffers, strict=True)]  # fmt: skip
-        reports = [self.memory.cells[index] for index in step.buffers if self._buffers[index].kind == CHECKS]
-
-        def run(frame: Frame) -> None:
-            found = [memory.flat(frame, index, offset, dtype, cpu) for index, offset, dtype in places]
-            kernel.at([tensor.data_ptr() for tensor in found])
-            raise_failed(reports)
-
-        return run
-
-    def host_kernel(self, name: str) -> HostKernel:
-        """A kernel that the CPU interprets."""
-        if name not in self._hosted:
-            self._hosted[name] = HostKernel(self.program.sources[host_source(name)])
-        return self._hosted[name]
-
     # ---------------------------------------------------------------------------------------------- tables of rows
 
     def _add_table(self, number: int, step: ForeachStep) -> None:
@@ -389,7 +382,8 @@ class TritonProgram:
                 add_location(error, step.location)
                 raise
 
-        self.parts += [Part(compute, on_host=True), Part(run)]
+        written = tuple(row[at] for row in step.rows for at in step.written if self._is_here(row[at]))
+        self.parts += [Part(compute, True, written), Part(run)]
 
     def _table(self, step: ForeachStep) -> TableStep:
         wide = next(item for found in step.arguments for item in found if item.kind == "row" and item.elementwise)
@@ -401,7 +395,7 @@ class TritonProgram:
         cells = self.memory.cells[step.checks] if step.cells else None
         return TableStep(
             step,
-            {name: self.host_kernel(name) for name in step.kernels if host_source(name) in self.program.sources},
+            {name: self.library.kernel(name) for name in step.kernels if host_source(name) in self.program.sources},
             rows,
             {at: self._number_array(index) for at, index in enumerate(step.shared)},
             cells.values.numpy()[step.first_cell :] if cells is not None else np.zeros(0, np.int64),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graphc.codegen.host import host_text
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.foreach import emit_table_kernel
 from graphc.codegen.triton.loop_kernels import emit_loop, fits
 from graphc.program.loops import LoopStep, unroll
 from graphc.program.plan import ForeachStep, KernelStep, Plan, Step
 from graphc.program.record import PYTHON, Program, Segment
-from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
+from graphc.program.triton_kernel import HOST_TEXT, TritonKernel, host_source, runs_on_host, triton_source
 
 
 def generate(plan: Plan, target: str = "") -> Program:
@@ -23,7 +24,7 @@ def generate(plan: Plan, target: str = "") -> Program:
     Returns:
         A record whose `sources` hold one module per distinct kernel (`softmax.triton.py`) and whose `kernels` hold
         grids, constants and scratch sizes as plain data. Kernels on what lies with the CPU in a program for a device,
-        which are about single numbers, are kept in loop IR (`add.loop`), for the runtime to interpret.
+        which are about single numbers, are kept in loop IR (`add.loop`) and together in C (`host.c`).
 
     Raises:
         CodegenError: a kernel cannot be written in Triton.
@@ -33,8 +34,10 @@ def generate(plan: Plan, target: str = "") -> Program:
     for name, made in (triton_kernels(replace(plan, steps=steps), target) | loops).items():
         sources[triton_source(name)] = made.text
         kernels[name] = made.to_plain()
-    for name in host_kernels(replace(plan, steps=steps)):
-        sources[host_source(name)] = str(plan.kernels[name])
+    here = {name: plan.kernels[name] for name in host_kernels(replace(plan, steps=steps))}
+    sources |= {host_source(name): str(kernel) for name, kernel in here.items()}
+    text = host_text(here)
+    sources |= {HOST_TEXT: text} if text else {}
     return Program(
         name=plan.name,
         backend="triton",

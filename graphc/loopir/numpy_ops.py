@@ -132,9 +132,9 @@ def apply(op: str, args: Sequence[Array], source: DType, target: DType) -> Array
         return np.where(*args)
     if op == "philox":
         return philox_words(args[0], args[1])
-    if op in _IN_FLOAT64:
+    if op in IN_FLOAT64:
         wide = [arg.astype(np.float64) for arg in args]
-        return np.asarray(_IN_FLOAT64[op](*wide)).astype(numpy_dtype(target))
+        return np.asarray(IN_FLOAT64[op](*wide)).astype(numpy_dtype(target))
     table = _FLOAT if source.is_float else _INT
     function = table.get(op) or _ANY[op]
     return np.asarray(function(*args)).astype(numpy_dtype(target), copy=False)
@@ -267,7 +267,7 @@ def _sign(a: Array) -> Array:
     return np.asarray((a > 0).astype(a.dtype) - (a < 0).astype(a.dtype))
 
 
-_IN_FLOAT64: dict[str, Callable[..., Array]] = {
+IN_FLOAT64: dict[str, Callable[..., Array]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
     "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
     "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh,
@@ -275,6 +275,7 @@ _IN_FLOAT64: dict[str, Callable[..., Array]] = {
     "erf": _elementwise(math.erf), "erfc": _elementwise(math.erfc), "erfinv": _elementwise(_erfinv),
     "lgamma": _elementwise(_lgamma), "digamma": _elementwise(_digamma),
 }  # fmt: skip
+"""Functions that are computed in float64 and rounded once."""
 
 _FLOAT: dict[str, Callable[..., Array]] = {
     "div": np.divide,

@@ -119,8 +119,17 @@ def triton_source(kernel: str) -> str:
 
 
 def host_source(kernel: str) -> str:
-    """Name of the file with a kernel that the CPU interprets."""
+    """Name of the file with the loop IR of a kernel that the CPU runs."""
     return f"{kernel}.loop"
+
+
+HOST_TEXT = "host.c"
+"""Name of the C source with the kernels that the CPU runs."""
+
+
+def host_function(kernel: str) -> str:
+    """Name of the C function, in `HOST_TEXT`, that takes the addresses of a kernel's buffers as an array."""
+    return f"host_{kernel}"
 
 
 def runs_on_host(used: Iterable[int], buffers: Sequence[BufferSpec]) -> bool:

@@ -382,12 +382,12 @@ def test_storage_that_has_been_emptied_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_launcher_is_built_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphc.runtime import launch_list
+    from graphc.runtime import launch_list, small_library
 
     with override(cache_dir=tmp_path):
         launch_list._entry.__wrapped__()
         assert len(list(tmp_path.rglob("launch.so"))) == 1
-        monkeypatch.setattr(launch_list, "build_library", lambda program: pytest.fail("built again"))
+        monkeypatch.setattr(small_library, "build_library", lambda program: pytest.fail("built again"))
         launch_list._entry.__wrapped__()
     with override(cc="no-such-compiler"), pytest.raises(CompilerError, match="no C compiler"):
         launch_list._entry.__wrapped__()
