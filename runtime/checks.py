@@ -64,6 +64,10 @@ class DeviceCells:
         if self.seen is not self.values:
             self.seen.copy_(self.values)
 
+    def has_failed(self) -> bool:
+        """Whether anything has been seen to have failed."""
+        return any(value != UNFAILED for value in self.seen.tolist())
+
     def take(self) -> Failed:
         """What has been seen to have failed; after this nothing has."""
         found = _failed(self.checks, self.seen.tolist())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from graphc.errors import CompilerError
 from graphc.ir.types import UNFAILED
-from graphc.program.plan import ARENA, CHECKS, INPUT, BufferSpec, KernelStep
+from graphc.program.plan import ARENA, CHECKS, INPUT, KernelStep
 from graphc.program.record import Program
 from graphc.program.triton_kernel import HOST_TEXT, host_function, host_source
 from graphc.runtime.checks import DeviceCells, raise_failed
@@ -29,6 +29,8 @@ FLAGS = ("-std=gnu11", "-O1", "-w", "-shared", "-fPIC", "-fno-math-errno", "-ffp
 """For kernels on numbers: nothing is vectorised, so that functions are libm's own."""
 MAX_BUFFERS = 64
 """Buffers of a kernel in a list."""
+_CELL = 8
+"""Bytes of a Python number."""
 
 _WALK = f"""#include <stdint.h>
 #include <string.h>
@@ -131,6 +133,27 @@ class HostLibrary:
         self.prepare()
         return None if self.reason else walker()
 
+    def has(self, name: str) -> bool:
+        """Whether the CPU runs a kernel."""
+        return host_source(name) in self._sources
+
+    def gather(self, addresses: Sequence[int], size: int, array: int) -> None:
+        """Copy elements of `size` bytes that lie anywhere into an array at an address."""
+        self._copy("graphc_gather", addresses, size, array)
+
+    def scatter(self, addresses: Sequence[int], size: int, array: int) -> None:
+        """Copy them back."""
+        self._copy("graphc_scatter", addresses, size, array)
+
+    def _copy(self, function: str, addresses: Sequence[int], size: int, array: int) -> None:
+        walk = self.walker()
+        if walk is not None:
+            getattr(walk, function)((ctypes.c_void_p * len(addresses))(*addresses), len(addresses), size, array)
+            return
+        for number, address in enumerate(addresses):
+            ends = (array + number * size, address) if function == "graphc_gather" else (address, array + number * size)
+            ctypes.memmove(*ends, size)
+
     def kernel(self, name: str) -> HostKernel:
         """A kernel by name."""
         if name not in self._kernels:
@@ -154,6 +177,23 @@ class HostLibrary:
         if not interpreted:
             return f"{len(names)} kernels in C"
         return f"{len(interpreted)} of {len(names)} kernels interpreted: {self.reason or 'C does not hold them'}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a kernel, or a copy.
+
+    Args:
+        kernel: its name; "" = a copy from the first argument to the second.
+        places: per argument a place in a table of addresses, and bytes from there.
+        size: bytes of a copy.
+        cells: in which the kernel reports bad data.
+    """
+
+    kernel: str
+    places: tuple[tuple[int, int], ...]
+    size: int = 0
+    cells: DeviceCells | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +266,48 @@ class HostRun:
         self._bound.run(frame)
 
 
+class Walk:
+    """Calls of kernels on memory of the CPU, in C where that can be.
+
+    Args:
+        library: the kernels.
+        calls: in order.
+    """
+
+    def __init__(self, library: HostLibrary, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        self._kernels = [library.kernel(call.kernel) if call.kernel else None for call in calls]
+        functions = [library.address(call.kernel) if call.kernel else 0 for call in calls]
+        walk = library.walker()
+        in_c = all(function or not call.kernel for function, call in zip(functions, calls, strict=True))
+        fits = all(len(call.places) <= MAX_BUFFERS for call in calls)
+        self._walk = walk.graphc_walk if walk is not None and in_c and fits else None
+        flat = [pair for call in calls for pair in call.places]
+        self._arguments = (_Argument * len(flat))(*flat)  # type: ignore[misc]  # tuples are taken for structures
+        self._texts, first = (_CallText * len(calls))(), 0
+        for text, call, function in zip(self._texts, calls, functions, strict=False):
+            text.run, text.first, text.count, text.size = function, first, len(call.places), call.size
+            if call.cells is not None:
+                text.cells, text.cell_count = call.cells.values.data_ptr(), len(call.cells.checks)
+            first += len(call.places)
+        self._addresses = ctypes.addressof(self._texts), ctypes.addressof(self._arguments), len(calls)
+
+    def run(self, table: ctypes.Array[ctypes.c_uint64]) -> int:
+        """Make the calls; the number of the one that has found bad data, that of all calls when none has."""
+        if self._walk is not None:
+            found: int = self._walk(*self._addresses, ctypes.addressof(table))
+            return found
+        for number, (call, kernel) in enumerate(zip(self.calls, self._kernels, strict=True)):
+            addresses = [table[place] + offset for place, offset in call.places]
+            if kernel is None:
+                ctypes.memmove(addresses[1], addresses[0], call.size)
+            else:
+                kernel.at(addresses)
+            if call.cells is not None and call.cells.has_failed():
+                return number
+        return len(self.calls)
+
+
 class _Bound:
     """A list with addresses and places, ready to be run."""
 
@@ -239,80 +321,39 @@ class _Bound:
         self._given = [(place + 1, spec) for place, spec in placed if spec.host and spec.index not in memory.computed]
         written = {index for item in items for index in run.writes(item)}
         self._numbers = [(place + 1, spec) for place, spec in placed if spec.host and spec.index in written]
-        self._kernels = [library.kernel(item.kernel) if item.kernel else None for item in items]
-        self._sizes = [item.size for item in items]
-        self._places = [self._places_of(item) for item in items]
-        self._reports = [self._reports_of(item.buffers) for item in items]
-        self._functions = [library.address(item.kernel) if item.kernel else 0 for item in items]
-        walk = library.walker()
-        in_c = all(self._functions[at] for at, item in enumerate(items) if item.kernel)
-        fits = all(len(places) <= MAX_BUFFERS for places in self._places)
-        self._walk = walk.graphc_walk if walk is not None and in_c and fits else None
-        self._texts()
+        self._walk = Walk(library, [self._call(item) for item in items])
 
-    def _reports_of(self, buffers: Sequence[int]) -> list[DeviceCells]:
-        found = sorted({index for index in buffers if self._memory.buffers[index].kind == CHECKS})
-        assert len(found) <= 1, "checks on the CPU are one buffer"
-        return [self._memory.cells[index] for index in found]
-
-    def _places_of(self, item: _Item) -> list[tuple[int, int]]:
-        """Per argument a place in the table, and bytes from there."""
-        memory, found = self._memory, []
+    def _call(self, item: _Item) -> Call:
+        memory, places = self._memory, list[tuple[int, int]]()
         for index, offset in zip(item.buffers, item.offsets, strict=True):
             spec = memory.buffers[index]
-            skip = offset * spec.dtype.itemsize
-            if spec.host:
-                skip = 0
-            elif spec.kind == CHECKS:
+            skip = 0 if spec.host else offset * spec.dtype.itemsize
+            if spec.kind == CHECKS:
                 skip += memory.cells[index].values.data_ptr()
-            elif spec.kind == ARENA:
+            elif spec.kind == ARENA and not spec.host:
                 skip += spec.arena_offset
-            found.append((memory.on_host(index), skip))
-        return found if item.kernel else [*found, (memory.nowhere, item.target)]
-
-    def _texts(self) -> None:
-        """The list as C sees it."""
-        flat = [pair for places in self._places for pair in places]
-        self._arguments = (_Argument * len(flat))(*flat)  # type: ignore[misc]  # tuples are taken for structures
-        self._calls, first = (_CallText * len(self._places))(), 0
-        facts = zip(self._calls, self._functions, self._places, self._sizes, self._reports)
-        for call, function, places, size, reports in facts:
-            call.run, call.first, call.count, call.size = function, first, len(places), size
-            for cells in reports:
-                call.cells, call.cell_count = cells.values.data_ptr(), len(cells.checks)
-            first += len(places)
-        self._addresses = ctypes.addressof(self._calls), ctypes.addressof(self._arguments)
+            places.append((memory.on_host(index), skip))
+        if not item.kernel:
+            return Call("", (*places, (memory.nowhere, item.target)), item.size)
+        checked = sorted({index for index in item.buffers if memory.buffers[index].kind == CHECKS})
+        assert len(checked) <= 1, "checks on the CPU are one buffer"
+        return Call(item.kernel, tuple(places), cells=memory.cells[checked[0]] if checked else None)
 
     def run(self, frame: Frame) -> None:
-        table, inputs = frame.table, frame.inputs
-        base = ctypes.addressof(table)
+        table, inputs, base = frame.table, frame.inputs, ctypes.addressof(frame.table)
         for place, source in self._inputs:
             table[place] = inputs[source].data_ptr()
         for place, index in self._made:
             table[place] = frame.made[index].data_ptr()
         for place in self._cells:
-            table[place] = base + 8 * (place + 1)
+            table[place] = base + _CELL * (place + 1)
         for place, spec in self._given:
-            _put(table, place, spec, self._memory.number(frame, spec))
-        if self._walk is None:
-            self._interpret(table)
-        else:
-            at = self._walk(*self._addresses, len(self._places), base)
-            if at < len(self._places):
-                raise_failed(self._reports[at])
+            kind = "d" if spec.dtype.is_float else "q"
+            struct.pack_into(kind, table, _CELL * place, self._memory.number(frame, spec))
+        at = self._walk.run(table)
+        if at < len(self._walk.calls):
+            cells = self._walk.calls[at].cells
+            raise_failed([] if cells is None else [cells])
         for place, spec in self._numbers:
-            frame.numbers[spec.index] = struct.unpack_from("d" if spec.dtype.is_float else "q", table, 8 * place)[0]
-
-    def _interpret(self, table: ctypes.Array[ctypes.c_uint64]) -> None:
-        for kernel, places, size, reports in zip(self._kernels, self._places, self._sizes, self._reports, strict=True):
-            addresses = [table[place] + offset for place, offset in places]
-            if kernel is None:
-                ctypes.memmove(addresses[1], addresses[0], size)
-            else:
-                kernel.at(addresses)
-            raise_failed(reports)
-
-
-def _put(table: ctypes.Array[ctypes.c_uint64], place: int, spec: BufferSpec, value: bool | int | float) -> None:
-    """Have a Python number in a cell of a table."""
-    struct.pack_into("d" if spec.dtype.is_float else "q", table, 8 * place, value)
+            kind = "d" if spec.dtype.is_float else "q"
+            frame.numbers[spec.index] = struct.unpack_from(kind, table, _CELL * place)[0]

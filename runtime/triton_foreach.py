@@ -1,11 +1,12 @@
 """Runs a step over a table of rows on a device: numbers on the CPU, one upload of the table, one launch per kernel.
 
-step counters ── kernels on numbers, in numpy ──> numbers of rows ─┐
+step counters ── kernels on numbers, in C ──> numbers of rows ─┐
 addresses of the rows' buffers ────────────────────────────────────┴─> table ──> one launch over all blocks
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from graphc.ir.types import DType
 from graphc.program.plan import ForeachStep, RowArgument
 from graphc.program.triton_kernel import ALIGNMENT, TABLE_BLOCK, TritonKernel
-from graphc.runtime.host_kernels import Array, HostKernel, array_at, numpy_dtype
+from graphc.runtime.checks import DeviceCells, raise_failed
+from graphc.runtime.host_kernels import Array, numpy_dtype
+from graphc.runtime.host_list import Call, HostLibrary, Walk
 from graphc.runtime.tensors import staged
 
 _WORD = 8
@@ -34,11 +38,10 @@ class TableStep:
 
     Args:
         step: the step.
-        host: its kernels on numbers, by name.
+        library: its kernels on numbers.
         rows: per row and buffer of the row how to find its address.
         shared: per shared operand that kernels on numbers take its value in a running call, as an array.
-        cells: of the checks that kernels on numbers make; as an array. Empty when there are none.
-        raise_failed: raises for what they found.
+        cells: of the checks that kernels on numbers make; None when there are none.
         device: where the rows lie.
 
     Attributes:
@@ -48,22 +51,22 @@ class TableStep:
     def __init__(
         self,
         step: ForeachStep,
-        host: Mapping[str, HostKernel],
+        library: HostLibrary,
         rows: Sequence[Sequence[Locator]],
         shared: Mapping[int, Callable[[Any], Array]],
-        cells: Array,
-        raise_failed: Callable[[], None],
+        cells: DeviceCells | None,
         device: torch.device,
     ) -> None:
-        self.step, self.host, self.rows, self.shared = step, host, rows, shared
-        self.cells, self.raise_failed, self.device = cells, raise_failed, device
+        self.step, self.rows, self.device = step, rows, device
         self.width = len(step.rows[0])
         plain = np.zeros((len(rows), _FIRST_BUFFER + self.width + step.scratch_bytes // _WORD), np.int64)
         plain[:, 0] = step.sizes
         plain[1:, 1] = np.cumsum([-(-size // TABLE_BLOCK) for size in step.sizes])[:-1]
         self.plain = plain
         self.blocks = torch.from_numpy(blocks_of(step.sizes)).to(device)
-        launched = [item for name, found in self._parts() if name not in host for item in found]
+        here = [(name, found) for name, found in self._parts() if library.has(name)]
+        launched = [item for name, found in self._parts() if not library.has(name) for item in found]
+        self._numbers = _Numbers(here, library, rows, shared, cells, step.first_cell) if here else None
         self.columns = sorted({_FIRST_BUFFER + item.number for item in launched if item.kind == "row"})
         self._sent: tuple[bytes, int, torch.Tensor] | None = None
 
@@ -73,7 +76,10 @@ class TableStep:
     def compute(self, frame: Any) -> Array:
         """The words of the table with the numbers of the rows, which kernels on the CPU compute; counters count."""
         words = self.plain.copy()
-        self._compute_numbers(frame, words)
+        if self._numbers is not None:
+            for number, values in self._numbers.compute(frame):
+                column = _WORD // values.itemsize * (_FIRST_BUFFER + self.width + number)
+                words.view(values.dtype)[:, column] = values
         return words
 
     def locate(self, frame: Any, words: Array) -> bool:
@@ -94,40 +100,84 @@ class TableStep:
         self._sent = (data, stream, made)
         return made
 
-    def _compute_numbers(self, frame: Any, words: Array) -> None:
-        """Run the kernels on numbers: they read and write step counters, and leave numbers in the table."""
-        places: dict[int, list[Array]] = {}
-        gathered: dict[int, Array] = {}
-        for name, found in self._parts():
-            kernel = self.host.get(name)
-            if kernel is None:
-                continue
-            for item in found:
-                if item.kind == "row" and item.number not in gathered:
-                    here = [array_at(row[item.number](frame), item.dtype) for row in self.rows]
-                    places[item.number], gathered[item.number] = here, np.concatenate(here)
-            kernel([self._array(frame, words, gathered, item) for item in found])
-            for item, buffer in zip(found, kernel.kernel.buffers, strict=True):
-                if item.kind == "checks":
-                    self.raise_failed()
-                elif item.kind == "row" and buffer.access != "in":
-                    for place, value in zip(places[item.number], gathered[item.number], strict=True):
-                        place[0] = value
 
-    def _array(self, frame: Any, words: Array, gathered: Mapping[int, Array], item: RowArgument) -> Array:
-        """What a kernel on numbers takes for one of its buffers."""
-        if item.kind == "row":
-            return gathered[item.number]
-        if item.kind == "scratch":
-            column = words[:, _FIRST_BUFFER + self.width + item.number // _WORD]
-            kind = numpy_dtype(item.dtype)
-            return np.ndarray((len(self.rows),), kind, words, _offset(words, column), (words.strides[0],))
-        return self.shared[item.number](frame) if item.kind == "shared" else self.cells[item.number :]
+class _Numbers:
+    """Kernels on the numbers of all rows: an array per number that they share, in one block of memory per call.
 
+    Args:
+        parts: kernels with their arguments, in order.
+        library, rows, shared, cells, first_cell: as for `TableStep`, and the first of its cells.
+    """
 
-def _offset(words: Array, column: Array) -> int:
-    """Bytes from the start of a table to a column of it."""
-    return int(column.__array_interface__["data"][0]) - int(words.__array_interface__["data"][0])
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, tuple[RowArgument, ...]]],
+        library: HostLibrary,
+        rows: Sequence[Sequence[Locator]],
+        shared: Mapping[int, Callable[[Any], Array]],
+        cells: DeviceCells | None,
+        first_cell: int,
+    ) -> None:
+        self._library, self._cells = library, cells
+        starts: dict[tuple[str, int], int] = {}
+        width = _WORD * len(rows)
+        for item in (item for _, found in parts for item in found if item.kind != "checks"):
+            starts.setdefault((item.kind, item.number), width * len(starts))
+        self._bytes = width * len(starts)
+        written: dict[tuple[str, int], int] = {}
+        dtypes: dict[tuple[str, int], DType] = {}
+        calls = []
+        for at, (name, found) in enumerate(parts):
+            for item, buffer in zip(found, library.kernel(name).kernel.buffers, strict=True):
+                if item.kind != "checks":
+                    dtypes[item.kind, item.number] = item.dtype
+                    if buffer.access != "in":
+                        written.setdefault((item.kind, item.number), at)
+            checks = any(item.kind == "checks" for item in found)
+            calls.append(Call(name, tuple(self._place(item, starts, first_cell) for item in found),
+                              cells=cells if checks else None))  # fmt: skip
+        self._walk = Walk(library, calls)
+        self._rows = [
+            (start, dtypes[key].itemsize, [row[key[1]] for row in rows], written.get(key, len(calls)))
+            for key, start in starts.items() if key[0] == "row"
+        ]  # fmt: skip
+        self._shared = [(start, shared[key[1]]) for key, start in starts.items() if key[0] == "shared"]
+        # numbers that kernels on the device read lie in words of their own, whatever their dtype
+        self._handed = [
+            (key[1] // _WORD, start, numpy_dtype(dtypes[key]), len(rows))
+            for key, start in starts.items() if key[0] == "scratch"
+        ]  # fmt: skip
+
+    def _place(self, item: RowArgument, starts: Mapping[tuple[str, int], int], first_cell: int) -> tuple[int, int]:
+        """Place 0 of the table is the block, place 1 holds 0."""
+        if item.kind != "checks":
+            return 0, starts[item.kind, item.number]
+        assert self._cells is not None
+        return 1, self._cells.values.data_ptr() + _WORD * (first_cell + item.number)
+
+    def compute(self, frame: Any) -> list[tuple[int, Array]]:
+        """Run the kernels: they read and write step counters. What they hand on: which word of a row, and its values.
+
+        Raises:
+            What eager raises for bad data; nothing that the kernel which found it has written is kept then.
+        """
+        block = (ctypes.c_char * self._bytes)()
+        base = ctypes.addressof(block)
+        places = [[find(frame) for find in row] for _, _, row, _ in self._rows]
+        for (start, size, _, _), addresses in zip(self._rows, places, strict=True):
+            self._library.gather(addresses, size, base + start)
+        for start, find in self._shared:
+            value = find(frame)
+            ctypes.memmove(base + start, value.ctypes.data, value.nbytes)
+        made = self._walk.run((ctypes.c_uint64 * 2)(base, 0))
+        for (start, size, _, first), addresses in zip(self._rows, places, strict=True):
+            if first < made:
+                self._library.scatter(addresses, size, base + start)
+        if made < len(self._walk.calls) and self._cells is not None:
+            raise_failed([self._cells])
+        return [
+            (word, np.frombuffer(memoryview(block), dtype, count, start)) for word, start, dtype, count in self._handed
+        ]
 
 
 def blocks_of(sizes: Sequence[int]) -> Array:

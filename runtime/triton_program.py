@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from graphc.errors import BackendUnavailableError, UnsupportedError, add_location
-from graphc.ir.types import HOST, Location
+from graphc.ir.types import HOST, Location, f64, i64
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import unroll
 from graphc.program.plan import (
@@ -34,12 +34,12 @@ from graphc.program.plan import (
     View,
 )
 from graphc.program.record import Program
-from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
+from graphc.program.triton_kernel import TritonKernel, runs_on_host, triton_source
 from graphc.runtime.aten_calls import AtenCall, at_whole_accesses, reads_whole_accesses, run_call, run_gemm
 from graphc.runtime.checks import raise_failed
 from graphc.runtime.device import Device, find_device, index_of, present_device
 from graphc.runtime.frame import Frame, Memory
-from graphc.runtime.host_kernels import array_at
+from graphc.runtime.host_kernels import array_at, numpy_dtype
 from graphc.runtime.host_list import HostLibrary, HostRun
 from graphc.runtime.launches import Launches
 from graphc.runtime.replay import Replay
@@ -358,7 +358,7 @@ class TritonProgram:
     def _add_table(self, number: int, step: ForeachStep) -> None:
         table = self._table(step)
         self.tables[number] = table
-        names = [name for name in step.kernels if host_source(name) not in self.program.sources]
+        names = [name for name in step.kernels if not self.library.has(name)]
         launches = [self._table_launch(step, name, table) for name in names]
         stream_of = self._stream_of(table.device)
 
@@ -395,17 +395,19 @@ class TritonProgram:
         cells = self.memory.cells[step.checks] if step.cells else None
         return TableStep(
             step,
-            {name: self.library.kernel(name) for name in step.kernels if host_source(name) in self.program.sources},
+            self.library,
             rows,
             {at: self._number_array(index) for at, index in enumerate(step.shared)},
-            cells.values.numpy()[step.first_cell :] if cells is not None else np.zeros(0, np.int64),
-            lambda: raise_failed([cells] if cells is not None else []),
+            cells,
             device,
         )
 
     def _number_array(self, index: int) -> Callable[[Frame], Any]:
         """A shared operand of kernels on numbers."""
         spec, memory, cpu = self._buffers[index], self.memory, torch.device("cpu")
+        if spec.host:
+            cell = numpy_dtype(f64 if spec.dtype.is_float else i64)
+            return lambda frame: np.array([memory.number(frame, spec)], cell)
 
         def find(frame: Frame) -> Any:
             tensor = memory.flat(frame, index, 0, torch_dtype(spec.dtype), cpu)

@@ -10,7 +10,7 @@ from torch import nn
 
 from graphc.codegen.triton.program import generate, host_kernels, triton_kernels
 from graphc.program.plan import AtenStep, ForeachStep
-from graphc.program.triton_kernel import host_source, triton_source
+from graphc.program.triton_kernel import HOST_TEXT, host_function, host_source, triton_source
 from graphc.report import placed
 from graphc.report.static_kernels import launches_of
 
@@ -43,12 +43,13 @@ def test_counters_on_the_device_are_computed_row_by_row(monkeypatch: pytest.Monk
     assert not any(isinstance(step, ForeachStep) for step in plan.steps) and launches_of(plan)["launches"] > 10
 
 
-def test_kernels_on_the_cpus_numbers_are_kept_in_loop_ir() -> None:
+def test_kernels_on_the_cpus_numbers_are_kept_in_loop_ir_and_in_c() -> None:
     plan = placed.placed_plan(adam(3), ())
     there, here = triton_kernels(plan), host_kernels(plan)
     assert there and here and not set(there) & set(here)
     record = generate(plan)
-    assert set(record.sources) == {*map(triton_source, there), *map(host_source, here)}
+    assert set(record.sources) == {*map(triton_source, there), *map(host_source, here), HOST_TEXT}
+    assert all(f"void {host_function(name)}(" in record.sources[HOST_TEXT] for name in here)
     assert all("axes()" in record.sources[host_source(name)] for name in here)
 
 

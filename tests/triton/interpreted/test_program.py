@@ -121,7 +121,7 @@ def test_autograd_does_not_see_the_run() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_kernels_on_numbers_of_the_cpu_are_interpreted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_on_numbers_of_the_cpu_run_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a program for a GPU, where the tensors of these kernels lie with the CPU."""
     for module in (codegen_program, triton_program):
         monkeypatch.setattr(module, "runs_on_host", lambda used, buffers: True)
@@ -134,7 +134,7 @@ def test_kernels_on_numbers_of_the_cpu_are_interpreted_there(monkeypatch: pytest
     b.launch(scale_by_host(48), soft, cell, b.output(f32, (48,)))
     b.returns(cell)
     record = b.record()
-    assert set(record.sources) == {"softmax.loop", "scalar.loop", "scale.loop"} and not record.kernels
+    assert set(record.sources) == {"softmax.loop", "scalar.loop", "scale.loop", "host.c"} and not record.kernels
     found, scaled = TritonProgram(record)([0.5, x])
     assert scaled == 0.5 * 0.1
     torch.testing.assert_close(found, x.softmax(1).flatten() * scaled)
