@@ -250,6 +250,54 @@ def test_python_numbers_reach_replays() -> None:
     assert "6 replays" in placed.replay
 
 
+def test_all_numbers_that_changed_travel_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(x: torch.Tensor, w: torch.Tensor, a: float, b: float) -> torch.Tensor:
+        return torch.softmax(x @ w * a, -1) @ w * b
+
+    x, w = weights(4)
+    numbers = (0.5, 2.5)
+    placed = Placed(scaled, x, w, *numbers)
+    sent: list[int] = []
+    staged = replay.staged
+    monkeypatch.setattr(replay, "staged", lambda words, device: sent.append(words.nbytes) or staged(words, device))
+    counts = []
+    for given in (numbers, numbers, numbers, (0.5, 4.5), (1.5, 3.5), (1.5, 3.5)):
+        found = placed(x, w, *given)
+        counts.append(len(sent))
+        torch.testing.assert_close(found, scaled(x, w, *given), rtol=1e-5, atol=1e-5)
+    assert "5 replays" in placed.replay
+    assert counts == [0, 1, 1, 2, 3, 3] and len(set(sent)) == 1
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "no-such-compiler"])
+@pytest.mark.parametrize("layers", [1, 4], ids=["one by one", "in a table"])
+def test_counters_that_the_cpu_counts_reach_kernels_behind_that(layers: int, compiler: str) -> None:
+    """With few parameters updates are kernels each, with many of them one over a table."""
+
+    def counted() -> Callable[..., torch.Tensor]:
+        net, optimizer, step = training(OPTIMIZERS["adam"], layers)
+        first = next(net.parameters())
+
+        def run(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss = step(x, y)
+            return torch.stack([loss, loss * 0 + optimizer.state[first]["step"]])
+
+        step(*batch())
+        return run
+
+    with override(cc=compiler):
+        run, eager = counted(), counted()
+        data = batch()
+        placed = Placed(run, *data)
+        for number in range(4):
+            found = placed(*data)
+            torch.testing.assert_close(found, eager(*data), rtol=1e-5, atol=1e-5)
+            assert found[1] == number + 2
+    numbers = placed.program.report()["numbers"]
+    assert ("in C" in numbers) == (compiler == "gcc") and ("no C compiler" in numbers) == (compiler != "gcc")
+    assert "3 replays" in placed.replay
+
+
 def test_results_that_are_inputs_are_the_users_own() -> None:
     def both(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x, x[1], torch.softmax(x @ w, -1) @ w
