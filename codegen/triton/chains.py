@@ -42,7 +42,7 @@ from graphc.program.triton_kernel import Launch, TritonKernel
 
 RESERVED = frozenset(
     ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "peak", "total",
-     "base", "scale", "new_peak", "weights")
+     "base", "new_base", "shift", "slope", "scale", "scores", "new_peak", "weights")
 )  # fmt: skip
 _TURNED_ITEM = 2
 """Bytes of the widest elements of which matrix units take a block either way around."""
@@ -190,7 +190,9 @@ class _Chain:
         text = imports + "\n\n" + text_of(self.context.helpers) + function
         signature = tuple((self.pointers[b.name], POINTERS[b.dtype.name]) for b in self.kernel.buffers)
         programs = self.batch.extent * self.m.programs if self.n.extent else 0
-        launch = Launch(self.name, (programs, 1, 1), tuple(constexprs), self.tile.warps, self.tile.stages)
+        launch = Launch(
+            self.name, (programs, 1, 1), tuple(constexprs), self.tile.warps, self.tile.stages, flushes=not self.exact
+        )
         return TritonKernel(self.name, text, signature, (launch,))
 
     def _place(self, out: Body, bounds: list[Bound]) -> None:
@@ -232,12 +234,11 @@ class _Chain:
         elif low:
             out.line(f"whole_last = tl.maximum({whole_last}, whole_first)")
             whole_last = "whole_last"
-        loops = [_Loop(whole_first, whole_last, True)]
-        if low:
-            loops.insert(0, _Loop(first, f"tl.minimum(whole_first, {last})", False))
+        # masked ones first: behind a loop that may well not run at all, assemblers wait for every single product
+        loops = [_Loop(first, f"tl.minimum(whole_first, {last})", False)] if low else []
         if high or not self.j.is_exact:
             loops.append(_Loop(whole_last, last, False))
-        return loops
+        return [*loops, _Loop(whole_first, whole_last, True)]
 
     def _before_loop(self, scores: ScoresBody) -> dict[str, str]:
         """What stays the same in the loop: operands of inner products, by product; numbers per row."""
@@ -275,7 +276,7 @@ class _Chain:
         scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
         scores.depth += 1
         self._index(scores, j, scores.index_type("j_start"))
-        softmax = RunningSoftmax.of(parts)
+        softmax = RunningSoftmax.of(parts, self.parts)
         blocks = _Blocks(self, parts)
         for outer in sorted(parts.outers, key=lambda outer: len(parts.closure((parts.sides[outer.id][0],)))):
             chained, _ = parts.sides[outer.id]
