@@ -241,6 +241,14 @@ def _op(value: Value) -> Op:
     return value.op
 
 
+def is_peak_of(base: object, scores: object) -> bool:
+    """Whether it is the maximum of rows of scores, perhaps 0 in rows that are masked whole."""
+    op = base.op if isinstance(base, Value) else None
+    if op is not None and op.name == "where" and isinstance(op.operands[2], Value):
+        return _is_safe(base, op.operands[2]) and is_peak_of(op.operands[2], scores)
+    return op is not None and op.name == "amax" and op.operands[0] is scores
+
+
 def _is_safe(base: object, peak: Value) -> bool:
     """`where(peak == -inf, 0, peak)`."""
     if not isinstance(base, Value) or base.op is None or base.op.name != "where":

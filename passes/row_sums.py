@@ -8,7 +8,8 @@ Both are the sum over j and d of p[i, j] * do[i, d] * v[j, d]; p may be weights 
 has the same mask. The left one needs all scores, the right one a row of the result: without it, the gradient would have
 to go over the scores once more, or keep them.
 
-    ds = cast(mul(sub(dp, delta), cast(cast(p))))               ds = mul(sub(dp, delta), where(gt(p, 0.9999), 0, p))
+    w = cast(cast(p)), p = div(exp(...), total)                 counts = cast(ge(total, 1.0001))
+    ds = cast(mul(sub(dp, delta), w))                           ds = mul(mul(sub(dp, delta), counts), p)
     dx = mul(where(mask, 0, ds), 0.1)                     ->    dx = cast(mul(where(mask, 0, ds), 0.1))
 
 The gradient of the scores is then computed for each of them in kernels that round what they multiply, and nothing else.
@@ -22,10 +23,11 @@ from typing import ClassVar
 
 from graphc.ir.graph import Graph, Op, Operand, Value
 from graphc.passes.base import PassContext, PassResult, Rewriter
+from graphc.passes.chains import is_peak_of
 
 _DEPTH = 16
-NEARLY_ONE = 1 - 2.0**-14
-"""A weight above which `dp - delta` is the rounding of `delta` more than anything else."""
+ONE_KEY = 1 + 2.0**-14
+"""Sums of exponentials, the largest of which is 1, below which the gradient of a row of scores is nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ class ShrinkRowSums:
 
     Numerics: where one weight is nearly 1, `dp - delta` cancels, and only the sum on the left has the rounding errors
     of `dp`. So this is done for products that are rounded more coarsely than sums in f32, and not for numerics="eager".
-    What is left of the difference is the rounding of the result, 2^-9 of `delta` in bf16 and 2^-12 in f16 and tf32: so
-    it counts for nothing where less than 2^-14 could be left, as where a query sees a single key; infinities and NaN
-    still show there. Weights and the gradient of scores are rounded where they enter a product, not before.
+    What is left of the difference is the rounding of the result, 2^-9 of `delta` in bf16 and 2^-12 in f16 and tf32. So
+    a row counts for nothing when its other weights are less than 2^-14 together, as where a query sees one key, and
+    the gradient of its scores is below that; infinities and NaN still show. Weights and the gradient of scores are
+    rounded where they enter a product, and not before.
     """
 
     name: ClassVar[str] = "shrink-row-sums"
@@ -107,9 +110,13 @@ class _Finder:
             if pair not in ((gradient, weights), (weights, gradient)) or not isinstance(weights, Value):
                 continue
             exact = _unrounded(weights)
-            is_one = rewriter.op("gt", exact, NEARLY_ONE)
-            self.slopes.add(rewriter.op("mul", difference, rewriter.op("where", is_one, 0.0, exact)))
-            return [rewriter.graph.ops[-1].result]
+            total = _total(exact)
+            if total is not None:
+                counts = rewriter.op("cast", rewriter.op("ge", total, ONE_KEY), dtype=total.dtype)
+                difference = rewriter.op("mul", difference, counts)
+            slope = rewriter.op("mul", difference, exact)
+            self.slopes.add(slope)
+            return [slope]
         return None
 
     def _round_later(self, rewriter: Rewriter, op: Op) -> list[Value] | None:
@@ -176,6 +183,21 @@ def _unrounded(value: Value) -> Value:
         if isinstance(first, Value) and first.type == value.type and source.dtype.is_reduced:
             return first
     return value
+
+
+def _total(weights: Value) -> Value | None:
+    """The sum that the weights of a softmax are divided by."""
+    op = weights.op
+    if op is not None and op.name == "where" and op.operands[1] == 0 and isinstance(op.operands[2], Value):
+        op = op.operands[2].op  # rows that are masked whole
+    if op is None or op.name != "div":
+        return None
+    exponential, total = op.operands
+    shifted = exponential.op.operands[0] if isinstance(exponential, Value) and exponential.op is not None else None
+    if not isinstance(total, Value) or not isinstance(shifted, Value) or shifted.op is None or shifted.op.name != "sub":
+        return None
+    is_sum = total.op is not None and total.op.name == "sum" and total.op.operands[0] is exponential
+    return total if is_sum and is_peak_of(*shifted.op.operands[::-1]) else None
 
 
 def _unturned(value: Value) -> tuple[Value, tuple[int, ...]]:

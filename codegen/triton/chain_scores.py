@@ -70,7 +70,22 @@ class ScoresBody(Body):
         """Whether it may become a part of an exponential."""
         if self.exact or s.dtype != f32 or not self.parts.changes(s):
             return False
-        return s.op == "sub" or scale_of(self.parts, s.id) != 1
+        return s.op == "sub" or scale_of(self.parts, s.id) != 1 or self._difference(s) is not None
+
+    def _difference(self, s: Compute) -> tuple[Compute, list[str]] | None:
+        """What a product is that has a difference with one number per row or column in it: that, and other factors."""
+        if s.op != "mul":
+            return None
+        for arg, other in (s.args, s.args[::-1]):
+            inside = self.waiting.get(arg)
+            if inside is None or other in self.waiting:
+                continue
+            if inside.op == "sub" and self.shapes[inside.args[1]] < self.shapes[inside.args[0]] == self.full:
+                return inside, [other]
+            found = self._difference(inside)
+            if found is not None:
+                return found[0], [*found[1], other]
+        return None
 
     def _write(self, s: Compute) -> None:
         text = None
@@ -82,6 +97,8 @@ class ScoresBody(Body):
             text = self._quotient(s)
         elif not self.exact and s.dtype == f32 and s.op == "add":
             text = self._sum(s)
+        elif s.op == "mul" and not self.exact and s.dtype == f32:
+            text = self._product(s)
         if text is None:
             super().define(s)
         else:
@@ -133,6 +150,19 @@ class ScoresBody(Body):
             if factor != 1:
                 return f"tl.fma({self.unscaled(arg, factor)}, {factor}, {self.operand(other).argument})"
         return None
+
+    def _product(self, s: Compute) -> str | None:
+        """Of a difference and other factors: those that are the same for a row or column go into the difference."""
+        found = self._difference(s)
+        if found is None:
+            return None
+        (left, right), factors = found[0].args, found[1]
+        few = [name for name in factors if self.shapes[name] != self.full]
+        if not few:
+            return None
+        self.line(f"{s.id}_factor = {' * '.join(self.operand(name).typed for name in few)}")
+        text = f"tl.fma({self.operand(left).text}, {s.id}_factor, {self.operand(right).typed} * {s.id}_factor * -1.0)"
+        return " * ".join([text, *(self.operand(name).text for name in factors if name not in few)])
 
     def _quotient(self, s: Compute) -> str | None:
         """A product with an inverse, when there is one per row, or one at all."""
