@@ -16,6 +16,7 @@ inner and an outer product multiply with is loaded once, where matrix units take
 
 Conditions on the two positions that make a score count for nothing, as a causal mask or a window, become bounds of the
 loop. It is cut where blocks begin in which all of them hold, and whose positions all exist: there is nothing to mask.
+A loop over several groups of positions, as of query heads that share keys, is cut in the same way for each of them.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ from graphc.loopir.transform import assume
 from graphc.program.triton_kernel import Launch, TritonKernel
 
 RESERVED = frozenset(
-    ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "peak", "total",
-     "base", "new_base", "shift", "slope", "scale", "scores", "new_peak", "weights")
+    ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "step", "steps",
+     "peak", "new_peak", "total", "base", "new_base", "shift", "slope", "scale", "scores", "weights")
 )  # fmt: skip
+_LONG_FUNCTIONS = frozenset(("tanh", "sin", "cos", "erf", "log", "log1p", "expm1", "pow"))
+"""What takes registers as a random number does, in kernels with several results."""
 _TURNED_ITEM = 2
 """Bytes of the widest elements of which matrix units take a block either way around."""
 
@@ -99,13 +102,15 @@ class _Chain:
         self.turns = MACHINES.get(target, MACHINES[DEFAULT_MACHINE]).turns
         widest = max(columns, *(dim.extent for dim in self.sums.values()))
         counts = len(self.parts.inner), len(self.parts.outers)
-        draws = any(isinstance(s, Compute) and s.op == "philox" for s in kernel.defines)
+        ops = {s.op for s in kernel.defines if isinstance(s, Compute)}
+        draws = "philox" in ops or (len(self.parts.outers) > 1 and not ops.isdisjoint(_LONG_FUNCTIONS))
         self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts, draws=draws)
         self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], self.tile.rows, "MBLOCK")
         self.j = _dim("j", self.axes["j"], self.tile.steps, "JBLOCK")
+        self.groups = _dim("g", self.axes["g"], 1, "") if self.axes["g"] else None
         self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
         self.lines: list[str] = []
         outers = self.parts.outers
@@ -273,8 +278,7 @@ class _Chain:
             j = replace(j, extent=j.programs * j.block)
         scores = self._scores(parts, j)
         scores.values, scores.shapes = dict(before.values), dict(before.shapes)
-        scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
-        scores.depth += 1
+        self._loop_variables(scores, loop)
         self._index(scores, j, scores.index_type("j_start"))
         softmax = RunningSoftmax.of(parts, self.parts)
         blocks = _Blocks(self, parts)
@@ -291,6 +295,24 @@ class _Chain:
                 softmax.step(scores, j)
             self._outer_product(scores, j, outer, blocks)
         return softmax
+
+    def _loop_variables(self, scores: ScoresBody, loop: _Loop) -> None:
+        """The head of a loop, and where it is: in a group of positions, if there are several, and among them."""
+        groups = self.groups
+        if groups is None:
+            scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
+            scores.depth += 1
+            return
+        # one loop through all groups, so that the blocks of the next one are on their way when one ends
+        count = f"tl.maximum({loop.last} - {loop.first} + JBLOCK - 1, 0)"
+        if loop.first.isdigit() and loop.last.isdigit():
+            count = str(max(0, int(loop.last) - int(loop.first) + self.j.block - 1))
+        scores.line(f"steps = {count} // JBLOCK")
+        scores.line(f"for step in range(0, {groups.extent} * steps):")
+        scores.depth += 1
+        scores.line(f"{groups.name} = {scores.index_type('(step // steps)')}", f"{groups.extent}")
+        scores.axis_variables(groups)
+        scores.line(f"j_start = {loop.first} + step % steps * JBLOCK")
 
     def _inner_product(self, scores: ScoresBody, j: TileDim, contract: Contract, row: str, blocks: _Blocks) -> None:
         dim, parts = self.sums[contract.id], scores.parts

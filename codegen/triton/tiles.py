@@ -207,9 +207,9 @@ _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile, ChainTile]]] = {
         256: (ChainTile(64, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(32, 32, 8, 2)),
     },
     "cuda:90": {
-        64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2), ChainTile(128, 64, 8, 2)),
-        128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(64, 16, 8, 2)),
+        64: (ChainTile(128, 128, 8, 3), ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2)),
+        128: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2), ChainTile(128, 64, 8, 2)),
+        256: (ChainTile(128, 64, 8, 2), ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 2)),
     },
     "hip:gfx942": {
         64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1), ChainTile(64, 64, 8, 1)),
