@@ -1,9 +1,12 @@
 """Every kernel of the benchmark programs, compiled for GPUs that are not there, with what that shows.
 
+The programs are those of `gpu_programs.py`, and those that `gpu.py` measures on a GPU, at full size.
+
     python benchmarks/gpu_static.py [--targets cuda:90,hip:gfx942] [--out FOLDER] [--write-counts] [PROGRAM ...]
 
-Exit 1 when a kernel spills registers, accesses contiguous data one element at a time, or multiplies matrices without
-tensor cores, or when a program launches more kernels or calls libraries more often than `gpu_launches.json` says.
+Exit 1 when a kernel spills registers, takes more shared memory than the chip gives a program, accesses contiguous data
+one element at a time, or multiplies matrices without tensor cores, or when a program launches more kernels or calls
+libraries more often than `gpu_launches.json` says.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from gpu_programs import PROGRAMS
+import torch
+from gpu_cases import CASES
+from gpu_programs import PROGRAMS, Program
 
 from graphc.report.placed import placed_plan
 from graphc.report.static_kernels import Candidate, Line, candidates, inspect, launches_of
@@ -27,12 +32,23 @@ COUNTS = RESULTS / "gpu_launches.json"
 Counts = dict[str, dict[str, int]]
 
 
+def _measured(name: str) -> Callable[[], Program]:
+    def make() -> Program:
+        made = CASES[name].make(torch.device("cpu"), False, False)
+        return made.fn, made.args
+
+    return make
+
+
+ALL = {**PROGRAMS, **{name: _measured(name) for name in CASES if name not in PROGRAMS}}
+
+
 def plan_all(names: Iterable[str]) -> tuple[list[Candidate], Counts]:
     """Kernels of programs, each kernel once per program, and launches of each program."""
     found: list[Candidate] = []
     counts: Counts = {}
     for name in names:
-        plan = placed_plan(*PROGRAMS[name]())
+        plan = placed_plan(*ALL[name]())
         found += candidates(name, plan)
         counts[name] = launches_of(plan)
     return found, counts
@@ -93,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write-counts", action="store_true", help=f"make today's launches those of {COUNTS.name}")
     options = parser.parse_args(argv)
     start = time.perf_counter()
-    found, counts = plan_all(options.programs or PROGRAMS)
+    found, counts = plan_all(options.programs or ALL)
     lines = inspect(found, options.targets.split(","))
     report = markdown(lines, counts)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TypeAlias
 
-from graphc.ir.dims import Dim
-from graphc.loopir.kernel import Kernel, Load, Reduce, Scan, Store, operands
+from graphc.ir.dims import Dim, symbols
+from graphc.loopir.kernel import Contract, Kernel, Load, Reduce, Scan, Store, operands
 
 _StorePlaces: TypeAlias = "dict[str, tuple[Dim, int] | None]"
-_LoadPlaces: TypeAlias = "dict[str, list[tuple[Dim | None, int]]]"
+_LoadPlaces: TypeAlias = "dict[str, list[tuple[Dim | None, int, bool]]]"
 
 
 class Sharing:
-    """Answers for the kernels of one program, by name."""
+    """Answers for the kernels of one program, by name.
 
-    def __init__(self) -> None:
+    Args:
+        splits_rows: a row may be shared among programs that run side by side, stage by stage, as on a GPU.
+    """
+
+    def __init__(self, splits_rows: bool = False) -> None:
+        self._splits_rows = splits_rows
         self._known: dict[str, tuple[_StorePlaces, _LoadPlaces]] = {}
 
     def allows(self, kernel: Kernel, loaded: Collection[str], stored: str) -> bool:
@@ -23,7 +28,8 @@ class Sharing:
 
         Legal when every load reads the very element that is stored at the same point, and nothing that comes of it
         (short of a reduction, which is complete by then) is needed in a later stage than the store's, where it might be
-        loaded again.
+        loaded again. Where programs share a row, what there is once per row is stored by one of them, when the row's
+        reductions are known and others may still be about to begin: these must not load it for elements of the row.
 
         Args:
             kernel: any kernel.
@@ -38,7 +44,12 @@ class Sharing:
         if target is None:
             return False
         index, stage = target
-        return all(at == index and last <= stage for name in loaded for at, last in loads.get(name, ()))
+        once = self._splits_rows and symbols(index).isdisjoint(axis.name for axis in kernel.row_axes)
+        return all(
+            at == index and last <= stage and not (once and for_elements)
+            for name in loaded
+            for at, last, for_elements in loads.get(name, ())
+        )
 
 
 def _stores(kernel: Kernel) -> _StorePlaces:
@@ -52,20 +63,27 @@ def _stores(kernel: Kernel) -> _StorePlaces:
 
 
 def _loads(kernel: Kernel) -> _LoadPlaces:
-    """Per buffer the index of each load (None when masked) and the last stage in which it may be carried out."""
+    """Per buffer the index of each load (None when masked), the last stage in which it may be carried out, and whether
+    elements of a row are stored that come of it, short of a reduction."""
     last: dict[str, int] = {}
+    stored: set[str] = set()
+    rows = frozenset(axis.name for axis in kernel.row_axes)
     found: _LoadPlaces = {}
     for s in reversed(kernel.body):
-        is_barrier = isinstance(s, (Reduce, Scan))
         if isinstance(s, Store):
             here = max((kernel.stages[name] for name in operands(s)), default=0)
-        elif is_barrier:
-            here = kernel.stages[s.arg]  # type: ignore[union-attr]
+            own = symbols(s.index).union(*(kernel.domains[name] for name in operands(s)))
+            is_stored = not rows.isdisjoint(own)
         else:
-            here = max(last.get(s.id, 0), kernel.stages[s.id])
+            is_barrier = isinstance(s, (Reduce, Scan))
+            here = kernel.stages[s.arg] if is_barrier else max(last.get(s.id, 0), kernel.stages[s.id])  # type: ignore[union-attr]
+            is_stored = s.id in stored and not isinstance(s, (Reduce, Contract))
         for name in operands(s):
             last[name] = max(last.get(name, 0), here)
+        if is_stored:
+            stored.update(operands(s))
         if isinstance(s, Load):
             place = s.index if s.mask is None else None
-            found.setdefault(s.buffer, []).append((place, max(last.get(s.id, 0), kernel.stages[s.id])))
+            latest = max(last.get(s.id, 0), kernel.stages[s.id])
+            found.setdefault(s.buffer, []).append((place, latest, s.id in stored))
     return found

@@ -12,7 +12,7 @@ import functools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from graphc.runtime.launch_list import Binary
 from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
 from graphc.settings import settings
 
+DEFAULT_STAGES = 3
+"""Of the software pipeline where a launch says nothing: Triton's own."""
 _SCRATCH_ALIGNMENT = 256
 _UNKNOWN = Location()
 
@@ -111,6 +113,9 @@ class DeviceKernel:
         device: its kind.
         location: the user's line that asked for the kernel first.
 
+    Attributes:
+        notes: what was compiled in another way than it was generated for.
+
     Raises:
         BackendUnavailableError: the device is too old.
     """
@@ -120,6 +125,7 @@ class DeviceKernel:
         if refusal:
             raise BackendUnavailableError(refusal)
         self.kernel, self.index, self.device, self.location = kernel, index, device, location
+        self.notes: list[str] = []
         self._variants: dict[int, tuple[Bound, ...]] = {}
         self._lock = threading.Lock()
         self.active = [launch for launch in kernel.launches if prod(launch.grid)]
@@ -169,8 +175,7 @@ class DeviceKernel:
         positions = [number for number in range(len(self.kernel.signature)) if unaligned >> number & 1]
         launch = launch.variant(not unaligned)
         try:
-            compiled = compile_launch(self.kernel, launch, None, positions)
-            run = compiled.run  # loads the binary
+            compiled, run = self._loaded(launch, positions)
         except CompilerError as error:
             raise CompilerError(error.message, self.location) from error
         except Exception as error:  # the binary asks for more than the device has
@@ -183,6 +188,25 @@ class DeviceKernel:
         taken, place = len(self.kernel.signature), self.device.place(self.index)
         binary = _binary(compiled, self.kernel.descriptors * DESCRIPTOR)
         return Bound(launch, run, compiled.function, compiled.packed_metadata, constants, binary, taken, place)
+
+    def _loaded(self, launch: Launch, positions: Sequence[int]) -> tuple[Any, Any]:
+        """The binary and its launcher; with fewer stages where the device has less shared memory than those take."""
+        from triton.runtime.errors import OutOfResources
+
+        wanted = stages = launch.num_stages or DEFAULT_STAGES
+        while True:
+            compiled = compile_launch(self.kernel, launch, None, positions)
+            try:
+                run = compiled.run  # loads the binary
+            except OutOfResources as error:
+                if error.name != "shared memory" or stages == 1:
+                    raise
+                stages -= 1
+                launch = replace(launch, num_stages=stages)
+                continue
+            if stages < wanted:
+                self.notes.append(f"{launch.function}: {stages} of {wanted} stages fit the device's shared memory")
+            return compiled, run
 
 
 def _binary(compiled: Any, memory: int) -> Binary | None:

@@ -233,6 +233,8 @@ class TritonProgram:
                 if by_triton
                 else f"{sum(map(len, self._lists))} launches in {runs} foreign calls"
             }
+            notes = [note for kernel in self._compiled.values() for note in kernel.notes]
+            found |= {"compiled again": "; ".join(notes)} if notes else {}
         return {**found, "replay": self._replay.report()}
 
     # -------------------------------------------------------------------------------------------------------- steps

@@ -33,7 +33,7 @@ from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES, ChainTile, candidate_chain_tiles
+from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles, machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
@@ -99,7 +99,7 @@ class _Chain:
         columns = _extent(self.axes["n"])
         dtype = self.parts.by_id[self.parts.outers[0].left].dtype
         self.exact = dtype == f32
-        self.turns = MACHINES.get(target, MACHINES[DEFAULT_MACHINE]).turns
+        self.turns = machine_of(target).turns
         widest = max(columns, *(dim.extent for dim in self.sums.values()))
         counts = len(self.parts.inner), len(self.parts.outers)
         ops = {s.op for s in kernel.defines if isinstance(s, Compute)}

@@ -200,11 +200,11 @@ class _Writer:
             self._parallel_prologue(body)
             self._earlier(body, passes, number)
             body.line(f"part = {body.index_type('tl.program_id(1)')}")
+            if last and not reductions:
+                self._row_stores_by_first(body, passes)  # what is stored need not be kept during the loop
             self._loop(body, passes, reductions, passes.element_stores if last else [])
             for s in reductions:
                 self._store_partial(body, s, passes)
-            if last and not reductions:
-                self._row_stores_by_first(body, passes)
             self._finish(body, f"{self.name}_pass{number + 1}", self.tiling.split)
         if passes.reductions(passes.count - 1):
             body = self._body()

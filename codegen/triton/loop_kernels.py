@@ -24,7 +24,7 @@ from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, cast
-from graphc.codegen.triton.tiles import DEFAULT_MACHINE, MACHINES
+from graphc.codegen.triton.tiles import machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import symbol
 from graphc.ir.types import f32
@@ -44,7 +44,7 @@ _WIDE = 2**31 - 2**16
 
 def fits(loop: LoopStep, target: str) -> bool:
     """Whether a loop is to be one kernel: the weights that each turn reads again stay in a processor's own memory."""
-    machine = MACHINES.get(target, MACHINES[DEFAULT_MACHINE])
+    machine = machine_of(target)
     weights = {(step.b.buffer, step.b.offset): step.b for step in loop.steps if isinstance(step, GemmStep)}
     return loop.rows > 0 and sum(prod(view.shape) * view.dtype.itemsize for view in weights.values()) <= machine.shared
 

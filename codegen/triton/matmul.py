@@ -14,6 +14,13 @@ launch adds the parts in a fixed order and runs the epilogue.
 Data may say by which matrix each row is multiplied (`graphc.codegen.triton.ragged`), as with a mixture of experts: the
 program walks the groups that it finds among its rows, and stores the rows of one group at a time. Rows in the order of
 their groups make that few; right it is in any order. A sum over a part of the axis is a loop over that part.
+
+    halves = tl.split(..acc..)
+    for half in tl.static_range(2):
+        epilogue on halves[half]
+
+Of a large tile the epilogue takes the left half of the columns, then the right one, or quarters: beside all sums there
+is no room in registers for as many numbers that it loads, nor in shared memory for a tile that is to be stored.
 """
 
 from __future__ import annotations
@@ -37,7 +44,13 @@ from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 RESERVED = frozenset((
     "acc", "left", "right", "tile", "band", "height", "m_tile", "n_tile", "k_start", "part", "parts",
     "later", "left_blocks", "right_blocks", "group", "groups", "first_group", "last_group", "member", "first", "last",
+    "halves", "half", "quarters", "quarter",
 ))  # fmt: skip
+STARTS = {"MBLOCK": "m_tile * MBLOCK", "NBLOCK": "n_tile * NBLOCK"}
+STARTS["NHALF"] = STARTS["NBLOCK"] + " + half * NHALF"
+STARTS["NQUARTER"] = STARTS["NHALF"] + " + quarter * NQUARTER"
+"""Where a block begins, by the constant that is its size."""
+PIECES = (("halves", "half", "NHALF"), ("quarters", "quarter", "NQUARTER"))
 EXACT_STEPS = 128
 """Products of 8-bit floats that are added up before the sum is rounded as in f32: what the library does by default."""
 RENAMED = 100_000
@@ -91,9 +104,11 @@ class Product:
         self.candidates = [choice] if choice else candidate_tiles(
             target, batch, rows, columns, inner, self.dtype, loaded=max((s.dtype.itemsize for s in loops), default=1),
             scalar=self.dtype.name == "f32" and not found.tf32, groups=self._matrices(inner * columns),
+            stored=max((self._width(s) for s in self.kernel.body if isinstance(s, Store)), default=1),
+            beside=self._beside(),
         )  # fmt: skip
         self.choice = self.candidates[0]
-        if self.group is not None or any(self.limits):
+        if self.choice.parts > 1 and (self.group is not None or any(self.limits)):
             self.choice = replace(self.choice, parts=1)
         tile = self.choice.tile
         self.batch = _dim("b", self.axes["b"], 1, "")
@@ -143,6 +158,17 @@ class Product:
         names = {s.buffer for s in closure(self.kernel, (self.right,)) if isinstance(s, Load) and self._is_inner(s)}
         return max(1, max(int(str(b.size)) for b in self.kernel.buffers if b.name in names) // size)
 
+    def _width(self, s: Store | Load) -> int:
+        return next(b.dtype.itemsize for b in self.kernel.buffers if b.name == s.buffer)
+
+    def _beside(self) -> int:
+        """Bytes that are loaded per element of the result."""
+        rows, columns = ({axis.name for axis in self.axes[kind]} for kind in "mn")
+        stored = [name for store in self.kernel.body if isinstance(store, Store) for name in operands(store)]
+        loads = {s.id: s for s in self._closure(stored) if isinstance(s, Load)}
+        domains = {name: self.kernel.domains[name] for name in loads}
+        return sum(self._width(loads[name]) for name, own in domains.items() if own & rows and own & columns)
+
     # -------------------------------------------------------------------------------------------------------- parts
 
     def _closure(self, wanted: Iterable[str]) -> list[Define]:
@@ -158,7 +184,7 @@ class Product:
         return Body(tiling, self.context, self.pointers, lines)
 
     def _place(self, body: Body, m: TileDim, n: TileDim) -> None:
-        """Index variables of the program's block, its batch among them."""
+        """Which block the program has: its place in the batch, rows and columns."""
         rows, columns = m.programs, n.programs
         body.line("tile = tl.program_id(0)")
         if self.batch.extent != 1:
@@ -167,7 +193,6 @@ class Product:
             body.axis_variables(self.batch)
             body.line(f"tile = tile % {rows * columns}")
         self.place_tile(body, m, n)
-        self.place_lanes(body, m, n)
 
     def place_tile(self, body: Body, m: TileDim, n: TileDim, tile: str = "tile") -> None:
         """Which rows and columns a tile has: tiles go in bands of `GROUP` rows."""
@@ -181,10 +206,10 @@ class Product:
             body.line(f"m_tile = band + {tile} % {GROUP * columns} % height")
             body.line(f"n_tile = {tile} % {GROUP * columns} // height")
 
-    def place_lanes(self, body: Body, m: TileDim, n: TileDim) -> None:
-        """Index variables of rows and columns of a tile."""
-        for dim, number in ((m, "m_tile"), (n, "n_tile")):
-            body.line(f"{dim.name} = {number} * {dim.constexpr} + {body.lanes(dim)}", f"{dim.extent}")
+    def place_lanes(self, body: Body, *dims: TileDim) -> None:
+        """Index variables along rows or columns of a tile, or of half a one."""
+        for dim in dims:
+            body.line(f"{dim.name} = {STARTS[dim.constexpr]} + {body.lanes(dim)}", f"{dim.extent}")
             body.mask_variable(dim)
             body.axis_variables(dim)
 
@@ -275,6 +300,7 @@ class Product:
     def _groups(self, lines: list[str], main: Body) -> None:
         """The product and its epilogue for each group among the program's rows."""
         assert self.group is not None
+        self.place_lanes(main, self.m)
         for s in self._closure((self.group,)):
             main.define(s)
         groups = main.operand(self.group).typed
@@ -287,13 +313,35 @@ class Product:
         main.line(f"member = ({groups} == group){f' & {inside}' if inside else ''}")
         main.line("if tl.max(member.to(tl.int32)) > 0:")
         main.depth += 1
+        self.place_lanes(main, self.n)
         self.sum(lines, main)
         main.values["member"], main.shapes["member"] = Operand("member", bool_), frozenset((self.m.name,))
-        self.epilogue(main, "member")
+        self.epilogue(lines, main, "member")
 
-    def epilogue(self, body: Body, mask: str = "") -> None:
+    def epilogue(self, lines: list[str], main: Body, mask: str = "") -> None:
         """What follows the product; stores where `mask` holds."""
-        body.values[self.contract.id] = Operand("acc", self.contract.dtype)
+        if not self.pieces:
+            self._follow(main, "acc", mask)
+            return
+        pieces = self.choice.pieces
+        n = replace(self.n, block=self.n.block // pieces, constexpr=self.pieces[-1][2], parts=pieces)
+        body = self.body(lines, self.m, n)
+        for name, shape in main.shapes.items():
+            if n.name not in shape:
+                body.values[name], body.shapes[name] = main.values[name], shape
+        body.depth = main.depth
+        sums = "acc"
+        for both, one, size in self.pieces:
+            body.line(f"{both} = tl.split(tl.permute(tl.reshape({sums}, [MBLOCK, 2, {size}]), (0, 2, 1)))")
+            body.line(f"for {one} in tl.static_range(2):")
+            body.depth += 1
+            sums = f"{both}[{one}]"
+        self.place_lanes(body, n)
+        self._follow(body, sums, mask)
+
+    def _follow(self, body: Body, sums: str, mask: str = "") -> None:
+        """What follows the product on a tile, or half a one."""
+        body.values[self.contract.id] = Operand(sums, self.contract.dtype)
         body.shapes[self.contract.id] = body.full
         stores = [s for s in self.kernel.body if isinstance(s, Store)]
         for s in self._closure(name for store in stores for name in operands(store)):
@@ -318,11 +366,12 @@ class Product:
         if self.group is not None:
             self._groups(lines, body)
         else:
+            self.place_lanes(body, self.m, self.n)
             self.sum(lines, body)
         scratch: tuple[Scratch, ...] = ()
         if self.choice.parts == 1:
             if self.group is None:
-                self.epilogue(body)
+                self.epilogue(lines, body)
         else:
             size = self.choice.parts * self.batch.extent * self.m.extent * self.n.extent
             scratch = (Scratch(POINTERS[self.contract.dtype.name], size),)
@@ -340,7 +389,13 @@ class Product:
     def constexprs(self) -> tuple[tuple[str, int], ...]:
         """Sizes of the block."""
         tile = self.choice.tile
-        return ("MBLOCK", tile.rows), ("NBLOCK", tile.columns), ("KBLOCK", tile.depth)
+        pieces = ((size, tile.columns >> level) for level, (_, _, size) in enumerate(self.pieces, 1))
+        return ("MBLOCK", tile.rows), ("NBLOCK", tile.columns), ("KBLOCK", tile.depth), *pieces
+
+    @property
+    def pieces(self) -> tuple[tuple[str, str, str], ...]:
+        """Names of the pieces, of one of them and of its size, for each time that a tile is cut in two."""
+        return PIECES[: self.choice.pieces.bit_length() - 1]
 
     def assembled(self, scratch: tuple[Scratch, ...] = (), descriptors: int = 0) -> TritonKernel:
         """The module of all functions, with their launches."""
@@ -362,12 +417,13 @@ class Product:
         m, n = replace(self.m, block=FINISH_ROWS), replace(self.n, block=FINISH_COLUMNS)
         body = self.body(lines, m, n)
         self._place(body, m, n)
+        self.place_lanes(body, m, n)
         masks = body.edge_masks(body.full)
         mask = f", mask={' & '.join(masks)}" if masks else ""
         body.line(self.zeros())
         body.line(f"for part in range({self.choice.parts}):")
         body.line(f"    acc += tl.load({self._scratch_place('part')}{mask})")
-        self.epilogue(body)
+        self._follow(body, "acc")
         constexprs, name = (("MBLOCK", m.block), ("NBLOCK", n.block)), f"{self.name}_finish"
         self.function(name, lines, constexprs)
         self.launches.append(Launch(name, (self.batch.extent * m.programs * n.programs, 1, 1), constexprs, 4, 1))

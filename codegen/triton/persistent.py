@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphc.codegen.triton.joined_axes import int_extent
-from graphc.codegen.triton.matmul import Product
+from graphc.codegen.triton.matmul import STARTS, Product
 from graphc.codegen.triton.tiles import Choice
 from graphc.codegen.triton.tiling import TileDim
 from graphc.codegen.triton.tiling import stride as axis_stride
@@ -159,13 +159,13 @@ class _Persistent:
             product.sum(lines, body)
         body.line(f"later += {self.programs}")
         product.place_tile(body, product.m, product.n, "later")
-        product.place_lanes(body, product.m, product.n)
-        product.epilogue(body)
+        product.place_lanes(body, product.m, *([product.n] if product.choice.pieces == 1 else []))
+        product.epilogue(lines, body)
         return lines
 
     def _sum(self, lines: list[str], depth: int) -> None:
         product, indent = self.product, "    " * depth
-        starts = {"MBLOCK": "m_tile * MBLOCK", "NBLOCK": "n_tile * NBLOCK", "KBLOCK": "k_start"}
+        starts = STARTS | {"KBLOCK": "k_start"}
         lines += [
             f"{indent}{product.zeros()}",
             f"{indent}for k_start in range(0, {product.k.extent}, KBLOCK):",

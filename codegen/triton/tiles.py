@@ -67,7 +67,7 @@ MACHINES: dict[str, Machine] = {
     ),
     "cuda:90": Machine(
         132, 227 << 10,
-        (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
+        (Tile(128, 256, 64, 8, 4, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
         describes=True, turns=True,
     ),
@@ -85,12 +85,46 @@ MACHINES: dict[str, Machine] = {
 }  # fmt: skip
 """Rates are ranks until they have been measured: they only order the candidates."""
 DEFAULT_MACHINE = "cuda:90"
+_SHARED = {"cuda:86": 99 << 10, "cuda:89": 99 << 10, "cuda:120": 99 << 10, "cuda:121": 99 << 10}
+"""Shared memory of chips that have less than the first of their family. Source: CUDA C++ Programming Guide, table of
+technical specifications per compute capability."""
+_FAMILIES = {
+    "cuda:8": "cuda:80",
+    "cuda:10": "cuda:100",
+    "cuda:11": "cuda:100",
+    "cuda:12": "cuda:80",
+    "hip:": "hip:gfx942",
+}
+"""Which of the machines a chip that is not among them resembles, by how its name begins."""
+
+
+def family_of(target: str) -> str:
+    """The one of `MACHINES` that a chip is like, the default one for a chip that nothing is known of."""
+    if target in MACHINES:
+        return target
+    return next((name for start, name in _FAMILIES.items() if target.startswith(start)), DEFAULT_MACHINE)
+
+
+def machine_of(target: str) -> Machine:
+    """What tiles of a chip depend on; one that is not in the table does not copy blocks by descriptors."""
+    found = MACHINES[family_of(target)]
+    if not target or target in MACHINES:
+        return found
+    return replace(found, shared=_SHARED.get(target, found.shared), describes=False)
+
+
 SCALAR_TILES = (Tile(64, 64, 16, 4, 2, 1.0), Tile(32, 32, 32, 4, 2, 0.7), Tile(16, 16, 32, 1, 2, 0.3))
 """Of products without matrix units, in f32 as it is."""
 GROUP = 8
 """Rows of tiles that are walked together, so that programs that run at the same time share operands in the L2 cache."""
 SCALED_ELEMENTS = 128 * 128
 """Of the largest tile of 8-bit floats: beside more accumulators than that, registers for their scales are spilled."""
+MOST_SUMS, MOST_BESIDE = 64, 256
+"""What follows a product is done on so many sums per thread at once, with so many bytes of other operands, at most: all
+sums of a large tile take half the registers already. Larger ones spilled."""
+MOST_PIECES = 4
+BARRIERS = 512
+"""Bytes of shared memory for what is no block."""
 MOST_CANDIDATES = 4
 """Tiles that are measured of one kernel."""
 MOST_PARTS, LEAST_STEPS = 16, 8
@@ -105,11 +139,13 @@ class Choice:
         tile: of one step.
         parts: programs that share each sum.
         programs: that stay, and go from tile to tile; 0 = one per tile.
+        pieces: of the tile, by columns, on which what follows the product is done one after the other.
     """
 
     tile: Tile
     parts: int = 1
     programs: int = 0
+    pieces: int = 1
 
     @property
     def form(self) -> str:
@@ -126,27 +162,40 @@ def depth_of(tile: Tile, dtype: DType) -> int:
 
 def choose_tile(
     target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
-    groups: int = 1,
+    groups: int = 1, stored: int = 4, beside: int = 0,
 ) -> Choice:  # fmt: skip
     """The tile of a product; arguments as of `candidate_tiles`."""
-    return candidate_tiles(target, batch, rows, columns, inner, dtype, loaded=loaded, scalar=scalar, groups=groups)[0]
+    return candidate_tiles(
+        target, batch, rows, columns, inner, dtype, loaded=loaded, scalar=scalar, groups=groups, stored=stored,
+        beside=beside,
+    )[0]  # fmt: skip
+
+
+def _pieces(tile: Tile, beside: int) -> int:
+    """In how many steps what follows the product is done."""
+    pieces, sums = 1, tile.rows * tile.columns // (32 * tile.warps)
+    while pieces < MOST_PIECES and (sums > MOST_SUMS or sums * beside > MOST_BESIDE) and tile.columns // pieces > 16:
+        pieces, sums = 2 * pieces, sums // 2
+    return pieces
 
 
 def candidate_tiles(
     target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
-    groups: int = 1,
+    groups: int = 1, stored: int = 4, beside: int = 0,
 ) -> list[Choice]:  # fmt: skip
     """The tiles of a product that may be the fastest, `MOST_CANDIDATES` at most, the best by the model first.
 
     Args:
-        target: `cuda:90`, ...; an unknown one is treated as the default one.
+        target: `cuda:90`, ...; see `machine_of`.
         batch, rows, columns, inner: extents of the product; `inner` is summed over.
         dtype: of the operands of the matrix units.
         loaded: bytes of the widest element that is loaded for them.
         scalar: the matrix units do not take the dtype as it is.
         groups: of rows that follow each other, each with a matrix of its own: every border is one more tile.
+        stored: bytes of the widest element that is stored.
+        beside: bytes that what follows the product loads per element of its result.
     """
-    machine = MACHINES.get(target, MACHINES[DEFAULT_MACHINE])
+    machine = machine_of(target)
 
     def fits(tile: Tile) -> bool:
         if dtype.itemsize == 1 and tile.rows * tile.columns > SCALED_ELEMENTS:
@@ -162,16 +211,17 @@ def candidate_tiles(
 
     def choice(tile: Tile) -> Choice:
         depth = min(depth_of(tile, dtype), max(16 if dtype.itemsize > 1 else 32, power_of_two(inner)))
-        stages = tile.stages
-        while stages > 1 and stages * depth * (tile.rows + tile.columns) * max(loaded, dtype.itemsize) > machine.shared:
-            stages -= 1
         programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+        stay = machine.processors if machine.describes and batch == 1 and programs > machine.processors else 0
+        # a program that stays loads the next tile while it stores one, through shared memory
+        pieces = _pieces(tile, beside)
+        room = machine.shared - BARRIERS - (tile.rows * tile.columns // pieces * stored if stay else 0)
+        stages, step = tile.stages, depth * (tile.rows + tile.columns) * max(loaded, dtype.itemsize)
+        while stages > 1 and stages * step > room:
+            stages -= 1
         steps = -(-inner // depth)
         parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
-        # a chip that is not in the table may do without
-        describes = machine.describes and (target or DEFAULT_MACHINE) in MACHINES
-        stay = machine.processors if describes and batch == 1 and programs > machine.processors else 0
-        return Choice(replace(tile, depth=depth, stages=stages), max(1, parts), stay)
+        return Choice(replace(tile, depth=depth, stages=stages), max(1, parts), stay, pieces if parts < 2 else 1)
 
     return [choice(tile) for tile in sorted(candidates, key=cost)[:MOST_CANDIDATES]]
 
@@ -236,7 +286,7 @@ def candidate_chain_tiles(
     """
     best = _SCALAR_CHAIN_TILE
     if dtype.itemsize <= 2:
-        table = _CHAIN_TILES.get(target, _CHAIN_TILES[DEFAULT_MACHINE])
+        table = _CHAIN_TILES[family_of(target)]
         best = table[next(limit for limit in table if width <= limit)][(inner > 1) + (outer > 1)]
     if draws and best.steps > _DRAWN_STEPS:
         best = replace(best, steps=best.steps // 2)

@@ -65,7 +65,7 @@ class TileDim:
         block: indices per program (per loop step for a looped row dimension).
         constexpr: name of the block size in the generated code, empty when the dimension is one index per program.
         is_row: reductions and scans run along it.
-        parts: programs that share the extent, each walking the same number of blocks.
+        parts: programs that share the extent, each walking the same number of blocks, or pieces that follow each other.
         fixed: how many of the axes, the outer ones, stand still during a step of a loop.
     """
 

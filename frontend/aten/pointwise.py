@@ -385,6 +385,8 @@ def clamp(imp: Importer, self: Value, min: Operand | None = None, max: Operand |
     bounds = [bound for bound in (min, max) if bound is not None]
     if not bounds:
         raise Decline("eager raises")
+    if any(isinstance(bound, float) and math.isnan(bound) for bound in bounds):
+        raise Decline("versions of torch differ in what NaN bounds")
     x, *limits = numeric(imp, self, *bounds)
     result: Operand = x
     if min is not None:

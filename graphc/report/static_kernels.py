@@ -19,6 +19,7 @@ from typing import Any
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.program import triton_kernels, with_loop_kernels
+from graphc.codegen.triton.tiles import machine_of
 from graphc.codegen.triton.tiling import choose_tiling
 from graphc.ir.types import FLOAT8
 from graphc.passes.chips import CHIPS
@@ -31,6 +32,10 @@ from graphc.runtime.triton_launcher import OPTIONS
 from graphc.settings import settings
 
 WORKERS = 2
+SPILLED_BY_PRODUCTS = 96
+"""Bytes per thread (on AMD registers) that may be spilled where sums fill the registers."""
+MOST_PROGRAMS = 65535
+"""Along y and z of a grid. Source: CUDA C++ Programming Guide, technical specifications per compute capability."""
 MOST_TIMES = 3
 """Times the least possible that a kernel may move: long rows are read once per pass."""
 
@@ -212,18 +217,23 @@ def _lines(item: Candidate, target: str, facts: Sequence[dict[str, Any]]) -> lis
                 fact["registers"], fact["spills"], fact["stack"], fact["shared"],
                 tuple(sorted(map(int, fact["loads"]))), tuple(sorted(map(int, fact["stores"]))), fact["tensor_core"],
                 traffic.moved if traffic else 0, traffic.least if traffic else 0, best,
-                tuple(faults(item, launch, fact)),
+                tuple(faults(item, launch, fact, target)),
             )
         )  # fmt: skip
     return lines
 
 
-def faults(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
+def faults(item: Candidate, launch: Launch, fact: dict[str, Any], target: str) -> list[str]:
     """What is wrong with one launch compiled for one target."""
     found = []
+    room = machine_of(target).shared
+    if fact["shared"] > room:
+        found.append(f"takes {fact['shared']} bytes of shared memory where {room} are")
+    if max(launch.grid[1:]) > MOST_PROGRAMS:
+        found.append(f"a grid of {launch.grid}, where {MOST_PROGRAMS} is the most along y and z")
     text = _function_text(item.made.text, launch.function)
     multiplies = "tl.dot(" in text
-    if fact["spills"] and not multiplies:
+    if fact["spills"] > (SPILLED_BY_PRODUCTS if multiplies else 0):
         found.append(f"spills {fact['spills']} bytes")
     if multiplies and not fact["tensor_core"] and 'input_precision="ieee"' not in text:
         found.append("a matrix product without tensor cores")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 import graphc
+from graphc.codegen.triton import tiles
+from graphc.codegen.triton.tiles import Tile
 from graphc.passes.base import PassContext
 from graphc.passes.pipeline import optimize
 from graphc.passes.plan import make_plan
@@ -98,3 +101,12 @@ def sums_left(plan: Plan) -> list[str]:
 
 def kernel_calls(plan: Plan) -> int:
     return sum(isinstance(step, KernelStep) for step in plan.steps)
+
+
+def with_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    """Have every product take one tile, and what follows it done on so many pieces of that."""
+    tile = Tile(32, 64, 16, 4, 2, 1.0)
+    monkeypatch.setattr(tiles, "MOST_SUMS", tile.rows * tile.columns // (32 * tile.warps) // pieces)
+    monkeypatch.setattr(tiles, "MOST_BESIDE", 1 << 20)
+    monkeypatch.setattr(tiles, "SCALAR_TILES", (tile,))
+    monkeypatch.setitem(tiles.MACHINES, "cuda:90", replace(tiles.MACHINES["cuda:90"], tiles=(tile,)))

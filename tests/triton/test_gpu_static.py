@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.tiles import Choice, Tile
 from graphc.codegen.triton.tiling import DEFAULT_LIMITS, Limits, Tiling, choose_tiling
 from graphc.ir.types import DType, bf16, f32, f64
 from graphc.loopir.kernel import Kernel
@@ -29,6 +31,7 @@ from graphc.settings import override
 from tests.triton.attentions import causal, plain, window
 from tests.triton.cases import chain, column_sum, layer_norm, scalar_op, softmax, transpose
 from tests.triton.norms import group_norm, group_norm_gradient, weight_gradient
+from tests.triton.persistent import LAYOUTS, product_kernel
 from tests.triton.products import CASES, Case, plan_of
 
 pytest.importorskip("triton")
@@ -43,7 +46,7 @@ def gpu_static(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     import gpu_static
 
     yield gpu_static
-    for name in ("gpu_static", "gpu_programs", "kernels", "training"):
+    for name in ("gpu_static", "gpu_cases", "gpu_programs", "kernels", "training"):
         sys.modules.pop(name, None)
 
 
@@ -69,9 +72,7 @@ def test_more_launches_than_before_are_told(gpu_static: Any) -> None:
 
 
 def test_every_program_has_a_count(gpu_static: Any) -> None:
-    from gpu_programs import PROGRAMS
-
-    assert PROGRAMS.keys() == json.loads(gpu_static.COUNTS.read_text()).keys()
+    assert gpu_static.ALL.keys() == json.loads(gpu_static.COUNTS.read_text()).keys()
 
 
 def faults_of(kernel: Kernel, tiling: Tiling, target: str = "cuda:90") -> list[str]:
@@ -111,6 +112,26 @@ def test_what_does_not_fit_the_registers_is_a_fault(tmp_path: Path) -> None:
     with override(cache_dir=tmp_path):
         assert any(fault.startswith("spills") for fault in faults_of(rows, _held_whole(rows)))
         assert faults_of(rows, choose_tiling(rows)) == []
+
+
+def test_more_shared_memory_than_a_chip_has_is_a_fault(tmp_path: Path) -> None:
+    kernel = product_kernel(4096, 4096, 1024, bf16, LAYOUTS["rows"])
+    five = Choice(Tile(128, 256, 64, 8, 5, 1.0), pieces=2)
+    made = emit_kernel(kernel, target="cuda:90", choice=five)
+    with override(cache_dir=tmp_path):
+        for target, room in (("cuda:90", 232448), ("cuda:80", 166912)):
+            (fault,) = faults_of_made(Candidate("p", 1, made, None), target)
+            assert re.fullmatch(rf"takes \d+ bytes of shared memory where {room} are", fault)
+
+
+def test_a_grid_that_no_device_starts_is_a_fault(tmp_path: Path) -> None:
+    made = emit_kernel(chain(4096, 1024))
+    (launch,) = made.launches
+    wide = replace(made, launches=(replace(launch, grid=(1, 65536, 1)),))
+    with override(cache_dir=tmp_path):
+        assert faults_of_made(Candidate("p", 1, made, None), "cuda:90") == []
+        (fault,) = faults_of_made(Candidate("p", 1, wide, None), "cuda:90")
+    assert fault.startswith("a grid of (1, 65536, 1)")
 
 
 def _held_whole(kernel: Kernel) -> Tiling:

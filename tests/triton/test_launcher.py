@@ -37,6 +37,19 @@ DRIVER = ctypes.CFUNCTYPE(
 )  # fmt: skip
 
 
+class _TooLarge:
+    """A binary that cannot be loaded."""
+
+    def __init__(self, wanted: int, limit: int) -> None:
+        self._numbers = wanted, limit
+
+    @property
+    def run(self) -> Any:
+        from triton.runtime.errors import OutOfResources
+
+        raise OutOfResources(*self._numbers, "shared memory")
+
+
 class Device:
     """Has the CPU's memory, and a driver that writes down what it is to launch.
 
@@ -44,6 +57,7 @@ class Device:
         compiled: (function, pointers that are not aligned) of each variant.
         launched: (function, grid, threads, shared bytes, stream, pointers) of each launch.
         codes: what the driver answers to the next launches.
+        stages: of a pipeline that there is shared memory for; None = any.
         lent: the address of memory for Triton's own use, of each launch; 0 = none.
     """
 
@@ -58,6 +72,7 @@ class Device:
         self.by_triton: list[tuple[Any, ...]] = []
         self.codes: list[int] = []
         self.lent: list[int] = []
+        self.stages: int | None = None
         self.attached = 0
         self._functions: list[tuple[str, int]] = []
         self._refusal, self._metadata = refusal, metadata
@@ -70,6 +85,9 @@ class Device:
     def compile(self, kernel: TritonKernel, launch: Any, target: Any, unaligned: list[int]) -> Any:
         self.compiled.append((launch.function, list(unaligned)))
         self._functions.append((launch.function, len(kernel.signature)))
+        stages = launch.num_stages or triton_launcher.DEFAULT_STAGES
+        if self.stages is not None and stages > self.stages:
+            return _TooLarge(stages, self.stages)
         plain = {"num_ctas": 1, "num_warps": 4, "shared": 96, "target": SimpleNamespace(warp_size=32)}
         return SimpleNamespace(
             run=lambda *args: self.run(*args),
@@ -140,6 +158,26 @@ def test_a_launch_passes_grid_threads_stream_and_pointers(monkeypatch: pytest.Mo
     assert device.launched == [("softmax", (6, 1, 1), 128, 96, 7, [16, 32])] and device.lent == [0]
 
 
+def test_a_pipeline_has_as_many_stages_as_the_device_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = emit_kernel(product_kernel(4096, 4096, 1024, bf16, LAYOUTS["rows"]), target="cuda:90")
+    (wanted,) = {launch.num_stages for launch in made.launches}
+    device = Device(monkeypatch)
+    device.stages = wanted - 2
+    launches = Launches(device, 0, 3)
+    kernel = DeviceKernel(made, 0, device, LINE)
+    launches.add(kernel, [(at, 0) for at in range(3)], LINE)
+    launches.run((ctypes.c_uint64 * 4)(16, 32, 48, 1 << 20), 7)
+    assert [item[0] for item in device.launched] == ["product_relu"] and len(device.compiled) == 3
+    assert kernel.notes == [f"product_relu: {wanted - 2} of {wanted} stages fit the device's shared memory"]
+
+
+def test_a_kernel_that_fits_with_no_number_of_stages_says_what_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.stages = 0
+    with pytest.raises(CompilerError, match=r"softmax cannot be loaded: OutOfResources: .* shared memory, Required: 1"):
+        launch(device, emit_kernel(softmax(6, 128)), [16, 32])
+
+
 def test_one_variant_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
     calls = [[16, 32], [48, 64], [20, 32], [24, 32], [20, 36], [16, 32]]
@@ -204,8 +242,9 @@ def test_triton_is_lent_memory_where_it_launches(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(device, "run", run)
     launch(device, made, [16, 32, 48])
     assert found == [132 * 256]
-    ((*_, x, y, z, m, n, k),) = device.by_triton
-    assert (x, y, z) == (16, 32, 48) and (m, n, k) == tuple(value for _, value in made.launches[0].constexprs)
+    ((*_, x, y, z, m, n, k, half),) = device.by_triton
+    assert (x, y, z) == (16, 32, 48)
+    assert (m, n, k, half) == tuple(value for _, value in made.launches[0].constexprs)
 
 
 def test_an_empty_grid_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton.emit import emit_kernel
-from graphc.codegen.triton.tiles import MACHINES, choose_tile
+from graphc.codegen.triton.tiles import MACHINES, choose_tile, family_of, machine_of
 from graphc.ir.types import DTYPES, bf16
 from graphc.passes.base import PassContext
 from graphc.passes.pipeline import optimize
 from graphc.passes.plan import make_plan
-from graphc.passes.templates import NEVER, Templates
+from graphc.passes.templates import ALWAYS, NEVER, Templates
 from graphc.program.loops import LoopStep
 from graphc.runtime.triton_cross import TARGETS, compile_for
 from tests.plan_interpreter import run_plan
@@ -30,6 +31,7 @@ compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 UNITS = {"cuda:80": "mma.sync", "cuda:90": "wgmma.mma_async", "cuda:100": "tcgen05.mma", "hip:gfx942": "v_mfma"}
 LARGE = Case(CASES["two outputs"].function, ((1024, 512), (512, 2048), (2048,)))
 RAGGED = Case(CASES["prologue"].function, ((1000, 513), (513, 2001), (1000, 1)))
+SMALL = Case(CASES["linear"].function, ((256, 1024), (256, 1024), (256,)))
 WIDE = Case(CASES["linear"].function, ((4096, 1024), (4096, 1024), (4096,)))
 
 
@@ -60,7 +62,8 @@ def test_ragged_products_with_prologues_compile(target: str) -> None:
 def test_large_products_copy_operands_ahead() -> None:
     (kernel,) = plan_of(WIDE, torch.bfloat16).kernels.values()
     (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
-    assert "cp.async" in assembly(compiled) and not compiled.loads.keys() - {16, 2}, compiled
+    # through registers go the bias and the result, no operand
+    assert "cp.async" in assembly(compiled) and compiled.widths == {0: (4,), 3: (16,)}, compiled
 
 
 @compiles
@@ -200,9 +203,58 @@ def test_loops_keep_products_that_a_kernel_can_take_in() -> None:
     assert loops and all(loop.rows for loop in loops)
 
 
-@pytest.mark.parametrize("target", MACHINES)
+def test_what_follows_a_large_product_goes_by_pieces() -> None:
+    (kernel,) = plan_of(WIDE, torch.bfloat16).kernels.values()
+    text = emit_kernel(kernel, target="cuda:90").text
+    cut = "halves = tl.split(tl.permute(tl.reshape(acc, [MBLOCK, 2, NHALF]), (0, 2, 1)))"
+    loop = (
+        cut
+        + """
+        for half in tl.static_range(2):
+            i1 = n_tile * NBLOCK + half * NHALF + tl.arange(0, NHALF)[None, :]  # 4096
+"""
+    )
+    assert text.count(loop) == 2  # with descriptors and without
+    (kernel,) = plan_of(SMALL, torch.bfloat16).kernels.values()
+    assert "split" not in emit_kernel(kernel, target="cuda:90").text
+
+
+def _after(outs: int, x: torch.Tensor, w: torch.Tensor, *more: torch.Tensor) -> Any:
+    """A product with several operands behind it, as gradients of activations and norms have them."""
+    found = x @ w
+    for value in more:
+        found = torch.where(value > 0, found, value * 2) + value
+    return found if outs == 1 else (found, torch.tanh(found))
+
+
+@compiles
+@pytest.mark.parametrize("operands, outs", [(1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize("target", [*TARGETS, "cuda:86", "cuda:120"])
+def test_products_with_much_behind_them_fit_the_chip(target: str, operands: int, outs: int) -> None:
+    shapes = ((4096, 1024), (1024, 4096), *([(4096, 4096)] * operands))
+    for dtype in (torch.bfloat16, torch.float32):
+        graph = graphc.trace(
+            lambda x, w, *more: _after(outs, x, w, *more),
+            *(torch.empty(shape, dtype=torch.bfloat16 if at < 2 else dtype) for at, shape in enumerate(shapes)),
+        )
+        optimize(graph, PassContext(target="gpu"))
+        (kernel,) = make_plan(graph, backend="triton", templates=Templates(policy=ALWAYS)).kernels.values()
+        (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
+        assert compiled.shared <= machine_of(target).shared and compiled.tensor_core, compiled
+        assert compiled.spills == 0, compiled
+
+
+def test_chips_that_are_not_in_the_table_are_like_others() -> None:
+    families = [family_of(target) for target in ("cuda:89", "cuda:103", "cuda:120", "hip:gfx950", "", "elsewhere:1")]
+    assert families == ["cuda:80", "cuda:100", "cuda:80", "hip:gfx942", "cuda:90", "cuda:90"]
+    assert machine_of("cuda:87") == MACHINES["cuda:80"] and machine_of("") == MACHINES["cuda:90"]
+    assert machine_of("cuda:89").shared < MACHINES["cuda:80"].shared
+    assert machine_of("cuda:103") == replace(MACHINES["cuda:100"], describes=False)
+
+
+@pytest.mark.parametrize("target", [*MACHINES, "cuda:89"])
 def test_tiles_fit_the_chip(target: str) -> None:
-    machine = MACHINES[target]
+    machine = machine_of(target)
     for rows, columns, inner in ((8192, 8192, 8192), (64, 64, 65536), (1, 4096, 4096), (4096, 16, 64), (7, 7, 7)):
         for name in ("bf16", "f32", "i8"):
             dtype = DTYPES[name]

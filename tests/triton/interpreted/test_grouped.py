@@ -10,6 +10,7 @@ from graphc.settings import override
 from tests.plan_interpreter import run_plan
 from tests.support import assert_contract
 from tests.triton.grouped import CASES, exact, grouped, plan_of, products
+from tests.triton.products import with_pieces
 
 torch.set_num_threads(1)
 
@@ -31,6 +32,12 @@ def test_grouped_products_keep_the_contract(name: str, dtype: torch.dtype) -> No
         theirs = _list(grouped(case)(*inputs))
     for mine, eager, reference in zip(found, theirs, true, strict=True):
         assert_contract(mine, eager, reference)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_grouped_products_whose_epilogue_goes_by_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pieces(monkeypatch, 4)
+    test_grouped_products_keep_the_contract(name, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,10 +18,12 @@ torch.set_num_threads(1)
 CHOICE = Choice(Tile(32, 32, 32, 4, 2, 1.0), programs=3)
 
 
-def _check(shape: tuple[int, int, int], dtype: torch.dtype, layout: Layout, offset: int = 0) -> None:
+def _check(
+    shape: tuple[int, int, int], dtype: torch.dtype, layout: Layout, offset: int = 0, choice: Choice = CHOICE
+) -> None:
     rows, columns, inner = shape
     kernel = product_kernel(*shape, bf16 if dtype == torch.bfloat16 else f16, layout)
-    made = emit_kernel(kernel, target="cuda:90", choice=CHOICE)
+    made = emit_kernel(kernel, target="cuda:90", choice=choice)
     assert made.descriptors == 2 and made.launches[0].grid == (3, 1, 1)
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
     a[rows // 2, 0] = float("inf")
@@ -39,3 +43,9 @@ def test_blocks_are_copied_as_described(name: str) -> None:
 
 def test_addresses_that_are_no_multiple_are_read_by_threads() -> None:
     _check((72, 88, 40), torch.bfloat16, LAYOUTS["rows"], offset=1)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_epilogues_by_pieces(pieces: int) -> None:
+    for offset in (0, 1):
+        _check((72, 88, 40), torch.bfloat16, LAYOUTS["rows"], offset, replace(CHOICE, pieces=pieces))

@@ -23,7 +23,7 @@ from graphc.runtime.triton_launcher import InterpretedKernel
 from graphc.settings import override
 from tests.plan_interpreter import run_plan
 from tests.support import assert_contract
-from tests.triton.products import CASES, kernel_calls, plan_of, products_left
+from tests.triton.products import CASES, kernel_calls, plan_of, products_left, with_pieces
 
 torch.set_num_threads(1)
 
@@ -43,6 +43,16 @@ def test_products_keep_the_contract(name: str, dtype: torch.dtype) -> None:
     exact = _list(case.function(*(x.double() for x in inputs)))
     for mine, theirs, true in zip(found, eager, exact, strict=True):
         assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", CASES)
+def test_products_whose_epilogue_goes_by_pieces(
+    name: str, dtype: torch.dtype, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_pieces(monkeypatch, pieces)
+    test_products_keep_the_contract(name, dtype)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -192,15 +202,15 @@ def _run(kernel: Kernel, choice: Choice, a: torch.Tensor, b: torch.Tensor) -> to
 SMALL = Tile(16, 32, 16, 4, 2, 1.0)
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts, pieces", [(1, 1), (3, 1), (1, 2), (1, 4)])
 @pytest.mark.parametrize("shape", [(32, 64, 96), (33, 65, 100), (5, 7, 200), (300, 20, 48)])
-def test_tiles_in_any_number(shape: Sequence[int], parts: int) -> None:
+def test_tiles_in_any_number(shape: Sequence[int], parts: int, pieces: int) -> None:
     rows, columns, inner = shape
     for name in ("f32", "bf16"):
         dtype = DTYPES[name]
         a, b = torch.randn(rows, inner), torch.randn(inner, columns)
         a, b = (x.to(getattr(torch, dtype.torch_name)) for x in (a, b))
-        found = _run(product_kernel(rows, columns, inner, dtype), Choice(SMALL, parts), a, b)
+        found = _run(product_kernel(rows, columns, inner, dtype), Choice(SMALL, parts, pieces=pieces), a, b)
         assert_contract(found, torch.relu(a @ b), torch.relu(a.double() @ b.double()))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+import graphc
 from graphc.codegen.triton import program as codegen_program
 from graphc.ir.types import f32, f64
 from graphc.program.plan import OutputSpec, View
 from graphc.runtime import triton_program
 from graphc.runtime.triton_program import TritonProgram
+from graphc.settings import override
 from tests.runtime.plans import LINE
+from tests.support import assert_contract
 from tests.triton.cases import chain, reduce_all, scalars, softmax
 from tests.triton.programs import TritonPlan, scale_by_host
 
@@ -134,3 +137,24 @@ def test_kernels_on_numbers_of_the_cpu_are_interpreted_there(monkeypatch: pytest
     found, scaled = TritonProgram(record)([0.5, x])
     assert scaled == 0.5 * 0.1
     torch.testing.assert_close(found, x.softmax(1).flatten() * scaled)
+
+
+def test_rows_that_programs_share_are_scaled_by_what_was_there_before_the_update() -> None:
+    """One program stores the new weight when the sums are known, and others scale their parts of the column later."""
+
+    def step(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        total = x.sum(0)
+        y = (x - total) * w
+        w.add_(total)
+        return y
+
+    x, w = torch.randn(8192, 32), torch.randn(32)
+    theirs, exact = w.clone(), w.double()
+    wanted, true = step(x, theirs), step(x.double(), exact)
+    with override(cache=False):
+        compiled = graphc.compile(step, backend="triton")
+        found = compiled(x, w)
+        (source, *_) = compiled.source(x, w).values()
+    assert_contract(found, wanted, true)
+    assert_contract(w, theirs, exact)
+    assert "_pass2(" in source
