@@ -28,16 +28,17 @@ from math import prod
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.chain_parts import ChainParts
 from graphc.codegen.triton.chain_scores import RunningSoftmax, ScoresBody
+from graphc.codegen.triton.chain_tiles import tiles_of
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles, machine_of
+from graphc.codegen.triton.tiles import ChainTile, machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
-from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Reduce, Store, operands
+from graphc.loopir.kernel import Axis, Contract, Define, Kernel, Load, Reduce, Store, operands
 from graphc.loopir.transform import assume
 from graphc.program.triton_kernel import Launch, TritonKernel
 
@@ -45,8 +46,6 @@ RESERVED = frozenset(
     ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "step", "steps",
      "peak", "new_peak", "total", "base", "new_base", "shift", "slope", "scale", "scores", "weights")
 )  # fmt: skip
-_LONG_FUNCTIONS = frozenset(("tanh", "sin", "cos", "erf", "log", "log1p", "expm1", "pow"))
-"""What takes registers as a random number does, in kernels with several results."""
 _TURNED_ITEM = 2
 """Bytes of the widest elements of which matrix units take a block either way around."""
 
@@ -100,18 +99,17 @@ class _Chain:
         dtype = self.parts.by_id[self.parts.outers[0].left].dtype
         self.exact = dtype == f32
         self.turns = machine_of(target).turns
-        widest = max(columns, *(dim.extent for dim in self.sums.values()))
-        counts = len(self.parts.inner), len(self.parts.outers)
-        ops = {s.op for s in kernel.defines if isinstance(s, Compute)}
-        draws = "philox" in ops or (len(self.parts.outers) > 1 and not ops.isdisjoint(_LONG_FUNCTIONS))
-        self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts, draws=draws)
+        conditions = Conditions(kernel)
+        self.bounds = conditions.bounds(self.parts.chained, self.axes["m"], self.axes["j"])
+        self.known = conditions.known_within(self.bounds, self.axes["m"], self.axes["j"])
+        self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
+        self.candidates = [tile] if tile else tiles_of(self.parts, self.sums, self.n, len(self.bounds), target)
         self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], self.tile.rows, "MBLOCK")
         self.j = _dim("j", self.axes["j"], self.tile.steps, "JBLOCK")
         self.groups = _dim("g", self.axes["g"], 1, "") if self.axes["g"] else None
-        self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
         self.lines: list[str] = []
         outers = self.parts.outers
         self.results = {o.id: "acc" if len(outers) == 1 else f"acc{number}" for number, o in enumerate(outers)}
@@ -160,20 +158,17 @@ class _Chain:
     def module(self) -> TritonKernel:
         """The whole text."""
         out = self._body(self.m, self.n)
-        conditions = Conditions(self.kernel)
-        bounds = conditions.bounds(self.parts.chained, self.axes["m"], self.axes["j"])
-        known = conditions.known_within(bounds, self.axes["m"], self.axes["j"])
-        self._place(out, bounds)
+        self._place(out)
         before = self._scores(self.parts, self.j)
         kept = self._before_loop(before)
-        loops = self._loops(out, bounds)
+        loops = self._loops(out)
         for outer in self.parts.outers:
             out.line(f"{self.results[outer.id]} = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(outer.dtype)})")
         softmax = RunningSoftmax.of(self.parts)
         if softmax is not None:
             softmax.open(before)
         for loop in loops:
-            softmax = self._loop(loop, self._parts_where(known) if loop.is_whole else self.parts, before, kept)
+            softmax = self._loop(loop, self._parts_where(self.known) if loop.is_whole else self.parts, before, kept)
         if softmax is not None:
             softmax.finish(out, self.exact)
         self._finish(out)
@@ -200,7 +195,7 @@ class _Chain:
         )
         return TritonKernel(self.name, text, signature, (launch,))
 
-    def _place(self, out: Body, bounds: list[Bound]) -> None:
+    def _place(self, out: Body) -> None:
         """Index variables of the program's rows and of the columns."""
         count = self.m.programs
         out.line("tile = tl.program_id(0)")
@@ -208,14 +203,14 @@ class _Chain:
             out.line(f"{self.batch.name} = {out.index_type(f'(tile // {count})')}", f"{self.batch.extent}")
             out.axis_variables(self.batch)
         # programs with long loops start first
-        longest_last = any(bound.is_upper and bound.slope > 0 for bound in bounds)
+        longest_last = any(bound.is_upper and bound.slope > 0 for bound in self.bounds)
         out.line(f"m_tile = {f'{count - 1} - ' if longest_last else ''}tile % {count}")
         self._index(out, self.m, "m_tile * MBLOCK")
         self._index(out, self.n)
 
-    def _loops(self, out: Body, bounds: list[Bound]) -> list[_Loop]:
+    def _loops(self, out: Body) -> list[_Loop]:
         """The loop, cut where blocks begin and end in which nothing is masked."""
-        low, high = ([bound for bound in bounds if bound.is_upper == side] for side in (False, True))
+        low, high = ([bound for bound in self.bounds if bound.is_upper == side] for side in (False, True))
         extent, block = self.j.extent, self.j.block
         whole_first, whole_last, first, last = "0", str(extent // block * block), "0", str(extent)
         if low:
@@ -224,7 +219,7 @@ class _Chain:
         if high:
             out.line(f"last = {_extreme('minimum', str(extent), high, 1)}")
             last = "last"
-        if not bounds and self.j.is_exact:
+        if not self.bounds and self.j.is_exact:
             return [_Loop(first, last, True)]
         if extent < block or len(self.j.axes) > 1:
             return [_Loop(first, last, False)]
