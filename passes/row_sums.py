@@ -151,7 +151,8 @@ class _Finder:
                 assert isinstance(left, Value)
                 rest = factors.copy()
                 rest.subtract({inner: 1})
-                if +rest == _factors(left) and result.shape == gradient.shape:
+                # the right form has the same look: do is to o what p is to dp
+                if +rest == _factors(left) and result.shape == gradient.shape and any(map(_is_weight, +rest)):
                     total = _row_sum(rewriter, op, gradient, result)
                     if source.op is not None and source.op.name == "mul":
                         self.deltas[total] = tuple(source.op.operands)
@@ -167,6 +168,13 @@ def _row_sum(rewriter: Rewriter, op: Op, gradient: Value, result: Value) -> Valu
     ]
     total = rewriter.op("sum", rewriter.op("mul", *wide), dims=(gradient.type.rank - 1,), keepdim=True)
     return total if total.type == wanted.type else rewriter.op("reshape", total, shape=wanted.shape)
+
+
+def _is_weight(value: Value) -> bool:
+    """Whether a value is an exponential, perhaps divided by a sum or 0 in places."""
+    while value.op is not None and value.op.name in ("div", "where", "cast", "reshape"):
+        value = [item for item in value.op.operands if isinstance(item, Value)][value.op.name == "where"]
+    return value.op is not None and value.op.name == "exp"
 
 
 def _same_size(value: Value, other: Value) -> bool:

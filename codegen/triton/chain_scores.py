@@ -1,9 +1,9 @@
 """What kernels with several products compute for each score, in as few instructions as their precision asks for.
 
     t = where(mask, -inf, dot(q, k) * c);  p = exp(t - peak) / total            scores and weights of loop IR
-    t = where(mask, -inf, dot(q, k))
-    p = exp2(fma(t, c, -peak) * log2(e)) * inverse                              a peak and a total per score's column
-    p = exp2(fma(t, c * log2(e), -peak * log2(e))) * inverse                    per row, where that is done once
+    t = where(mask, -inf, dot(q, k));  p = exp2(fma(t, c * log2(e), -peak * log2(e))) * inverse
+
+    ds = (dp - delta) * counts * p * c;  ds = fma(dp, counts * c, -delta * counts * c) * p
 
 There are many more scores than elements of any operand. So positions are compared as 32-bit numbers; next to products
 of bf16 and f16, which round at 2^-9 and 2^-12, exponentials are the fast ones of base 2 (about 2^-22, nothing below
@@ -22,7 +22,7 @@ from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.ops import Operand, literal
 from graphc.codegen.triton.tiling import TileDim
 from graphc.errors import CodegenError
-from graphc.ir.types import f32
+from graphc.ir.types import bool_, f32
 from graphc.loopir.kernel import Compute, Const, Contract, Define, Index, Reduce
 
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -135,11 +135,10 @@ class ScoresBody(Body):
             return f"tl.exp2({self.operand(name).typed} * {_LOG2_E})"
         factor, peak = scale_of(self.parts, s.args[0]), self.operand(s.args[1]).typed
         scores = self.unscaled(s.args[0], factor)
-        if self.parts.changes(self.parts.by_id[s.args[1]]):
-            difference = f"{scores} - {peak}" if factor == 1 else f"tl.fma({scores}, {factor}, {peak} * -1.0)"
-            return f"tl.exp2(({difference}) * {_LOG2_E})"
         if factor != 1:
             return f"tl.exp2(tl.fma({scores}, {factor * _LOG2_E}, {peak} * {-_LOG2_E}))"
+        if self.parts.changes(self.parts.by_id[s.args[1]]):
+            return f"tl.exp2(({scores} - {peak}) * {_LOG2_E})"
         self.line(f"{s.id}_slope = {slope_text(peak, 1.0)}")
         return f"tl.exp2(tl.fma({scores}, {s.id}_slope, {peak} * {s.id}_slope * -1.0))"
 
@@ -160,9 +159,20 @@ class ScoresBody(Body):
         few = [name for name in factors if self.shapes[name] != self.full]
         if not few:
             return None
-        self.line(f"{s.id}_factor = {' * '.join(self.operand(name).typed for name in few)}")
+        self.line(f"{s.id}_factor = {self._factor(few)}")
         text = f"tl.fma({self.operand(left).text}, {s.id}_factor, {self.operand(right).typed} * {s.id}_factor * -1.0)"
         return " * ".join([text, *(self.operand(name).text for name in factors if name not in few)])
+
+    def _factor(self, names: list[str]) -> str:
+        """The product of numbers, of which a choice between 0 and 1 may be one."""
+        found = [self.parts.by_id[name] for name in names]
+        constants = [s.value for s in found if isinstance(s, Const)]
+        choices = [s for s in found if isinstance(s, Compute) and s.op == "cast"]
+        choices = [s for s in choices if self.parts.by_id[s.args[0]].dtype == bool_]
+        if len(choices) != 1 or len(constants) != len(names) - 1:
+            return " * ".join(self.operand(name).typed for name in names)
+        one = literal(math.prod(map(float, constants)), f32)
+        return f"tl.where({self.operand(choices[0].args[0]).typed}, {one}, 0.0)"
 
     def _quotient(self, s: Compute) -> str | None:
         """A product with an inverse, when there is one per row, or one at all."""
