@@ -142,6 +142,21 @@ STRAIGHT static int shares(AtenTensorHandle t, const AtenTensorHandle *args, int
   return 0;
 }
 
+/* A copy of t in a layout; along dims whose elements are one there, of the first of them. */
+STRAIGHT static int copy_as(AtenTensorHandle t, const int64_t *from, int64_t rank, const int64_t *sizes,
+                            const int64_t *strides, int32_t dtype, AtenTensorHandle *copy) {
+  int64_t once[rank ? rank : 1], apart = 1;
+  for (int64_t d = 0; d < rank; d++) once[d] = strides[d] ? sizes[d] : 1, apart &= once[d] == sizes[d];
+  if (aoti_torch_empty_strided(rank, sizes, strides, dtype, CPU, 0, copy)) return 1;
+  if (apart) return aoti_torch_copy_(*copy, t, 0);
+  void *to, *at;
+  if (aoti_torch_get_data_ptr(*copy, &to) || aoti_torch_get_data_ptr(t, &at)) return 1;
+  AtenTensorHandle target = borrow(to, rank, once, strides, dtype), source = borrow(at, rank, once, from, dtype);
+  int bad = !target || !source || aoti_torch_copy_(target, source, 0);
+  drop(target), drop(source);
+  return bad;
+}
+
 /* Take over tensor t as buffer i, in the layout that the plan promised, or copied into that layout. */
 STRAIGHT static int keep(void **p, AtenTensorHandle *h, int i, AtenTensorHandle t, int64_t rank, const int64_t *sizes,
                          const int64_t *strides, int32_t dtype, const AtenTensorHandle *args, int n) {
@@ -154,7 +169,7 @@ STRAIGHT static int keep(void **p, AtenTensorHandle *h, int i, AtenTensorHandle 
   for (int64_t d = 0; d < rank; d++) empty |= sizes[d] == 0;
   if ((!empty && !same(found_strides, strides, rank, sizes)) || shares(t, args, n)) {
     AtenTensorHandle copy = NULL;
-    int bad = aoti_torch_empty_strided(rank, sizes, strides, dtype, CPU, 0, &copy) || aoti_torch_copy_(copy, t, 0);
+    int bad = copy_as(t, found_strides, rank, sizes, strides, dtype, &copy);
     drop(t);
     if (bad) return drop(copy), 1;
     t = copy;

@@ -30,6 +30,10 @@ from graphc.passes.updates import UPDATES, copy_op, is_scattered
 from graphc.passes.work import MANY_PIECES, element_count, element_work, is_full, is_kernel_op
 
 CHEAP_WORK, FREE_WORK = 8, 16
+"""Additions that an element may cost to be computed again rather than kept."""
+FUNCTION_WORK = 4
+"""What an exponential or the like counts as on a GPU, where storing a float32 and reading it back takes as long as some
+fifty additions, and memory is short."""
 ROW_LIMITS = {"c": RowLimits(8, 65_536), "triton": RowLimits(128, 16_384)}
 REDUNDANT_WORK = 32_768
 """Scalar operations worth repeating to save a kernel of its own."""
@@ -76,6 +80,7 @@ class Fuser:
         self.overwritten: dict[Value, Value] = {}  # result -> base in whose memory it is to be stored
         self.wide: dict[Value, Value] = {}  # product -> the same with its batch dims split, which is stored instead
         self.cheap: dict[Value, tuple[int, frozenset[Value]]] = {}
+        self.effort: dict[Value, int] = {}  # what it takes to compute these again, functions included
         self.drawn: set[Value] = set()  # those among them that are made from random words
         self.early: set[Value] = set()
         self.position: dict[Op, float] = {}
@@ -137,6 +142,8 @@ class Fuser:
                 continue
             result = op.results[0]
             work, leaves = element_work(op), frozenset[Value]()
+            if self.backend != "c" and len(op.operands) == 1:
+                work = min(work, FUNCTION_WORK)
             for operand in op.operands:
                 if isinstance(operand, Value):
                     more, below = self.cheap.get(operand) or (0, frozenset((operand,)))
@@ -148,6 +155,8 @@ class Fuser:
             read = sum([min(size, element_count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
             if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
+                again = sum(self.effort.get(operand, 0) for operand in dict.fromkeys(op.inputs))
+                self.effort[result] = element_work(op) + again
                 if kind is Kind.RANDOM or not self.drawn.isdisjoint(op.inputs):
                     self.drawn.add(result)
 
@@ -169,7 +178,9 @@ class Fuser:
         }
 
     def _hoist(self) -> None:
-        """Slopes are stored, by a kernel next to that of the activation."""
+        """Slopes are stored, by a kernel next to that of the activation; a GPU has time to compute them again."""
+        if self.backend != "c":
+            return
         for value, op in hoisted(self.ops, self.live).items():
             assert value.op is not None
             if self.products is not None and value in self.products.inside:

@@ -118,7 +118,7 @@ class Planner:
         self.lowering = Lowering(
             self.layouts, self.fusion.stored, numerics, self.names, templates is not None and templates.tf32
         )
-        self.sharing = Sharing(splits_rows=backend == "triton")
+        self.sharing = Sharing(side_by_side=backend == "triton")
         self.lowered: dict[Group, Lowered] = {}
         self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}
         self.table_kernels: dict[object, Kernel] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeAlias
 
 from graphc.ir.dims import Dim, symbols
 from graphc.loopir.kernel import Contract, Kernel, Load, Reduce, Scan, Store, operands
 
-_StorePlaces: TypeAlias = "dict[str, tuple[Dim, int] | None]"
+_StorePlaces: TypeAlias = "dict[str, tuple[Dim, int, frozenset[str]] | None]"
 _LoadPlaces: TypeAlias = "dict[str, list[tuple[Dim | None, int, bool]]]"
 
 
@@ -16,11 +16,12 @@ class Sharing:
     """Answers for the kernels of one program, by name.
 
     Args:
-        splits_rows: a row may be shared among programs that run side by side, stage by stage, as on a GPU.
+        side_by_side: elements are computed by threads and programs that run side by side, as on a GPU. An element may
+            be loaded by one thread and stored by another one, and programs may share a row, stage by stage.
     """
 
-    def __init__(self, splits_rows: bool = False) -> None:
-        self._splits_rows = splits_rows
+    def __init__(self, side_by_side: bool = False) -> None:
+        self._side_by_side = side_by_side
         self._known: dict[str, tuple[_StorePlaces, _LoadPlaces]] = {}
 
     def allows(self, kernel: Kernel, loaded: Collection[str], stored: str) -> bool:
@@ -28,8 +29,9 @@ class Sharing:
 
         Legal when every load reads the very element that is stored at the same point, and nothing that comes of it
         (short of a reduction, which is complete by then) is needed in a later stage than the store's, where it might be
-        loaded again. Where programs share a row, what there is once per row is stored by one of them, when the row's
-        reductions are known and others may still be about to begin: these must not load it for elements of the row.
+        loaded again. Side by side, a store waits for the loads that its value is made of, and for no others. Where
+        programs share a row, what there is once per row is stored by one of them, when the row's reductions are known
+        and others may still be about to begin: these must not load it for elements of the row.
 
         Args:
             kernel: any kernel.
@@ -43,8 +45,12 @@ class Sharing:
         target = stores.get(stored)
         if target is None:
             return False
-        index, stage = target
-        once = self._splits_rows and symbols(index).isdisjoint(axis.name for axis in kernel.row_axes)
+        index, stage, waits_for = target
+        if self._side_by_side and not waits_for.issuperset(
+            s.id for s in kernel.defines if isinstance(s, Load) and s.buffer in loaded
+        ):
+            return False
+        once = self._side_by_side and symbols(index).isdisjoint(axis.name for axis in kernel.row_axes)
         return all(
             at == index and last <= stage and not (once and for_elements)
             for name in loaded
@@ -53,13 +59,23 @@ class Sharing:
 
 
 def _stores(kernel: Kernel) -> _StorePlaces:
-    """Per buffer the index and stage of its only plain store; None when there is another kind of store."""
+    """Per buffer the index and stage of its only plain store, and the statements that its value is made of; None when
+    there is another kind of store."""
     found: _StorePlaces = {}
     for s in kernel.stores:
         plain = s.buffer not in found and s.mask is None and s.mode == "set"
         stage = max((kernel.stages[name] for name in operands(s)), default=0)
-        found[s.buffer] = (s.index, stage) if plain else None
+        found[s.buffer] = (s.index, stage, _made_of(kernel, operands(s))) if plain else None
     return found
+
+
+def _made_of(kernel: Kernel, wanted: Iterable[str]) -> frozenset[str]:
+    """The statements that values come from."""
+    names = set(wanted)
+    for s in reversed(list(kernel.defines)):
+        if s.id in names:
+            names.update(operands(s))
+    return frozenset(names)
 
 
 def _loads(kernel: Kernel) -> _LoadPlaces:

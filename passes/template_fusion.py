@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Op, Value
 from graphc.ir.types import FLOAT8
+from graphc.ops.checks import may_refuse
 from graphc.ops.registry import Kind, get
 from graphc.passes.access import Index, trace
 from graphc.passes.chains import Chain, find_chains
@@ -92,7 +93,8 @@ class TemplateFusion:
         # what is stored for others as well is joined with those that read it later, in `merge`
         saved, launches = (2, 1) if place is not None else (1, 1) if readers and is_needed else (0, 0)
         size = math.prod(int_shape(value)) * value.dtype.itemsize
-        if chain is None and not self.templates.takes_product(op, saved * size, launches):
+        work = 0 if place is None or taker is None else self._work_behind(taker)
+        if chain is None and not self.templates.takes_product(op, saved * size, launches, work):
             return False
         if taker is None or place is None or not taker.admit_contraction(op, place):
             taker = group_of(whole, fuser.position[op])
@@ -138,7 +140,8 @@ class TemplateFusion:
         # as `take` will see it
         takes_in = value in fuser.needed or (len(groups) == 1 and not groups[0].contracts)
         saved = 2 * element_count(value) * value.dtype.itemsize if takes_in else 0
-        if self.templates.can_hold(product.op) and self.templates.takes_product(product.op, saved, int(takes_in)):
+        work = self._work_behind(groups[0]) if takes_in and groups else 0
+        if self.templates.can_hold(product.op) and self.templates.takes_product(product.op, saved, int(takes_in), work):
             return False
         left, right = product.op.inputs
         added = calls.need(place) if is_stored else calls.own(term)
@@ -146,6 +149,13 @@ class TemplateFusion:
         fuser.stored.add(value)
         fuser.libraries.append(Library(product.op, fuser.position[op], operands, [value]))
         return True
+
+    def _work_behind(self, group: Group) -> int:
+        """Additions per element that a group does, with what it will compute again rather than read."""
+        done = (value.op for value, places in group.visits.items() if any(v.expanded for v in places.values()))
+        known = sum(element_work(op) for op in done if op is not None)
+        waiting = (value for value, places in group.visits.items() if not any(v.expanded for v in places.values()))
+        return known + sum(self.fuser.effort.get(value, 0) for value in waiting)
 
     def _is_by_itself(self, product: Value) -> bool:
         """Whether a product is part of no chain, has its batch dims where `baddbmm` wants them, and is read once."""
@@ -181,8 +191,8 @@ class TemplateFusion:
         fuser, kind = self.fuser, get(op.name).kind
         if kind is Kind.CREATION or (kind is Kind.VIEW and len(op.operands) == 1):
             return True
-        if kind is not Kind.POINTWISE or value in fuser.drawn:
-            return False
+        if kind is not Kind.POINTWISE or value in fuser.drawn or may_refuse(op):
+            return False  # data are checked behind loops
         holds_blocks = all(group.sums or not group.contracts for group in groups)  # which serve many scores
         if value in fuser.cheap and (holds_blocks or not fuser.cheap[value][1]):
             return True

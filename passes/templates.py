@@ -76,13 +76,15 @@ class Templates:
         """Whether rows that are multiplied group by group may become a template, once what is around them is known."""
         return self.policy == ALWAYS or (self.policy == AUTO and self._rate_of(op) > 0)
 
-    def takes_product(self, op: Op, saved: int, launches: int) -> bool:
+    def takes_product(self, op: Op, saved: int, launches: int, work: int = 0) -> bool:
         """Whether a product becomes a template.
 
         Args:
             op: the product, for which there is one.
             saved: bytes that are then neither written nor read.
             launches: kernels that are then not launched.
+            work: additions per element of the result that are done behind the product. Matrix units wait for them; in a
+                kernel of their own they are done while memory is waited for.
         """
         if self.policy != AUTO:
             return self.choices.get(site(op), self.policy == ALWAYS)
@@ -93,9 +95,11 @@ class Templates:
             return rate > 0  # the library waits for the ends of groups on the host, but for bf16
         if not rate:
             return self._decide(site(op), False)
-        library = self._time(op, rate) + saved / self._bandwidth + launches * LAUNCH
-        is_worth_it = launches > 0 and math.prod(int_shape(op.results[0])) >= SMALL
-        return self._decide(site(op), is_worth_it and self._time(op, rate * EFFICIENCY) < library)
+        elements = math.prod(int_shape(op.results[0]))
+        behind = elements * work / (self.chip.flops / 2e6)
+        library = self._time(op, rate) + max(saved / self._bandwidth, behind) + launches * LAUNCH
+        is_worth_it = launches > 0 and elements >= SMALL
+        return self._decide(site(op), is_worth_it and self._time(op, rate * EFFICIENCY) + behind < library)
 
     def _decide(self, place: str, by_model: bool) -> bool:
         """What the model says of a site, unless it was measured."""

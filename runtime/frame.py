@@ -15,7 +15,7 @@ from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, OUTPUT, AtenStep
 from graphc.program.record import Program
 from graphc.runtime.checks import DeviceCells
 from graphc.runtime.device import find_device, index_of
-from graphc.runtime.tensors import same_strides, torch_dtype, view_into, with_strides
+from graphc.runtime.tensors import copied, same_strides, torch_dtype, view_into, with_strides
 
 _LARGE = 64 << 20
 """Bytes of memory for which the device is asked first whether it has them."""
@@ -323,8 +323,7 @@ class Memory:
         elif same_strides(result, spec.strides):
             self.put(frame, index, with_strides(result, spec.strides))
         else:
-            copy = torch.empty_strided(spec.shape, spec.strides, dtype=wanted, device=result.device)
-            self.put(frame, index, copy.copy_(result))
+            self.put(frame, index, copied(result, spec.strides))
 
 
 def cell_dtype(spec: BufferSpec) -> torch.dtype:

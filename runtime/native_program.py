@@ -44,6 +44,7 @@ from graphc.runtime.native_facts import native_check
 from graphc.runtime.spare import SpareOutputs
 from graphc.runtime.tensors import (
     bump_versions,
+    copied,
     empty_strided,
     same_strides,
     torch_dtype,
@@ -439,7 +440,7 @@ def _store(spec: BufferSpec, step: AtenStep) -> Callable[[Frame, Any], None]:
             target(frame).copy_(result)
             return
         if result.stride() != strides and not same_strides(result, strides):
-            result = torch.empty_strided(shape, strides, dtype=wanted, device=_CPU).copy_(result)
+            result = copied(result, strides)
         frame.external[index] = result
         frame.table[index] = result.data_ptr()
 

@@ -65,6 +65,14 @@ def with_strides(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor
     return tensor if tensor.stride() == strides else tensor.as_strided_(tensor.shape, strides)
 
 
+def copied(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """A copy that lies in memory as `strides` say; along dims whose elements are one there, of the first of them."""
+    copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    at = tuple(slice(None) if stride else slice(0, 1) for stride in strides)
+    copy[at].copy_(tensor[at])
+    return copy
+
+
 def bump_versions(tensors: list[torch.Tensor]) -> None:
     """Tell autograd that these have been written to; tensors made in inference mode keep no count."""
     counted = [tensor for tensor in tensors if not tensor.is_inference()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.joined_axes import int_extent
-from graphc.codegen.triton.ops import Context, Operand, cast, literal, render, tl_dtype
+from graphc.codegen.triton.ops import Context, Operand, cast, constant, literal, render, tl_dtype
 from graphc.codegen.triton.tiling import TileDim, Tiling
 from graphc.codegen.triton.tiling import stride as axis_stride
 from graphc.errors import CodegenError
@@ -176,7 +176,7 @@ class Body:
     def define(self, s: Define) -> None:
         """Write one pure statement. Reductions and scans have their own methods."""
         if isinstance(s, Const):
-            self.values[s.id] = Operand(literal(s.value, s.dtype), s.dtype, is_literal=True)
+            self.values[s.id] = constant(s.value, s.dtype)
             self.shapes[s.id] = _SCALAR
             return
         if isinstance(s, Load):
@@ -236,7 +236,7 @@ class Body:
         text = f"tl.load({self._address(s.buffer, s.index, shape)}"
         if masks:
             other = s.other if s.mask is not None else neutral("sum", buffer.dtype)
-            text += f", mask={' & '.join(masks)}, other={literal(other, buffer.dtype)}"
+            text += f", mask={' & '.join(masks)}, other={constant(other, buffer.dtype).filling}"
         return cast(text + ")", buffer.dtype, s.dtype), shape
 
     def _vector_load(self, s: Load, dim: TileDim) -> str:
@@ -288,7 +288,7 @@ class Body:
         if not ragged:
             return self.expanded(name, self.full)
         operand = self.operand(name)
-        fill = Operand(literal(neutral(op, operand.dtype), operand.dtype), operand.dtype, is_literal=True)
+        fill = constant(neutral(op, operand.dtype), operand.dtype)
         mask = " & ".join(f"in_{dim}" for dim in ragged)
         text = f"tl.where({mask}, {operand.argument}, {fill.argument})"
         covers = self.shapes[name] | set(ragged) == self.full

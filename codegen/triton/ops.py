@@ -41,7 +41,7 @@ def tl_dtype(dtype: DType) -> str:
 
 
 def literal(value: bool | int | float, dtype: DType) -> str:
-    """A Python literal that Triton reads as `value`, safe inside any expression."""
+    """Text that Triton reads as `value`, inside any expression; bits for -0.0, which as a literal it takes for 0.0."""
     if dtype.kind == "bool":
         return str(bool(value))
     if not dtype.is_float:
@@ -52,7 +52,10 @@ def literal(value: bool | int | float, dtype: DType) -> str:
     if math.isinf(number):
         return 'float("inf")' if number > 0 else 'float("-inf")'
     text = repr(number)
-    return text if math.copysign(1.0, number) > 0 else f"({text})"
+    if number == 0 and math.copysign(1.0, number) < 0:
+        bits = 8 * dtype.itemsize
+        return f"tl.full([], {-(1 << bits - 1)}, tl.int{bits}).to({tl_dtype(dtype)}, bitcast=True)"
+    return text if number >= 0 else f"({text})"
 
 
 def _is_default(text: str, dtype: DType) -> bool:
@@ -87,6 +90,11 @@ class Operand:
         """Text that means a number of `dtype` as an argument of a function that makes tensors of numbers."""
         return self.text if self.is_literal and _is_default(self.text, self.dtype) else self.typed
 
+    @property
+    def filling(self) -> str:
+        """Text that means a number of `dtype` where Triton converts what it gets; it takes a literal for a float32."""
+        return self.argument if self.dtype == f64 else self.text
+
 
 @dataclass
 class Context:
@@ -105,6 +113,12 @@ class Context:
     def device(self, name: str, *args: str) -> str:
         self.libdevice = True
         return f"libdevice.{name}({', '.join(args)})"
+
+
+def constant(value: bool | int | float, dtype: DType) -> Operand:
+    """A number as an operand."""
+    text = literal(value, dtype)
+    return Operand(text, dtype, is_literal=not text.startswith("tl."))
 
 
 Rule = Callable[[Context, DType, list[Operand]], str]
@@ -232,6 +246,14 @@ _FLOAT_FUNCTIONS: dict[str, Rule] = {
 # ----------------------------------------------------------------------------------------------- tests, logic, bits
 
 
+def _comparison(symbol: str) -> Rule:
+    def rule(_: Context, __: DType, args: list[Operand]) -> str:
+        left, right = (arg.filling for arg in args)
+        return f"{args[0].typed if args[1].is_literal else left} {symbol} {right}"
+
+    return rule
+
+
 def _isnan(_: Context, __: DType, args: list[Operand]) -> str:
     return f"{args[0].typed} != {args[0].text}"
 
@@ -242,12 +264,12 @@ def _signbit(_: Context, __: DType, args: list[Operand]) -> str:
 
 
 _TESTS: dict[str, Rule] = {
-    "eq": _infix("=="),
-    "ne": _infix("!="),
-    "lt": _infix("<"),
-    "le": _infix("<="),
-    "gt": _infix(">"),
-    "ge": _infix(">="),
+    "eq": _comparison("=="),
+    "ne": _comparison("!="),
+    "lt": _comparison("<"),
+    "le": _comparison("<="),
+    "gt": _comparison(">"),
+    "ge": _comparison(">="),
     "isnan": _isnan,
     "isinf": lambda _, __, args: f'tl.abs({args[0].typed}) == float("inf")',
     "signbit": _signbit,

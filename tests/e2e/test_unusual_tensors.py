@@ -146,6 +146,15 @@ def test_complex(backend: str) -> None:
             agree(fn, z, backend=backend)
 
 
+@BACKENDS
+def test_parts_of_complex_numbers_that_are_one_in_memory(backend: str) -> None:
+    """Rows that are all the first one, seen as pairs of numbers: the calls' results lie so, too."""
+    memory = torch.randn(8, dtype=torch.complex64)
+    for z in (memory.as_strided((2, 3), (0, 2), 1), memory[:3].expand(2, 3), memory[0].expand(2, 3)):
+        agree(lambda z: (z.imag == 1).reshape(1, 2, 3), z, backend=backend)
+        agree(lambda z: (z.real.clone(), torch.view_as_real(z) * 2), z, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["c"])  # op by op, a slice of such a tensor would be a copy of it
 def test_sizes_beyond_32_bits(backend: str) -> None:
     """Places, strides and counts that need 64 bits, in memory that is hardly there."""

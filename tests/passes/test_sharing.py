@@ -37,7 +37,7 @@ def kernel_of(form: str) -> str:
 def test_what_there_is_once_per_row_is_not_overwritten_while_others_need_it(form: str) -> None:
     kernel = parse_kernel(kernel_of(form))
     assert Sharing().allows(kernel, ["w"], "out")
-    assert Sharing(splits_rows=True).allows(kernel, ["w"], "out") == FORMS[form][1]
+    assert Sharing(side_by_side=True).allows(kernel, ["w"], "out") == FORMS[form][1]
 
 
 def test_elements_are_overwritten_by_the_program_that_reads_them() -> None:
@@ -51,5 +51,22 @@ kernel k(w: in f32[8], x: in f32[512], y: out f32[512]) axes(i0: 8 parallel, r0:
   store y[i0*64 + r0] = v4
 }
 """)
-    assert all(Sharing(splits).allows(kernel, ["x"], "y") for splits in (False, True))
+    assert all(Sharing(side_by_side).allows(kernel, ["x"], "y") for side_by_side in (False, True))
     assert not Sharing(True).allows(kernel, ["w"], "y")
+
+
+def test_a_thread_does_not_store_what_another_one_may_still_have_to_load() -> None:
+    """The store to `z` waits for the load of `y` alone: it may come before another thread has loaded that `x`."""
+    kernel = parse_kernel("""
+kernel k(x: in f32[64], y: in f32[64], out: out bf16[64], z: out f32[64]) axes(i0: 64 parallel) {
+  v0: f32 = load x[i0]
+  v1: bf16 = cast v0
+  v2: f32 = load y[i0]
+  v3: f32 = neg v2
+  store out[i0] = v1
+  store z[i0] = v3
+}
+""")
+    assert Sharing().allows(kernel, ["x"], "z") and Sharing().allows(kernel, ["y"], "z")
+    assert not Sharing(side_by_side=True).allows(kernel, ["x"], "z")
+    assert Sharing(side_by_side=True).allows(kernel, ["y"], "z")

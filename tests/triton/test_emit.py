@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ast
+import os
 
 import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.joined_axes import join_axes
-from graphc.codegen.triton.ops import RULES
+from graphc.codegen.triton.ops import RULES, tl_dtype
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.dims import symbol
-from graphc.ir.types import f32
+from graphc.ir.types import DType, bf16, f16, f32, f64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import Axis, Kernel
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.program.triton_kernel import TritonKernel
+from graphc.runtime.triton_cross import TARGETS, compile_for
 from tests.triton.cases import CASES, chain, channel_mean, column_sum, given, layer_norm, out, softmax, transpose
 
 
@@ -114,3 +116,13 @@ def test_awkward_names_become_python_names() -> None:
 
 def test_every_scalar_operator_has_a_rule() -> None:
     assert SCALAR_OPS.keys() == RULES.keys()
+
+
+@pytest.mark.parametrize("dtype, word", [(f64, "int64"), (f32, "int32"), (f16, "int16"), (bf16, "int16")], ids=str)
+def test_triton_takes_a_literal_for_zero_so_its_negative_is_written_as_bits(dtype: DType, word: str) -> None:
+    b = KernelBuilder((Axis("i", 8),))
+    b.store("y", symbol("i"), b.constant(-0.0, dtype))
+    made = emit_kernel(b.finish("zeros", (out("y", dtype, 8),)))
+    assert f"tl.{word}).to({tl_dtype(dtype)}, bitcast=True)" in made.text
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert all(compile_for(made, target) for target in TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -61,6 +62,10 @@ def test_the_library_keeps_what_it_does_as_well() -> None:
 
 
 def test_what_surrounds_a_large_one_makes_it_a_kernel() -> None:
-    large = Case(SLOTS.function, ((16384, 1024), (8, 1024, 2048), (16384, 1)), tuple(16 * end for end in ENDS))
+    def scaled(product: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
+        a, b, scale, ends = args
+        return torch.relu(product(a, b, ends)) * scale
+
+    large = Case(scaled, ((16384, 1024), (8, 1024, 2048), (16384, 1)), tuple(16 * end for end in ENDS))
     assert _chosen(large, torch.bfloat16, Templates()) == (0, 1)
     assert _chosen(large, torch.bfloat16, Templates(policy=NEVER)) == (1, 0)

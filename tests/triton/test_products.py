@@ -119,6 +119,12 @@ def test_an_epilogue_makes_a_large_product_a_template() -> None:
     assert _chosen(CASES["linear"], torch.bfloat16, Templates()) == (1, 1)
 
 
+def test_functions_that_matrix_units_would_wait_for_are_left_to_a_kernel_of_their_own() -> None:
+    for function, chosen in ((torch.relu, (0, 1)), (F.gelu, (1, 1))):
+        case = Case(lambda x, w, f=function: f(x @ w), ((8192, 4096), (4096, 8192)))
+        assert _chosen(case, torch.bfloat16, Templates()) == chosen
+
+
 def test_f32_is_left_to_the_library_unless_tf32_is_allowed() -> None:
     assert _chosen(WIDE, torch.float32, Templates()) == (1, 1)
     assert _chosen(WIDE, torch.float32, Templates(tf32=True)) == (0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton import program as codegen_program
@@ -158,3 +159,29 @@ def test_rows_that_programs_share_are_scaled_by_what_was_there_before_the_update
     assert_contract(found, wanted, true)
     assert_contract(w, theirs, exact)
     assert "_pass2(" in source
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_zeros_written_as_numbers_keep_their_sign(dtype: torch.dtype) -> None:
+    def zeros(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        padded = F.pad(x, (1, 1), value=-0.0)
+        return x / -0.0, x + -0.0, x * -0.0, padded, torch.where(x > 1, x, -0.0), torch.full((3,), -0.0, dtype=dtype)
+
+    x = torch.tensor([-0.0, 0.0, 1.5, -2.0], dtype=dtype)
+    with override(cache=False):
+        found = graphc.compile(zeros, backend="triton")(x)
+    for mine, theirs in zip(found, zeros(x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(mine.signbit() & ~mine.isnan(), theirs.signbit() & ~theirs.isnan())
+
+
+def test_numbers_in_comparisons_and_behind_masks_have_all_bits() -> None:
+    def compared(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x < 0.1, x <= -0.4, x > 0.7, x >= 0.8, x == 0.3, x != 0.3, F.pad(x, (1, 1), value=0.1), x.clamp(0.3, 0.7)
+
+    x = torch.tensor([0.1, -0.1, 0.3, 0.4, -0.4, 0.7, 0.8, -0.8], dtype=torch.float64)
+    x = torch.cat([x, x.nextafter(torch.ones(8).double()), x.nextafter(-torch.ones(8).double())])
+    with override(cache=False):
+        found = graphc.compile(compared, backend="triton")(x)
+    for mine, theirs in zip(found, compared(x), strict=True):
+        assert torch.equal(mine, theirs)
