@@ -8,6 +8,7 @@ rows x steps                                          of what is loaded for each
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from graphc.codegen.triton.chain_parts import ChainParts
 from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles, machine_of
@@ -16,8 +17,10 @@ from graphc.loopir.kernel import Compute, Load
 
 _LONG_FUNCTIONS = frozenset(("tanh", "sin", "cos", "erf", "log", "log1p", "expm1", "pow"))
 """What takes registers where there are accumulators of several results."""
-_ROW = 256
-"""Bytes of the widest row of an operand that programs hold in registers."""
+_LEAST = 16
+"""Rows and steps of the smallest tile."""
+_WIDE = 128
+"""Columns of the widest accumulators beside which registers are left for more than weights."""
 
 
 def tiles_of(
@@ -37,8 +40,21 @@ def tiles_of(
     is_heavy = _takes_registers(parts, bounds)
     tiles = candidate_chain_tiles(target, widest, dtype, len(parts.inner), len(parts.outers), draws=is_heavy)
     machine = machine_of(target)
-    fitting = [tile for tile in tiles if _shared(parts, sums, columns, tile, machine.turns) <= machine.shared]
-    return fitting or [min(tiles, key=lambda tile: tile.stages)]
+
+    def fits(tile: ChainTile) -> bool:
+        return _shared(parts, sums, columns, tile, machine.turns) <= machine.shared
+
+    best = tiles[0]
+    if is_heavy and len(parts.outers) > 1 and widest > _WIDE:
+        best = replace(best, steps=_LEAST)
+    while not fits(best) and max(best.stages, best.rows, best.steps) > _LEAST:
+        if best.stages > 2:
+            best = replace(best, stages=best.stages - 1)
+        elif best.steps > _LEAST:
+            best = replace(best, steps=best.steps // 2)
+        else:
+            best = replace(best, rows=best.rows // 2)
+    return [best, *(tile for tile in tiles[1:] if fits(tile) and tile != best)]
 
 
 def _takes_registers(parts: ChainParts, bounds: int) -> bool:
@@ -50,11 +66,11 @@ def _takes_registers(parts: ChainParts, bounds: int) -> bool:
 
 
 def _shared(parts: ChainParts, sums: Mapping[str, TileDim], columns: TileDim, tile: ChainTile, turns: bool) -> int:
-    """Bytes of blocks in shared memory, about: statistics per row come to some hundreds more.
+    """Bytes of blocks in shared memory, about.
 
     Args:
-        turns: as of `Machine`. Where matrix units do not read operands as they lie there, a block that two products
-            take goes through registers for one of them, as weights do, and as the widest row operands do.
+        turns: as of `Machine`. Where matrix units do not read operands either way around, a block that two products
+            take is copied for each and goes through registers for one of them, as weights do; so may one of the rows.
     """
     rows = [sums[c.id].block * parts.by_id[c.left].dtype.itemsize for c in parts.inner]
     blocks = [(parts.factors(c)[1], sums[c.id].block) for c in parts.inner]
@@ -66,12 +82,15 @@ def _shared(parts: ChainParts, sums: Mapping[str, TileDim], columns: TileDim, ti
         block, size = s.buffer if isinstance(s, Load) else name, width * s.dtype.itemsize
         again += 0 if turns or block not in ahead else size
         ahead[block] = max(ahead.get(block, 0), size)
-    ends = [{axis.name for axis in parts.axes[kind]} for kind in "mj"]
-    loads = [s for s in parts.kernel.defines if isinstance(s, Load)]
-    scores = sum(s.dtype.itemsize for s in loads if not any(parts.domains[s.id].isdisjoint(end) for end in ends))
+    m, j = ({axis.name for axis in parts.axes[kind]} for kind in "mj")
+    loads = [s for s in parts.kernel.defines if isinstance(s, Load) and parts.domains[s.id] & j]
+    scores = sum(s.dtype.itemsize for s in loads if parts.domains[s.id] & m)
+    taken = {s.id for name, _ in blocks for s in parts.closure((name,))}
+    single = sum(s.dtype.itemsize for s in loads if s.id not in taken and not parts.domains[s.id] & m)
     if turns:
         held = sum(rows)
     else:
         scores += parts.by_id[parts.outers[0].left].dtype.itemsize
-        held = max(rows) if max(rows) > _ROW and tile.stages > 1 else 0
-    return tile.steps * (tile.stages * sum(ahead.values()) + again) + tile.rows * (held + tile.steps * scores)
+        held = max(rows) if tile.stages > 1 and len(rows) > 1 else 0
+    steps = tile.stages * (sum(ahead.values()) + single) + max(0, tile.stages - 1) * again
+    return tile.steps * steps + tile.rows * (held + tile.steps * scores)
