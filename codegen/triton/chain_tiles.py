@@ -1,8 +1,10 @@
 """Which tiles a product of products may have on a chip: those whose blocks fit its shared memory, and its registers.
 
-stages x steps x (width of keys + width of values)    on their way, or being multiplied with
-rows x width of queries                               all along, where matrix units read them from shared memory
-rows x steps                                          of what is loaded for each score
+    stages x steps x (width of keys + width of values)    on their way, or being multiplied with
+    rows x width of queries                               all along, where matrix units read them from shared memory
+    rows x steps                                          of what is loaded for each score
+
+The table of tiles is for plain attention. Where more is loaded, or a chip has less room, stages go first, then steps.
 """
 
 from __future__ import annotations
