@@ -39,7 +39,8 @@ def tiles_of(
     """
     widest = max(columns.extent, *(dim.extent for dim in sums.values()))
     dtype = parts.by_id[parts.outers[0].left].dtype
-    is_heavy = _takes_registers(parts, bounds)
+    is_whole = widest <= _WIDE and all(dim.is_exact for dim in (columns, *sums.values()))
+    is_heavy = _takes_registers(parts, bounds, is_whole)
     tiles = candidate_chain_tiles(target, widest, dtype, len(parts.inner), len(parts.outers), draws=is_heavy)
     machine = machine_of(target)
 
@@ -59,11 +60,19 @@ def tiles_of(
     return [best, *(tile for tile in tiles[1:] if fits(tile) and tile != best)]
 
 
-def _takes_registers(parts: ChainParts, bounds: int) -> bool:
-    """Whether blocks have to be smaller, for what is computed of each score or for what says where it is."""
+def _takes_registers(parts: ChainParts, bounds: int, is_whole: bool) -> bool:
+    """Whether blocks have to be smaller, for what is computed of each score or for what says where it is.
+
+    Args:
+        is_whole: rows of operands fill their blocks, and are not the widest.
+    """
     ops = {s.op for s in parts.kernel.defines if isinstance(s, Compute)}
     if "philox" in ops or len(parts.outers) == 1:
         return "philox" in ops
+    ends = [{axis.name for axis in parts.axes[kind]} for kind in "mj"]
+    loads = [parts.domains[s.id] for s in parts.kernel.defines if isinstance(s, Load)]
+    if not is_whole and any(all(end & domain for end in ends) for domain in loads):
+        return True
     return bounds > 1 or bool(parts.axes["g"]) or not ops.isdisjoint(_LONG_FUNCTIONS)
 
 
