@@ -53,7 +53,7 @@ class Case:
         name: of the program.
         make: (device, exact, small) -> what is measured; `small` for a dry run on a CPU.
         goal: in words.
-        seconds: for all contenders together, after which no further one is started.
+        seconds: for a phase of the measurement, after which no further round begins.
         moved: least bytes that one call moves at full size, 0 when memory is not what limits it.
         flops: floating-point operations of one call, 0 likewise.
         contenders: beside eager and graphc, the most important first.

@@ -16,16 +16,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from gpu_cases import CASES
-from gpu_programs import PROGRAMS, Program
+from gpu_programs import AS_TEMPLATES, PROGRAMS, Program
 
 from graphc.report.placed import placed_plan
 from graphc.report.static_kernels import Candidate, Line, candidates, inspect, launches_of
 from graphc.runtime.triton_cross import TARGETS
+from graphc.settings import override
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = RESULTS / "gpu_launches.json"
@@ -48,7 +50,8 @@ def plan_all(names: Iterable[str]) -> tuple[list[Candidate], Counts]:
     found: list[Candidate] = []
     counts: Counts = {}
     for name in names:
-        plan = placed_plan(*ALL[name]())
+        with override(templates="always") if name in AS_TEMPLATES else nullcontext():
+            plan = placed_plan(*ALL[name]())
         found += candidates(name, plan)
         counts[name] = launches_of(plan)
     return found, counts

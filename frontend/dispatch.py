@@ -320,6 +320,11 @@ def _nothing(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[
     return None
 
 
+def _no(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a library is to compute what torch does as well: the answer would go by data."""
+    return False
+
+
 def _is_same_size(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return recorder.state_of(args[0]).shape == recorder.state_of(args[1]).shape
 
@@ -343,6 +348,7 @@ _SPECIAL: dict[str, Handler] = {
     "aten._amp_foreach_non_finite_check_and_unscale_.default": _composed(scalers.unscale),
     "aten._amp_update_scale_.default": _composed(scalers.update_scale),
     "aten._assert_tensor_metadata.default": _nothing,
+    **dict.fromkeys(("aten._use_cudnn_ctc_loss.default", "aten._use_cudnn_ctc_loss.Tensor"), _no),
     **dict.fromkeys(
         (
             "aten.set_.source_Storage", "aten.set_.source_Storage_storage_offset", "aten.set_data.default",

@@ -125,16 +125,20 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.full((), data, dtype=dtype, device=device)
 
 
-def _lstm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """An LSTM that will be differentiated goes step by step: the state oneDNN keeps for its backward is not ours."""
-    if not torch.is_grad_enabled() or not any(map(_requires_grad, args)):
-        return func(*args, **kwargs)
-    was_enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
+def _recurrent(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Recurrent layers go step by step where what a library keeps for their backward pass is not ours.
+
+    That is oneDNN's of an LSTM that will be differentiated, and cuDNN's, which also looks where parameters lie.
+    """
+    library = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    if func is torch.lstm and torch.is_grad_enabled() and any(map(_requires_grad, args)):
+        torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
     try:
         return func(*args, **kwargs)
     finally:
-        torch._C._set_mkldnn_enabled(was_enabled)
+        torch._C._set_mkldnn_enabled(library[0])
+        torch._C._set_cudnn_enabled(library[1])
 
 
 def _requires_grad(item: Any) -> bool:
@@ -257,7 +261,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     **dynamic_index.SPECIAL,
     **masked_values.SPECIAL,  # which hands `x[...] = v` on
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
-    torch.lstm: _lstm,
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     _TENSOR.grad.__get__: _grad,  # type: ignore[union-attr]

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from graphc.errors import EagerOnlyError, UnsupportedError
+from graphc.frontend.aten.extern import copied, kernels_hold
 from graphc.ir.graph import Builder, Input, Value
-from graphc.ir.types import UNKNOWN, DType, i64
+from graphc.ir.types import UNKNOWN, DType, contiguous_strides, i64
 
 Shape: TypeAlias = tuple[int, ...]
 ParentValue: TypeAlias = Callable[[], Value]
@@ -108,6 +109,13 @@ class Expand(Link):
         return b.op("reshape", new, shape=self.parent_shape)
 
 
+def _in_order(b: Builder, value: Value) -> Value:
+    """A value for a call that takes strides as steps through memory: row by row there, where no kernel is the call."""
+    if value.strides is None or kernels_hold(value.dtype):
+        return value
+    return copied(b, value, contiguous_strides(value.shape))  # type: ignore[arg-type]  # static
+
+
 @dataclass(frozen=True)
 class Strided(Link):
     """`as_strided`, relative to the contiguous flattening of the parent."""
@@ -117,10 +125,11 @@ class Strided(Link):
     offset: int
 
     def forward(self, b: Builder, parent: Value) -> Value:
-        return b.op("as_strided", parent, shape=self.shape, strides=self.strides, offset=self.offset)
+        return b.op("as_strided", _in_order(b, parent), shape=self.shape, strides=self.strides, offset=self.offset)
 
     def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
-        return b.op("update_strided", parent(), new, shape=self.shape, strides=self.strides, offset=self.offset)
+        base = _in_order(b, parent())
+        return b.op("update_strided", base, new, shape=self.shape, strides=self.strides, offset=self.offset)
 
 
 @dataclass(frozen=True)

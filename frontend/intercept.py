@@ -232,7 +232,8 @@ def watching(recorder: Recorder) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
     Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as written.
-    Modules take the fused kernels that eager would take.
+    Modules take the fused kernels that eager would take. Backward passes run in this thread, also those of GPUs, for
+    which autograd has threads of its own: what is patched here, and the user's frames, are this thread's.
     """
     call, compile_, flag = torch.nn.Module.__call__, torch.compile, torch.compiler._is_compiling_flag
     overridden, causal = torch.overrides.has_torch_function, transformer._detect_is_causal_mask
@@ -258,7 +259,8 @@ def watching(recorder: Recorder) -> Iterator[None]:
     grouped = grouped_updates(_current)
     try:
         with (
-            plain, _without_saved_tensors_hooks(), _packing_detached(), _force_original_view_tracking(True),
+            plain, torch.autograd.set_multithreading_enabled(False), _without_saved_tensors_hooks(),
+            _packing_detached(), _force_original_view_tracking(True),
             batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
             watching_training(recorder, _current), grouped,
             _watching_transforms(), _watching_backward(recorder), prints.noted(_current),

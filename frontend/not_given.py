@@ -17,6 +17,7 @@ from graphc.ops.extern import effect
 _FIRST = frozenset((
     "neg", "cast", "copy", "div", "reshape", "permute", "expand", "slice", "flip", "as_strided", "sum", "mean",
     "cumsum", "gather", "take", "index", "max_pool_backward", "avg_pool_backward", "upsample_linear_backward",
+    "attention_gradient",
 ))  # fmt: skip
 """Ops that are linear in their first operand."""
 _EITHER = frozenset(("mul", "matmul", "grouped_matmul"))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph
 from graphc.errors import BackendUnavailableError, CodegenError, CompilerError, FallbackWarning, LoweringError
 from graphc.options import Options, cache_key, choose_backend, machine, pass_context, templates_for
-from graphc.settings import settings
+from graphc.settings import or_else, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,9 +76,13 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
         again = prepare_split(graph, pass_context(options, choose_backend(graph, options)))
         split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
     captured.graph = split.forward
-    forward = compile_graph(split.forward, options)
+    forward, chosen = compile_graph(split.forward, options), settings()
 
     def compile_backward(strides: Sequence[Strides | None] | None) -> Program | None:
+        with or_else(chosen):
+            return compiled(strides)
+
+    def compiled(strides: Sequence[Strides | None] | None) -> Program | None:
         graph: Graph | None = split.backward
         reached: Sequence[int] = range(len(joint.wanted))
         if strides is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from graphc.settings import settings
 
 if TYPE_CHECKING:
     from graphc.ir.graph import Graph
+    from graphc.ir.types import DType
     from graphc.passes.base import PassContext
-    from graphc.passes.templates import Templates
+    from graphc.passes.templates import Runs, Templates
+    from graphc.runtime.device import Device
 
 BACKENDS = ("auto", "triton", "c", "interpret", "eager")
 NUMERICS = ("default", "eager")
@@ -132,7 +134,28 @@ def templates_for(backend: str, choices: Mapping[str, bool] | None = None) -> Te
     device = present_device()
     tf32 = device is not None and device.allows_tf32()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return Templates(current_target(), tf32, settings().templates, deterministic, choices or {})
+    runs = None if device is None else _asks(device)
+    there = attention_libraries(device)
+    return Templates(current_target(), tf32, settings().templates, deterministic, there, choices or {}, runs=runs)
+
+
+def attention_libraries(device: Device | None) -> dict[str, tuple[str, ...]]:
+    """Libraries for attention per kind of device: those of a device, or of one that programs are planned for."""
+    from graphc.passes.chips import DEFAULT_TARGET
+    from graphc.runtime.device import find_device
+
+    found = device or find_device(DEFAULT_TARGET)
+    return {} if found is None else {found.kind: found.attention_libraries()}
+
+
+def _asks(device: Device) -> Runs:
+    """Asks a device whether a library for attention runs on it."""
+    from graphc.runtime.tensors import torch_dtype
+
+    def runs(library: str, dtype: DType, query: Sequence[int], keys: int, causal: bool, trains: bool) -> bool:
+        return device.runs_attention(library, torch_dtype(dtype), query, keys, causal, trains)
+
+    return runs
 
 
 def machine(backend: str) -> dict[str, str]:

@@ -41,8 +41,10 @@ def _parse_templates(text: str) -> str:
 
 
 def _default_cache_dir() -> Path:
-    import platformdirs
-
+    try:
+        import platformdirs
+    except ImportError:  # a bare checkout, nothing installed
+        return Path.home() / ".cache" / "graphc"
     return Path(platformdirs.user_cache_dir("graphc"))
 
 
@@ -173,7 +175,23 @@ def override(**changes: Any) -> Iterator[Settings]:
     unknown = sorted(set(changes) - names)
     if unknown:
         raise SettingsError(f"no such setting: {', '.join(unknown)}; there are {', '.join(sorted(names))}")
-    new = dataclasses.replace(settings(), **changes)
+    with _in_force(dataclasses.replace(settings(), **changes)) as new:
+        yield new
+
+
+@contextlib.contextmanager
+def or_else(known: Settings) -> Iterator[None]:
+    """Inside a `with` block other settings are in force, unless there is an `override` already: for work that threads
+    do which know nothing of one, as autograd's do for GPUs."""
+    if _scoped.get() is not None:
+        yield
+        return
+    with _in_force(known):
+        yield
+
+
+@contextlib.contextmanager
+def _in_force(new: Settings) -> Iterator[Settings]:
     token = _scoped.set(new)
     try:
         yield new

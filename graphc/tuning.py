@@ -156,7 +156,8 @@ def choose_templates(
 ) -> tuple[Plan, dict[str, bool]]:
     """The plan with templates where they are faster than library calls with kernels around them.
 
-    Sites are tried out one by one, in program order, each with what has been chosen for those before it.
+    Sites are tried out one by one, in program order, each with what has been chosen for those before it. What a choice
+    brings up, such as products in attention that was one call, is tried out after the others.
 
     Args:
         plan_with: the plan for choices per site, and the answer of the model per site that it met.
@@ -166,12 +167,15 @@ def choose_templates(
     """
     choices: dict[str, bool] = {}
     best, asked = plan_with(choices)
-    for site, is_template in asked.items():
+    pending, known = dict(asked), set(asked)
+    while pending:
+        site = next(iter(pending))
+        is_template = pending.pop(site)
         if tuning.is_over():
             tuning.is_complete = False
             tuning.report[site] = {TEMPLATE: NOT_MEASURED, LIBRARY: NOT_MEASURED}
             continue
-        other, _ = plan_with({**choices, site: not is_template})
+        other, more = plan_with({**choices, site: not is_template})
         times = _compare(best, other, tuning)
         if times is None:
             continue
@@ -182,6 +186,8 @@ def choose_templates(
         if is_better:
             choices[site] = not is_template
             best = other
+            pending |= {other_site: answer for other_site, answer in more.items() if other_site not in known}
+            known.update(more)
     return best, choices
 
 

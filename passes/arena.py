@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from graphc.loopir.kernel import Kernel
+from graphc.ops.attention import LIBRARIES
 from graphc.passes.again import run_again
 from graphc.passes.memory import Block, place_blocks
 from graphc.passes.overlay import Overlays, best_overlays
@@ -21,12 +22,8 @@ from graphc.program.lifetimes import step_buffers
 from graphc.program.plan import ARENA, EXTERNAL, OUTPUT, AtenStep, BufferSpec, ForeachStep, KernelStep, Step
 
 FRESH = frozenset(
-    f"aten.{name}.default"
-    for name in (
-        "convolution", "convolution_backward", "embedding_dense_backward",
-        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward",
-    )
-)  # fmt: skip
+    f"aten.{name}.default" for name in ("convolution", "convolution_backward", "embedding_dense_backward")
+) | {name for library in LIBRARIES.values() for name in (library.forward, library.backward)}
 """Calls whose results share memory with nothing."""
 
 

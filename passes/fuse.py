@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from graphc.ir.graph import Graph, Input, Op, Value
+from graphc.ir.graph import Graph, Input, Op, StridedView, Value
 from graphc.ir.types import HOST
 from graphc.ops.registry import Kind, get
 from graphc.passes.fused import Fusion, Library
 from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
-from graphc.passes.layout import Layouts, Place, same_strides, wanted_strides
+from graphc.passes.layout import Layouts, Place, int_shape, is_dense, same_strides, wanted_strides
 from graphc.passes.library_fusion import LibraryFusion
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
@@ -196,19 +196,17 @@ class Fuser:
         for number, output in enumerate(self.graph.outputs):
             value = output.value
             op = value.op
-            if (
-                output.view is None
-                and counts[value] == 1
-                and op is not None
-                and op.name in ("reshape", "permute", "slice")
-            ):
+            if counts[value] == 1 and op is not None and op.name in ("reshape", "permute", "slice"):
                 place = self.layouts.place(value, self.live - {value}, self.stored)
                 base = place.base
                 is_library = base.op is not None and not is_kernel_op(base.op)
-                fits = same_strides(place.shape, place.strides, wanted_strides(value))
+                wanted = wanted_strides(value)
+                fits = same_strides(place.shape, place.strides, wanted)
+                fits = fits and (output.view is None or is_dense(int_shape(value), wanted))
                 if is_library and fits and base not in taken and base not in self.overwritten.values():
                     taken.add(base)
-                    self.output_places[number] = replace(place, strides=wanted_strides(value))  # dims of size 1 too
+                    place = replace(place, strides=wanted)  # dims of size 1 too
+                    self.output_places[number] = place if output.view is None else _seen(output.view, place)
                     self.needed.add(base)
                     continue
             self.needed.add(value)
@@ -341,3 +339,9 @@ class Fuser:
         table = next(iter(op.inputs))
         is_kept = isinstance(table, Input) or table in self.live
         return not is_kept and element_count(table) >= TABLE_SHARE * max(element_count(value), SMALL_TABLE)
+
+
+def _seen(view: StridedView, place: Place) -> Place:
+    """A view of a value that is a look into another one's memory."""
+    shape, strides = view.shape, view.strides
+    return Place(place.base, shape, strides, place.offset + view.offset)  # type: ignore[arg-type]  # static

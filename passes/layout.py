@@ -62,6 +62,15 @@ def is_dense(shape: tuple[int, ...], strides: Strides) -> bool:
     return True
 
 
+def dense_like(shape: tuple[int, ...], strides: Strides) -> Strides:
+    """Strides without gaps, dims in the order that they have in memory."""
+    found, expected = [1] * len(shape), 1
+    for dim in sorted(range(len(shape)), key=lambda dim: (strides[dim], -dim)):
+        found[dim] = expected
+        expected *= max(shape[dim], 1)
+    return tuple(found)
+
+
 class Layouts:
     """Strides of materialised values: inputs as they come, others as eager has them when dense, else contiguous.
 

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 from graphc.errors import LoweringError
 from graphc.ir.graph import Op, Value
 from graphc.ir.types import contiguous_strides
-from graphc.ops import grouped, scaled
+from graphc.ops import attention, grouped, scaled
 from graphc.ops.extern import effect
 from graphc.ops.foreach import rows_of, updated
 from graphc.ops.registry import get
 from graphc.passes.fused import PRODUCTS, Library
-from graphc.passes.layout import Place, before_merge, int_shape, same_strides, view_strides, wanted_strides
+from graphc.passes.layout import (
+    Place,
+    before_merge,
+    dense_like,
+    int_shape,
+    same_strides,
+    view_strides,
+    wanted_strides,
+)
 from graphc.passes.steps import operands_read
 from graphc.passes.updates import copy_op, updates
 from graphc.passes.work import element_count, is_kernel_op
@@ -230,6 +238,8 @@ class LibraryFusion:
         fuser = self.fuser
         if op.name in (grouped.NAME, scaled.NAME) and value in op.operands[:2]:
             return self.place_factor(value, grouped.ALIGNMENT // value.dtype.itemsize)
+        if attention.library_of(op) != attention.CPU and value.type.rank == 4:
+            return self._place_heads(value, attention.LIBRARIES[attention.library_of(op)].step)
         wanted = wanted_strides(value)
         if value not in fuser.stored and value not in fuser.needed:
             place = self.layouts.place(_uncopied(value), fuser.stored, fuser.needed)
@@ -243,6 +253,28 @@ class LibraryFusion:
         ):
             return self.own(value)
         return self.need(place)
+
+    def _place_heads(self, value: Value, step: int) -> Place:
+        """Heads for a call that reads them wherever they lie, and lays its results out in the order of their dims.
+
+        Args:
+            step: elements at whose multiples rows begin.
+        """
+        fuser, shape = self.fuser, int_shape(value)
+        wanted = dense_like(shape, wanted_strides(value))
+        place = self.layouts.place(_uncopied(value), fuser.stored, fuser.needed)
+        base, rows = place.base, [stride for size, stride in zip(shape, place.strides, strict=True) if size != 1][:-1]
+        is_stored = base in fuser.stored or base in fuser.needed or base in self.shared
+        smaller = not is_stored and base.op is not None and element_count(value) < element_count(base)
+        if (
+            place.strides[-1] == 1
+            and all(stride % step == 0 and stride > 0 for stride in (*rows, step + place.offset))
+            and same_strides(shape, dense_like(shape, place.strides), wanted)
+            and not (smaller and is_kernel_op(base.op))  # type: ignore[arg-type]  # it has an op
+        ):
+            return self.need(place)
+        self.layouts.chosen.setdefault(value, wanted)
+        return self.own(value)
 
     def place_factor(self, value: Value, step: int = 1) -> Place:
         """An operand of a matrix product: any strides that BLAS takes, in steps of so many elements."""

@@ -10,6 +10,7 @@ from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Graph, Op, regions
 from graphc.ir.verifier import verify
 from graphc.ops.foreach import reduces
+from graphc.passes.attention import FindAttention
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
 from graphc.passes.carry_layout import CarryLayout
@@ -43,6 +44,7 @@ PREPARE: tuple[Pass, ...] = (
     FoldConstants(),  # constants become literals before algebra looks at them
     Simplify(),
     EliminateCommonSubexpressions(),  # whole composites at once, before they fall apart
+    FindAttention(),  # while a softmax is one op, and what is equal is one value
     EliminateDeadCode(),  # nothing unused is expanded
     ExpandComposites(),
     ConvolutionsAsProducts(),  # before clean-up: what is made is views of views
@@ -154,6 +156,8 @@ def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
         InvalidGraphError: as `optimize`.
     """
     roll(graph, ctx)  # a loop is saved from as a whole, not turn by turn
+    if run_pass(FindAttention(), graph, ctx).modified:  # so that no weights are saved
+        run_pass(EliminateDeadCode(), graph, ctx)
     run_pass(ExpandComposites(only=("max_pool",)), graph, ctx)  # to save places in windows, not eager's i64 positions
     again = _large_products(graph, ctx)
     lay_out(graph, ctx)  # while both passes over the saved values are seen

@@ -11,14 +11,15 @@ without tf32 there is nothing for matrix units to do, and the library is better 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from graphc.ir.graph import Op, Value
 from graphc.ir.types import DType, bf16
-from graphc.ops import grouped, scaled
+from graphc.ops import attention, grouped, scaled
 from graphc.ops.registry import get
-from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of, worth_in_bf16
+from graphc.passes.chips import ATTENTION_RATES, DEFAULT_TARGET, Chip, chip_of, worth_in_bf16
 from graphc.passes.layout import int_shape
 
 LAUNCH = 2.0
@@ -37,6 +38,8 @@ TILE = 128
 """Rows and columns per program, for counting how often operands are read."""
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
+Runs: TypeAlias = Callable[[str, DType, Sequence[int], int, bool, bool], bool]
+"""Whether a library runs on this very machine: library, dtype, (B, H, S, D), keys, causal, with a gradient."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,20 @@ class Templates:
         tf32: products in f32 may use tf32.
         policy: `auto` = by the model; `always` and `never` for tests and for measuring.
         deterministic: floats are not added by atomic additions, whose order differs from run to run.
+        libraries: for attention, that torch has switched on, per kind of device.
         choices: per `site` whether it is a template, as measured; overrides the model.
         asked: what the model has said so far, per site.
+        runs: of libraries for attention, what sizes alone do not tell.
     """
 
     target: str = DEFAULT_TARGET
     tf32: bool = False
     policy: str = AUTO
     deterministic: bool = False
+    libraries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, bool] = field(default_factory=dict)
     asked: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    runs: Runs | None = field(default=None, compare=False, repr=False)
 
     @property
     def chip(self) -> Chip:
@@ -65,6 +72,8 @@ class Templates:
 
     def can_hold(self, op: Op) -> bool:
         """Whether there is a template for the op at all."""
+        if not op.results:  # a call that only checks
+            return False
         dtype = op.results[0].dtype
         if op.name == grouped.NAME and op.results[0].type.rank == 2 and len(op.operands) == 3:
             return False  # `NameGroupsOfRows` has left it to the library
@@ -138,6 +147,42 @@ class Templates:
             return self.policy == ALWAYS
         by_model = scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
         return self._decide(f"product of products {dtype.name}, {scores} scores, {rows} rows", by_model)
+
+    def library_for_attention(
+        self, device: str, dtype: DType, query: Sequence[int], keys: int, causal: bool, trains: bool
+    ) -> str:
+        """The library that computes attention written by hand; "" where it stays what it is, perhaps a template.
+
+        Args:
+            device: of the tensors.
+            dtype: of the operands.
+            query: (B, H, S, D).
+            keys: how many there are.
+            causal: what is ahead is hidden.
+            trains: its gradient is computed too.
+        """
+        there = self.libraries.get(device.partition(":")[0], ())
+        fitting = [name for name in there if attention.library_takes(name, dtype, query, keys, causal)]
+        if self.runs is not None:
+            fitting = [name for name in fitting if self.runs(name, dtype, query, keys, causal, trains)]
+        scores = math.prod(query[:3]) * keys
+        if trains and self.deterministic:
+            fitting = []  # they add the gradient of queries up in any order
+        if not fitting or self.policy == ALWAYS or (self.policy == AUTO and scores < SMALL):
+            return ""
+        if self.policy == NEVER:
+            return fitting[0]
+        rates = ATTENTION_RATES.get(self.target or DEFAULT_TARGET, {})
+        best = max(fitting, key=lambda name: rates.get(name, 1.0))
+        mask = ", causal" if causal else ""
+        place = f"attention {dtype.name} {list(query)}, {keys} keys{mask}"
+        return "" if self._decide(place, rates.get(best, 1.0) <= 1.0) else best
+
+    def takes_call(self, op: Op) -> bool:
+        """Whether attention that is a library call, or its gradient, is written out for a template instead."""
+        if self.policy != AUTO:
+            return self.policy == ALWAYS
+        return self._decide(site(op), False)  # whoever made it a call had a reason
 
     def takes_operand(self, op: Op, value: Value, leaves: int, work: int) -> bool:
         """Whether an operand of a template is computed in it, once for each tile that reads it.

@@ -14,6 +14,8 @@ from graphc.ir.types import DType
 from graphc.program.plan import AtenStep, GemmStep, View
 from graphc.runtime.tensors import torch_dtype
 
+_ACCESS = 16
+"""Bytes that a thread of a GPU reads at once."""
 TensorOf: TypeAlias = Callable[[View], Any]
 """Gives the tensor that a view describes, or the Python number of a view of a host buffer."""
 
@@ -57,6 +59,17 @@ def _resolve(value: Any, tensor_of: TensorOf) -> Any:
     return constant(value)
 
 
+def reads_whole_accesses(op: str) -> bool:
+    """Whether an operator takes for granted that its tensors begin at multiples of 16 bytes."""
+    return op.startswith("aten._scaled_dot_product_") and "_for_cpu" not in op
+
+
+def at_whole_accesses(tensor: Any) -> Any:
+    """A tensor, or a copy of one that does not begin at a multiple of 16 bytes; a number as it is."""
+    is_apart = isinstance(tensor, torch.Tensor) and tensor.data_ptr() % _ACCESS
+    return tensor.clone() if is_apart else tensor
+
+
 class AtenCall:
     """An `AtenStep` made ready: overload looked up, constants converted, only tensors left to fill in."""
 
@@ -91,7 +104,9 @@ class AtenCall:
         outs = self.step.outs
         if len(results) > len(outs):
             results = [item for item in results if item is not None]  # gradients that were not asked for
-        if len(outs) > len(results):
+        if len(results) > len(outs):
+            results = [item for item in results if isinstance(item, torch.Tensor)]  # lengths, which the plan knows
+        if any(index >= 0 for index in outs[len(results) :]):
             raise LoweringError(
                 f"{self.step.op} returned {len(results)} results, the plan takes {len(outs)}", self.step.location
             )

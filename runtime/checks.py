@@ -49,7 +49,9 @@ class DeviceCells:
         self.values = torch.full((len(checks),), UNFAILED, dtype=torch.int64, device=device)
         is_apart = self.values.device.type != "cpu"
         self.seen = (
-            torch.full((len(checks),), UNFAILED, dtype=torch.int64, pin_memory=True) if is_apart else self.values
+            torch.full((len(checks),), UNFAILED, dtype=torch.int64, device="cpu", pin_memory=True)
+            if is_apart
+            else self.values
         )
 
     def fetch(self) -> None:

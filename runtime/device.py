@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -48,6 +48,20 @@ class Device(Protocol):
 
     def allows_tf32(self) -> bool:
         """Whether torch lets products of float32 round their operands to 10 bits of mantissa."""
+
+    def attention_libraries(self) -> tuple[str, ...]:
+        """Those that torch has switched on, by their names in the compiler; no device need be there."""
+
+    def runs_attention(
+        self, library: str, dtype: torch.dtype, query: Sequence[int], keys: int, causal: bool, trains: bool
+    ) -> bool:
+        """Whether one of them computes attention on the current device.
+
+        Args:
+            query: sizes of the query, (B, H, S, D).
+            keys: how many keys there are.
+            trains: with its gradient.
+        """
 
     def refusal(self, index: int) -> str:
         """Why a device cannot run generated kernels; "" when it can."""

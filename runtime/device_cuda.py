@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,7 +40,31 @@ class CudaDevice:
         return f"cuda:{major}{minor}"
 
     def allows_tf32(self) -> bool:
-        return bool(torch.backends.cuda.matmul.allow_tf32)
+        # the older flag raises where the newer one has been set
+        precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+        return bool(torch.backends.cuda.matmul.allow_tf32) if precision is None else precision == "tf32"
+
+    def attention_libraries(self) -> tuple[str, ...]:
+        if torch.version.hip is not None:
+            return ()
+        switched = {"cudnn": torch.backends.cuda.cudnn_sdp_enabled(), "flash": torch.backends.cuda.flash_sdp_enabled()}
+        return tuple(name for name, is_on in switched.items() if is_on)
+
+    def runs_attention(
+        self, library: str, dtype: torch.dtype, query: Sequence[int], keys: int, causal: bool, trains: bool
+    ) -> bool:
+        """What torch's own function asks: chip, versions and sizes, which differ from one torch to the next."""
+        _, heads, rows, width = query  # nothing is asked of the batch but its size
+        shapes = (1, heads, rows, width), (1, heads, keys, width), (1, heads, keys, width)
+        try:
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                made = (torch.empty(shape, dtype=dtype, device=self.kind) for shape in shapes)
+                q, k, v = (tensor.requires_grad_(trains) for tensor in made)
+                asked = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, causal, False)
+                ask = getattr(torch.backends.cuda, f"can_use_{library}_attention")
+                return bool(ask(asked))
+        except torch.OutOfMemoryError:
+            return False
 
     def refusal(self, index: int) -> str:
         if not torch.cuda.is_available():
@@ -74,7 +98,8 @@ class CudaDevice:
     def attach(self, index: int) -> None:
         driver = _driver()
         assert driver is not None, "asked for by a failed call of the driver"
-        torch.cuda.synchronize(index)  # the runtime's own set-up, in case that nothing has happened on the device yet
+        # Not by the runtime: what sets it up there also waits for the device, which is an error while another thread
+        # records. There is a context by now, for the kernels have been loaded into it.
         context = ctypes.c_void_p()
         code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), index)
         code = code or driver.cuCtxSetCurrent(context)

@@ -217,7 +217,11 @@ class Replay:
         return self._replayed(recorded, bound, inputs)
 
     def _find(self, inputs: Sequence[Any], addresses: list[int]) -> _Binding | None:
-        """What is known of a call's addresses, which are not those of the call before; None to give up."""
+        """What is known of a call's addresses, which are not those of the call before; None to give up, or for now."""
+        assert self.device is not None
+        kind = self.device.place(self.index).type
+        if any(inputs[number].device.type != kind for number in self._inputs):
+            return None  # attention leaves its seeds with the CPU unless it is recorded: they would be constants
         self._note_moved(inputs, addresses)
         copies = self._copies
         key = tuple(0 if number in copies else at for number, at in zip(self._inputs, addresses, strict=True))

@@ -35,7 +35,7 @@ from graphc.program.plan import (
 )
 from graphc.program.record import Program
 from graphc.program.triton_kernel import TritonKernel, host_source, runs_on_host, triton_source
-from graphc.runtime.aten_calls import AtenCall, run_call, run_gemm
+from graphc.runtime.aten_calls import AtenCall, at_whole_accesses, reads_whole_accesses, run_call, run_gemm
 from graphc.runtime.checks import raise_failed
 from graphc.runtime.device import Device, find_device, index_of, present_device
 from graphc.runtime.frame import Frame, Memory
@@ -253,9 +253,11 @@ class TritonProgram:
             return
         assert not isinstance(step, (KernelStep, ForeachStep))
         call = AtenCall(step)  # type: ignore[arg-type]  # loops have been unrolled
+        moves = reads_whole_accesses(call.step.op)
 
         def run(frame: Frame) -> None:
-            results = run_call(call, memory.tensor_of(frame))
+            tensor_of = memory.tensor_of(frame)
+            results = run_call(call, (lambda view: at_whole_accesses(tensor_of(view))) if moves else tensor_of)
             for index, result in zip(call.step.outs, results, strict=True):
                 if index >= 0:
                     memory.store(frame, index, result, call.step)

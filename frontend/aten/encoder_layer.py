@@ -62,18 +62,23 @@ def transformer_encoder_layer(
 
 
 def _attention(imp: Importer, qkv: Value, heads: int, mask: Value | None, mask_type: int | None) -> Value:
-    """Projections (B, L, 3 E) -> what each place looks at (B, L, E); a mask of any dtype hides where it is not zero."""
+    """Projections (B, L, 3 E) -> what each place looks at (B, L, E); a mask of any dtype hides where it is not zero.
+
+    The op `attention` is what torch has on CPUs; elsewhere its products are written out.
+    """
     batch, length, width = (int(size) for size in qkv.shape)  # type: ignore[arg-type]  # static
     depth = width // (3 * heads)
     parts = imp.permute(imp.reshape(qkv, (batch, length, 3, heads, depth)), (2, 0, 3, 1, 4))
     q, k, v = (imp.reshape(imp.slice(parts, 0, n, n + 1), (batch, heads, length, depth)) for n in range(3))
-    if mask is None:
+    if mask is None and qkv.device == "cpu":
         attrs = {"causal": False, "scale": 1 / math.sqrt(depth), "mask": False}
         looked_at = imp.b.multi("attention", [q, k, v], attrs).results[0]
     else:
         scores = imp.b.op("matmul", imp.b.op("mul", q, 1 / math.sqrt(depth)), imp.permute(k, (0, 1, 3, 2)))
-        hidden = imp.cast(_spread(imp, mask, mask_type, (batch, heads, length, length)), bool_)
-        weights = imp.b.op("softmax", imp.b.op("where", hidden, -math.inf, scores), dim=3)
+        if mask is not None:
+            hidden = imp.cast(_spread(imp, mask, mask_type, (batch, heads, length, length)), bool_)
+            scores = imp.b.op("where", hidden, -math.inf, scores)
+        weights = imp.b.op("softmax", scores, dim=3)
         looked_at = imp.b.op("matmul", weights, v)  # NaN where all places are hidden, as eager
     return imp.reshape(imp.permute(looked_at, (0, 2, 1, 3)), (batch, length, heads * depth))
 

@@ -18,6 +18,7 @@ from graphc.errors import DataDependentError, EagerOnlyError, ResizesError, Unsu
 from graphc.frontend.aten import layout, promotion
 from graphc.ir.graph import Attr, Builder, Named, Ref, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, f64, i64
+from graphc.ops.extern import lengths
 
 if TYPE_CHECKING:
     from graphc.frontend.aten.importer import Importer
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 _TRIAL_BYTES = 64 << 20
 _UNTAGGED = frozenset(("aten._pack_padded_sequence.default",))
 """Calls whose results have shapes that depend on data, though their tags do not say so and zeros are refused."""
+_PIVOTED = frozenset(("aten::linalg_ldl_solve", "aten::linalg_lu_solve", "aten::lu_unpack"))
+"""Calls that count rows from 1 on, and write elsewhere in memory where they are given a 0."""
+_SEEDED = frozenset(
+    f"aten::_scaled_dot_product_{kind}_attention{end}"
+    for kind in ("flash", "efficient", "cudnn") for end in ("", "_backward")
+)  # fmt: skip
+"""Attention as GPUs have it."""
+_SEEDED_BYTES = 2 << 30
 _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST), float: TensorType(f64, (), HOST)}
 
 _BY_INDICES = frozenset(("aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.masked_select.default"))
@@ -198,9 +207,10 @@ def _effect(func: Any, has_results: bool) -> str:
 
 
 def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ...] | None]]) -> Any:
-    """The answer of a trial with `...` for each result of its own, whose types go to `own`."""
+    """The answer of a trial with `...` for each result of its own, whose types go to `own`; lengths are as they are."""
     returns = func._schema.returns
     answers = (answer,) if len(returns) == 1 else (() if answer is None else tuple(answer))
+    known = lengths(func)
 
     def note(item: Any) -> Any:
         if item is None:
@@ -211,8 +221,12 @@ def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ..
         return ...
 
     noted = [
-        None if declared.alias_info is not None and declared.alias_info.is_write else note(item)
-        for declared, item in zip(returns, answers, strict=True)
+        int(item)
+        if number in known
+        else None
+        if declared.alias_info is not None and declared.alias_info.is_write
+        else note(item)
+        for number, (declared, item) in enumerate(zip(returns, answers, strict=True))
     ]
     return None if not returns else noted[0] if len(returns) == 1 else tuple(noted)
 
@@ -232,7 +246,7 @@ def _fill(structure: Any, results: Iterator[Value]) -> Any:
         return next(results)
     if isinstance(structure, (list, tuple)):
         return type(structure)(_fill(part, results) for part in structure)
-    return None
+    return structure
 
 
 # trial runs
@@ -248,7 +262,10 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
             "graphc.compile makes a program per shape. For a single graph use a masked form of fixed shape "
             "(torch.where, a mask multiplied in), or compute this outside the function"
         )
-    if operand_bytes(args, kwargs) > _TRIAL_BYTES or func.namespace not in ("aten", "prims"):
+    if func._schema.name in _SEEDED:
+        return _try_seeded(imp, func, args, kwargs)
+    is_large = operand_bytes(args, kwargs) > _TRIAL_BYTES
+    if is_large or func.namespace not in ("aten", "prims") or func._schema.name in _PIVOTED:
         return call_on_fakes(imp, func, args, kwargs)
     try:
         answer = call_on_zeros(imp, func, args, kwargs)
@@ -266,6 +283,28 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     return answer
 
 
+def _try_seeded(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """As `_try`, for attention of GPUs: on tensors where that can be, since torch tells of results that are not given.
+
+    Seeds, which lie with the CPU when it is called and on the device when it is recorded, are taken to lie there: only
+    its backward pass reads them.
+    """
+    first = next(_values([args, kwargs]))
+    answer = None
+    if operand_bytes(args, kwargs) <= _SEEDED_BYTES:
+        try:
+            answer = call_on_zeros(imp, func, args, kwargs)
+        except RuntimeError:  # one on zeros is refused
+            if first.device == "cpu":
+                raise  # there is no such call
+    if answer is None:
+        answer = call_on_fakes(imp, func, args, kwargs)
+    place = torch.device(first.device)
+    return tuple([
+        item.to(place) if isinstance(item, torch.Tensor) and item.device != place else item for item in answer
+    ])  # fmt: skip
+
+
 def _static_result(func: Any, args: Sequence[Any]) -> bool:
     if str(func) not in ("aten.index.Tensor", "aten._unsafe_index.Tensor"):
         return False
@@ -273,11 +312,16 @@ def _static_result(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any) -> None:
-    """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say."""
+    """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say.
+
+    On the CPU, wherever the operands are: a one that is no valid index would be the end of a GPU's context.
+    """
+
+    def make(value: Value) -> Any:
+        return _filled(imp, value, int(value.dtype.is_integral or value.type.is_host), "cpu")
+
     try:
-        ones = _call_on(
-            func, args, kwargs, lambda value: _filled(imp, value, int(value.dtype.is_integral or value.type.is_host))
-        )
+        ones = _call_on(func, args, kwargs, make)
     except (RuntimeError, IndexError, ValueError):  # one is no valid index or class here; zeros have told all there is
         return
     if [t.shape for t in _tensors(ones)] != [t.shape for t in _tensors(zeros)]:
@@ -330,12 +374,12 @@ def generators_kept(cards: Iterable[int]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _filled(imp: Importer, value: Value, number: int) -> Any:
+def _filled(imp: Importer, value: Value, number: int, device: str = "") -> Any:
     if value.type.is_host:
         return {"f64": 1.0 + number, "i64": 1 + number, "bool": True}[value.dtype.name]
     dtype = promotion.to_torch(value.dtype)
     shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
-    return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device).fill_(number)
+    return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=device or value.device).fill_(number)
 
 
 def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from graphc.frontend.aten.memory_format import batch_format, like_input, suggest
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Operand, Value
-from graphc.ir.types import DType, f32, f64
+from graphc.ir.types import DType, f32, f64, u8
 from graphc.ops import composite
 
 
@@ -221,6 +221,24 @@ def native_batch_norm(
     out = _batch_norm_eval(imp, input, weight, bias, running_mean, running_var, eps)
     stat = running_mean.dtype
     return out, imp.full((0,), 0.0, stat, input.device), imp.full((0,), 0.0, stat, input.device)
+
+
+@rule("aten.cudnn_batch_norm.default")
+def cudnn_batch_norm(
+    imp: Importer,
+    input: Value,
+    weight: Value,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    training: bool,
+    exponential_average_factor: Operand,
+    epsilon: Operand,
+) -> tuple[Value, ...]:
+    """The same on a GPU; the last result is memory of the library's own, which the gradients here do without."""
+    statistics = (running_mean, running_var, training, exponential_average_factor, epsilon)
+    found = native_batch_norm(imp, input, weight, bias, *statistics)
+    return *found, imp.full((0,), 0, u8, input.device)
 
 
 @rule("aten._native_batch_norm_legit_no_training.default")

@@ -58,6 +58,26 @@ def native_layer_norm_backward(
     return tuple(results)
 
 
+@rule("aten._fused_rms_norm_backward.default", layout=CONTIGUOUS)
+def fused_rms_norm_backward(
+    imp: Importer, grad_out: Value, input: Value, normalized_shape: Sequence[int], rstd: Value, weight: Value | None,
+    output_mask: Sequence[bool],
+) -> tuple[Value | None, ...]:  # fmt: skip
+    _check(grad_out, input, weight)
+    shape = tuple(normalized_shape)
+    lead = input.type.rank - len(shape)
+    grad, scale = wide(imp, grad_out), wide(imp, rstd)
+    xhat = wide(imp, input) * scale
+    results: list[Value | None] = [None, None]
+    if output_mask[0]:
+        g = grad if weight is None else grad * wide(imp, weight)
+        along = (g * xhat).sum(tuple(range(lead, input.type.rank))) * (1.0 / math.prod(shape))
+        results[0] = (scale * (g - xhat * along)).to(input.dtype)
+    if output_mask[1] and weight is not None:
+        results[1] = (grad * xhat).sum(tuple(range(lead))).reshape(shape).to(weight.dtype)
+    return tuple(results)
+
+
 @rule("aten.native_group_norm_backward.default", layout=CONTIGUOUS)
 def native_group_norm_backward(
     imp: Importer, grad_out: Value, input: Value, mean: Value, rstd: Value, weight: Value | None, N: int, C: int,
@@ -116,6 +136,15 @@ def native_batch_norm_backward(
     if output_mask[2]:
         results[2] = grad.sum(dims).reshape((channels,)).to(stored)
     return tuple(results)
+
+
+@rule("aten.cudnn_batch_norm_backward.default")
+def cudnn_batch_norm_backward(
+    imp: Importer, input: Value, grad_output: Value, weight: Value, running_mean: Value | None,
+    running_var: Value | None, save_mean: Value | None, save_var: Value | None, epsilon: Operand, reserveSpace: Value,
+) -> tuple[Value | None, ...]:  # fmt: skip
+    given = (grad_output, input, weight, running_mean, running_var, save_mean, save_var)
+    return native_batch_norm_backward(imp, *given, True, epsilon, (True, True, True))
 
 
 @rule("aten._weight_norm_interface_backward.default", layout=CONTIGUOUS)

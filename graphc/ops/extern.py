@@ -78,21 +78,31 @@ def torch_constant(constant: Named | DType) -> Any:
     return value
 
 
+def lengths(call: Any) -> frozenset[int]:
+    """Which returns of an overload are lengths of its operands, numbers that follow from shapes: they are no results.
+
+    The fused attentions of GPUs return how long the queries and the keys are, for their gradients.
+    """
+    if not call._schema.name.startswith("aten::_scaled_dot_product_"):
+        return frozenset()
+    return frozenset(number for number, item in enumerate(call._schema.returns) if str(item.type) != "Tensor")
+
+
 def own_returns(call: Any, answer: Any) -> list[Any]:
     """The results of an extern op before the mutated clones: tensors and numbers that a call returned, in order.
 
-    Lists are flattened, None (a gradient not asked for) is left out, and so are returns that the schema marks as one of
-    the arguments written to: those come back as clones.
+    Lists are flattened, None (a gradient not asked for) is left out, and so are `lengths`, and returns that the schema
+    marks as one of the arguments written to: those come back as clones.
 
     Args:
         call: the overload.
         answer: what it returned.
     """
-    returns = call._schema.returns
+    returns, known = call._schema.returns, lengths(call)
     answers = (answer,) if len(returns) == 1 else (() if answer is None else tuple(answer))
     found: list[Any] = []
-    for declared, item in zip(returns, answers, strict=True):
-        if declared.alias_info is not None and declared.alias_info.is_write:
+    for number, (declared, item) in enumerate(zip(returns, answers, strict=True)):
+        if number in known or (declared.alias_info is not None and declared.alias_info.is_write):
             continue
         found.extend(part for part in (item if isinstance(item, (list, tuple)) else [item]) if part is not None)
     return found

@@ -78,7 +78,7 @@ def add_through_transpose(x):
 
 @program(randn(3, 4), randn(3, 4))
 def out_argument(x, y):
-    result = torch.empty(3, 4)
+    result = torch.empty(3, 4, device=x.device)
     torch.add(x, y, out=result)
     return result
 
@@ -152,9 +152,9 @@ def fill_diagonal(x):
 
 @program(randn(4, 3), randint(4, 6))
 def scatter_and_index_add(x, i):
-    out = torch.zeros(4, 3)
-    out.index_add_(0, i, torch.ones(6, 3))
-    return out + x, torch.zeros(4).scatter(0, i[:2], 1.0)
+    out = torch.zeros(4, 3, device=x.device)
+    out.index_add_(0, i, torch.ones(6, 3, device=x.device))
+    return out + x, torch.zeros(4, device=x.device).scatter(0, i[:2], 1.0)
 
 
 # -- pointwise, reductions, dtypes ---------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def matmuls(x, w, y):
 @program(randn(2, 5, 8), randn(2, 5, 8), randn(2, 5, 8))
 def attention_by_hand(q, k, v):
     scores = (q @ k.transpose(-2, -1)) / 8**0.5
-    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    mask = torch.ones(5, 5, dtype=torch.bool, device=q.device).tril()
     return torch.softmax(scores.masked_fill(~mask, float("-inf")), -1) @ v
 
 

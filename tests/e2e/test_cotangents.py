@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 import graphc
 from graphc.errors import CaptureError
 from graphc.frontend.cotangents import canonical, laid_out
+from graphc.settings import override, settings
 from tests.support import assert_contract
 
 Function = Callable[..., torch.Tensor]
@@ -180,6 +182,20 @@ def test_tensors_left_behind_are_found(saved: bool) -> None:
 
     with pytest.raises(CaptureError, match="keeps a tensor it made"):
         graphc.compile(f)(*leaves([(4, 6)]))
+
+
+def test_a_thread_of_autograd_knows_of_the_settings_in_force(tmp_path: Path) -> None:
+    """For GPUs autograd has threads of its own; the backward program is compiled there."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with override(dump=tmp_path):
+        result = graphc.compile(lambda x: torch.tanh(x) * 2)(torch.ones(3, requires_grad=True))
+        before = len(list(tmp_path.rglob("*")))
+        assert before
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(result.sum().backward).result()
+    assert len(list(tmp_path.rglob("*"))) > before
+    assert settings().dump is None
 
 
 def test_arguments_are_not_kept() -> None:

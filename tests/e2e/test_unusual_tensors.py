@@ -155,6 +155,18 @@ def test_parts_of_complex_numbers_that_are_one_in_memory(backend: str) -> None:
         agree(lambda z: (z.real.clone(), torch.view_as_real(z) * 2), z, backend=backend)
 
 
+@BACKENDS
+def test_diagonals_of_complex_matrices_that_lie_column_by_column(backend: str) -> None:
+    def doubled(z: Tensor) -> tuple[Tensor, ...]:
+        z = z.clone()
+        z.diagonal().mul_(2)
+        return z, z.diagonal() + 2, z.as_strided((2, 2), (1, 5), 1) * 1
+
+    memory = torch.randn(21, dtype=torch.complex64)
+    for z in (memory.as_strided((3, 7), (1, 3)), memory.view(3, 7), memory.as_strided((3, 3), (7, 2), 1)):
+        agree(doubled, z, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["c"])  # op by op, a slice of such a tensor would be a copy of it
 def test_sizes_beyond_32_bits(backend: str) -> None:
     """Places, strides and counts that need 64 bits, in memory that is hardly there."""

@@ -10,6 +10,7 @@ from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.types import f32, f64
 from graphc.loopir.kernel import Kernel
+from graphc.runtime.device_cuda import DEVICE
 from graphc.runtime.triton_launcher import DeviceKernel
 from graphc.runtime.triton_program import TritonProgram
 from tests.triton.cases import CASES, chain, layer_norm, scalar_op_cases, softmax, transpose
@@ -26,7 +27,9 @@ FORMS = {
 
 
 def check(kernel: Kernel, limits: Limits, special: bool = False, slack: float = 1) -> None:
-    launch = DeviceKernel(emit_kernel(kernel, tiling=choose_tiling(kernel, limits)), torch.cuda.current_device())
+    launch = DeviceKernel(
+        emit_kernel(kernel, tiling=choose_tiling(kernel, limits)), torch.cuda.current_device(), DEVICE
+    )
     arrays = make_arrays(kernel, special=special)
     tensors = {b.name: as_tensor(arrays[b.name], b.dtype, "cuda") for b in kernel.buffers}
     launch([tensor.data_ptr() for tensor in tensors.values()], torch.cuda.current_stream().cuda_stream)
@@ -63,7 +66,7 @@ def test_large_kernels_agree_with_the_oracle(kernel: Kernel) -> None:
 
 def test_misaligned_pointers() -> None:
     kernel = softmax(4, 128)
-    launch = DeviceKernel(emit_kernel(kernel), 0)
+    launch = DeviceKernel(emit_kernel(kernel), 0, DEVICE)
     base = torch.randn(4 * 128 + 1, device="cuda")
     x, y = base[1:], torch.empty(4, 128, device="cuda")
     launch([x.data_ptr(), y.data_ptr()], torch.cuda.current_stream().cuda_stream)

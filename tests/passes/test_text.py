@@ -12,7 +12,7 @@ from graphc.ir import Graph, Location, parse, run, verify
 from graphc.passes.base import PassContext
 from graphc.passes.pipeline import ADD_UP, CLEAN_UP, LAY_OUT, PREPARE, REGROUP, ROLL, ROUND, run_pass
 from graphc.passes.row_chunks import ChunkRows
-from graphc.passes.templates import ALWAYS, Templates
+from graphc.passes.templates import ALWAYS, NEVER, Templates
 from graphc.settings import Settings
 from tests.filecheck import Case, check, load
 from tests.strategies import random_inputs
@@ -24,7 +24,9 @@ PASSES = {
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
 GPU = replace(CONTEXT, target="gpu", templates=Templates(policy=ALWAYS))
+CALLS = replace(GPU, templates=Templates(policy=NEVER, libraries={"cpu": ("cpu",)}))
 ON_GPU = {
+    "find-attention": CALLS,
     "carry-layout": GPU,
     "convolutions-as-products": GPU,
     "name-groups-of-rows": GPU,
@@ -91,7 +93,9 @@ def _compare(case: Case, after: Graph, seed: int) -> None:
 
 
 def _in_double(case: Case, inputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
-    text = case.text.replace("bf16[", "f64[").replace("f32[", "f64[").replace("dtype=f32", "dtype=f64")
+    text = case.text
+    for name in ("bf16", "f32"):
+        text = text.replace(f"{name}[", "f64[").replace(f"dtype={name}", "dtype=f64")
     wide = [item.double() if item.dtype.is_floating_point else item.clone() for item in inputs]
     return [*run(parse(text), wide), *wide]
 

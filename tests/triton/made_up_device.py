@@ -62,6 +62,12 @@ class MadeUpDevice:
     def target(self, index: int) -> str:
         return "cuda:90"
 
+    def attention_libraries(self) -> tuple[str, ...]:
+        return ()
+
+    def runs_attention(self, *facts: Any) -> bool:
+        raise AssertionError("there are no libraries to ask about")
+
     def refusal(self, index: int) -> str:
         return ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +67,45 @@ def test_old_gpus_are_refused(capability: tuple[int, int], refused: bool, monkey
     wanted = "generated kernels need compute capability 8.0, Some GPU has 7.5" if refused else ""
     assert DEVICE.refusal(1) == wanted
     assert DEVICE.refusal(2) == "there is no device cuda:2, the last one is cuda:1"
+
+
+def test_what_torch_allows_is_asked_by_either_flag() -> None:
+    """Torch raises where the older one is asked after the newer one has been set."""
+    from graphc.runtime.device_cuda import DEVICE
+
+    flags = torch.backends.cuda.matmul
+    before = flags.fp32_precision
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert DEVICE.allows_tf32()
+        torch.set_float32_matmul_precision("highest")
+        assert not DEVICE.allows_tf32()
+        flags.fp32_precision = "tf32"
+        assert DEVICE.allows_tf32()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        flags.fp32_precision = before
+
+
+def test_a_thread_that_the_driver_does_not_know_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be recording, and would have to stop if this one waited for the device."""
+    from graphc.runtime import device_cuda
+
+    def retain(context: Any, index: int) -> int:
+        context._obj.value = 17
+        return 0 if index == 1 else 101
+
+    made: list[int] = []
+    driver = SimpleNamespace(
+        cuDevicePrimaryCtxRetain=retain, cuCtxSetCurrent=lambda context: made.append(context.value) or 0,
+        cuGetErrorName=lambda code, text: 1,
+    )  # fmt: skip
+    monkeypatch.setattr(device_cuda, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: pytest.fail("it waits"))
+    device_cuda.DEVICE.attach(1)
+    assert made == [17]
+    with pytest.raises(RuntimeError, match="the driver has no context for device 5: error 101"):
+        device_cuda.DEVICE.attach(5)
 
 
 def test_a_kind_of_device_without_code_runs_op_by_op() -> None:

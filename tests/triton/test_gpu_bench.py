@@ -48,24 +48,138 @@ def test_a_rehearsal_measures_compares_and_writes(tmp_path: Path) -> None:
     assert "| softmax | graphc |" in text and "| adamw_150 | >= 90 % of the copy |" in text
 
 
-def test_a_program_that_kills_its_process_takes_no_other_with_it(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
+def test_eager_and_graphc_come_first_for_all(gpu: Any) -> None:
+    assert gpu.jobs_of(["softmax", "adamw_150"], True) == ["1:softmax", "1:adamw_150"]
+    jobs = gpu.jobs_of(["softmax", "adamw_150"], False)
+    assert jobs == ["1:softmax", "1:adamw_150", "2:softmax", "2:adamw_150", "3:softmax"]
+    assert gpu.contenders_in(gpu.CASES["attention"], 2) == ("eager", "graphc", "sdpa", "default")
+    everybody = {name for phase in (1, 2, 3) for name in gpu.contenders_in(gpu.CASES["gpt2_step"], phase)}
+    assert everybody == {"eager", "graphc", *gpu.CASES["gpt2_step"].contenders}
 
-    def child(names: list[str], small: bool, seconds: float, folder: str) -> Any:
-        started.append(list(names))
-        for name in list(names):
-            yield {"begin": name}
-            if name == "b":
-                yield {"tail": "exit -11: illegal memory access"}
-                return
-            yield {"program": name, "contender": "eager"}
-            yield {"end": name}
+
+def test_a_program_that_kills_its_process_is_measured_without_what_killed_it(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], list[str]]] = []
+    names = ["softmax", "adamw_150", "mlp_step"]
+
+    def child(jobs: list[str], small: bool, seconds: float, folder: str, without: list[str]) -> Any:
+        started.append((list(jobs), list(without)))
+        for job in list(jobs):
+            name = job.partition(":")[2]
+            yield {"begin": job}
+            for contender in ("eager", "graphc"):
+                if f"{name}:{contender}" in without:
+                    continue
+                yield {"start": contender}
+                if (name, contender) == ("adamw_150", "graphc"):
+                    yield {"tail": "exit -11: illegal memory access"}
+                    return
+                yield {"program": name, "contender": contender}
+            yield {"end": job}
 
     monkeypatch.setattr(gpu, "_child", child)
     rows: list[Any] = []
-    gpu.run_all(["a", "b", "c"], True, 60, rows.append)
-    assert [row["program"] for row in rows] == ["a", "b", "c"] and started == [["a", "b", "c"], ["c"]]
-    assert rows[1]["failed"] == "exit -11: illegal memory access"
+    gpu.run_all(names, True, 60, rows.append)
+    jobs = [f"1:{name}" for name in names]
+    assert started == [(jobs, []), (jobs[1:], ["adamw_150:graphc"])]
+    failed = [row for row in rows if "failed" in row]
+    assert [(row["program"], row["contender"]) for row in failed] == [("adamw_150", "graphc")]
+    assert failed[0]["failed"] == "exit -11: illegal memory access"
+    assert {row["program"] for row in rows} == set(names)
+
+
+def test_a_program_that_dies_at_once_is_left_out(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(jobs: list[str], *rest: Any) -> Any:
+        yield {"begin": jobs[0]}
+        yield {"tail": "exit 1: no memory"}
+
+    monkeypatch.setattr(gpu, "_child", child)
+    rows: list[Any] = []
+    gpu.run_all(["softmax", "adamw_150"], True, 60, rows.append)
+    assert [(row["program"], row["failed"]) for row in rows] == [
+        ("softmax", "exit 1: no memory"), ("adamw_150", "exit 1: no memory")
+    ]  # fmt: skip
+
+
+def test_an_unusable_device_ends_the_process(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str, *rest: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(gpu, "_started", fails)
+    monkeypatch.setattr(gpu, "results_of", lambda call, made: [torch.zeros(1)])
+    monkeypatch.setattr(gpu.Clock, "wait", fails)
+    found = gpu.measure_case(gpu.CASES["softmax"], torch.device("cpu"), True, time.monotonic() + 100)
+    assert next(found) == {"start": "eager"}
+    assert next(found)["failed"].endswith("an illegal memory access was encountered")
+    with pytest.raises(gpu.DeadDevice, match="eager"):
+        next(found)
+
+
+def test_who_fails_while_timed_takes_nobody_along(gpu: Any) -> None:
+    seen: list[int] = []
+
+    def fails() -> None:
+        seen.append(1)
+        if len(seen) > 4:
+            raise RuntimeError("out of memory\nmore")
+
+    failed: dict[str, str] = {}
+    clock = gpu.Clock(torch.device("cpu"))
+    found = gpu._timed({"a": lambda: None, "b": fails, "c": lambda: None}, clock, 4, time.monotonic() + 60, failed)
+    assert {name: len(samples) for name, samples in found.items()} == {"a": 4, "c": 4}
+    assert failed == {"b": "RuntimeError: out of memory"}
+
+
+def test_a_later_row_takes_the_place_of_an_earlier_one(gpu: Any) -> None:
+    first = {"program": "a", "contender": "graphc", "first": 2.0}
+    timed = {"program": "a", "contender": "graphc", "median": 1.0, "compile": 2.0}
+    other = {"program": "a", "contender": "eager", "median": 3.0}
+    rows = gpu.merged(gpu.merged(gpu.merged([], first), other), timed)
+    assert rows == [timed, other]
+    again = gpu.merged(rows, {"program": "a", "contender": "graphc", "median": 0.5, "compile": 0.1})
+    assert again[0] == {"program": "a", "contender": "graphc", "median": 0.5, "compile": 2.0}
+    assert gpu.merged(again, first) == again
+    assert gpu.merged(again, {**first, "failed": "x"})[0] == {**again[0], "then": "x"}
+
+
+_SOME_TESTS = """
+import os, pytest, torch
+torch.cuda.is_available = lambda: True
+broken = []
+def synchronize():
+    if broken:
+        raise RuntimeError("illegal memory access")
+torch.cuda.synchronize = synchronize
+pytestmark = pytest.mark.gpu
+def test_a(): pass
+def test_b(): os._exit(7)
+def test_c(): assert False, "plainly wrong"
+def test_d():
+    broken.append(1)
+    raise RuntimeError("illegal")
+def test_e(): pass
+"""
+
+
+def test_tests_go_on_behind_one_that_ends_its_process(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "root" / "tests" / "gpu"
+    home.mkdir(parents=True)
+    (home / "conftest.py").write_text((ROOT / "tests" / "gpu" / "conftest.py").read_text())
+    (home / "test_some.py").write_text(_SOME_TESTS)
+    (tmp_path / "root" / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path / "root")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    part = gpu._test_file("some", time.monotonic() + 300, tmp_path)
+    failed = {item["test"].partition("::")[2]: item["why"] for item in part["failed"]}
+    assert not part["passed"] and set(failed) == {"test_b", "test_c", "test_d"}
+    assert "plainly wrong" in failed["test_c"] and "7" in failed["test_b"]
+    notes = [json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines()]
+    assert [item["test"][-1] for item in notes if "why" not in item] == ["a", "b", "c", "d", "e"]  # each once
+    assert capfd.readouterr().out.count("== test_some") == 3
 
 
 def test_what_there_is_no_time_for_is_said(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,13 +187,14 @@ def test_what_there_is_no_time_for_is_said(gpu: Any, monkeypatch: pytest.MonkeyP
     gpu.run_all(["softmax", "mlp_step"], False, 3, rows.append)
     assert [row["skipped"] for row in rows] == ["no time: 3 s left"] * 2
     monkeypatch.setattr(
-        gpu, "_started", lambda name, *rest: pytest.fail(name) if name != "eager" else (lambda: None, {})
+        gpu, "_started", lambda name, *rest: pytest.fail(name) if name != "eager" else (lambda: None, {"program": ""})
     )
     monkeypatch.setattr(gpu, "results_of", lambda call, made: [torch.zeros(1)])
     monkeypatch.setattr(gpu, "_timed", lambda *args: {})
     cheap = gpu.Case("softmax", lambda *args: gpu.CASES["softmax"].make(args[0], args[1], True), "", 1.0)
-    found = list(gpu.measure_case(cheap, torch.device("cpu"), False, time.monotonic() + 1))
-    assert [row["contender"] for row in found if "skipped" in row] == ["graphc", *cheap.contenders]
+    for phase, later in ((1, []), (2, ["default"]), (3, ["max-autotune-no-cudagraphs", "max-autotune"])):
+        found = list(gpu.measure_case(cheap, torch.device("cpu"), False, time.monotonic() + 1, phase))
+        assert [row["contender"] for row in found if "skipped" in row] == ["graphc", *later]
 
 
 def test_wrong_results_are_told(gpu: Any) -> None:

@@ -73,3 +73,11 @@ def test_gradients_of_strided_convolutions_are_weighed(channels: int, pixels: in
     # with few channels bytes take the time, else operations, of which the library has a fourth
     plan = placed.placed_plan(gradient, (x, w))
     assert sum(isinstance(step, AtenStep) for step in plan.steps) == calls
+
+
+def test_a_call_without_results() -> None:
+    """`torch.linalg.inv` has torch look whether it could be done."""
+    plan = placed.placed_plan(torch.linalg.inv, (torch.eye(3),))
+    assert [step.op for step in plan.steps if isinstance(step, AtenStep)] == [
+        "aten.linalg_inv_ex.default", "aten._linalg_check_errors.default"
+    ]  # fmt: skip

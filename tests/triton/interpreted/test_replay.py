@@ -13,8 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import graphc.options
+from graphc.program.plan import AtenStep
 from graphc.runtime import replay
 from graphc.settings import override
+from tests.support import assert_contract
+from tests.triton.attentions import causal
+from tests.triton.interpreted.test_attention_gradients import step_of
 from tests.triton.made_up_device import MadeUpDevice, Placed, rubbish_in_fresh_memory
 
 torch.set_num_threads(1)
@@ -128,6 +133,29 @@ def test_results_are_never_written_over_while_held(device: MadeUpDevice) -> None
     del found
     assert_heads(placed(x, w), x, w)
     assert device.log.count("record") == replay.MOST_RECORDINGS and device.log.count("replay") == 4
+
+
+def test_results_of_library_calls_are_held_as_others(monkeypatch: pytest.MonkeyPatch, device: MadeUpDevice) -> None:
+    """Attention by hand and its gradients as calls, whose results are handed out as views of what these return."""
+    monkeypatch.setattr(graphc.options, "attention_libraries", lambda found: {MadeUpDevice.kind: ("cpu",)})
+    step = step_of(causal)
+    args = [torch.randn(4, 4, 160, 16).bfloat16() for _ in range(3)]  # results are no small ones
+    torch.use_deterministic_algorithms(False)  # which libraries do not take, with gradients
+    with override(templates="never"):
+        placed = Placed(step, *args)
+    calls = [item for item in placed.program.steps if isinstance(item, AtenStep)]
+    assert [item.op.count("_scaled_dot_product") for item in calls] == [1, 1]
+    held = []
+    for _ in range(5):
+        for item in args:
+            item.copy_(torch.randn(item.shape))
+        held.append((placed(*args), [item.clone() for item in args]))
+    assert "replay" in device.log and "held" in placed.replay
+    for found, given in held:
+        exact = step(*(item.double() for item in given))
+        for mine, theirs, true in zip(found, step(*given), exact, strict=True):
+            assert mine.stride() == theirs.stride()
+            assert_contract(mine, theirs, true)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +285,18 @@ def test_a_call_within_somebody_elses_recording_is_launched(device: MadeUpDevice
     device.recorded_elsewhere = True
     assert_heads(placed(x, w), x, w)
     assert device.log == []
+
+
+def test_a_saved_value_that_lies_elsewhere_is_not_recorded() -> None:
+    """Seeds of attention lie with the CPU when their call is not recorded."""
+
+    class Elsewhere(MadeUpDevice):
+        def place(self, index: int) -> torch.device:
+            return torch.device("meta")
+
+    found: Any = replay.Replay.__new__(replay.Replay)
+    found.device, found.index, found._inputs = Elsewhere(), 0, [1]
+    assert found._find([1.0, torch.zeros(())], [7]) is None
 
 
 def test_what_cannot_be_recorded_is_launched_and_says_why(device: MadeUpDevice) -> None:

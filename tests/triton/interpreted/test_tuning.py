@@ -9,10 +9,14 @@ import pytest
 import torch
 
 import graphc
+import graphc.options
+from graphc.passes import templates
 from graphc.program.plan import AtenStep, KernelStep, Plan
 from graphc.runtime.timing import timed_by
 from graphc.settings import override
 from tests.support import assert_contract
+from tests.triton.attentions import causal
+from tests.triton.interpreted.test_attention_gradients import step_of
 from tests.triton.loops import lstm_by_hand, operands
 from tests.triton.products import products_left
 from tests.tuning.timers import Says
@@ -140,3 +144,52 @@ def test_loops_that_are_one_kernel_stay_so() -> None:
         found = compiled(*args)
     assert_contract(found, lstm_by_hand(*args), lstm_by_hand(*(x.double() for x in args)))
     assert any(name.startswith("loop") for name in compiled.source(*args))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_attention_against_the_library(template: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are measured, forward and backward together."""
+    monkeypatch.setattr(graphc.options, "attention_libraries", lambda device: {"cpu": ("cpu",)})
+    monkeypatch.setattr(templates, "SMALL", 1)
+    form = step_of(causal)
+    args = _operands(*[(2, 2, 24, 16)] * 3)
+    compiled = graphc.compile(form, backend="triton", mode="max")
+    with timed_by(Says(lambda label, form: (20.0 if template else 0.1) if "_scaled_dot_product" in label else 1.0)):
+        found = compiled(*args)
+    for mine, theirs, true in zip(found, form(*args), form(*(x.double() for x in args)), strict=True):
+        assert_contract(mine, theirs, true)
+    plan = compiled.graph(*args, stage="scheduled")
+    calls = [step.op for step in plan.steps if isinstance(step, AtenStep)]
+    assert products_left(plan) == 0 and len(calls) == (0 if template else 2)
+    measured = compiled.explain(*args).stats["measured"]["attention bf16 [2, 2, 24, 16], 24 keys, causal"]
+    assert measured["chosen"] == ("template" if template else "library")
+
+
+def test_both_halves_of_a_module_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward pass of its own has been made a call before it is known what is faster."""
+    monkeypatch.setattr(graphc.options, "attention_libraries", lambda device: {"cpu": ("cpu",)})
+    monkeypatch.setitem(templates.ATTENTION_RATES, "cuda:90", {"cpu": 2.0})  # so the model would call it
+
+    class Net(torch.nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return causal(q, k, v)
+
+    args = [x.requires_grad_() for x in _operands(*[(2, 4, 96, 16)] * 3)]
+    net = graphc.compile(Net(), backend="triton", mode="max")
+    timer = Says(lambda label, form: 20.0 if "_scaled" in label else 0.1 if _of_tiles(form) else 1.0)
+    with timed_by(timer):
+        out = net(*args)
+        found = torch.autograd.grad(out, args, torch.ones_like(out))
+    expected = torch.autograd.grad(causal(*args), args, torch.ones_like(out))
+    wide = [x.detach().double().requires_grad_() for x in args]
+    exact = torch.autograd.grad(causal(*wide), wide, torch.ones_like(out).double())
+    for mine, theirs, true in zip(found, expected, exact):
+        assert_contract(mine, theirs, true)
+    report = net.explain(*args)
+    for one, name in ((report, "attention"), (report.backward, "attention_gradient")):
+        assert one is not None and not one.stats["extern"] and one.stats["gemm_calls"] == 0
+        measured = one.stats["measured"]
+        (site,) = [site for site in measured if site.startswith(f"{name} bf16")]
+        assert measured[site]["chosen"] == "template"
+        # what came up when the call was written out
+        assert measured["product of products bf16, 73728 scores, 768 rows"]["chosen"] == "template"
