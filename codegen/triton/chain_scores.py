@@ -330,6 +330,7 @@ class RunningSoftmax:
 
     def finish(self, body: Body, exact: bool) -> None:
         """The division by the sum, and zeros for rows that are masked whole where the program asks for them."""
+        body.line("peak = tl.where(total != total, total, peak)", "NaN, which the maximum passes over")
         if not exact and self.factor != 1:
             body.line(f"peak = peak * {literal(self.factor, f32)}")
         for reduce, name in ((self.peak, "peak"), (self.total, "total")):
