@@ -24,7 +24,7 @@ SMALL = (
     "pointwise_chain", "softmax", "layer_norm_grad", "transpose", "embedding_grad", "attention_grad", "adamw_200",
 )  # fmt: skip
 """What `make check` looks at."""
-AS_TEMPLATES = ("attention_grad",)
+AS_TEMPLATES = ("attention_grad", "float8_linear")
 """Planned with GRAPHC_TEMPLATES=always: kernels that a library's call would take the place of."""
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import DType
+from graphc.ops.checks import may_refuse
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import int_shape
@@ -182,7 +183,8 @@ def _is_element(value: Value, size: int) -> bool:
         return False
     if kind is Kind.VIEW:
         return len(op.operands) == 1 and op.name not in ("pad", "as_strided", "slice")
-    return kind in (Kind.POINTWISE, Kind.RANDOM) and len(op.results) == 1
+    # data are checked behind loops, where those of the last step alone are at hand
+    return kind in (Kind.POINTWISE, Kind.RANDOM) and len(op.results) == 1 and not may_refuse(op)
 
 
 def _leads_to_statistic(value: Value, size: int) -> bool:
@@ -239,6 +241,14 @@ def _is_softmax(chain: Chain, users: Mapping[Value, list[Op]]) -> bool:
 def _op(value: Value) -> Op:
     assert value.op is not None
     return value.op
+
+
+def is_peak_of(base: object, scores: object) -> bool:
+    """Whether it is the maximum of rows of scores, perhaps 0 in rows that are masked whole."""
+    op = base.op if isinstance(base, Value) else None
+    if op is not None and op.name == "where" and isinstance(op.operands[2], Value):
+        return _is_safe(base, op.operands[2]) and is_peak_of(op.operands[2], scores)
+    return op is not None and op.name == "amax" and op.operands[0] is scores
 
 
 def _is_safe(base: object, peak: Value) -> bool:

@@ -7,9 +7,11 @@ AMD Instinct MI300X (5.3 TB/s; 163.4; 1,307).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphc.ir.types import DType
+from graphc.ops import attention
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ CHIPS: tuple[Chip, ...] = (
     Chip("B200", "cuda:100", 8.0e12, 75e12, 2250e12, True),
     Chip("MI300X", "hip:gfx942", 5.3e12, 163.4e12, 1307e12),
 )
+ATTENTION_RATES: dict[str, Mapping[str, float]] = {
+    "cuda:90": {attention.CUDNN: 1.55, attention.FLASH: 0.95},
+    "cuda:100": {attention.CUDNN: 2.0, attention.FLASH: 0.95},
+    "cuda:103": {attention.CUDNN: 2.0, attention.FLASH: 0.95},
+}
+"""Rates of libraries for attention as multiples of a template's; on other chips that is taken to be as fast.
+
+cuDNN's kernels are specialised by warps and keep the matrix units busy while a softmax is computed, which Triton's do
+not. H100, forward, 16-bit, head of 128, 4,096 tokens, TFLOP/s: cuDNN 609, Triton 389, FlashAttention-2, which is what
+torch's flash is, 368 (J. Shah et al., FlashAttention-3, arXiv:2407.08608, figure 5). B200, bf16: FlashAttention-4 is up
+to 1.3 times as fast as cuDNN and 2.7 times as fast as Triton (FlashAttention-4: Algorithm and Kernel Pipelining
+Co-Design for Asymmetric Hardware Scaling, 2026, abstract).
+"""
 
 
 def worth_in_bf16(dtype: DType, tf32: bool) -> float:

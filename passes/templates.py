@@ -19,7 +19,7 @@ from graphc.ir.graph import Op, Value
 from graphc.ir.types import DType, bf16
 from graphc.ops import attention, grouped, scaled
 from graphc.ops.registry import get
-from graphc.passes.chips import DEFAULT_TARGET, Chip, chip_of, worth_in_bf16
+from graphc.passes.chips import ATTENTION_RATES, DEFAULT_TARGET, Chip, chip_of, worth_in_bf16
 from graphc.passes.layout import int_shape
 
 LAUNCH = 2.0
@@ -38,19 +38,6 @@ TILE = 128
 """Rows and columns per program, for counting how often operands are read."""
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
-ATTENTION_RATES: dict[str, Mapping[str, float]] = {
-    "cuda:90": {attention.CUDNN: 1.55, attention.FLASH: 0.95},
-    "cuda:100": {attention.CUDNN: 2.0, attention.FLASH: 0.95},
-    "cuda:103": {attention.CUDNN: 2.0, attention.FLASH: 0.95},
-}
-"""Rates of libraries for attention as multiples of a template's; on other chips that is taken to be as fast.
-
-cuDNN's kernels are specialised by warps and keep the matrix units busy while a softmax is computed, which Triton's do
-not. H100, forward, 16-bit, head of 128, 4,096 tokens, TFLOP/s: cuDNN 609, Triton 389, FlashAttention-2, which is what
-torch's flash is, 368 (J. Shah et al., FlashAttention-3, arXiv:2407.08608, figure 5). B200, bf16: FlashAttention-4 is up
-to 1.3 times as fast as cuDNN and 2.7 times as fast as Triton (FlashAttention-4: Algorithm and Kernel Pipelining
-Co-Design for Asymmetric Hardware Scaling, 2026, abstract).
-"""
 Runs: TypeAlias = Callable[[str, DType, Sequence[int], int, bool, bool], bool]
 """Whether a library runs on this very machine: library, dtype, (B, H, S, D), keys, causal, with a gradient."""
 

@@ -28,11 +28,11 @@ import torch
 _lock = threading.Lock()
 _libdevice: SimpleNamespace | None = None
 
-_TORCH_NAMES: dict[str, str] = {"rint": "round", "pow": "pow", "fmod": "fmod"}
+_TORCH_NAMES: dict[str, str] = {"rint": "round", "pow": "pow", "fmod": "fmod", "fast_dividef": "div"}
 _FUNCTIONS = (
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
     "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv", "lgamma", "atan2", "hypot", "nextafter",
-    "copysign", "fmod", "pow", "trunc", "rint", "sqrt", "rsqrt",
+    "copysign", "fmod", "pow", "trunc", "rint", "sqrt", "rsqrt", "fast_dividef",
 )  # fmt: skip
 
 

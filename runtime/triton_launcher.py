@@ -34,7 +34,8 @@ _SCRATCH_ALIGNMENT = 256
 _UNKNOWN = Location()
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
-"""Exact arithmetic: no contraction to fused multiply-add, and libdevice keeps subnormal numbers."""
+"""Exact arithmetic: no contraction to fused multiply-add, and libdevice keeps subnormal numbers, unless a launch says
+that it need not."""
 
 _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16,
           "*i64": torch.int64, "*i32": torch.int32, "*i16": torch.int16, "*i8": torch.int8, "*i1": torch.bool,
@@ -254,6 +255,8 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
     target = driver.active.get_current_target() if target is None else target
     # launches count warps of 32 threads
     options = {"num_warps": max(1, launch.num_warps * 32 // target.warp_size), **OPTIONS}
+    if launch.flushes:
+        options["enable_reflect_ftz"] = True
     if launch.num_stages:
         options["num_stages"] = launch.num_stages
     try:

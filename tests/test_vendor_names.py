@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("graphc/ir", "graphc/loopir", "graphc/ops", "graphc/program", "passes", "codegen", "runtime")
 KNOWING = {
+    "graphc/ops/attention.py": "torch's calls for attention, by their names",
     "passes/chips.py": "one table of chips",
     "codegen/triton/tiles.py": "tiles by chip",
     "codegen/triton/program.py": "an example of a chip's name",

@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
+from graphc.codegen.triton.joined_axes import int_extent
 from graphc.errors import CodegenError
 from graphc.loopir.kernel import Axis, Contract, Define, Kernel, operands
+
+LONG = 256
+"""Positions along an axis from which on blocks need none of another axis."""
 
 
 class ChainParts:
@@ -81,16 +85,27 @@ class ChainParts:
 
     @cached_property
     def axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Axes by kind: `b` of the batch, `m` of the program's rows, `n` of columns, `j` of the loop's positions."""
+        """Axes by kind.
+
+        `b` of the batch, `m` of the program's rows, `n` of columns, `j` of the loop's positions, and `g` of groups of
+        positions that the loop goes through one by one.
+
+        Where several queries share a key, as heads of a group do, their axis comes before that of positions. Blocks
+        go across both only when there are few positions: else masks of positions could not end loops.
+        """
         within, without = (
             frozenset[str]().union(*(self.domains[pair[side]] for pair in self.sides.values())) for side in (0, 1)
         )
-        found: dict[str, list[Axis]] = {kind: [] for kind in "bmnj"}
+        found: dict[str, list[Axis]] = {kind: [] for kind in "bmnjg"}
         for axis in (*self.kernel.parallel_axes, *(axis for axis in self.kernel.row_axes if axis.name in self.rows)):
             kind = "j" if axis.name in self.rows else "b"
             if kind == "b" and (axis.name in within) != (axis.name in without):
                 kind = "m" if axis.name in within else "n"
             found[kind].append(axis)
+        for kind, apart in (("m", "b"), ("j", "g")):
+            if len(found[kind]) > 1 and int_extent(found[kind][-1]) >= LONG:
+                found[apart] += found[kind][:-1]
+                del found[kind][:-1]
         return {kind: tuple(axes) for kind, axes in found.items()}
 
     def sum_axes(self, contract: Contract) -> tuple[Axis, ...]:

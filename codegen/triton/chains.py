@@ -16,6 +16,7 @@ inner and an outer product multiply with is loaded once, where matrix units take
 
 Conditions on the two positions that make a score count for nothing, as a causal mask or a window, become bounds of the
 loop. It is cut where blocks begin in which all of them hold, and whose positions all exist: there is nothing to mask.
+A loop over several groups of positions, as of query heads that share keys, is cut in the same way for each of them.
 """
 
 from __future__ import annotations
@@ -27,22 +28,23 @@ from math import prod
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.chain_parts import ChainParts
 from graphc.codegen.triton.chain_scores import RunningSoftmax, ScoresBody
+from graphc.codegen.triton.chain_tiles import tiles_of
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles, machine_of
+from graphc.codegen.triton.tiles import ChainTile, machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
-from graphc.loopir.kernel import Axis, Compute, Contract, Define, Kernel, Load, Reduce, Store, operands
+from graphc.loopir.kernel import Axis, Contract, Define, Kernel, Load, Reduce, Store, operands
 from graphc.loopir.transform import assume
 from graphc.program.triton_kernel import Launch, TritonKernel
 
 RESERVED = frozenset(
-    ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "peak", "total",
-     "base", "scale", "new_peak", "weights")
+    ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "step", "steps",
+     "peak", "new_peak", "total", "base", "new_base", "shift", "slope", "scale", "scores", "weights")
 )  # fmt: skip
 _TURNED_ITEM = 2
 """Bytes of the widest elements of which matrix units take a block either way around."""
@@ -97,16 +99,17 @@ class _Chain:
         dtype = self.parts.by_id[self.parts.outers[0].left].dtype
         self.exact = dtype == f32
         self.turns = machine_of(target).turns
-        widest = max(columns, *(dim.extent for dim in self.sums.values()))
-        counts = len(self.parts.inner), len(self.parts.outers)
-        draws = any(isinstance(s, Compute) and s.op == "philox" for s in kernel.defines)
-        self.candidates = [tile] if tile else candidate_chain_tiles(target, widest, dtype, *counts, draws=draws)
+        conditions = Conditions(kernel)
+        self.bounds = conditions.bounds(self.parts.chained, self.axes["m"], self.axes["j"])
+        self.known = conditions.known_within(self.bounds, self.axes["m"], self.axes["j"])
+        self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
+        self.candidates = [tile] if tile else tiles_of(self.parts, self.sums, self.n, len(self.bounds), target)
         self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
         self.m = _dim("m", self.axes["m"], self.tile.rows, "MBLOCK")
         self.j = _dim("j", self.axes["j"], self.tile.steps, "JBLOCK")
-        self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
+        self.groups = _dim("g", self.axes["g"], 1, "") if self.axes["g"] else None
         self.lines: list[str] = []
         outers = self.parts.outers
         self.results = {o.id: "acc" if len(outers) == 1 else f"acc{number}" for number, o in enumerate(outers)}
@@ -155,20 +158,17 @@ class _Chain:
     def module(self) -> TritonKernel:
         """The whole text."""
         out = self._body(self.m, self.n)
-        conditions = Conditions(self.kernel)
-        bounds = conditions.bounds(self.parts.chained, self.axes["m"], self.axes["j"])
-        known = conditions.known_within(bounds, self.axes["m"], self.axes["j"])
-        self._place(out, bounds)
+        self._place(out)
         before = self._scores(self.parts, self.j)
         kept = self._before_loop(before)
-        loops = self._loops(out, bounds)
+        loops = self._loops(out)
         for outer in self.parts.outers:
             out.line(f"{self.results[outer.id]} = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(outer.dtype)})")
         softmax = RunningSoftmax.of(self.parts)
         if softmax is not None:
             softmax.open(before)
         for loop in loops:
-            softmax = self._loop(loop, self._parts_where(known) if loop.is_whole else self.parts, before, kept)
+            softmax = self._loop(loop, self._parts_where(self.known) if loop.is_whole else self.parts, before, kept)
         if softmax is not None:
             softmax.finish(out, self.exact)
         self._finish(out)
@@ -190,10 +190,12 @@ class _Chain:
         text = imports + "\n\n" + text_of(self.context.helpers) + function
         signature = tuple((self.pointers[b.name], POINTERS[b.dtype.name]) for b in self.kernel.buffers)
         programs = self.batch.extent * self.m.programs if self.n.extent else 0
-        launch = Launch(self.name, (programs, 1, 1), tuple(constexprs), self.tile.warps, self.tile.stages)
+        launch = Launch(
+            self.name, (programs, 1, 1), tuple(constexprs), self.tile.warps, self.tile.stages, flushes=not self.exact
+        )
         return TritonKernel(self.name, text, signature, (launch,))
 
-    def _place(self, out: Body, bounds: list[Bound]) -> None:
+    def _place(self, out: Body) -> None:
         """Index variables of the program's rows and of the columns."""
         count = self.m.programs
         out.line("tile = tl.program_id(0)")
@@ -201,14 +203,14 @@ class _Chain:
             out.line(f"{self.batch.name} = {out.index_type(f'(tile // {count})')}", f"{self.batch.extent}")
             out.axis_variables(self.batch)
         # programs with long loops start first
-        longest_last = any(bound.is_upper and bound.slope > 0 for bound in bounds)
+        longest_last = any(bound.is_upper and bound.slope > 0 for bound in self.bounds)
         out.line(f"m_tile = {f'{count - 1} - ' if longest_last else ''}tile % {count}")
         self._index(out, self.m, "m_tile * MBLOCK")
         self._index(out, self.n)
 
-    def _loops(self, out: Body, bounds: list[Bound]) -> list[_Loop]:
+    def _loops(self, out: Body) -> list[_Loop]:
         """The loop, cut where blocks begin and end in which nothing is masked."""
-        low, high = ([bound for bound in bounds if bound.is_upper == side] for side in (False, True))
+        low, high = ([bound for bound in self.bounds if bound.is_upper == side] for side in (False, True))
         extent, block = self.j.extent, self.j.block
         whole_first, whole_last, first, last = "0", str(extent // block * block), "0", str(extent)
         if low:
@@ -217,7 +219,7 @@ class _Chain:
         if high:
             out.line(f"last = {_extreme('minimum', str(extent), high, 1)}")
             last = "last"
-        if not bounds and self.j.is_exact:
+        if not self.bounds and self.j.is_exact:
             return [_Loop(first, last, True)]
         if extent < block or len(self.j.axes) > 1:
             return [_Loop(first, last, False)]
@@ -232,12 +234,11 @@ class _Chain:
         elif low:
             out.line(f"whole_last = tl.maximum({whole_last}, whole_first)")
             whole_last = "whole_last"
-        loops = [_Loop(whole_first, whole_last, True)]
-        if low:
-            loops.insert(0, _Loop(first, f"tl.minimum(whole_first, {last})", False))
+        # masked ones first: behind a loop that may well not run at all, assemblers wait for every single product
+        loops = [_Loop(first, f"tl.minimum(whole_first, {last})", False)] if low else []
         if high or not self.j.is_exact:
             loops.append(_Loop(whole_last, last, False))
-        return loops
+        return [*loops, _Loop(whole_first, whole_last, True)]
 
     def _before_loop(self, scores: ScoresBody) -> dict[str, str]:
         """What stays the same in the loop: operands of inner products, by product; numbers per row."""
@@ -272,10 +273,9 @@ class _Chain:
             j = replace(j, extent=j.programs * j.block)
         scores = self._scores(parts, j)
         scores.values, scores.shapes = dict(before.values), dict(before.shapes)
-        scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
-        scores.depth += 1
+        self._loop_variables(scores, loop)
         self._index(scores, j, scores.index_type("j_start"))
-        softmax = RunningSoftmax.of(parts)
+        softmax = RunningSoftmax.of(parts, self.parts)
         blocks = _Blocks(self, parts)
         for outer in sorted(parts.outers, key=lambda outer: len(parts.closure((parts.sides[outer.id][0],)))):
             chained, _ = parts.sides[outer.id]
@@ -290,6 +290,24 @@ class _Chain:
                 softmax.step(scores, j)
             self._outer_product(scores, j, outer, blocks)
         return softmax
+
+    def _loop_variables(self, scores: ScoresBody, loop: _Loop) -> None:
+        """The head of a loop, and where it is: in a group of positions, if there are several, and among them."""
+        groups = self.groups
+        if groups is None:
+            scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
+            scores.depth += 1
+            return
+        # one loop through all groups, so that the blocks of the next one are on their way when one ends
+        count = f"tl.maximum({loop.last} - {loop.first} + JBLOCK - 1, 0)"
+        if loop.first.isdigit() and loop.last.isdigit():
+            count = str(max(0, int(loop.last) - int(loop.first) + self.j.block - 1))
+        scores.line(f"steps = {count} // JBLOCK")
+        scores.line(f"for step in range(0, {groups.extent} * steps):")
+        scores.depth += 1
+        scores.line(f"{groups.name} = {scores.index_type('(step // steps)')}", f"{groups.extent}")
+        scores.axis_variables(groups)
+        scores.line(f"j_start = {loop.first} + step % steps * JBLOCK")
 
     def _inner_product(self, scores: ScoresBody, j: TileDim, contract: Contract, row: str, blocks: _Blocks) -> None:
         dim, parts = self.sums[contract.id], scores.parts

@@ -250,16 +250,17 @@ class ChainTile:
 
 _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile, ChainTile]]] = {
     # by the widest row of an operand: with one product inside, with several, and with several results as well.
-    # The largest that spill no registers: accumulators and scores of a block are registers of its threads.
+    # The largest that spill no registers: accumulators and scores of a block are registers of its threads. With two
+    # stages copies are waited for as soon as they are asked for; it takes three for a step of the loop in between.
     "cuda:80": {
-        64: (ChainTile(128, 64, 8, 3), ChainTile(64, 32, 4, 2), ChainTile(64, 32, 4, 2)),
-        128: (ChainTile(128, 64, 8, 2), ChainTile(64, 64, 8, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(64, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(32, 32, 8, 2)),
+        64: (ChainTile(128, 64, 8, 3), ChainTile(64, 32, 4, 3), ChainTile(64, 32, 4, 3)),
+        128: (ChainTile(128, 64, 8, 3), ChainTile(64, 64, 8, 3), ChainTile(64, 64, 8, 3)),
+        256: (ChainTile(64, 32, 8, 3), ChainTile(64, 32, 8, 3), ChainTile(32, 32, 8, 3)),
     },
     "cuda:90": {
-        64: (ChainTile(128, 128, 8, 2), ChainTile(128, 64, 8, 2), ChainTile(128, 64, 8, 2)),
-        128: (ChainTile(128, 128, 8, 2), ChainTile(64, 64, 4, 2), ChainTile(64, 64, 8, 2)),
-        256: (ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 2), ChainTile(64, 16, 8, 2)),
+        64: (ChainTile(128, 128, 8, 3), ChainTile(128, 128, 8, 3), ChainTile(128, 64, 8, 3)),
+        128: (ChainTile(128, 128, 8, 3), ChainTile(128, 64, 8, 3), ChainTile(128, 64, 8, 3)),
+        256: (ChainTile(128, 32, 8, 3), ChainTile(128, 32, 8, 3), ChainTile(64, 32, 8, 3)),
     },
     "hip:gfx942": {
         64: (ChainTile(128, 64, 8, 1), ChainTile(64, 64, 8, 1), ChainTile(64, 64, 8, 1)),
@@ -267,7 +268,10 @@ _CHAIN_TILES: dict[str, dict[int, tuple[ChainTile, ChainTile, ChainTile]]] = {
         256: (ChainTile(64, 32, 8, 1), ChainTile(32, 32, 8, 1), ChainTile(32, 16, 8, 1)),
     },
 }
-_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"] | {64: (*_CHAIN_TILES["cuda:90"][64][:2], ChainTile(64, 64, 4, 2))}
+_CHAIN_TILES["cuda:100"] = _CHAIN_TILES["cuda:90"] | {
+    64: (*_CHAIN_TILES["cuda:90"][64][:2], ChainTile(64, 64, 4, 3)),
+    256: (ChainTile(128, 32, 8, 3), ChainTile(128, 32, 8, 2), ChainTile(64, 32, 8, 3)),
+}
 _SCALAR_CHAIN_TILE = ChainTile(32, 32, 4, 1)
 _DRAWN_STEPS = 32
 

@@ -36,6 +36,7 @@ class Launch:
         num_warps: warps of 32 threads per program.
         num_stages: blocks of operands on their way at once in pipelined loops; 0 = as Triton has it.
         unaligned: function that takes its place when a pointer is not aligned to `ALIGNMENT`; empty = the same.
+        flushes: functions of the chip's library may take numbers below 2^-126 for 0.
     """
 
     function: str
@@ -44,6 +45,7 @@ class Launch:
     num_warps: int
     num_stages: int = 0
     unaligned: str = ""
+    flushes: bool = False
 
     def variant(self, is_aligned: bool) -> Launch:
         """What is launched for pointers that are aligned, or not all of them."""
@@ -90,7 +92,15 @@ class TritonKernel:
             "name": self.name,
             "signature": self.signature,
             "launches": tuple(
-                (item.function, item.grid, item.constexprs, item.num_warps, item.num_stages, item.unaligned)
+                (
+                    item.function,
+                    item.grid,
+                    item.constexprs,
+                    item.num_warps,
+                    item.num_stages,
+                    item.unaligned,
+                    item.flushes,
+                )
                 for item in self.launches
             ),
             "scratch": tuple((item.dtype, item.size) for item in self.scratch),

@@ -103,6 +103,28 @@ def test_sums_over_scores_become_sums_over_results_where_products_are_rounded(dt
         torch.testing.assert_close(mine.double(), true, rtol=tolerance, atol=tolerance)
 
 
+def test_gradients_of_scores_are_rounded_once_and_nothing_where_a_query_sees_one_key() -> None:
+    plan = _plan(_gradients, *(x.to(torch.bfloat16) for x in (Q, K, V)))
+    (kernel,) = (kernel for kernel in plan.kernels.values() if len(kernel.contractions) == 3)
+    text = str(kernel)
+    assert text.count(": bf16 = cast ") == 2  # what is multiplied with keys, and the result
+    assert text.count(": bool = ge ") == 1 and "const 1.00006103515625" in text
+
+
+def test_weights_of_no_softmax_count_always() -> None:
+    """Sums of other exponentials say nothing of how many keys a query sees."""
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        scores = q @ k.mT
+        exponentials = (scores - scores.amin(-1, keepdim=True).detach()).exp()
+        out = (exponentials / exponentials.sum(-1, keepdim=True)) @ v
+        return (out.detach(), *torch.autograd.grad(out.sin().sum(), (q, k, v)))
+
+    plan = _plan(function, *(x.to(torch.bfloat16) for x in (Q, K, V)))
+    assert all("1.00006103515625" not in str(kernel) for kernel in plan.kernels.values())
+
+
 def test_tf32_counts_as_rounded_and_eager_numerics_never() -> None:
     fused, apart = (
         PassContext(target="gpu", templates=Templates(tf32=True), numerics=kind) for kind in ("default", "eager")

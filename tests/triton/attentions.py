@@ -54,6 +54,13 @@ def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.softmax(q @ k.mT, dim=-1) @ v
 
 
+def shared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """All query heads on the first key head, causal."""
+    scores = torch.einsum("bhid,bjd->bhij", q, k[:, 0]) * q.shape[-1] ** -0.5
+    mask = torch.tril(torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device))
+    return torch.einsum("bhij,bjd->bhid", F.softmax(scores.masked_fill(~mask, NONE), dim=-1), v[:, 0])
+
+
 def rotary(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     def turned(x: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, -1)
@@ -89,6 +96,7 @@ FORMS: dict[str, tuple[Form, tuple[tuple[int, ...], ...]]] = {
     "window": (window, ()),
     "alibi": (alibi, ()),
     "grouped": (grouped, ()),
+    "shared": (shared, ()),
     "rotary": (rotary, ((8,),)),
     "einsum": (einsums, ()),
     "softmax in f32": (in_float32, ()),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +16,16 @@ import torch
 from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.emit import emit_kernel, parameter_names
 from graphc.codegen.triton.index_bounds import Bound, Conditions
-from graphc.codegen.triton.tiles import ChainTile
+from graphc.codegen.triton.tiles import ChainTile, machine_of
 from graphc.ir.dims import symbol
 from graphc.ir.types import f32
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Kernel
 from graphc.passes.templates import Templates
 from graphc.program.plan import KernelStep
-from graphc.runtime.triton_cross import TARGETS, compile_for
-from tests.triton.attentions import FORMS, causal, dropped, inputs, plain, window
+from graphc.runtime.triton_cross import TARGETS, CompiledKernel, compile_for
+from graphc.runtime.triton_module import import_triton
+from tests.triton.attentions import FORMS, causal, dropped, inputs, plain, shared, softcap, window
 from tests.triton.products import Case, kernel_calls, plan_of, products_left
 from tests.triton.test_products import UNITS, assembly
 
@@ -55,10 +60,49 @@ def test_attention_and_its_gradients_run_on_matrix_units_and_do_not_spill(target
         assert compiled.spills == 0, compiled
 
 
+def _instructions(compiled: CompiledKernel) -> list[str]:
+    """Names of the machine's instructions, in order."""
+    tool = Path(import_triton().__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text)
+    assert len(found) > 100, text
+    return found
+
+
+@compiles
+@pytest.mark.parametrize("form", [causal, shared], ids=["causal", "shared"])
+def test_scores_take_few_instructions_and_products_are_not_waited_for_one_by_one(
+    form: Callable[..., torch.Tensor],
+) -> None:
+    for kernel in _kernels(128, form):
+        (compiled,) = compile_for(emit_kernel(kernel, target="cuda:90"), "cuda:90")
+        names = _instructions(compiled)
+        found = [name.partition(".")[0] for name in names]
+        assert 4 * names.count("WARPGROUP.DEPBAR.LE") < found.count("HGMMA")
+        assert "F2F" not in found and "CALL" not in found  # roundings one by one, and exact divisions
+
+
+@compiles
+def test_blocks_fit_the_memory_of_small_chips() -> None:
+    for target in ("cuda:86", "cuda:90"):
+        for kernel in _kernels(128, window if target == "cuda:90" else causal)[1:]:
+            (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
+            assert compiled.shared <= machine_of(target).shared
+
+
 @compiles
 @pytest.mark.parametrize(
     ("form", "width", "target"),
-    [(dropped, 128, "cuda:90"), (dropped, 256, "cuda:90"), (window, 256, "hip:gfx942"), (plain, 64, "cuda:100")],
+    [
+        (dropped, 128, "cuda:90"),
+        (dropped, 256, "cuda:90"),
+        (softcap, 128, "cuda:90"),
+        (window, 256, "hip:gfx942"),
+        (plain, 64, "cuda:100"),
+    ],
 )
 def test_gradients_of_other_forms_do_not_spill(form: Callable[..., torch.Tensor], width: int, target: str) -> None:
     for kernel in _kernels(width, form)[1:]:

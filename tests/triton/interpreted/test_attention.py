@@ -124,3 +124,14 @@ def test_scores_that_are_wanted_themselves_are_stored() -> None:
         found = graphc.compile(with_weights, backend="triton")(*args)
     for mine, theirs, true in zip(found, with_weights(*args), with_weights(*_exact(args)), strict=True):
         assert_contract(mine, theirs, true)
+
+
+def test_queries_that_are_nan_give_nan_where_hidden_rows_give_zeros() -> None:
+    """Torch's own attention gives zeros where a query sees nothing; one whose scores are all NaN is another case."""
+    q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
+    q[0, 0, 3], q[0, 1, 19] = float("nan"), float("nan")
+    with override(templates="always", cache=False):
+        found = graphc.compile(F.scaled_dot_product_attention, backend="triton")(q, k, v)
+    wanted = F.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(found.isnan(), wanted.isnan()) and int(wanted.isnan().any(-1).sum()) == 2
+    torch.testing.assert_close(found, wanted, equal_nan=True)

@@ -13,7 +13,7 @@ from torch import nn
 import graphc
 from graphc.settings import override
 from tests.support import assert_contract
-from tests.triton.attentions import FORMS, Form, causal, dropped, inputs, plain, safe, window
+from tests.triton.attentions import FORMS, Form, causal, dropped, inputs, plain, safe, shared, window
 
 torch.set_num_threads(1)
 LARGE = 21 * 37 * 6
@@ -79,7 +79,15 @@ def grouped_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Te
     return causal(q, k, v)
 
 
-@pytest.mark.parametrize("form", [causal, window, grouped_heads])
+def shared_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The last 40 keys of one head, for all query heads."""
+    rows, columns = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    near = (columns <= rows) & (columns > rows - 40)
+    scores = torch.einsum("bhid,bjd->bhij", q, k[:, 0])
+    return torch.einsum("bhij,bjd->bhid", F.softmax(torch.where(near, scores, float("-inf")), dim=-1), v[:, 0])
+
+
+@pytest.mark.parametrize("form", [causal, window, grouped_heads, shared, shared_window])
 @pytest.mark.parametrize("sizes", [(1, 37), (37, 1), (130, 5), (5, 150), (300, 290), (256, 256)])
 def test_blocks_in_any_number(form: Form, sizes: tuple[int, int]) -> None:
     args = inputs("plain", torch.bfloat16, queries=sizes[0], keys=sizes[1])
@@ -90,6 +98,75 @@ def test_blocks_in_any_number(form: Form, sizes: tuple[int, int]) -> None:
         assert torch.equal(mine.isnan(), theirs.isnan())
         if not theirs.isnan().any():  # rows behind the last window see nothing
             assert_contract(mine, theirs, true)
+
+
+def test_loops_over_heads_that_share_keys_are_cut_for_each_of_them() -> None:
+    args = inputs("plain", torch.bfloat16, queries=300, keys=290)
+    step = step_of(shared)
+    with override(templates="always", cache=False):
+        compiled = graphc.compile(step, backend="triton")
+        found = compiled(*args)
+        sources = compiled.source(*args)
+    loops = {name: text.count(" in range(") for name, text in sources.items() if "tl.dot(" in text}
+    joined = [text for text in sources.values() if "for step in range(0, 3 * steps)" in text]
+    assert sorted(loops.values()) == [2, 2, 3] and len(joined) == 1, sources
+    assert "first = tl.maximum(0, (m_tile * MBLOCK) + 0) // JBLOCK * JBLOCK" in joined[0]
+    with override(templates="always", cache=False):
+        oracle = graphc.compile(step, backend="interpret")(*args)
+    for mine, theirs in zip(found, oracle, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_queries_that_see_one_key_have_no_gradient(dtype: torch.dtype) -> None:
+    q, k, v = inputs("plain", dtype)
+    mask = torch.rand(21, 37, generator=torch.Generator().manual_seed(0)) < 0.7
+    alone = [0, 7, 20]
+    mask[alone] = torch.nn.functional.one_hot(torch.tensor([3, 30, 36]), 37).bool()
+
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return F.softmax((q @ k.mT).masked_fill(~mask, float("-inf")), dim=-1) @ v
+
+    for form, args, rows in (
+        (causal, (q, k, v), [0]),
+        (masked, (q, k, v, mask), alone),
+        (safe, (q, k, v, mask), alone),
+    ):
+        step = step_of(form)
+        with override(templates="always", cache=False):
+            found = graphc.compile(step, backend="triton")(*args)
+        assert bool((found[1][:, :, rows] == 0).all())
+        for mine, theirs, true in zip(found, step(*args), step(*_exact(list(args))), strict=True):
+            assert_contract(mine, theirs, true)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinities_and_nan_show_in_queries_that_see_one_key(value: float) -> None:
+    q, k, v = inputs("plain", torch.bfloat16)
+    v[0, 0, 0, 2] = value
+    step = step_of(causal)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(q, k, v)
+    for result in (found, step(q, k, v)):
+        assert bool(result[1][0, 0, 0].isnan().all()) and not result[1][0, 1].isnan().any()
+
+
+def added(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.softmax(q @ k.mT + bias, dim=-1) @ v
+
+
+@pytest.mark.parametrize("least", [torch.finfo(torch.bfloat16).min, -1e9])
+def test_rows_that_are_masked_by_large_numbers_are_means(least: float) -> None:
+    q, k, v = inputs("plain", torch.bfloat16)
+    mask = torch.rand(21, 37, generator=torch.Generator().manual_seed(0)) < 0.7
+    mask[4], mask[20] = False, False
+    args = q, k, v, torch.where(mask, 0.0, least).to(torch.bfloat16)
+    step = step_of(added)
+    with override(templates="always", cache=False):
+        found = graphc.compile(step, backend="triton")(*args)
+    assert bool((found[0][:, :, 4] - v.float().mean(2)).abs().max() < 0.01)
+    for mine, theirs, true in zip(found, step(*args), step(*_exact(list(args))), strict=True):
+        assert_contract(mine, theirs, true)
 
 
 @pytest.mark.parametrize("sizes", [(0, 37), (21, 0)])
