@@ -1,6 +1,6 @@
-"""Kernels that the CPU runs in a program for a device: loop IR, interpreted by numpy.
+"""A kernel that the CPU runs in a program for a device, as loop IR that numpy interprets: where no C compiler is.
 
-They are about single numbers: step counters, what becomes of a learning rate, an `.item()` and the arithmetic on it. A
+Such kernels are about single numbers: step counters, what becomes of a learning rate, an `.item()` and the arithmetic on it. A
 device would take a launch for each, and the CPU would have to wait for it.
 """
 

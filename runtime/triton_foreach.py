@@ -1,6 +1,6 @@
 """Runs a step over a table of rows on a device: numbers on the CPU, one upload of the table, one launch per kernel.
 
-step counters ── kernels on numbers, in C ──> numbers of rows ─┐
+step counters ── kernels on numbers, in C ──> numbers of rows ─────┐
 addresses of the rows' buffers ────────────────────────────────────┴─> table ──> one launch over all blocks
 """
 
@@ -142,7 +142,7 @@ class _Numbers:
             for key, start in starts.items() if key[0] == "row"
         ]  # fmt: skip
         self._shared = [(start, shared[key[1]]) for key, start in starts.items() if key[0] == "shared"]
-        # numbers that kernels on the device read lie in words of their own, whatever their dtype
+        # each has a word of the table to itself, whatever its dtype
         self._handed = [
             (key[1] // _WORD, start, numpy_dtype(dtypes[key]), len(rows))
             for key, start in starts.items() if key[0] == "scratch"
