@@ -1,7 +1,7 @@
 """A kernel that the CPU runs in a program for a device, as loop IR that numpy interprets: where no C compiler is.
 
-Such kernels are about single numbers: step counters, what becomes of a learning rate, an `.item()` and the arithmetic on it. A
-device would take a launch for each, and the CPU would have to wait for it.
+Such kernels are about single numbers: step counters, what becomes of a learning rate, an `.item()` and the arithmetic
+on it. A device would take a launch for each, and the CPU would have to wait for it.
 """
 
 from __future__ import annotations
