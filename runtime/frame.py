@@ -160,7 +160,7 @@ class Memory:
         for index, source in self._inputs:
             address = inputs[source].data_ptr()
             if not address:
-                _check_storage(inputs[source])
+                check_storage(inputs[source])
             table[index] = address
         for index, cells in self.cells.items():
             table[index] = cells.values.data_ptr()
@@ -351,7 +351,12 @@ def cell_dtype(spec: BufferSpec) -> torch.dtype:
     return torch_dtype(f64 if spec.dtype.is_float else i64)
 
 
-def _check_storage(tensor: torch.Tensor) -> None:
+def check_storage(tensor: torch.Tensor) -> None:
+    """For a tensor without an address.
+
+    Raises:
+        RuntimeError: it has elements.
+    """
     if tensor.numel():
         raise RuntimeError(
             f"a tensor of shape {list(tensor.shape)} that the program reads is out of bounds for storage of size "

@@ -20,7 +20,7 @@ from graphc.program.plan import ARENA, CHECKS, INPUT, KernelStep
 from graphc.program.record import Program
 from graphc.program.triton_kernel import HOST_TEXT, host_function, host_source
 from graphc.runtime.checks import DeviceCells, raise_failed
-from graphc.runtime.frame import Frame, Memory
+from graphc.runtime.frame import Frame, Memory, check_storage
 from graphc.runtime.host_kernels import HostKernel
 from graphc.runtime.small_library import small_library
 
@@ -342,7 +342,10 @@ class _Bound:
     def run(self, frame: Frame) -> None:
         table, inputs, base = frame.table, frame.inputs, ctypes.addressof(frame.table)
         for place, source in self._inputs:
-            table[place] = inputs[source].data_ptr()
+            address = inputs[source].data_ptr()
+            if not address:
+                check_storage(inputs[source])
+            table[place] = address
         for place, index in self._made:
             table[place] = frame.made[index].data_ptr()
         for place in self._cells:

@@ -218,3 +218,13 @@ def test_copies_are_made_right_behind_what_writes(compiler: str) -> None:
         memory.allocate_outputs(frame)
         joined(frame)
         assert list(seen) == [5.0, 1.25] and [item.kernel for item in joined.items].index("") == 0
+
+
+def test_a_counter_whose_storage_was_emptied_is_refused() -> None:
+    made, memory, _ = program()
+    step = torch.tensor(1.0)
+    step.untyped_storage().resize_(0)
+    frame = memory.begin([step, 2.0])
+    memory.allocate_outputs(frame)
+    with pytest.raises(RuntimeError, match="out of bounds for storage of size 0"):
+        made(frame)
