@@ -6,6 +6,9 @@ import torch
 
 from graphc.report.numerics import errors
 
+SCALES_ROWS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+ONE_SCALE = "this torch scales by one number only on a CPU"
+
 
 def assert_contract(actual: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor | None = None) -> None:
     """Assert that `actual` agrees with eager as the contract asks.

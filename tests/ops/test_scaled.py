@@ -13,12 +13,10 @@ from graphc.passes.plan import make_plan
 from tests.ops.core import graph_of, random, refuses
 from tests.ops.imports import CheckRules
 from tests.plan_interpreter import run_plan
-from tests.support import assert_contract
+from tests.support import ONE_SCALE, SCALES_ROWS, assert_contract
 
 E4, E5 = torch.float8_e4m3fn, torch.float8_e5m2
 ONE = torch.full((1, 1), 0.5)
-SCALES_ROWS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
-ONE_SCALE = "this torch scales by one number only on a CPU"
 
 
 def matrices(

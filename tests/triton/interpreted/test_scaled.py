@@ -9,14 +9,16 @@ import graphc
 from graphc.passes.templates import ALWAYS, Templates
 from graphc.settings import override
 from tests.plan_interpreter import run_plan
-from tests.support import assert_contract
+from tests.support import ONE_SCALE, SCALES_ROWS, assert_contract
 from tests.triton.scaled import E4, E5, by_matrix, by_row, exact, inputs, plan_of
 
 torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("kinds", [(E4, E4), (E4, E5)], ids=str)
-@pytest.mark.parametrize("function", [by_matrix, by_row])
+@pytest.mark.parametrize(
+    "function", [by_matrix, pytest.param(by_row, marks=pytest.mark.skipif(not SCALES_ROWS, reason=ONE_SCALE))]
+)
 def test_scaled_products_keep_the_contract(function: object, kinds: tuple[torch.dtype, torch.dtype]) -> None:
     given = inputs(40, 96, 48, *kinds)
     given[0][3, 5] = float("nan")
