@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import TypeAlias
 
 from graphc.ir.dims import Dim, symbols
 from graphc.loopir.kernel import Contract, Kernel, Load, Reduce, Scan, Store, operands
 
-_StorePlaces: TypeAlias = "dict[str, tuple[Dim, int, frozenset[str]] | None]"
+_StorePlaces: TypeAlias = "dict[str, tuple[Dim, int] | None]"
 _LoadPlaces: TypeAlias = "dict[str, list[tuple[Dim | None, int, bool]]]"
 
 
@@ -45,37 +45,37 @@ class Sharing:
         target = stores.get(stored)
         if target is None:
             return False
-        index, stage, waits_for = target
-        if self._side_by_side and not waits_for.issuperset(
-            s.id for s in kernel.defines if isinstance(s, Load) and s.buffer in loaded
-        ):
-            return False
+        index, stage = target
         once = self._side_by_side and symbols(index).isdisjoint(axis.name for axis in kernel.row_axes)
-        return all(
+        in_order = all(
             at == index and last <= stage and not (once and for_elements)
             for name in loaded
             for at, last, for_elements in loads.get(name, ())
         )
+        return in_order and (not self._side_by_side or _waits_for(kernel, stored, loaded))
 
 
 def _stores(kernel: Kernel) -> _StorePlaces:
-    """Per buffer the index and stage of its only plain store, and the statements that its value is made of; None when
-    there is another kind of store."""
+    """Per buffer the index and stage of its only plain store; None when there is another kind of store."""
     found: _StorePlaces = {}
     for s in kernel.stores:
         plain = s.buffer not in found and s.mask is None and s.mode == "set"
         stage = max((kernel.stages[name] for name in operands(s)), default=0)
-        found[s.buffer] = (s.index, stage, _made_of(kernel, operands(s))) if plain else None
+        found[s.buffer] = (s.index, stage) if plain else None
     return found
 
 
-def _made_of(kernel: Kernel, wanted: Iterable[str]) -> frozenset[str]:
-    """The statements that values come from."""
-    names = set(wanted)
-    for s in reversed(list(kernel.defines)):
+def _waits_for(kernel: Kernel, stored: str, loaded: Collection[str]) -> bool:
+    """Whether what is stored to a buffer is made of all loads from others."""
+    names = {name for s in kernel.stores if s.buffer == stored for name in operands(s)}
+    for s in reversed(kernel.body):
+        if isinstance(s, Store):
+            continue
         if s.id in names:
             names.update(operands(s))
-    return frozenset(names)
+        elif isinstance(s, Load) and s.buffer in loaded:
+            return False
+    return True
 
 
 def _loads(kernel: Kernel) -> _LoadPlaces:

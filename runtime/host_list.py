@@ -22,6 +22,7 @@ from graphc.program.triton_kernel import HOST_TEXT, host_function, host_source
 from graphc.runtime.checks import DeviceCells, raise_failed
 from graphc.runtime.frame import Frame, Memory, check_storage
 from graphc.runtime.host_kernels import HostKernel
+from graphc.runtime.launch_list import Argument
 from graphc.runtime.small_library import small_library
 
 FLAGS = ("-std=gnu11", "-O1", "-w", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fwrapv",
@@ -78,10 +79,6 @@ class _CallText(ctypes.Structure):
         ("cells", ctypes.c_void_p),
         ("cell_count", ctypes.c_int64),
     ]
-
-
-class _Argument(ctypes.Structure):
-    _fields_ = [("place", ctypes.c_int64), ("offset", ctypes.c_int64)]
 
 
 @functools.cache
@@ -283,7 +280,7 @@ class Walk:
         fits = all(len(call.places) <= MAX_BUFFERS for call in calls)
         self._walk = walk.graphc_walk if walk is not None and in_c and fits else None
         flat = [pair for call in calls for pair in call.places]
-        self._arguments = (_Argument * len(flat))(*flat)  # type: ignore[misc]  # tuples are taken for structures
+        self._arguments = (Argument * len(flat))(*flat)  # type: ignore[misc]  # tuples are taken for structures
         self._texts, first = (_CallText * len(calls))(), 0
         for text, call, function in zip(self._texts, calls, functions, strict=False):
             text.run, text.first, text.count, text.size = function, first, len(call.places), call.size

@@ -73,7 +73,9 @@ class _Launch(ctypes.Structure):
     ]
 
 
-class _Argument(ctypes.Structure):
+class Argument(ctypes.Structure):
+    """Where in a call's table an address is, and the bytes that are added to it."""
+
     _fields_ = [("place", ctypes.c_int64), ("offset", ctypes.c_int64)]
 
 
@@ -117,7 +119,7 @@ class LaunchList:
         self._call, self._driver = _entry(), driver
         self._launches = (_Launch * max(len(binaries), 1))()
         flat = [pair for pairs in arguments for pair in pairs]
-        self._arguments = (_Argument * max(len(flat), 1))(*flat)  # type: ignore[misc]  # tuples are taken for structures
+        self._arguments = (Argument * max(len(flat), 1))(*flat)  # type: ignore[misc]  # tuples are taken for structures
         first = 0
         for launch, binary, grid, pairs, bits in zip(
             self._launches, binaries, grids, arguments, unaligned, strict=False

@@ -160,17 +160,6 @@ def depth_of(tile: Tile, dtype: DType) -> int:
     return max(16, tile.depth * 2 // dtype.itemsize)
 
 
-def choose_tile(
-    target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
-    groups: int = 1, stored: int = 4, beside: int = 0,
-) -> Choice:  # fmt: skip
-    """The tile of a product; arguments as of `candidate_tiles`."""
-    return candidate_tiles(
-        target, batch, rows, columns, inner, dtype, loaded=loaded, scalar=scalar, groups=groups, stored=stored,
-        beside=beside,
-    )[0]  # fmt: skip
-
-
 def _pieces(tile: Tile, beside: int) -> int:
     """In how many steps what follows the product is done."""
     pieces, sums = 1, tile.rows * tile.columns // (32 * tile.warps)

@@ -118,11 +118,11 @@ TAKEN: dict[str, Fn] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("rank", [2, 3, 4])
-@pytest.mark.parametrize("name", TAKEN)
+OF_HEADS = ("grouped", "heads in the middle", "cut from larger", "einsum")
+
+
+@pytest.mark.parametrize("name, rank", [(n, rank) for n in TAKEN for rank in ((4,) if n in OF_HEADS else (2, 3, 4))])
 def test_forms_that_people_write(name: str, rank: int) -> None:
-    if rank != 4 and name in ("grouped", "heads in the middle", "cut from larger", "einsum"):
-        pytest.skip("has heads")
     args = heads(*(2, 3, 16, 16)[4 - rank :]) if name != "heads in the middle" else heads(2, 16, 3, 16)
     step = with_gradients(TAKEN[name])
     graph = optimized(step, args)
@@ -340,8 +340,8 @@ class Block(nn.Module):
         return self.out(y.reshape(x.shape))
 
 
-def test_what_is_kept_for_a_backward_pass_of_its_own() -> None:
-    """The result and a number per row; both programs have their call."""
+def _split_block() -> tuple[Block, T, Any]:
+    """A block, its input, and its two halves."""
     torch.manual_seed(0)
     block, x = Block().bfloat16(), torch.randn(3, 24, 32).bfloat16()
     capture = driver.capture(block, (x,), {}, make_options(block, backend="triton"), frozenset())
@@ -350,6 +350,12 @@ def test_what_is_kept_for_a_backward_pass_of_its_own() -> None:
     graph = joint.graph.copy()
     again = prepare_split(graph, CONTEXT)
     split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
+    return block, x, split
+
+
+def test_what_is_kept_for_a_backward_pass_of_its_own() -> None:
+    """The result and a number per row; both programs have their call."""
+    block, x, split = _split_block()
     saved = [output.value for output in split.forward.outputs[1:]]
     assert all(tuple(value.shape[-2:]) != (24, 24) for value in saved)
     assert [str(value.dtype) for value in saved].count("f32") == 1
@@ -388,14 +394,7 @@ def _inputs(graph: Graph, block: Block, x: T) -> list[T]:
 
 def test_calls_of_a_split_program_may_be_written_out_again() -> None:
     """As when a template was measured to be faster: kernels of products of products, and no scores in memory."""
-    torch.manual_seed(0)
-    block, x = Block().bfloat16(), torch.randn(3, 24, 32).bfloat16()
-    capture = driver.capture(block, (x,), {}, make_options(block, backend="triton"), frozenset())
-    joint = capture.joint
-    assert joint is not None
-    graph = joint.graph.copy()
-    again = prepare_split(graph, CONTEXT)
-    split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
+    block, x, split = _split_block()
     context = PassContext(target="gpu", templates=Templates(policy=ALWAYS, libraries=CPU))
     gradients = _run_split(split, block, x, context)
     exact = _gradients(Block().double(), block, x.double())

@@ -26,6 +26,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_measure
+
+    return gpu_measure
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_without_a_gpu_it_says_so() -> None:
     command = ["make", "-s", "gpu", f"PYTHON={sys.executable}"]
@@ -48,12 +56,12 @@ def test_a_rehearsal_measures_compares_and_writes(tmp_path: Path) -> None:
     assert "| softmax | graphc |" in text and "| adamw_150 | >= 90 % of the copy |" in text
 
 
-def test_eager_and_graphc_come_first_for_all(gpu: Any) -> None:
+def test_eager_and_graphc_come_first_for_all(gpu: Any, measure: Any) -> None:
     assert gpu.jobs_of(["softmax", "adamw_150"], True) == ["1:softmax", "1:adamw_150"]
     jobs = gpu.jobs_of(["softmax", "adamw_150"], False)
     assert jobs == ["1:softmax", "1:adamw_150", "2:softmax", "2:adamw_150", "3:softmax"]
-    assert gpu.contenders_in(gpu.CASES["attention"], 2) == ("eager", "graphc", "sdpa", "default")
-    everybody = {name for phase in (1, 2, 3) for name in gpu.contenders_in(gpu.CASES["gpt2_step"], phase)}
+    assert measure.contenders_in(gpu.CASES["attention"], 2) == ("eager", "graphc", "sdpa", "default")
+    everybody = {name for phase in (1, 2, 3) for name in measure.contenders_in(gpu.CASES["gpt2_step"], phase)}
     assert everybody == {"eager", "graphc", *gpu.CASES["gpt2_step"].contenders}
 
 
@@ -102,21 +110,21 @@ def test_a_program_that_dies_at_once_is_left_out(gpu: Any, monkeypatch: pytest.M
     ]  # fmt: skip
 
 
-def test_an_unusable_device_ends_the_process(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_device_ends_the_process(gpu: Any, measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str, *rest: Any) -> Any:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(gpu, "_started", fails)
-    monkeypatch.setattr(gpu, "results_of", lambda call, made: [torch.zeros(1)])
-    monkeypatch.setattr(gpu.Clock, "wait", fails)
-    found = gpu.measure_case(gpu.CASES["softmax"], torch.device("cpu"), True, time.monotonic() + 100)
+    monkeypatch.setattr(measure, "_started", fails)
+    monkeypatch.setattr(measure, "results_of", lambda call, made: [torch.zeros(1)])
+    monkeypatch.setattr(measure.Clock, "wait", fails)
+    found = measure.measure_case(gpu.CASES["softmax"], torch.device("cpu"), True, time.monotonic() + 100)
     assert next(found) == {"start": "eager"}
     assert next(found)["failed"].endswith("an illegal memory access was encountered")
-    with pytest.raises(gpu.DeadDevice, match="eager"):
+    with pytest.raises(measure.DeadDevice, match="eager"):
         next(found)
 
 
-def test_who_fails_while_timed_takes_nobody_along(gpu: Any) -> None:
+def test_who_fails_while_timed_takes_nobody_along(measure: Any) -> None:
     seen: list[int] = []
 
     def fails() -> None:
@@ -125,8 +133,8 @@ def test_who_fails_while_timed_takes_nobody_along(gpu: Any) -> None:
             raise RuntimeError("out of memory\nmore")
 
     failed: dict[str, str] = {}
-    clock = gpu.Clock(torch.device("cpu"))
-    found = gpu._timed({"a": lambda: None, "b": fails, "c": lambda: None}, clock, 4, time.monotonic() + 60, failed)
+    clock = measure.Clock(torch.device("cpu"))
+    found = measure._timed({"a": lambda: None, "b": fails, "c": lambda: None}, clock, 4, time.monotonic() + 60, failed)
     assert {name: len(samples) for name, samples in found.items()} == {"a": 4, "c": 4}
     assert failed == {"b": "RuntimeError: out of memory"}
 
@@ -182,26 +190,28 @@ def test_tests_go_on_behind_one_that_ends_its_process(
     assert capfd.readouterr().out.count("== test_some") == 3
 
 
-def test_what_there_is_no_time_for_is_said(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_there_is_no_time_for_is_said(gpu: Any, measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[Any] = []
     gpu.run_all(["softmax", "mlp_step"], False, 3, rows.append)
     assert [row["skipped"] for row in rows] == ["no time: 3 s left"] * 2
     monkeypatch.setattr(
-        gpu, "_started", lambda name, *rest: pytest.fail(name) if name != "eager" else (lambda: None, {"program": ""})
+        measure,
+        "_started",
+        lambda name, *rest: pytest.fail(name) if name != "eager" else (lambda: None, {"program": ""}),
     )
-    monkeypatch.setattr(gpu, "results_of", lambda call, made: [torch.zeros(1)])
-    monkeypatch.setattr(gpu, "_timed", lambda *args: {})
-    cheap = gpu.Case("softmax", lambda *args: gpu.CASES["softmax"].make(args[0], args[1], True), "", 1.0)
+    monkeypatch.setattr(measure, "results_of", lambda call, made: [torch.zeros(1)])
+    monkeypatch.setattr(measure, "_timed", lambda *args: {})
+    cheap = measure.Case("softmax", lambda *args: gpu.CASES["softmax"].make(args[0], args[1], True), "", 1.0)
     for phase, later in ((1, []), (2, ["default"]), (3, ["max-autotune-no-cudagraphs", "max-autotune"])):
-        found = list(gpu.measure_case(cheap, torch.device("cpu"), False, time.monotonic() + 1, phase))
+        found = list(measure.measure_case(cheap, torch.device("cpu"), False, time.monotonic() + 1, phase))
         assert [row["contender"] for row in found if "skipped" in row] == ["graphc", *later]
 
 
-def test_wrong_results_are_told(gpu: Any) -> None:
+def test_wrong_results_are_told(measure: Any) -> None:
     exact = [torch.ones(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
-    assert gpu.error(exact, exact) == 0
-    assert gpu.error([exact[0] * 1.5, exact[1]], exact) == pytest.approx(0.5)
-    assert gpu.is_right(1e-3, 1e-3) and not gpu.is_right(3e-3, 1e-3) and not gpu.is_right(math.nan, 1.0)
+    assert measure.error(exact, exact) == 0
+    assert measure.error([exact[0] * 1.5, exact[1]], exact) == pytest.approx(0.5)
+    assert measure.is_right(1e-3, 1e-3) and not measure.is_right(3e-3, 1e-3) and not measure.is_right(math.nan, 1.0)
 
 
 def test_every_case_is_the_same_for_all_contenders(gpu: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graphc.codegen.triton.emit import emit_kernel
-from graphc.codegen.triton.tiles import MACHINES, choose_tile
+from graphc.codegen.triton.tiles import MACHINES, candidate_tiles
 from graphc.ir.types import bf16
 from graphc.passes.templates import NEVER, Templates
 from graphc.program.plan import AtenStep
@@ -38,7 +38,7 @@ def test_groups_are_multiplied_on_matrix_units(case: Case, target: str) -> None:
 
 def test_rows_of_few_groups_get_small_blocks() -> None:
     for groups, rows in ((1, 128), (128, 16)):
-        choice = choose_tile("cuda:90", 1, 1024, 2048, 1024, bf16, loaded=2, scalar=False, groups=groups)
+        choice = candidate_tiles("cuda:90", 1, 1024, 2048, 1024, bf16, loaded=2, scalar=False, groups=groups)[0]
         assert choice.tile.rows == rows and choice.tile in _candidates(choice.tile.depth, choice.tile.stages)
 
 

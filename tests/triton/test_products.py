@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton.emit import emit_kernel
-from graphc.codegen.triton.tiles import MACHINES, choose_tile, family_of, machine_of
+from graphc.codegen.triton.tiles import MACHINES, candidate_tiles, family_of, machine_of
 from graphc.ir.types import DTYPES, bf16
 from graphc.passes.base import PassContext
 from graphc.passes.pipeline import optimize
@@ -264,10 +264,10 @@ def test_tiles_fit_the_chip(target: str) -> None:
     for rows, columns, inner in ((8192, 8192, 8192), (64, 64, 65536), (1, 4096, 4096), (4096, 16, 64), (7, 7, 7)):
         for name in ("bf16", "f32", "i8"):
             dtype = DTYPES[name]
-            choice = choose_tile(target, 1, rows, columns, inner, dtype, loaded=dtype.itemsize, scalar=False)
+            choice = candidate_tiles(target, 1, rows, columns, inner, dtype, loaded=dtype.itemsize, scalar=False)[0]
             tile = choice.tile
             block = (tile.rows + tile.columns) * tile.depth * dtype.itemsize
             assert block * max(1, tile.stages - 1) <= machine.shared
             assert choice.parts == 1 or choice.parts * -(-rows // tile.rows) <= machine.processors
-    large = choose_tile(target, 1, 8192, 8192, 8192, bf16, loaded=2, scalar=False)
+    large = candidate_tiles(target, 1, 8192, 8192, 8192, bf16, loaded=2, scalar=False)[0]
     assert large.tile.rows * large.tile.columns >= 128 * 128 and large.parts == 1
