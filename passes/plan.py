@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from graphc.ops.extern import effect
 from graphc.ops.foreach import NUMBER, rows_of
 from graphc.passes.arena import place_arena
 from graphc.passes.commits import commits, commits_last, exposed_inputs
+from graphc.passes.counts import call_counts
 from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import fuse
 from graphc.passes.fused import Library
@@ -35,7 +35,6 @@ from graphc.passes.templates import NEVER, Templates
 from graphc.passes.transient import EMPTY
 from graphc.passes.updates import IN_PLACE_CALLS, source_of
 from graphc.passes.whole import whole_outputs
-from graphc.program.loops import LoopStep
 from graphc.program.plan import (
     ARENA,
     CHECKS,
@@ -563,9 +562,6 @@ class Planner:
         return found
 
     def _stats(self, plan: Plan) -> dict[str, Any]:
-        loops = [step for step in plan.steps if isinstance(step, LoopStep)]
-        steps = [*plan.steps, *(inner for loop in loops for inner in loop.steps)]
-        externs = Counter(step.op for step in steps if isinstance(step, AtenStep) and step.op != EMPTY)
         fused: set[Op] = set()
         for group in self.lowered:
             for value, at in group.visits.items():
@@ -576,13 +572,7 @@ class Planner:
         return {
             "graph_ops": len(self.graph.ops),
             "fused_ops": len(fused.intersection(self.graph.ops)),
-            "kernels": len(plan.kernels),
-            "kernel_calls": _count(plan.steps, _launches if self.settings[1] == "c" else _device_launches),
-            "gemm_calls": _count(plan.steps, lambda step: isinstance(step, GemmStep)),
-            "loops": {
-                f"loop {number}": f"{loop.length} turns of {len(loop.steps)} steps" for number, loop in enumerate(loops)
-            },
-            "extern": dict(externs),
+            **call_counts(plan, self.settings[1]),
             "extern_reasons": {name: reason(op) for op, name in self.calls},
             "extern_bytes": {name: count for name, count in calls.items() if name not in (EMPTY, GEMM)},
             "gemm_bytes": calls.get(GEMM, 0),
@@ -591,22 +581,6 @@ class Planner:
             "arena_bytes": plan.arena_bytes,
             "arena_bytes_without_reuse": self.plain_bytes,
         }
-
-
-def _count(steps: Sequence[Step], of: Callable[[Step], int]) -> int:
-    """The sum over all steps, those of loops once per turn."""
-    return sum(step.length * _count(step.steps, of) if isinstance(step, LoopStep) else of(step) for step in steps)
-
-
-def _launches(step: Step) -> int:
-    return len(step.kernels) if isinstance(step, ForeachStep) else isinstance(step, KernelStep)
-
-
-def _device_launches(step: Step) -> int:
-    """Without what the CPU does with the numbers of a table."""
-    if isinstance(step, ForeachStep):
-        return sum(any(item.elementwise for item in found) for found in step.arguments)
-    return _launches(step)
 
 
 def _row_width(op: Op) -> int:
