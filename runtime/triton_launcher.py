@@ -25,7 +25,7 @@ from graphc.ir.types import Location
 from graphc.program.triton_kernel import ALIGNMENT, DESCRIPTOR, ITEMSIZE, Launch, TritonKernel, triton_source
 from graphc.runtime.device import Device
 from graphc.runtime.launch_list import Binary
-from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
+from graphc.runtime.triton_module import fingerprint, import_triton, is_interpreting, load_module
 from graphc.settings import settings
 
 DEFAULT_STAGES = 3
@@ -252,6 +252,7 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
     triton = import_triton()
     from triton.runtime.driver import driver
 
+    fingerprint().result()
     target = driver.active.get_current_target() if target is None else target
     # launches count warps of 32 threads
     options = {"num_warps": max(1, launch.num_warps * 32 // target.warp_size), **OPTIONS}
