@@ -79,6 +79,8 @@ class TritonProgram:
         device, index: the accelerator that the program is for, None and 0 when all its tensors are the CPU's.
         memory: its buffers.
         parts: its steps, in order.
+        parts_of: numbers of the parts that each step is in.
+        launches_of: launches and library calls of each step.
         tables: its steps over tables of rows, by number of the step.
         library: its kernels that the CPU runs.
         brought: what the CPU keeps and kernels on the device read: Python numbers and 0-d tensors, by buffer.
@@ -112,8 +114,13 @@ class TritonProgram:
         self.steps = unroll(program.steps)  # launches are the same either way
         ended = last_external_uses(program.buffers, self.steps, program.outputs)
         self.parts: list[Part] = []
+        self.parts_of: list[range] = []
+        self.launches_of: list[int] = []
         for number, step in enumerate(self.steps):
+            known, counted = len(self.parts), self.launch_count
             self._add(number, step)
+            self.parts_of.append(range(min(known, len(self.parts) - 1), len(self.parts)))
+            self.launches_of.append(self.launch_count - counted)
             if ended.get(number):
                 self.parts.append(Part(_forget(ended[number])))
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]

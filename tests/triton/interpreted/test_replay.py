@@ -371,8 +371,9 @@ def test_a_failed_recording_has_changed_nothing(device: MadeUpDevice) -> None:
 
 
 def item_in_between(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    y = torch.softmax(x @ w, -1) @ w
-    return y * y.sum().item()
+    """Too little is left to record on either side."""
+    y = x @ w
+    return y * y[0, 0].item()
 
 
 def few(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
