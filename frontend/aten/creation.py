@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from graphc.frontend.aten import layout, promotion
+from graphc.frontend.aten.elsewhere import made_on
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import SUPPORTED, fitting, supported
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
@@ -257,9 +258,10 @@ def to_copy(
 ) -> Value:  # fmt: skip
     dtype, device = _options(imp, options, self)
     supported(self)
-    if device != self.device:
+    there = self if device == self.device else made_on(imp, self, device)
+    if there is None:
         raise Decline("a copy between devices")
-    converted = imp.cast(self, dtype)
+    converted = imp.cast(there, dtype)
     assert isinstance(converted, Value)
     return imp.with_strides(converted, imp.memory_format_strides(self, memory_format))
 
