@@ -109,7 +109,7 @@ class Replay:
         single = [i for i in program.brought if self._buffers[i].host or math.prod(self._buffers[i].shape) == 1]
         self._slots = {number: _SLOT * at for at, number in enumerate(sorted(single))}
         self._numbers = (ctypes.c_char * (_SLOT * max(len(self._slots), 1)))()
-        self._why = list(dict.fromkeys(stage.reason for stage in stages if stage.reason))
+        self._why = list(dict.fromkeys(stage.reason for stage in stages if stage.reason and stage.launches))
         self._stages = self._ready(stages)
         launched = {n for stage in stages if stage.reason for n in stage.steps}
         self._needed = {i for n in launched for i in step_buffers(program.steps[n])}
