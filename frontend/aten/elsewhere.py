@@ -7,6 +7,8 @@ is no copy, and what reads the mask knows what it is.
 
 from __future__ import annotations
 
+import torch
+
 from graphc.frontend.aten.importer import Importer
 from graphc.ir.graph import Operand, Value
 
@@ -32,6 +34,17 @@ def made_on(imp: Importer, value: Value, device: str) -> Value | None:
         attrs = {**op.attrs, "device": device} if "device" in op.attrs else op.attrs
         found[made] = imp.b.op(op.name, *operands, **attrs)
     return found[value]
+
+
+def moved(imp: Importer, value: Value, device: str) -> Value:
+    """A tensor on a device: as it is, made there, or copied."""
+    if value.device == device:
+        return value
+    made = made_on(imp, value, device)
+    if made is None:
+        found: Value = imp.extern("aten._to_copy.default", (value,), {"device": torch.device(device)})
+        return found
+    return made
 
 
 def _ops_of(value: Value) -> list[Value] | None:

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from graphc.frontend.aten.creation import to_copy
-from graphc.frontend.aten.elsewhere import made_on
+from graphc.frontend.aten.creation import fill, to_copy
+from graphc.frontend.aten.elsewhere import made_on, moved
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.registry import Decline
 from graphc.frontend.capture import capture
-from graphc.ir.graph import Builder, Value
+from graphc.ir.graph import Builder, Graph, Role, Value
 from graphc.ir.interpreter import run
+from graphc.ir.types import TensorType, f32, i64
 from graphc.ops import infer
 from graphc.passes.base import PassContext
 from graphc.passes.dce import EliminateDeadCode
@@ -67,3 +68,22 @@ def test_what_an_input_decides_is_copied() -> None:
     x = torch.ones(3)
     with pytest.raises(Decline, match="a copy between devices"):
         sent(lambda x: torch.arange(3.0) + x, x)
+
+
+def test_a_number_put_into_a_tensor_elsewhere_is_no_copy() -> None:
+    """`x[0] = 3` is a fill by a tensor of the CPU, wherever x is."""
+    builder = Builder(Graph("fill"), infer)
+    x = builder.input("x", TensorType(f32, (4, 5), "cuda:0"), Role.ARG, "x")
+    number = builder.op("full", shape=(), dtype=i64, value=3, device="cpu")
+    found = fill(Importer(builder), x, number)
+    assert (found.device, found.shape, found.dtype) == ("cuda:0", (4, 5), f32)
+    assert "extern" not in {op.name for op in builder.graph.ops}
+
+
+def test_other_tensors_are_copied_alone() -> None:
+    """So that what is written fuses with what follows."""
+    builder = Builder(Graph("fill"), infer)
+    s = builder.input("s", TensorType(f32, (), "cpu"), Role.ARG, "s")
+    found = moved(Importer(builder), s, "meta")
+    assert found.op is not None and found.op.attrs["op"] == "aten._to_copy.default" and found.device == "meta"
+    assert moved(Importer(builder), s, "cpu") is s
