@@ -109,9 +109,11 @@ class Recorder:
         frame: the call as recordings know it: its memory is theirs.
         part: number of the part that is being recorded, -1 between parts.
         failure: why a stage could not be recorded; it and what follows is launched instead.
+        has_room: that was too little memory, of which there is more now.
     """
 
     pool: Any
     frame: Frame
     part: int = -1
     failure: Exception | None = None
+    has_room: bool = False

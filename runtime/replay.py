@@ -16,6 +16,9 @@ between two recordings return.
 Results belong to whoever holds them. Small ones are copied; of large ones the recording hands out its own memory, and
 is not replayed while anybody holds that: another recording is made, with results of its own, or the program is launched
 step by step. What cannot be recorded is launched so in every call, and `explain` says why.
+
+Memory of recordings stays with the program for its next call. Where another program of this process finds too little,
+all that are not running give theirs back, and record anew.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -99,6 +103,7 @@ class Replay:
         self._cpu_outputs = [spec for spec in made if find_device(spec.device) is None]
         self._refused: dict[int, str] = {}
         self._lay_out()
+        _ALL.add(self)
 
     def _lay_out(self) -> None:
         """Cut the program into stages."""
@@ -131,6 +136,20 @@ class Replay:
                     self._note_stream()
                 self._mark, self._last_stream = self.device.mark(self.index, self._mark), stream
             return outputs
+
+    def release(self) -> bool:
+        """Give back the memory of recordings, unless the program is running; whether there was any."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            kept = self._working is not None or bool(self._copies)
+            self._bindings.clear()
+            self._copies.clear()
+            self._moves.clear()
+            self._newest = self._working = None
+            return kept
+        finally:
+            self._lock.release()
 
     def _note_stream(self) -> None:
         """Tell torch's allocator that another stream works in memory which calls on several streams share."""
@@ -290,7 +309,7 @@ class Replay:
         assert self.device is not None
         try:
             with torch.inference_mode(False), torch.no_grad():
-                made, frame = self._own_memory(bound)
+                made, frame = self._memory.with_room(lambda: self._own_memory(bound))
         except torch.OutOfMemoryError as error:
             self._give_up(_failure(error))
             return self._launch(bound, inputs)
@@ -300,7 +319,8 @@ class Replay:
         outputs = self._run(made, bound, inputs, recorder)
         if recorder.failure is not None:
             self._plain += 1
-            self._refuse(recorder.part, _failure(recorder.failure))
+            if not recorder.has_room:
+                self._refuse(recorder.part, _failure(recorder.failure))
             return outputs
         self._made += 1
         self._replays += 1
@@ -388,6 +408,7 @@ class Replay:
                     self._record(recorded, number, recorder)
                 except Exception as error:  # torch, the driver or a library, each with classes of its own
                     recorder.failure = error
+                    recorder.has_room = isinstance(error, torch.OutOfMemoryError) and self._memory.make_room()
                     for index, tensor in known.items():
                         if self._is_there(index):
                             memory.put(frame, index, tensor)
@@ -518,6 +539,26 @@ class Replay:
                 frame.made[spec.index] = alias
         if fresh:
             torch._foreach_copy_(fresh, own)
+
+
+_ALL: weakref.WeakSet[Replay] = weakref.WeakSet()
+
+
+def make_room(found: weakref.ref[Replay]) -> bool:
+    """Have other programs give back memory on a device; whether any did.
+
+    Args:
+        found: the program that needs it.
+    """
+    mine = found()
+    if mine is None or mine.device is None:
+        return False
+    there = mine.device, mine.index
+    released = [other.release() for other in list(_ALL) if other is not mine and (other.device, other.index) == there]
+    if not any(released):
+        return False
+    mine.device.give_back(mine.index)
+    return True
 
 
 def _failure(error: Exception) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -42,7 +43,7 @@ from graphc.runtime.frame import Frame, Memory
 from graphc.runtime.host_kernels import array_at, numpy_dtype
 from graphc.runtime.host_list import HostLibrary, HostRun
 from graphc.runtime.launches import Launches
-from graphc.runtime.replay import Replay
+from graphc.runtime.replay import Replay, make_room
 from graphc.runtime.tensors import bump_versions, torch_dtype
 from graphc.runtime.triton_foreach import TableStep, over_blocks
 from graphc.runtime.triton_launcher import DeviceKernel, InterpretedKernel, require_interpreter, torch_type
@@ -128,6 +129,7 @@ class TritonProgram:
         self._prepare()
         # no cycle: its memory goes with the last reference to the program
         self._replay = Replay(cast(TritonProgram, weakref.proxy(self)))
+        self.memory.make_room = partial(make_room, weakref.ref(self._replay))
 
     def _find_device(self) -> tuple[Device | None, int]:
         """Of several devices the first one; where arithmetic on Python numbers alone is to run, the machine's own."""
@@ -270,7 +272,8 @@ class TritonProgram:
 
         def run(frame: Frame) -> None:
             tensor_of = memory.tensor_of(frame)
-            results = run_call(call, (lambda view: at_whole_accesses(tensor_of(view))) if moves else tensor_of)
+            find = (lambda view: at_whole_accesses(tensor_of(view))) if moves else tensor_of
+            results = run_call(call, find) if call.step.mutates else memory.with_room(lambda: run_call(call, find))
             for index, result in zip(call.step.outs, results, strict=True):
                 if index >= 0:
                     memory.store(frame, index, result, call.step)

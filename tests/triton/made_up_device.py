@@ -48,7 +48,7 @@ class MadeUpDevice:
         self.recorded_elsewhere = False
         self.broken: Exception | None = None
         self.refused: set[str] = {"aten::_local_scalar_dense"}
-        self.free = 1 << 40
+        self.free = self.total = 1 << 40
         self._work: list[Callable[[], object]] | None = None
         register(self)
 
@@ -74,7 +74,11 @@ class MadeUpDevice:
         return ""
 
     def memory(self, index: int) -> tuple[int, int]:
-        return self.free, 1 << 40
+        return self.free, self.total
+
+    def give_back(self, index: int) -> None:
+        self.log.append("give back")
+        self.free = self.total
 
     def stream(self, index: int) -> int:
         return self.current_stream
