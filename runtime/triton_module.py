@@ -6,6 +6,7 @@ and a traceback or profiler shows the generated lines.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import linecache
@@ -17,6 +18,7 @@ from typing import Any
 
 from graphc.errors import BackendUnavailableError
 from graphc.program.triton_kernel import TritonKernel
+from graphc.runtime.device import present_device
 
 _lock = threading.Lock()
 _modules: dict[str, ModuleType] = {}
@@ -57,7 +59,8 @@ def fingerprint() -> Future[object]:
 
     It is a hash of all of Triton, hundreds of megabytes, during which Python's lock is free. Triton computes it with
     the first kernel that it compiles, and with each of the first ones where several are compiled at a time. So whoever
-    will compile begins with it early, and waits for it before the first kernel.
+    will compile begins with it early, and waits for it before the first kernel. Where there is a device, Triton's
+    interface to its driver is made in the same thread.
     """
     with _lock:
         if not _fingerprints:
@@ -70,9 +73,14 @@ def fingerprint() -> Future[object]:
 
 def _compute(found: Future[object], make: Callable[[], object]) -> None:
     try:
-        found.set_result(make())
+        made = make()
     except BaseException as error:  # raised where it is waited for
         found.set_exception(error)
+        return
+    if present_device() is not None:
+        with contextlib.suppress(Exception):  # who needs the driver meets the error again
+            _ = importlib.import_module("triton.runtime.driver").driver.active  # C code, which Triton compiles here
+    found.set_result(made)
 
 
 def load_module(kernel: TritonKernel) -> ModuleType:

@@ -36,6 +36,7 @@ from graphc.program.plan import (
 )
 from graphc.program.record import Program
 from graphc.program.triton_kernel import TritonKernel, runs_on_host, triton_source
+from graphc.runtime import launch_list
 from graphc.runtime.aten_calls import AtenCall, at_whole_accesses, reads_whole_accesses, run_call, run_gemm
 from graphc.runtime.checks import raise_failed
 from graphc.runtime.device import Device, find_device, index_of, present_device
@@ -152,6 +153,8 @@ class TritonProgram:
         builds: list[Callable[[], object]] = [kernel.prepare for kernel in self._compiled.values()]
         if any(part.on_host for part in self.parts):
             builds.append(self.library.prepare)
+        if self._lists:
+            builds.append(launch_list.prepare)
         if len(builds) > 1:
             with ThreadPoolExecutor(_BUILD_THREADS) as pool:
                 list(pool.map(lambda build: build(), builds))
