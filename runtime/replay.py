@@ -551,7 +551,7 @@ def make_room(found: weakref.ref[Replay]) -> bool:
         found: the program that needs it.
     """
     mine = found()
-    if mine is None or mine.device is None:
+    if mine is None or mine.device is None or mine.device.is_recording(mine.index):  # which nothing may wait within
         return False
     there = mine.device, mine.index
     released = [other.release() for other in list(_ALL) if other is not mine and (other.device, other.index) == there]
