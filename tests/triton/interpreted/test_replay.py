@@ -207,6 +207,21 @@ def test_inputs_that_always_move_are_copied_and_not_kept(device: MadeUpDevice) -
     assert device.log.count("record") == 1 and "inputs copied: 1" in placed.replay
 
 
+@pytest.mark.parametrize("part, copies", [(2, True), (1000, False)])
+def test_large_inputs_are_copied_where_the_program_moves_far_more(
+    part: int, copies: bool, monkeypatch: pytest.MonkeyPatch, device: MadeUpDevice
+) -> None:
+    monkeypatch.setattr(replay, "LARGEST_COPY", 1)
+    monkeypatch.setattr(replay, "COPIED_PART", part)
+    x, w = weights()
+    placed = Placed(heads, x, w)
+    batches = [torch.randn_like(x) for _ in range(3)]
+    for number in range(12):
+        assert_heads(placed(batches[number % 3], w), batches[number % 3], w)
+    assert device.log.count("record") == (1 if copies else 3)
+    assert ("inputs copied" in placed.replay) is copies
+
+
 def test_inputs_that_are_written_are_never_copies(device: MadeUpDevice) -> None:
     def update(cache: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         cache.copy_(torch.softmax(x @ w, -1) @ w)
