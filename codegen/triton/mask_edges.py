@@ -71,7 +71,7 @@ class MaskEdges:
         out.line(f"whole_first = ({edge(_FIRST, 'max')} + JBLOCK - 1) // JBLOCK * JBLOCK")
         end = edge(_END, "min")
         whole = end if extent % block == 0 else f"tl.minimum({end}, {extent // block * block})"
-        out.line(f"whole_last = tl.maximum({whole} // JBLOCK * JBLOCK, whole_first)")
+        out.line(f"whole_last = tl.maximum({whole}, whole_first) // JBLOCK * JBLOCK")
 
     def _edge(self, values: Body, rows: TileDim, number: int, of_rows: str, extent: int) -> str:
         """The minimum or maximum of an edge over the rows of the program, each of which keeps to all masks."""
