@@ -98,7 +98,10 @@ class KernelWriter:
         whole = builder.finish(name, buffers, notes(outline.ops))
         if part != WHOLE:
             whole = drop_idle_axes(drop_dead(whole))  # checks of numbers are made once
-        kernel = tidy(drop_idle_bounds(cancel_positions(whole)))
+        kernel = tidy(cancel_positions(whole))
+        bounded = drop_idle_bounds(kernel)  # it is known now along which axes there are loops
+        if bounded is not kernel:
+            kernel = tidy(bounded)
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 

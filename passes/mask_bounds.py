@@ -14,32 +14,44 @@ their loops end at these edges, and load no mask in between. The edges are plain
 once for all heads, and for all layers, forward and backward, that have a mask in common. What loops over queries, as
 the gradients of keys and values do, has edges per key.
 
-Exactness. A weight that is hidden by minus infinity is 0, and adds 0 to every sum, unless nothing of its row is seen:
-then eager's softmax is NaN, and NaN goes to the gradients of all keys and values, so such a row hides nothing. It is
-told from all masks of the scores together, with those that are told from positions. What is not found out is the data
-of hidden keys: times a weight of 0, an infinite or NaN value is NaN in eager, and is passed by here, as it is behind
-masks that are told from positions.
+Exactness. A weight hidden by minus infinity is 0 and adds 0 to every sum, unless nothing of its row is seen: then
+eager's softmax is NaN, and so are the gradients of all values, so such a row hides nothing. It is told from all masks
+of the scores together, with those that are told from positions.
+
+Scores that are hidden by large negative numbers, put in their place or added, weigh 0 where another one of the row is
+larger by so much that the exponential is 0 in f32. A score differs from what its masks make of 0 by no more than the
+lengths of its query and key say, so this is known when the largest lengths are: they are found out, too, and where they
+are too large, infinite or NaN, nothing is hidden. The same holds for minus infinity where it is added, as it does not
+hide NaN. A row is then seen whole where its largest mask is, so that none is hidden as a whole.
+
+What is not found out is the data of hidden values: times a weight of 0, an infinite or NaN value is NaN in eager, and
+is passed by here, as it is behind masks that are told from positions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Value
-from graphc.ir.types import i32
-from graphc.ops import rules
-from graphc.ops.registry import Kind, get
+from graphc.ir.types import bool_, f32, i32
 from graphc.passes.base import PassContext, PassResult
-from graphc.passes.chains import Chain, find_chains, open_group
-from graphc.passes.group import group_of
+from graphc.passes.chains import find_chains
 from graphc.passes.layout import int_shape
+from graphc.passes.score_masks import KEYS, LARGE, QUERIES, Mask, Scores, softmax_scores
 
-_KEYS, _QUERIES = -1, -2
-"""Dims of scores."""
-_PURE = (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.REDUCTION)
+_BELOW = 0.8
+"""Share of the least number that hides scores, by which other scores of a row have to be larger."""
+_ADDED = 8.0 * LARGE
+"""The same where numbers are added that are not known: those of old models are -10,000."""
+_NOTHING = 110.0
+"""Differences from which on an exponential is 0 in f32; the least number there is e to the power -103.3."""
+_LARGEST = 3e38
+"""Of what is compared in f32."""
+_ROUNDED = 1.01
+"""For the rounding of products, and of sums of squares."""
 
 
 @dataclass(frozen=True)
@@ -57,151 +69,25 @@ class BoundMasks:
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         if ctx.templates is None or ctx.target != "gpu":
             return PassResult(False)
-        found: dict[Value, _Scores] = {}
+        found: dict[Value, Scores] = {}
         for chain in find_chains(graph.ops, graph.live_out(), ctx.templates.takes_chain):
-            for scores in _softmax_scores(chain):
-                item = found.setdefault(scores, _Scores(scores))
-                item.chains.append(chain)
+            for scores in softmax_scores(chain):
+                found.setdefault(scores, Scores(scores)).chains.append(chain)
         writer = _Writer(graph, ctx)
         for item in found.values():
-            if item.find_masks() and item.is_worth_it(ctx):
+            if item.find_masks() and _is_worth_it(item, ctx):
                 writer.bound(item)
         return PassResult(writer.finish())
 
 
-def _softmax_scores(chain: Chain) -> Iterator[Value]:
-    """What exponentials inside a chain are of, short of what is subtracted."""
-    for value in chain.values:
-        shifted = value.op.operands[0] if value.op is not None and value.op.name == "exp" else None
-        if isinstance(shifted, Value) and shifted.op is not None and shifted.op.name == "sub":
-            scores = shifted.op.operands[0]
-            if isinstance(scores, Value) and scores in chain.values:
-                yield scores
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """An op that puts minus infinity in the place of scores.
-
-    Args:
-        op: a `where`.
-        condition: that it goes by.
-        hides: the scores are hidden where it holds; else where it does not.
-    """
-
-    op: Op
-    condition: Value
-    hides: bool
-
-
-@dataclass
-class _Scores:
-    """What one or several chains take exponentials of.
-
-    Attributes:
-        masks: those on the way from the product to it, the last one first.
-        shape: of the scores where they are masked.
-    """
-
-    value: Value
-    chains: list[Chain] = field(default_factory=list)
-    masks: list[_Mask] = field(default_factory=list)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return int_shape(self.masks[0].op.result)
-
-    def find_masks(self) -> bool:
-        """Whether there are masks in memory, all of which hide by minus infinity, seen in one shape."""
-        value: Value | None = self.value
-        moved = False
-        while value is not None and value.op is not None:
-            op = value.op
-            mask = _mask_of(op)
-            if mask is not None:
-                if moved and self.masks:
-                    return False  # a row may be hidden by both together, which is not told in two shapes
-                self.masks.append(mask)
-                value = _kept_of(mask)
-            elif op.name == "cast" or (op.name in ("mul", "div") and _is_positive(op.operands[1])):
-                value = next(iter(op.inputs))
-            elif get(op.name).kind is Kind.VIEW and len(op.operands) == 1:
-                value, moved = next(iter(op.inputs)), bool(self.masks)
-            else:
-                break
-        leaves = _Leaves()
-        conditions = [mask.condition for mask in self.masks]
-        if not any(leaves.is_data(item) and item.shape[-1] == self.shape[-1] for item in conditions):
-            return False
-        if len({item: mask.hides for item, mask in zip(conditions, self.masks)}) < len(self.masks):
-            return False
-        return math.prod(rules.broadcast(self.value.name, [item.shape for item in conditions])) < math.prod(self.shape)
-
-    def is_worth_it(self, ctx: PassContext) -> bool:
-        """Whether less is read of the masks than it takes to compute what they may hide."""
-        assert ctx.templates is not None
-        product = self.chains[0].products[0]
-        width = int_shape(self.chains[0].outer.result)[-1]
-        masks = {mask.condition for mask in self.masks}
-        return ctx.templates.takes_mask_edges(
-            math.prod(self.shape), width, product.result.dtype, max(math.prod(int_shape(mask)) for mask in masks)
-        )
-
-    def dims(self) -> list[int]:
-        """Which dims of the scores kernels loop over."""
-        place = self.masks[0].op.result
-        return sorted({_looped_over(chain, place) for chain in self.chains} - {0}, reverse=True)
-
-
-def _mask_of(op: Op) -> _Mask | None:
-    if op.name != "where":
-        return None
-    condition, first, second = op.operands
-    if not isinstance(condition, Value) or not any(
-        isinstance(kept, Value) and hidden == -math.inf and int_shape(kept) == int_shape(op.result)
-        for hidden, kept in ((first, second), (second, first))
-    ):
-        return None
-    return _Mask(op, condition, first == -math.inf)
-
-
-def _kept_of(mask: _Mask) -> Value:
-    kept = mask.op.operands[2 if mask.hides else 1]
-    assert isinstance(kept, Value)
-    return kept
-
-
-def _is_positive(operand: object) -> bool:
-    return isinstance(operand, (int, float)) and 0 < operand < math.inf
-
-
-def _looped_over(chain: Chain, place: Value) -> int:
-    """Along which dim of scores the kernel of a chain has its loop: keys or queries; 0 for neither."""
-    if place not in chain.values:
-        return 0
-    group = open_group(group_of(chain.outer.result, 0), chain)
-    if group is None:
-        return 0
-    (index,) = group.visits[place]
-    rows = frozenset(group.rows)
-    return next((dim for dim in (_KEYS, _QUERIES) if group.axes_of((index[dim],)) & rows), 0)
-
-
-class _Leaves:
-    """Tells what is data from what positions alone tell."""
-
-    def __init__(self) -> None:
-        self.known: dict[Value, bool] = {}
-
-    def is_data(self, value: Value) -> bool:
-        """Whether it is made of anything but numbers and positions."""
-        if value not in self.known:
-            op = value.op
-            if op is None or get(op.name).kind not in _PURE:
-                self.known[value] = True
-            else:
-                self.known[value] = any(self.is_data(item) for item in op.inputs)
-        return self.known[value]
+def _is_worth_it(scores: Scores, ctx: PassContext) -> bool:
+    """Whether less is read of the masks than it takes to compute what they may hide."""
+    assert ctx.templates is not None
+    outer = scores.chains[0].outer.result
+    factors = [] if scores.is_exact or scores.product is None else list(scores.product.inputs)
+    read = sum(math.prod(int_shape(value)) * value.dtype.itemsize for value in factors)
+    masked = max(math.prod(int_shape(mask.value)) for mask in scores.masks)
+    return ctx.templates.takes_mask_edges(math.prod(scores.shape), int_shape(outer)[-1], outer.dtype, masked, read)
 
 
 class _Writer:
@@ -209,12 +95,14 @@ class _Writer:
 
     Attributes:
         edges: those of masks so far, by what hides and a dim.
+        lengths: of the longest row or column of factors.
     """
 
     def __init__(self, graph: Graph, ctx: PassContext) -> None:
         self.graph = graph
         self.builder = Builder(graph, ctx.infer)
         self.edges: dict[object, tuple[Value, ...]] = {}
+        self.lengths: dict[Value, Value] = {}
         self.old, graph.ops = graph.ops, []  # what is built is put between them in the end
 
     def finish(self) -> bool:
@@ -223,83 +111,160 @@ class _Writer:
         self.graph.ops = list(_in_order(self.old)) if modified else self.old
         return modified
 
-    def bound(self, scores: _Scores) -> None:
-        """Bound all masks of some scores, in the ops that put minus infinity in their place and those of gradients."""
-        dims, shape = scores.dims(), scores.shape
-        if not dims:
+    def bound(self, scores: Scores) -> None:
+        """Bound all masks of some scores, in the ops that put them on and in those of gradients."""
+        last, shape = scores.masks[0], scores.shape
+        self._at(last.op)
+        edges = [(dim, self._edges_of(scores, dim)) for dim in scores.dims()]
+        if not edges:
             return
-        self._at(scores.masks[0].op)
-        edges = [(dim, self._edges_of(scores.masks, shape, dim)) for dim in dims]
         bounded: dict[Value, Value] = {}
         for mask in scores.masks:
             self._at(mask.op)
-            value = self._hidden(mask.condition, mask.hides, len(shape))
-            value = self.builder.op("expand", value, shape=shape)
-            for dim, found in edges:
-                value = self.builder.op("bounded", self._positions(shape[dim], dim, value.device), *found, value)
-            bounded[mask.condition] = value
-        hides = {mask.condition: mask.hides for mask in scores.masks}
+            bounded[mask.value] = self._bounded(self._hidden(mask, len(shape)), shape, edges)
+        hides = {mask.value: mask.hides for mask in scores.masks if mask.number is not None}
         inside = {value.op for chain in scores.chains for value in chain.values}
-        for op in (op for op in self.old if op in inside and op.name == "where" and op.operands[0] in bounded):
-            if int_shape(op.result) == shape:
-                condition, first, second = op.operands
-                assert isinstance(condition, Value)
+        for op in (op for op in self.old if op in inside and op.name == "where" and op.operands[0] in hides):
+            condition, first, second = op.operands
+            if int_shape(op.result) == shape and isinstance(condition, Value):
                 op.operands = [bounded[condition], *((first, second) if hides[condition] else (second, first))]
+        for mask in scores.masks:
+            if mask.number is None:
+                mask.op.operands = [mask.kept, bounded[mask.value]]
+        if last.number is not None and not last.is_exact:
+            self._at(last.op)
+            none = self._full(False, len(shape), last.value.device)
+            inner = self.builder.op("where", *last.op.operands)
+            last.op.operands = [self._bounded(none, shape, edges), -math.inf, inner]
 
     def _at(self, op: Op) -> None:
         self.builder.location, self.builder.origin = op.location, op.origin
 
-    def _hidden(self, condition: Value, hides: bool, rank: int) -> Value:
-        """Where a mask hides, with as many dims as scores have."""
-        shape = int_shape(condition)
+    def _bounded(self, value: Value, shape: tuple[int, ...], edges: Iterable[tuple[int, tuple[Value, ...]]]) -> Value:
+        value = self.builder.op("expand", value, shape=shape)
+        for dim, found in edges:
+            value = self.builder.op("bounded", self._positions(shape[dim], dim, value.device), *found, value)
+        return value
+
+    def _full(self, value: bool | float, rank: int, device: str) -> Value:
+        dtype = bool_ if isinstance(value, bool) else f32
+        return self.builder.op("full", shape=(1,) * rank, dtype=dtype, value=value, device=device)
+
+    def _hidden(self, mask: Mask, rank: int) -> Value:
+        """Where a mask hides, or what it adds, with as many dims as scores have."""
+        value, shape = mask.value, int_shape(mask.value)
         if len(shape) < rank:
-            condition = self.builder.op("reshape", condition, shape=((1,) * (rank - len(shape)) + shape))
-        return condition if hides else self.builder.op("bitwise_not", condition)
+            value = self.builder.op("reshape", value, shape=((1,) * (rank - len(shape)) + shape))
+        return value if mask.hides else self.builder.op("bitwise_not", value)
 
     def _positions(self, extent: int, dim: int, device: str) -> Value:
         at = self.builder.op("iota", size=extent, start=0, step=1, dtype=i32, device=device)
-        return at if dim == _KEYS else self.builder.op("reshape", at, shape=(extent, 1))
+        return at if dim == KEYS else self.builder.op("reshape", at, shape=(extent, 1))
 
-    def _edges_of(self, masks: Sequence[_Mask], shape: tuple[int, ...], dim: int) -> tuple[Value, ...]:
+    # edges
+
+    def _edges_of(self, scores: Scores, dim: int) -> tuple[Value, ...]:
         """The edges of all masks of some scores together, along a dim."""
-        key = frozenset((mask.condition, mask.hides) for mask in masks), shape[-2:], dim
+        b, shape = self.builder, scores.shape
+        key = tuple((mask.value, mask.number, mask.hides, mask.factor) for mask in scores.masks), shape[-2:], dim
         found = self.edges.get(key)
         if found is None:
-            hidden: Value | None = None
-            for mask in masks:
-                one = self._hidden(mask.condition, mask.hides, len(shape))
-                hidden = one if hidden is None else self.builder.op("bitwise_or", hidden, one)
-            assert hidden is not None
-            found = self.edges[key] = self._edges(hidden, shape, dim)
+            find = self._exact_edges if scores.is_exact else self._safe_edges
+            found = self.edges[key] = find(scores.masks, shape, dim)
+        if scores.is_exact:
+            return found
+        first, last, end = found
+        known = self._are_known(scores)
+        return tuple(b.op("where", known, edge, other) for edge, other in ((first, 0), (last, shape[dim]), (end, 0)))
+
+    def _exact_edges(self, masks: list[Mask], shape: tuple[int, ...], dim: int) -> tuple[Value, ...]:
+        """Of masks that hide by minus infinity; a query that sees nothing counts as one that sees all, with a gap."""
+        b = self.builder
+        hidden = self._any("bitwise_or", [self._hidden(mask, len(shape)) for mask in masks])
+        seen = b.op("bitwise_not", hidden)
+        first, last, count = self._between(seen, seen, shape, KEYS)
+        blind = b.op("eq", last, 0)
+        if dim == QUERIES:
+            first, last, count = self._between(b.op("bitwise_or", seen, blind), seen, shape, dim)
+        else:
+            first, last = b.op("where", blind, 0, first), b.op("where", blind, shape[dim], last)
+        return self._with_end(first, last, count)
+
+    def _safe_edges(self, masks: list[Mask], shape: tuple[int, ...], dim: int) -> tuple[Value, ...]:
+        """Of masks that add to scores or put numbers in their place, if these are no larger than `_margin` says."""
+        b, rank = self.builder, len(shape)
+        total = self._full(0.0, rank, masks[0].value.device)
+        inert: list[Value] = []
+        for mask in reversed(masks):
+            value = self._hidden(mask, rank)
+            if mask.number is None:
+                wide = b.op("cast", value, dtype=f32) if value.dtype != f32 else value
+                total = b.op("add", total, b.op("mul", wide, mask.factor))
+                inert.append(b.op("eq", value, 0.0))
+            else:
+                total = b.op("where", value, mask.number * mask.factor, total)
+                inert.append(b.op("bitwise_not", value))
+        peak = b.op("amax", total, dims=(rank - 1,), keepdim=True)
+        # nothing is less than NaN
+        least = b.op("where", b.op("lt", peak, math.inf), b.op("sub", peak, _margin(masks)), -math.inf)
+        reached = b.op("bitwise_not", b.op("lt", total, least))
+        return self._with_end(*self._between(reached, self._any("bitwise_and", [*inert, reached]), shape, dim))
+
+    def _any(self, name: str, values: list[Value]) -> Value:
+        found = values[0]
+        for value in values[1:]:
+            found = self.builder.op(name, found, value)
         return found
 
-    def _edges(self, hidden: Value, shape: tuple[int, ...], dim: int) -> tuple[Value, ...]:
-        """Where what is seen begins and ends, and where it ends to be seen without a gap."""
+    def _between(self, reached: Value, seen: Value, shape: tuple[int, ...], dim: int) -> tuple[Value, Value, Value]:
+        """The first and the end of places that are reached, and how many are seen."""
         b, rank, extent = self.builder, len(shape), shape[dim]
+        if reached.shape[dim] == 1:
+            wide = [*int_shape(reached)]
+            wide[dim] = extent
+            reached, seen = (b.op("expand", item, shape=tuple(wide)) for item in (reached, seen))
+        at = self._positions(extent, dim, reached.device)
 
-        def reduced(name: str, value: Value, along: int = dim) -> Value:
-            return b.op(name, value, dims=(rank + along,), keepdim=True)
+        def reduced(name: str, value: Value) -> Value:
+            return b.op(name, value, dims=(rank + dim,), keepdim=True)
 
-        seen = b.op("bitwise_not", hidden)
-        # a query that sees nothing counts as one that sees all, with a gap
-        keys = self._positions(shape[_KEYS], _KEYS, hidden.device)
-        last_key = reduced("amax", b.op("where", seen, b.op("add", keys, 1), 0), _KEYS)
-        blind = b.op("eq", last_key, 0)
-        if dim == _QUERIES:
-            reached, at = b.op("bitwise_or", seen, blind), self._positions(extent, dim, hidden.device)
-            if hidden.shape[dim] == 1:  # each key is seen by all queries, or by none
-                reached, seen = (self._expanded(item, extent) for item in (reached, seen))
-            first = reduced("amin", b.op("where", reached, at, extent))
-            last = reduced("amax", b.op("where", reached, b.op("add", at, 1), 0))
-        else:
-            first = b.op("where", blind, 0, reduced("amin", b.op("where", seen, keys, extent)))
-            last = b.op("where", blind, extent, last_key)
-        count = reduced("sum", b.op("cast", seen, dtype=i32))
+        first = reduced("amin", b.op("where", reached, at, extent))
+        last = reduced("amax", b.op("where", reached, b.op("add", at, 1), 0))
+        return first, last, reduced("sum", b.op("cast", seen, dtype=i32))
+
+    def _with_end(self, first: Value, last: Value, count: Value) -> tuple[Value, Value, Value]:
+        b = self.builder
         return first, last, b.op("where", b.op("eq", count, b.op("sub", last, first)), last, first)
 
-    def _expanded(self, value: Value, queries: int) -> Value:
-        shape = int_shape(value)
-        return self.builder.op("expand", value, shape=(*shape[:-2], queries, shape[-1]))
+    # how large scores are
+
+    def _are_known(self, scores: Scores) -> Value:
+        """Whether scores are so small that masks decide alone which of them count."""
+        assert scores.product is not None
+        b = self.builder
+        left, right = scores.product.operands
+        assert isinstance(left, Value) and isinstance(right, Value)
+        product = b.op("mul", self._length(left, -1), self._length(right, -2))
+        most = (_margin(scores.masks) - _NOTHING) / (2 * _ROUNDED * scores.factor)
+        known = b.op("lt", product, min(most, _LARGEST))
+        return b.op("reshape", known, shape=(1,) * len(scores.shape))
+
+    def _length(self, factor: Value, dim: int) -> Value:
+        """Of the longest vector along a dim."""
+        found = self.lengths.get(factor)
+        if found is None:
+            b, rank = self.builder, factor.type.rank
+            wide = b.op("cast", factor, dtype=f32) if factor.dtype != f32 else factor
+            squares = b.op("sum", b.op("mul", wide, wide), dims=(rank + dim,), keepdim=True)
+            found = b.op("sqrt", b.op("amax", squares, dims=tuple(range(rank)), keepdim=True))
+            found = self.lengths[factor] = b.op("reshape", found, shape=())
+        return found
+
+
+def _margin(masks: Iterable[Mask]) -> float:
+    """By how much what masks make of one score has to be less than what they make of another one, to hide it."""
+    numbers = [_ADDED if mask.number is None else -mask.number * mask.factor * _BELOW for mask in masks]
+    return min(number for number in numbers if number < math.inf)
 
 
 def _in_order(ops: Iterable[Op]) -> Iterator[Op]:

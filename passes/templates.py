@@ -152,7 +152,7 @@ class Templates:
         by_model = scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
         return self._decide(f"product of products {dtype.name}, {scores} scores, {rows} rows", by_model)
 
-    def takes_mask_edges(self, scores: int, width: int, dtype: DType, masked: int) -> bool:
+    def takes_mask_edges(self, scores: int, width: int, dtype: DType, masked: int, read: int) -> bool:
         """Whether edges of masks are found ahead of a product of products, whose kernels then skip what is hidden.
 
         Args:
@@ -160,6 +160,7 @@ class Templates:
             width: elements of a row of the result.
             dtype: of the products.
             masked: elements of the largest mask.
+            read: bytes of operands that are looked at, too, for how large scores are.
         """
         if self.policy != AUTO:
             return self.policy == ALWAYS
@@ -167,7 +168,8 @@ class Templates:
         if not rate:
             return False
         skipped = MASKED_SHARE * 4 * scores * width / rate
-        return skipped > MASK_BYTES * masked / self._bandwidth + LAUNCH
+        launches = 2 if not read else 8
+        return skipped > (MASK_BYTES * masked + read) / self._bandwidth + launches * LAUNCH
 
     def library_for_attention(
         self, device: str, dtype: DType, query: Sequence[int], keys: int, causal: bool, trains: bool

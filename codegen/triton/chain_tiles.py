@@ -41,7 +41,9 @@ def tiles_of(
     """
     widest = max(columns.extent, *(dim.extent for dim in sums.values()))
     dtype = parts.by_id[parts.outers[0].left].dtype
-    is_whole = widest <= _NARROWER.get(family_of(target), _WIDE) and all(dim.is_exact for dim in (columns, *sums.values()))
+    is_whole = widest <= _NARROWER.get(family_of(target), _WIDE) and all(
+        dim.is_exact for dim in (columns, *sums.values())
+    )
     is_heavy = _takes_registers(parts, bounds, is_whole)
     tiles = candidate_chain_tiles(target, widest, dtype, len(parts.inner), len(parts.outers), draws=is_heavy)
     machine = machine_of(target)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.ir.dims import Dim, Expr, Sym, symbol, symbols
+from graphc.loopir.analysis import closure
 from graphc.loopir.bounded import goes_along
 from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load, Reduce
 
@@ -87,6 +88,8 @@ class Conditions:
         """
         if not bounds or any(isinstance(s, Reduce) for s in self.kernel.defines):
             return True
+        if self._hides_by_data():
+            return False  # together with positions it may leave nothing of a sum
         shifts = [self.by_id[s.args[0]] for s in self.by_id.values() if isinstance(s, Compute) and s.op == "exp"]
         along = frozenset[str]().union(
             *(self.domains[s.args[1]] for s in shifts if isinstance(s, Compute) and s.op == "sub")
@@ -98,6 +101,15 @@ class Conditions:
         if steps.name in along and not all(_meets(bounds, position, count) for position in (0, length - 1)):
             return False
         return not rows or rows[0].name not in along or all(_kept(bounds, row, length) for row in (0, count - 1))
+
+    def _hides_by_data(self) -> bool:
+        """Whether scores are replaced by minus infinity where something in memory says so."""
+        conditions = [
+            s.args[0]
+            for s in self.by_id.values()
+            if isinstance(s, Compute) and s.op == "where" and any(self._is(arm, -math.inf) for arm in s.args[1:])
+        ]
+        return any(isinstance(self.by_id[name], Load) for name in closure(conditions, self.by_id))
 
     def known_within(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> dict[str, bool]:
         """Comparisons of positions that come out the same wherever all bounds are kept."""

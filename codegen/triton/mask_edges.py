@@ -16,6 +16,7 @@ from graphc.codegen.triton.index_bounds import Conditions
 from graphc.codegen.triton.tiling import TileDim
 from graphc.loopir.bounded import bounded_values, unbounded, within_runs
 from graphc.loopir.kernel import Axis, Compute, Kernel
+from graphc.loopir.transform import assume
 
 _FIRST, _LAST, _END = 1, 2, 3
 """Operands of `bounded`."""
@@ -45,7 +46,7 @@ class MaskEdges:
     @property
     def with_masks(self) -> Kernel:
         """What is computed in blocks where something is hidden."""
-        return unbounded(self.kernel, self.names)
+        return assume(unbounded(self.kernel, self.names), {})  # what bounds alone had hidden is False now
 
     @property
     def without_masks(self) -> Kernel:

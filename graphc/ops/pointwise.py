@@ -20,7 +20,6 @@ from graphc.ops import checks, rules
 from graphc.ops.registry import ElementContext, Kind, LoopValue, LowerRule, OpDef, TypeRule, register
 
 
-
 def _bounded(
     position: torch.Tensor, first: torch.Tensor, last: torch.Tensor, end: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:

@@ -78,7 +78,9 @@ def run(library: HostLibrary, kernel: Kernel, arrays: Sequence[Array]) -> None:
 def operands(kernel: Kernel) -> Iterator[list[Array]]:
     few = len(kernel.buffers) > 5  # 10,000 combinations else
     given = [
-        np.array(values(b.dtype)[: 3 if few else None], numpy_dtype(b.dtype)) for b in kernel.buffers if b.access == "in"
+        np.array(values(b.dtype)[: 3 if few else None], numpy_dtype(b.dtype))
+        for b in kernel.buffers
+        if b.access == "in"
     ]
     for found in np.ndindex(*(len(item) for item in given)):
         yield [item[at : at + 1].copy() for item, at in zip(given, found, strict=True)]
