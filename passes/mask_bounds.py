@@ -46,8 +46,9 @@ _BELOW = 0.8
 """Share of the least number that hides scores, by which other scores of a row have to be larger."""
 _ADDED = 8.0 * LARGE
 """The same where numbers are added that are not known: those of old models are -10,000."""
-_NOTHING = 110.0
-"""Differences from which on an exponential is 0 in f32; the least number there is e to the power -103.3."""
+_NOTHING = 200.0
+"""Differences from which on an exponential is 0 in f32, the least number of which is e to the power -103.3; and as much
+again for sums of scores and masks that are rounded to 16 bits."""
 _LARGEST = 3e38
 """Of what is compared in f32."""
 _ROUNDED = 1.01
@@ -183,10 +184,11 @@ class _Writer:
         hidden = self._any("bitwise_or", [self._hidden(mask, len(shape)) for mask in masks])
         seen = b.op("bitwise_not", hidden)
         first, last, count = self._between(seen, seen, shape, KEYS)
-        blind = b.op("eq", last, 0)
         if dim == QUERIES:
-            first, last, count = self._between(b.op("bitwise_or", seen, blind), seen, shape, dim)
+            reached = b.op("ge", b.op("cast", seen, dtype=i32), b.op("minimum", count, 1))
+            first, last, count = self._between(reached, seen, shape, dim)
         else:
+            blind = b.op("eq", count, 0)
             first, last = b.op("where", blind, 0, first), b.op("where", blind, shape[dim], last)
         return self._with_end(first, last, count)
 

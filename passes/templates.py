@@ -34,6 +34,8 @@ SMALL = 1 << 16
 """Elements of a product below which a kernel of its own is not worth compiling."""
 CHAIN_ROWS = 1 << 12
 """Rows of a product of products from which on there are programs enough to fill a chip."""
+CHAIN_EFFICIENCY = 0.4
+"""Rate of products of products as a part of the library's: a softmax is computed in between. See `ATTENTION_RATES`."""
 MASKED_SHARE = 0.5
 """Share of the scores that a mask in memory is taken to hide; what it holds is not known when kernels are chosen."""
 MASK_BYTES = 4
@@ -164,7 +166,7 @@ class Templates:
         """
         if self.policy != AUTO:
             return self.policy == ALWAYS
-        rate = self._rate(dtype)
+        rate = self._rate(dtype) * CHAIN_EFFICIENCY
         if not rate:
             return False
         skipped = MASKED_SHARE * 4 * scores * width / rate

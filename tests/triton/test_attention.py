@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import graphc
 from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.emit import emit_kernel, parameter_names
 from graphc.codegen.triton.index_bounds import Bound, Conditions
@@ -21,11 +22,14 @@ from graphc.ir.dims import symbol
 from graphc.ir.types import f32
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Kernel
-from graphc.passes.templates import Templates
+from graphc.passes.base import PassContext
+from graphc.passes.pipeline import optimize
+from graphc.passes.plan import make_plan
+from graphc.passes.templates import ALWAYS, Templates
 from graphc.program.plan import KernelStep
 from graphc.runtime.triton_cross import TARGETS, CompiledKernel, compile_for
 from graphc.runtime.triton_module import import_triton
-from tests.triton.attentions import FORMS, causal, dropped, inputs, plain, shared, softcap, window
+from tests.triton.attentions import FORMS, causal, causal_with_buffer, dropped, inputs, plain, shared, softcap, window
 from tests.triton.products import Case, kernel_calls, plan_of, products_left
 from tests.triton.test_products import UNITS, assembly
 
@@ -108,6 +112,29 @@ def test_gradients_of_other_forms_do_not_spill(form: Callable[..., torch.Tensor]
     for kernel in _kernels(width, form)[1:]:
         (compiled,) = compile_for(emit_kernel(kernel, target=target), target)
         assert compiled.spills == 0, compiled
+
+
+def _with_buffer(width: int) -> list[Kernel]:
+    mask = torch.ones(1024, 1024, dtype=torch.uint8)
+    args = [torch.zeros(4, 8, 1024, width, dtype=torch.bfloat16) for _ in range(3)]
+    graph = graphc.trace(_step_of(causal_with_buffer), *args, mask)
+    templates = Templates(policy=ALWAYS)
+    optimize(graph, PassContext(target="gpu", templates=templates))
+    plan = make_plan(graph, backend="triton", templates=templates)
+    return [kernel for kernel in plan.kernels.values() if kernel.contractions]
+
+
+@compiles
+@pytest.mark.parametrize(("target", "width"), [*((target, 128) for target in TARGETS), ("cuda:90", 64)])
+def test_masks_in_memory_do_not_make_attention_spill_or_wait_for_each_product(target: str, width: int) -> None:
+    for kernel in _with_buffer(width):
+        made = emit_kernel(kernel, target=target)
+        assert "range(whole_first, whole_last, JBLOCK)" in made.text
+        (compiled,) = compile_for(made, target)
+        assert compiled.spills == 0, compiled
+        if target == "cuda:90":
+            names = _instructions(compiled)
+            assert 4 * names.count("WARPGROUP.DEPBAR.LE") < sum(name.startswith("HGMMA") for name in names)
 
 
 @compiles
