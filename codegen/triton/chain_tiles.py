@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from graphc.codegen.triton.chain_parts import ChainParts
-from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles, family_of, machine_of
+from graphc.codegen.triton.tiles import ChainTile, candidate_chain_tiles, machine_of
 from graphc.codegen.triton.tiling import TileDim
 from graphc.loopir.kernel import Compute, Load
 
@@ -22,9 +22,7 @@ _LONG_FUNCTIONS = frozenset(("tanh", "sin", "cos", "erf", "log", "log1p", "expm1
 _LEAST = 16
 """Rows and steps of the smallest tile."""
 _WIDE = 128
-"""Columns of the widest accumulators beside which registers are left for more than weights."""
-_NARROWER = {"cuda:90": 64}
-"""The same where the largest tiles leave fewer registers."""
+"""Columns from which on accumulators of several results leave no registers for anything but weights."""
 
 
 def tiles_of(
@@ -41,12 +39,10 @@ def tiles_of(
     """
     widest = max(columns.extent, *(dim.extent for dim in sums.values()))
     dtype = parts.by_id[parts.outers[0].left].dtype
-    is_whole = widest <= _NARROWER.get(family_of(target), _WIDE) and all(
-        dim.is_exact for dim in (columns, *sums.values())
-    )
+    machine = machine_of(target)
+    is_whole = widest <= machine.beside and all(dim.is_exact for dim in (columns, *sums.values()))
     is_heavy = _takes_registers(parts, bounds, is_whole)
     tiles = candidate_chain_tiles(target, widest, dtype, len(parts.inner), len(parts.outers), draws=is_heavy)
-    machine = machine_of(target)
 
     def fits(tile: ChainTile) -> bool:
         return _shared(parts, sums, columns, tile, machine.turns) <= machine.shared

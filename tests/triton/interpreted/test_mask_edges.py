@@ -20,7 +20,7 @@ NONE = float("-inf")
 Made = tuple[Form, torch.Tensor]
 Masks = Callable[[int, int], Made]
 MASKS: dict[str, Masks] = {}
-BATCH, HEADS = 2, 3
+BATCH, HEADS = 2, 2
 
 
 def mask(make: Masks) -> Masks:
@@ -195,7 +195,7 @@ def agree(step: Callable[..., tuple[torch.Tensor, ...]], args: list[torch.Tensor
     return texts
 
 
-@pytest.mark.parametrize("sizes", [(200, 200), (150, 290), (21, 37), (133, 5)])
+@pytest.mark.parametrize("sizes", [(150, 290), (21, 37), (133, 5)])
 @pytest.mark.parametrize("name", MASKS)
 def test_results_and_gradients_are_as_in_eager(name: str, sizes: tuple[int, int]) -> None:
     form, mask = MASKS[name](*sizes)
