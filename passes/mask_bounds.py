@@ -31,7 +31,7 @@ is passed by here, as it is behind masks that are told from positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -263,10 +263,10 @@ class _Writer:
         return found
 
 
-def _margin(masks: Iterable[Mask]) -> float:
+def _margin(masks: Sequence[Mask]) -> float:
     """By how much what masks make of one score has to be less than what they make of another one, to hide it."""
-    numbers = [_ADDED if mask.number is None else -mask.number * mask.factor * _BELOW for mask in masks]
-    return min(number for number in numbers if number < math.inf)
+    least = [_ADDED if mask.number is None else -mask.number * _BELOW for mask in masks]
+    return min(number * mask.factor for number, mask in zip(least, masks, strict=True) if number < math.inf)
 
 
 def _in_order(ops: Iterable[Op]) -> Iterator[Op]:
