@@ -19,7 +19,7 @@ from graphc.codegen.triton.emit import emit_kernel, parameter_names
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.tiles import ChainTile, machine_of
 from graphc.ir.dims import symbol
-from graphc.ir.types import f32
+from graphc.ir.types import bool_, f32, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Kernel
 from graphc.passes.base import PassContext
@@ -246,6 +246,33 @@ def test_weights_of_nothing_are_not_passed_by(along: str, shift: int, is_bound: 
     value = b.compute("exp", b.compute("sub", score, b.load("sums", f32, symbol(along))))
     # row 0 keeps position 0 up to a shift of 0, and so does position 99 with row 99
     assert bool(Conditions(b.finish("kernel", ())).bounds([value], ROWS, STEPS)) == is_bound
+
+
+@pytest.mark.parametrize("is_data", [False, True])
+def test_what_memory_hides_besides_may_leave_nothing_of_a_sum(is_data: bool) -> None:
+    b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
+    none = b.constant(float("-inf"), f32)
+    ahead = b.compute("gt", b.index_value(symbol("j")), b.index_value(symbol("i")))
+    score = b.compute("where", ahead, none, b.load("x", f32, symbol("j")))
+    other = b.load("m", bool_, symbol("j")) if is_data else ahead
+    score = b.compute("where", other, none, score)
+    value = b.compute("exp", b.compute("sub", score, b.load("sums", f32, symbol("i"))))
+    assert bool(Conditions(b.finish("kernel", ())).bounds([value], ROWS, STEPS)) != is_data
+
+
+def test_edges_in_memory_are_found_in_the_place_of_positions() -> None:
+    b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
+    edges = [b.load(name, i64, symbol("i")) for name in ("first", "last", "end")]
+    position = b.index_value(symbol("j"))
+    ahead = b.compute("gt", position, b.index_value(symbol("i")))
+    mask = b.compute("bounded", position, *edges, ahead)
+    score = b.compute("where", mask, b.constant(float("-inf"), f32), b.load("x", f32, symbol("j")))
+    added = b.compute("mul", b.compute("add", score, b.load("y", f32, symbol("j"))), b.constant(2.0, f32))
+    for scores in (score, added):
+        value = b.compute("exp", b.compute("sub", scores, b.load("sums", f32, symbol("i"))))
+        conditions = Conditions(b.finish("kernel", ()))
+        assert [s.id for s in conditions.edges([value], STEPS)] == [mask]
+        assert conditions.bounds([value], ROWS, STEPS) == []
 
 
 def test_other_conditions_are_no_bounds() -> None:
