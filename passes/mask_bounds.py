@@ -40,7 +40,7 @@ from graphc.ir.types import bool_, f32, i32
 from graphc.passes.base import PassContext, PassResult
 from graphc.passes.chains import find_chains
 from graphc.passes.layout import int_shape
-from graphc.passes.score_masks import KEYS, LARGE, QUERIES, Mask, Scores, softmax_scores
+from graphc.passes.score_masks import KEYS, LARGE, QUERIES, Mask, Scores, may_have_masks, softmax_scores
 
 _BELOW = 0.8
 """Share of the least number that hides scores, by which other scores of a row have to be larger."""
@@ -68,7 +68,7 @@ class BoundMasks:
     name: ClassVar[str] = "bound-masks"
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        if ctx.templates is None or ctx.target != "gpu":
+        if ctx.templates is None or ctx.target != "gpu" or not may_have_masks(graph):
             return PassResult(False)
         found: dict[Value, Scores] = {}
         for chain in find_chains(graph.ops, graph.live_out(), ctx.templates.takes_chain):
@@ -147,8 +147,8 @@ class _Writer:
             value = self.builder.op("bounded", self._positions(shape[dim], dim, value.device), *found, value)
         return value
 
-    def _full(self, value: bool | float, rank: int, device: str) -> Value:
-        dtype = bool_ if isinstance(value, bool) else f32
+    def _full(self, value: bool | int | float, rank: int, device: str) -> Value:
+        dtype = bool_ if isinstance(value, bool) else i32 if isinstance(value, int) else f32
         return self.builder.op("full", shape=(1,) * rank, dtype=dtype, value=value, device=device)
 
     def _hidden(self, mask: Mask, rank: int) -> Value:
@@ -221,10 +221,10 @@ class _Writer:
     def _between(self, reached: Value, seen: Value, shape: tuple[int, ...], dim: int) -> tuple[Value, Value, Value]:
         """The first and the end of places that are reached, and how many are seen."""
         b, rank, extent = self.builder, len(shape), shape[dim]
-        if reached.shape[dim] == 1:
-            wide = [*int_shape(reached)]
-            wide[dim] = extent
-            reached, seen = (b.op("expand", item, shape=tuple(wide)) for item in (reached, seen))
+        if reached.shape[dim] == 1:  # all of them, or none
+            total = self._full(extent, rank, reached.device)
+            first = b.op("where", reached, 0, total)
+            return first, b.op("where", reached, total, 0), b.op("where", seen, total, 0)
         at = self._positions(extent, dim, reached.device)
 
         def reduced(name: str, value: Value) -> Value:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from graphc.ir.graph import Input, Op, Operand, Role, Value
+from graphc.ir.graph import Graph, Input, Op, Operand, Role, Value
 from graphc.ops import rules
 from graphc.ops.registry import Kind, get
 from graphc.passes.base import constant_of
@@ -25,6 +25,8 @@ KEYS, QUERIES = -1, -2
 """Dims of scores."""
 LARGE = 1e3
 """How negative a number has to be that hides a score."""
+_DEPTH = 32
+"""Ops between a product and a softmax, at most."""
 _PURE = (Kind.POINTWISE, Kind.VIEW, Kind.CREATION, Kind.REDUCTION)
 
 
@@ -170,6 +172,28 @@ def softmax_scores(chain: Chain) -> Iterator[Value]:
             scores = shifted.op.operands[0]
             if isinstance(scores, Value) and scores in chain.values:
                 yield scores
+
+
+def may_have_masks(graph: Graph) -> bool:
+    """Whether there is a softmax of what memory may hide parts of, at a glance."""
+    data = _Data()
+    for op in graph.ops:
+        value = op.operands[0] if op.name == "exp" else None
+        is_masked = False
+        for _ in range(_DEPTH):
+            source = value.op if isinstance(value, Value) else None
+            if source is None or len(source.results) != 1:
+                break
+            if source.name == "matmul":
+                if is_masked and source.result.type.rank > 2:  # heads share a mask
+                    return True
+                break
+            size = math.prod(int_shape(source.result))
+            wide = [x for x in source.inputs if math.prod(int_shape(x)) == size]
+            if source.name in ("where", "add"):
+                is_masked |= any(data.holds(x) for x in source.inputs if x not in wide)
+            value = wide[-1] if wide and source.name != "sub" else source.operands[0]
+    return False
 
 
 def _may_hide(added: Value, scores: Value) -> bool:

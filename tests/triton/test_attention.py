@@ -19,7 +19,7 @@ from graphc.codegen.triton.emit import emit_kernel, parameter_names
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.tiles import ChainTile, machine_of
 from graphc.ir.dims import symbol
-from graphc.ir.types import bool_, f32, i64
+from graphc.ir.types import bf16, bool_, f32, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Kernel
 from graphc.passes.base import PassContext
@@ -193,6 +193,16 @@ def test_large_attention_is_one_kernel_where_there_are_matrix_units() -> None:
     assert _chosen(causal, large, torch.float32)[0] == 2
     assert _chosen(causal, large, torch.float32, tf32=True) == (0, 1)
     assert _chosen(causal, (4, 8, 512, 320), torch.bfloat16)[0] >= 1
+
+
+def test_edges_of_masks_are_found_where_half_of_the_attention_takes_longer() -> None:
+    templates, size = Templates(), 1024 * 1024
+    assert templates.takes_mask_edges(192 * size, 64, bf16, size, 0)
+    assert not templates.takes_mask_edges(192 * size, 64, bf16, 192 * size, 0)
+    assert not templates.takes_mask_edges(4 * 128 * 128, 64, bf16, 128 * 128, 0)
+    assert not templates.takes_mask_edges(192 * size, 64, f32, size, 0)  # no kernel at all
+    few = 16 * size, 64, bf16, size
+    assert templates.takes_mask_edges(*few, 0) and not templates.takes_mask_edges(*few, 16 << 20)
 
 
 def test_scores_are_never_stored() -> None:
