@@ -38,6 +38,8 @@ _UNSAFE = frozenset(
     if hasattr(torch.Tag, name)
 )
 """Torch's own marks of calls that look at data, or cannot be recorded."""
+_LOOKS = frozenset(("aten._linalg_check_errors.default",))
+"""Calls without such a mark that look at data, to raise errors."""
 
 
 @dataclass
@@ -237,7 +239,7 @@ class _Cutter:
     def _why_not_call(self, step: AtenStep) -> str:
         if not step.op.startswith("aten."):
             return f"{step.op} is not torch's own: what it does on the CPU would be done once only"
-        if set(overload(step.op).tags) & _UNSAFE:
+        if step.op in _LOOKS or set(overload(step.op).tags) & _UNSAFE:
             return f"{step.op} looks at data, or torch says that it cannot be recorded"
         used = [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]
         return f"{step.op} works with the CPU's memory" if any(map(self.has, used)) else ""

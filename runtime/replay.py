@@ -50,6 +50,9 @@ SMALL_RESULT = 64 << 10
 """Bytes of a result up to which it is copied."""
 LARGEST_COPY = 32 << 20
 """Bytes of an input up to which it is copied rather than bound where it lies."""
+COPIED_PART = 64
+"""Larger ones are copied as well when they are at most one in so many of the bytes that the program moves: a recording
+per address would hold what library calls return once more."""
 MOST_RECORDINGS = 3
 """For one set of addresses: results of so many earlier calls may be held."""
 MOST_BINDINGS = 4
@@ -101,6 +104,8 @@ class Replay:
         self._returned = self._returned_buffers()
         made = [spec for spec in self._buffers if spec.kind == OUTPUT and not spec.host]
         self._cpu_outputs = [spec for spec in made if find_device(spec.device) is None]
+        moved = sum(program.program.stats.get(name, 0) for name in ("bytes_read", "bytes_written"))
+        self._largest_copy = max(LARGEST_COPY, moved // COPIED_PART)
         self._refused: dict[int, str] = {}
         self._lay_out()
         _ALL.add(self)
@@ -242,7 +247,7 @@ class Replay:
                 self._moves[number] = self._moves.get(number, 0) + 1
                 if (
                     self._moves[number] > 1
-                    and _can_be_copied(tensor)
+                    and _can_be_copied(tensor, self._largest_copy)
                     and tensor.untyped_storage().data_ptr() not in written
                 ):
                     self._copies[number] = _like(tensor)
@@ -551,7 +556,7 @@ def make_room(found: weakref.ref[Replay]) -> bool:
         found: the program that needs it.
     """
     mine = found()
-    if mine is None or mine.device is None:
+    if mine is None or mine.device is None or mine.device.is_recording(mine.index):  # which nothing may wait within
         return False
     there = mine.device, mine.index
     released = [other.release() for other in list(_ALL) if other is not mine and (other.device, other.index) == there]
@@ -565,9 +570,9 @@ def _failure(error: Exception) -> str:
     return f"it could not be recorded: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _can_be_copied(tensor: torch.Tensor) -> bool:
-    """Whether an input is small, and no two of its elements are at one place."""
-    if tensor.numel() * tensor.element_size() > LARGEST_COPY or tensor.numel() == 0:
+def _can_be_copied(tensor: torch.Tensor, largest: int) -> bool:
+    """Whether an input has few enough bytes, and no two of its elements are at one place."""
+    if tensor.numel() * tensor.element_size() > largest or tensor.numel() == 0:
         return False
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
@@ -575,7 +580,7 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
             if stride < reach:
                 return False
             reach = stride * size
-    return reach * tensor.element_size() <= 2 * LARGEST_COPY
+    return reach * tensor.element_size() <= 2 * largest
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:

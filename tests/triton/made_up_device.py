@@ -77,6 +77,7 @@ class MadeUpDevice:
         return self.free, self.total
 
     def give_back(self, index: int) -> None:
+        assert self._work is None, "waiting is an error while something is recorded"
         self.log.append("give back")
         self.free = self.total
 
@@ -96,7 +97,7 @@ class MadeUpDevice:
         return ""
 
     def is_recording(self, index: int) -> bool:
-        return self.recorded_elsewhere
+        return self.recorded_elsewhere or self._work is not None
 
     def pool(self) -> Any:
         return object()

@@ -208,6 +208,22 @@ def test_a_library_call_that_cannot_be_recorded_is_launched_from_then_on(device:
     assert f"aten.sort.default: it could not be recorded: RuntimeError: {said}" in placed.replay
 
 
+def test_errors_of_libraries_are_looked_for_in_every_call(device: MadeUpDevice) -> None:
+    def solved(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        y = torch.linalg.solve(w @ w.t() * 0.1, torch.softmax(x @ w, -1).t())
+        return torch.softmax(y.t() @ w, -1) @ w
+
+    x, w = torch.rand(5, 8), torch.eye(8)
+    placed = Placed(solved, x, w)
+    for _ in range(4):
+        torch.testing.assert_close(placed(x, w), solved(x, w), rtol=1e-4, atol=1e-4)
+    assert "3 replays" in placed.replay and "aten._linalg_check_errors.default looks at data" in placed.replay
+    w[3, 3] = 0
+    for call in (solved, placed):
+        with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+            call(x, w)
+
+
 def test_memory_between_stages_goes_with_the_program(device: MadeUpDevice) -> None:
     x, w = weights()
     placed = Placed(called, x, w)
