@@ -74,9 +74,10 @@ class BoundMasks:
         for chain in find_chains(graph.ops, graph.live_out(), ctx.templates.takes_chain):
             for scores in softmax_scores(chain):
                 found.setdefault(scores, Scores(scores)).chains.append(chain)
+        place = {op: number for number, op in enumerate(graph.ops)}
         writer = _Writer(graph, ctx)
         for item in found.values():
-            if item.find_masks() and _is_worth_it(item, ctx):
+            if item.find_masks() and item.may_come_early(place) and _is_worth_it(item, ctx):
                 writer.bound(item)
         return PassResult(writer.finish())
 

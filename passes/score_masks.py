@@ -10,7 +10,7 @@ exp(sub(c, amax(c)))
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from graphc.ir.graph import Graph, Input, Op, Operand, Role, Value
@@ -157,6 +157,25 @@ class Scores:
         """The scores that something is added to that is no mask: -inf stays what it is."""
         inside = [x for x in op.operands if self._is_inside(x, op)]
         return inside[0] if len(inside) == 1 and isinstance(inside[0], Value) else None
+
+    def may_come_early(self, place: Mapping[Op, int]) -> bool:
+        """Whether all masks can be made before the first one is put on: nothing that has an effect is moved.
+
+        Args:
+            place: of ops in the graph.
+        """
+        first = min(place[mask.op] for mask in self.masks)
+        stack, seen = [mask.value for mask in self.masks], set[Value]()
+        while stack:
+            value = stack.pop()
+            op = value.op
+            if op is None or value in seen or place[op] < first:
+                continue
+            if get(op.name).kind not in _PURE:
+                return False
+            seen.add(value)
+            stack.extend(op.inputs)
+        return True
 
     def dims(self) -> list[int]:
         """Which dims of the scores kernels loop over."""
