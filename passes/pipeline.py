@@ -24,6 +24,7 @@ from graphc.passes.foreach import ExpandForeach
 from graphc.passes.group_rows import NameGroupsOfRows
 from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
+from graphc.passes.mask_bounds import BoundMasks
 from graphc.passes.products import AccumulateProducts, MergeProducts, RoundOnce
 from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
@@ -73,6 +74,11 @@ ADD_UP: tuple[Pass, ...] = (
 ROUND: tuple[Pass, ...] = (
     RoundOnce(),  # after all that asks for plain products
     EliminateDeadCode(),  # the rest only where there were such sums: the products that were rounded
+)
+BOUND: tuple[Pass, ...] = (
+    BoundMasks(),  # last but for layouts: what the kernels of attention hold is settled
+    EliminateCommonSubexpressions(),  # the rest only where there were such masks: edges of several layers
+    EliminateDeadCode(),  # masks that are read in another form now
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
@@ -138,7 +144,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP, ROUND):
+    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP, ROUND, BOUND):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
