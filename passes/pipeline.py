@@ -14,6 +14,7 @@ from graphc.passes.attention import FindAttention
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
 from graphc.passes.carry_layout import CarryLayout
+from graphc.passes.chains import find_chains
 from graphc.passes.channels_last import ChannelsLast
 from graphc.passes.convolutions import ConvolutionsAsProducts
 from graphc.passes.cse import EliminateCommonSubexpressions
@@ -156,7 +157,8 @@ def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
     """What is done with a joint graph before it is split, in place.
 
     Returns:
-        Products that are computed in chunks of rows, and so once more in the backward pass.
+        Products that are computed in chunks of rows, or whose elements are never stored, and so once more in the
+        backward pass.
 
     Raises:
         InvalidGraphError: as `optimize`.
@@ -165,7 +167,7 @@ def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
     if run_pass(FindAttention(), graph, ctx).modified:  # so that no weights are saved
         run_pass(EliminateDeadCode(), graph, ctx)
     run_pass(ExpandComposites(only=("max_pool",)), graph, ctx)  # to save places in windows, not eager's i64 positions
-    again = _large_products(graph, ctx)
+    again = _large_products(graph, ctx) | _scores(graph, ctx)
     lay_out(graph, ctx)  # while both passes over the saved values are seen
     return again
 
@@ -179,6 +181,24 @@ def _large_products(graph: Graph, ctx: PassContext) -> set[Op]:
         run_pass(item, graph, ctx)
     seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
     return {op for op in seeds if find_region(graph, op) is not None}
+
+
+def _scores(graph: Graph, ctx: PassContext) -> set[Op]:
+    """Products inside of others, as of attention: what the backward pass needs of a softmax is two numbers per row.
+
+    Everything is written out for that, in place, where kernels that never store the weights are to be had: also the
+    sums over rows of weights and their gradients, which are those of results and theirs.
+    """
+    if ctx.templates is None or not any(op.name == "softmax" for op in graph.ops):
+        return set()
+    trial = graph.copy()
+    for target in (trial, graph):
+        for item in (*PREPARE, *CLEAN_UP, *ATTENTION):
+            run_pass(item, target, ctx)
+        chains = find_chains(target.ops, target.live_out(), ctx.templates.takes_chain)
+        if not any(chain.statistics for chain in chains):
+            return set()
+    return {op for chain in chains if chain.statistics for op in chain.products}
 
 
 def lay_out(graph: Graph, ctx: PassContext) -> list[PassRecord]:
