@@ -201,7 +201,7 @@ def may_have_masks(graph: Graph) -> bool:
         is_masked = False
         for _ in range(_DEPTH):
             source = value.op if isinstance(value, Value) else None
-            if source is None or len(source.results) != 1:
+            if source is None or len(source.results) != 1 or not source.operands:
                 break
             if source.name == "matmul":
                 if is_masked and source.result.type.rank > 2:  # heads share a mask

@@ -7,6 +7,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +50,21 @@ class Outcome:
     facts: Sequence[Any] = ()
 
 
-def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verdict:
+def judge(
+    texts: Sequence[str],
+    backend: str,
+    names: Sequence[str] = (),
+    elsewhere: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    here: Callable[[Any], Any] = lambda value: value,
+) -> Verdict:
     """Compile programs as one function, call it twice, and compare with eager.
 
     Args:
         texts: of programs with the same settings.
         backend: of `graphc.compile`.
         names: of the programs.
+        elsewhere: has tensors be made on another device; eager runs on the CPU.
+        here: brings values back from there.
     """
     name = ", ".join(names)
     modules = [Module(text, str(number)) for number, text in enumerate(texts)]
@@ -74,7 +83,9 @@ def judge(texts: Sequence[str], backend: str, names: Sequence[str] = ()) -> Verd
         for inputs in ("first", "second"):
             theirs = _outcome(modules, eager, inputs)
             try:
-                ours = _outcome(modules, call, inputs)
+                with elsewhere():
+                    ours = _outcome(modules, call, inputs)
+                ours.values = here(ours.values)
             except TooSlow:
                 return Verdict(name, WRONG, "too slow")
             if isinstance(ours.error, (UnsupportedError, CaptureError)):

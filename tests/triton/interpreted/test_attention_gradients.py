@@ -60,7 +60,7 @@ def test_gradients_in_float32_keep_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "in_float32"])
 def test_backward_passes_of_their_own_are_kept_two_numbers_per_row(name: str) -> None:
-    """The function is compiled alone, and the loop around it is eager: nothing as large as the scores lies in between."""
+    """The function is compiled alone, in an eager loop: nothing as large as the scores lies in between."""
     form, args = FORMS[name][0], inputs(name, torch.bfloat16)
 
     def passed(function: Callable[..., torch.Tensor], given: list[Any]) -> list[torch.Tensor]:
