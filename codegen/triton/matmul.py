@@ -226,8 +226,7 @@ class Product:
     def _factor(self, body: Body, name: str, inside: list[Define], text: str) -> str:
         """An operand of the product over its whole block, zero behind the end of the sum."""
         body.line(f"{self.k.name} = {body.index_type('k_start')} + {body.lanes(self.k)}", f"{self.k.extent}")
-        if self.k.extent % self.k.block:
-            body.line(f"in_{self.k.name} = {self.k.name} < {self.k.extent}")
+        body.mask_variable(body.blocked[self.k.name])
         body.axis_variables(self.k)
         for statement in inside:
             body.define(statement)
