@@ -1,8 +1,8 @@
 """Float arithmetic that numpy lacks, in C: fused multiply-add, and rounding in other directions than to nearest.
 
-Source: PTX ISA 8.7, 9.7.3 Floating Point Instructions; a fused multiply-add of 16-bit floats is rounded to odd in float32
-first, which makes the second rounding the only one that counts (Boldo and Melquiond, Emulation of FMA and correctly rounded
-sums: proved algorithms using rounding to odd, 2008).
+Source: PTX ISA 8.7, 9.7.3 Floating Point Instructions; a fused multiply-add of 16-bit floats is rounded to odd in
+float32 first, which makes the second rounding the only one that counts (Boldo and Melquiond, Emulation of FMA and
+correctly rounded sums: proved algorithms using rounding to odd, 2008).
 """
 
 from __future__ import annotations

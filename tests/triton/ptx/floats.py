@@ -234,7 +234,7 @@ def function_of_one(plain: Function, exact: str = "") -> Builder:
             call = _seed(plain) if "ftz" in flags else plain
             flags = flags - {"ftz"}
         elif "approx" in flags and kind == "f32":
-            call = lambda a: plain(a.astype(np.float64)).astype(np.float32)  # noqa: E731
+            call = lambda a: plain(a.astype(np.float64)).astype(np.float32)
         else:
             raise instruction.unknown()
         return stepping(instruction, framed(flags, call), [kind], kind)

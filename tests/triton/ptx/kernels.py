@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
 import torch
 
 from graphc.program.triton_kernel import Launch, TritonKernel
-from graphc.runtime import triton_launcher
+from graphc.runtime import triton_launcher, triton_program
 from graphc.runtime.triton_cross import gpu_target
 from graphc.runtime.triton_launcher import compile_launch, torch_type, unaligned_of
 from tests.triton.ptx.machine import Code
@@ -82,7 +83,9 @@ class PtxKernel:
             if prod(launch.grid):
                 code, shared = self._prepared(launch.variant(not unaligned), positions)
                 function = code.module.functions[code.module.entry]
-                code.launch(launch.grid, function.threads, shared, [*pointers, 0, 0], places)
+                wrong = code.launch(launch.grid, function.threads, shared, [*pointers, 0, 0], places)
+                if wrong:
+                    raise PtxError("; ".join(wrong))
 
     def _prepared(self, launch: Launch, positions: tuple[int, ...]) -> tuple[Code, int]:
         found = self._compiled.get((launch, positions))
@@ -109,8 +112,19 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 def install() -> None:
     """Have all programs of this process run their kernels from machine code where Triton's interpreter would."""
-    from graphc.runtime import triton_program
-
     for module in (triton_launcher, triton_program):
         module.InterpretedKernel = PtxKernel  # type: ignore[attr-defined, misc]
         module.require_interpreter = lambda: None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def from_machine_code() -> Iterator[None]:
+    """The same inside of a block."""
+    names = ("InterpretedKernel", "require_interpreter")
+    old = [(module, name, getattr(module, name)) for module in (triton_launcher, triton_program) for name in names]
+    install()
+    try:
+        yield
+    finally:
+        for module, name, value in old:
+            setattr(module, name, value)

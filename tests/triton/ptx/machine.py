@@ -1,15 +1,15 @@
 """Runs a kernel's programs, many at a time, all threads of them in lockstep.
 
-Threads that branch apart are groups, each with the number of its next instruction; the group that is furthest behind, by
-the order of `order`, goes on until it meets another one, so groups come together again where their ways do. A thread at a
-barrier waits until all threads of its program that have not returned are at one.
+Threads that branch apart are groups, each with the number of its next instruction; the group that is furthest behind,
+by the order of `order`, goes on until it meets another one, so groups come together again where their ways do. A thread
+at a barrier waits until all threads of its program that have not returned are at one.
 
 Source: PTX ISA 8.7, 9.7.12 Control Flow, 9.7.13.1 bar, 10 Special Registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from tests.triton.ptx.order import leaders_of, ranks_of
 from tests.triton.ptx.parse import Function, Instruction, Module, Name, PtxError, Register, Vector
 from tests.triton.ptx.registers import Array, Builder, Frame, Step
 from tests.triton.ptx.spaces import GlobalMemory, LocalMemory, SharedMemory
+from tests.triton.ptx.watching import Watch
 
 THREADS_AT_ONCE = 8192
 """More programs run side by side up to about so many threads."""
@@ -134,7 +135,7 @@ class Code:
     def launch(
         self, grid: tuple[int, int, int], threads: int, shared: int, arguments: Sequence[int],
         places: Sequence[tuple[int, int]],
-    ) -> None:  # fmt: skip
+    ) -> list[str]:  # fmt: skip
         """Run all programs of a grid.
 
         Args:
@@ -143,6 +144,9 @@ class Code:
             arguments: 64-bit values of the parameters.
             places: address and bytes of the memory that may be accessed.
 
+        Returns:
+            What would be left to chance on a GPU, where programs run side by side.
+
         Raises:
             PtxError: what a GPU would refuse, or leave open.
         """
@@ -150,10 +154,12 @@ class Code:
         space = GlobalMemory([*places, *held])
         count = int(np.prod(grid))
         step = max(1, THREADS_AT_ONCE // threads)
+        watch = Watch(self.module.entry)
         with np.errstate(all="ignore"):
             for first in range(0, count, step):
                 programs = np.arange(first, min(first + step, count))
-                Batch(self, grid, programs, threads, shared, space).run(arguments)
+                Batch(self, grid, programs, threads, shared, space, watch).run(arguments)
+        return watch.judge()
 
 
 class Batch:
@@ -166,8 +172,9 @@ class Batch:
     """
 
     def __init__(
-        self, code: Code, grid: tuple[int, int, int], programs: Array, threads: int, shared: int, space: GlobalMemory
-    ) -> None:
+        self, code: Code, grid: tuple[int, int, int], programs: Array, threads: int, shared: int, space: GlobalMemory,
+        watch: Watch,
+    ) -> None:  # fmt: skip
         self.code, self.memory = code, space
         self.threads, count = threads, len(programs) * threads
         self.program = np.repeat(np.arange(len(programs)), threads)
@@ -177,6 +184,7 @@ class Batch:
         self.open_copies: list[Copy] = []
         self.groups: list[Group] = []
         self.steps = 0
+        self._watch, self._numbers, self._epochs = watch, programs, np.zeros(len(programs), np.int64)
         numbers = np.repeat(programs, threads)
         zero = np.zeros(count, np.uint32)
         self._special = {
@@ -188,6 +196,17 @@ class Batch:
             "%laneid": inside % warps.WARP,
         }  # fmt: skip
         self._special = {name: value.astype(np.uint32) for name, value in self._special.items()}
+
+    def note(self, kind: str, threads: Array, addresses: Array, width: int, count: int) -> None:
+        """Note accesses of threads to `count` elements of `width` bytes in global memory."""
+        programs = self.program[threads]
+        elements = addresses[:, None] + (width * np.arange(count)).astype(np.uint64)
+        self._watch.note(kind, elements, self._numbers[programs], self.warp[threads], self._epochs[programs])
+
+    def _meet(self, programs: Array) -> None:
+        """All threads of some programs are at a barrier."""
+        self.shared.barrier(programs)
+        self._epochs[programs] += 1
 
     def special(self, name: str, instruction: Instruction) -> Array:
         """A special register of all threads."""
@@ -232,7 +251,7 @@ class Batch:
         ranks = self.code.ranks[frame.function.name]
         while ready or waiting:
             if not ready:
-                self._release(frame, ready, waiting, lines)
+                self._release(ready, waiting, lines)
             at = min(ready, key=ranks.__getitem__)
             self._go_on(frame, lines, at, ready.pop(at), ready, waiting)
 
@@ -289,29 +308,19 @@ class Batch:
         some = by_program.any(1)
         if (by_program[some] != frame.live.reshape(-1, self.threads)[some]).any():
             return False
-        self.shared.barrier(np.flatnonzero(some))
+        self._meet(np.flatnonzero(some))
         return True
 
-    def _release(
-        self, frame: Frame, ready: dict[int, Array], waiting: dict[int, Array], lines: list[Line]
-    ) -> None:
-        """Let the programs go on whose threads all wait."""
-        everyone = np.zeros(len(frame.live), bool)
+    def _release(self, ready: dict[int, Array], waiting: dict[int, Array], lines: list[Line]) -> None:
+        """Let the programs go on whose threads all wait: all of them, when nothing else is to be done."""
+        met = np.zeros(len(self._numbers), np.int64)
         for group in waiting.values():
-            everyone |= group
-        complete = (everyone == frame.live).reshape(-1, self.threads).all(1)
-        some = everyone.reshape(-1, self.threads).any(1) & complete
-        if not some.any():
-            raise lines[min(waiting) - 1].instruction.unknown("threads wait for others that never come")
-        self.shared.barrier(np.flatnonzero(some))
-        for at, group in list(waiting.items()):
-            free = group & np.repeat(some, self.threads)
-            if free.any():
-                _join(ready, at, free)
-            rest = group & ~free
-            waiting.pop(at)
-            if rest.any():
-                waiting[at] = rest
+            met += group.reshape(-1, self.threads).any(1)
+        if (met > 1).any():
+            raise lines[min(waiting) - 1].instruction.unknown("threads of a program wait at different barriers")
+        self._meet(np.flatnonzero(met))
+        for at in list(waiting):
+            _join(ready, at, waiting.pop(at))
 
     def _call(self, frame: Frame, call: Call, instruction: Instruction) -> None:
         function = self.code.module.functions.get(call.name)
@@ -329,6 +338,3 @@ class Batch:
 
 def _join(groups: dict[int, Array], at: int, group: Array) -> None:
     groups[at] = groups[at] | group if at in groups else group
-
-
-__all__ = ["Callable", "Code", "PtxError"]

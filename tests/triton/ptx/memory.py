@@ -130,6 +130,7 @@ def _loaded(
         return batch.shared.load(places, width, count, batch.warp[threads], instruction)
     if space == "local":
         return batch.local.load(threads, addresses, width, count, instruction)
+    batch.note("loads", threads, addresses, width, count)
     return batch.memory.load(addresses, width, count, instruction)
 
 
@@ -158,6 +159,7 @@ def store(instruction: Instruction) -> Step:
         elif space == "local":
             batch.local.store(threads, addresses, values, instruction)
         else:
+            batch.note("stores", threads, addresses, values.dtype.itemsize, what.count)
             batch.memory.store(addresses, values, instruction)
 
     return step
@@ -235,6 +237,7 @@ def atomic(instruction: Instruction) -> Step:
         addresses = read(frame)[threads]
         news = [np.broadcast_to(one(frame), frame.active.shape)[threads] for one in values]
         result = np.zeros(len(frame.active), dtype)
+        frame.batch.note("atomics", threads, addresses, width, 1)
         for turn in _turns(addresses):
             old = memory.load(addresses[turn], width, 1, instruction)[:, 0].view(dtype)
             chosen = [new[turn] for new in news]
@@ -293,13 +296,16 @@ def copy_asynchronously(instruction: Instruction) -> Step:
     def step(frame: Frame) -> None:
         batch, threads = frame.batch, np.flatnonzero(frame.active)
         places = batch.shared.places(batch.program[threads], targets(frame)[threads], count, instruction)
-        wanted = np.full(len(threads), count) if used is None else np.broadcast_to(used(frame), frame.active.shape)[threads]
+        wanted = (
+            np.full(len(threads), count) if used is None else np.broadcast_to(used(frame), frame.active.shape)[threads]
+        )
         if ((wanted != 0) & (wanted != count)).any():
             raise instruction.unknown("a copy of some of the bytes")
         raw = np.zeros((len(threads), count), np.uint8)
         some = wanted != 0
         if some.any():
             width = min(count, 8)
+            batch.note("loads", threads[some], sources(frame)[threads[some]], width, count // width)
             found = batch.memory.load(sources(frame)[threads[some]], width, count // width, instruction)
             raw[some] = np.ascontiguousarray(found).view(np.uint8).reshape(-1, count)
         batch.shared.begin(places, count, batch.warp[threads], instruction)

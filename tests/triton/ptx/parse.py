@@ -117,7 +117,9 @@ class Module:
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _LINES = re.compile(r"^\s*\.(?:loc|file|version|target|address_size|pragma)\b[^\n]*$", re.MULTILINE)
-_HEAD = re.compile(r"(?:\.visible\s+|\.weak\s+|\.extern\s+)*\.(entry|func)\s*(?:\(([^)]*)\))?\s*([\w$]+)\s*(?:\(([^)]*)\))?")
+_HEAD = re.compile(
+    r"(?:\.visible\s+|\.weak\s+|\.extern\s+)*\.(entry|func)\s*(?:\(([^)]*)\))?\s*([\w$]+)\s*(?:\(([^)]*)\))?"
+)
 _VARIABLE = re.compile(
     r"(?:\.visible\s+|\.extern\s+)*\.(global|const|shared)\s+(?:\.align\s+\d+\s+)?\.([bsuf])(\d+)\s+([\w$]+)\s*"
     r"(?:\[(\d*)\])?\s*(?:=\s*\{([^}]*)\}\s*)?;"

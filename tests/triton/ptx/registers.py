@@ -1,7 +1,7 @@
 """Operands of instructions: how they are read from and written to the registers of all threads at once.
 
-A register is a numpy array of unsigned integers, or bools, with an element per thread; an instruction's type says how its
-bits are read. What was never written holds rubbish.
+A register is a numpy array of unsigned integers, or bools, with an element per thread; an instruction's type says how
+its bits are read. What was never written holds rubbish.
 
 Source: PTX ISA 8.7, 5.2 Types, 6.2 Using Addresses and Operands, 9.4.1 Operand Size Exceeding Instruction-Type Size.
 """
@@ -126,7 +126,7 @@ def _register_reader(register: Register, dtype: Any, width: int, instruction: In
 
 def _number_reader(number: Number, kind: str, instruction: Instruction) -> Read:
     width = width_of(kind)
-    is_float = kind.startswith(("f", "bf", "tf"))
+    is_float = kind in ("f16", "bf16", "f32", "f64")
     if (number.width and number.width != width) or (is_float and not number.width):
         raise instruction.unknown("an immediate of another type")
     bits = np.bool_(number.value != 0) if width == 1 else UNSIGNED[width](number.value % (1 << width))

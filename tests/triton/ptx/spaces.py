@@ -1,9 +1,9 @@
-"""The memory that threads see: global memory with its bounds, shared memory with what its warps do to each other, local.
+"""The memory that threads see: global with its bounds, shared with what warps do to each other there, local.
 
 Global addresses are real ones, of the tensors that a launch was handed; an access elsewhere is an error. Shared memory
 knows, per byte, which warp stored it and which loaded it since the last barrier of the program: a load of what another
-warp has stored, a store over what another one has loaded or stored, and a load of bytes that an asynchronous copy is still
-to bring are errors. Two warps may store the same bits.
+warp has stored, a store over what another one has loaded or stored, and a load of bytes that an asynchronous copy is
+still to bring are errors. Two warps may store the same bits.
 
 Source: PTX ISA 8.7, 5.1 State Spaces, 8 Memory Consistency Model.
 """

@@ -104,7 +104,10 @@ def reduce(instruction: Instruction) -> Step:
     _, name, kind = instruction.modifiers
     if kind not in ("u32", "s32", "b32"):
         raise instruction.unknown()
-    value, mask = reader(instruction.operands[1], kind, instruction), reader(instruction.operands[2], "u32", instruction)
+    value, mask = (
+        reader(instruction.operands[1], kind, instruction),
+        reader(instruction.operands[2], "u32", instruction),
+    )
     write = writer(instruction.operands[0], kind, instruction)
 
     def step(frame: Frame) -> None:
