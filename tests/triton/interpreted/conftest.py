@@ -20,7 +20,6 @@ NOT_IN_PTX = {
     "test_watch.py": "tests of the interpreter's own watch",
     "float8_e4m3fn": "cuda:80 has no such numbers",
     "test_integers_wrap_as_in_eager": "its tile is too small for the chip's units",
-    "alibi-f32": "Triton adds a bias to a product's accumulator, which rounds in every step",
 }
 """Parts of tests' names, and why machine code does not run them."""
 

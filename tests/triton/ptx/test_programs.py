@@ -123,6 +123,14 @@ def test_attention_and_its_gradients(name: str, dtype: torch.dtype) -> None:
     _check(_with_gradients(FORMS[name][0]), inputs(name, dtype, queries=70, keys=90))
 
 
+def test_a_large_bias_is_added_to_the_whole_product() -> None:
+    """Not to its accumulator, where each step would be rounded to the bias."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        _check(FORMS["alibi"][0], [torch.randn(2, 3, 21, 8), torch.randn(2, 3, 37, 8), torch.randn(2, 3, 37, 8)])
+        _check(lambda x, w, b: x @ w + b, [torch.randn(20, 16), torch.randn(16, 12), torch.randn(12) * 1000], 1)
+
+
 def test_convolutions_and_their_gradients() -> None:
     def step(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, w, b = (t.detach().requires_grad_() for t in (x, w, b))
