@@ -15,9 +15,9 @@ from graphc.ir.types import DType, f32
 def precision_of(dtype: DType, tf32: bool = False) -> str:
     """Arguments of `tl.dot`, with a comma in front, for operands of a dtype.
 
-    A product of float32 is to be whole before something is added: Triton would start its sum from that, a bias say, and
-    where the bias is larger than the products, every step of the sum would be rounded to it. What keeps Triton from it is
-    an argument that is about 8-bit floats alone.
+    A product of float32 is to be whole before something is added: Triton would start its sum from that, a bias say,
+    and where the bias is larger than the products, every step of the sum would be rounded to it. What keeps Triton from
+    it is an argument that is about 8-bit floats alone.
     """
     if dtype != f32:
         return ""

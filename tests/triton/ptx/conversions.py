@@ -76,8 +76,21 @@ def _from_integer(instruction: Instruction, target: str, source: str, flags: set
     if target == "f16":  # what float32 rounds is infinite in float16
         return lambda a: narrow(target, a.astype(np.float32)).view(np.float16)
     if target == "bf16":
-        raise instruction.unknown()
+        return lambda a: narrow(target, _to_odd(a))
     return lambda a: a.astype(KINDS[target])
+
+
+def _to_odd(value: Array) -> Array:
+    """Integers in float32, where what is cut off sets the last bit, so that rounding again is rounding once."""
+    bits = np.uint64(1) << np.uint64(63)
+    wide = value.astype(np.int64).view(np.uint64) if value.dtype.kind == "i" else value.astype(np.uint64)
+    negative = (wide & bits != 0) if value.dtype.kind == "i" else np.zeros(value.shape, bool)
+    size = np.where(negative, np.uint64(0) - wide, wide)
+    exponent = np.frexp(size.astype(np.float64))[1].astype(np.int64)  # one too large at most
+    cut = np.maximum(exponent - 24, 0).astype(np.uint64)
+    top = size >> cut
+    top = top | (top << cut != size).astype(np.uint64)
+    return np.ldexp(np.where(negative, -1, 1) * top.astype(np.float64), cut.astype(np.int64)).astype(np.float32)
 
 
 def _to_tf32(value: Array) -> Array:

@@ -75,6 +75,26 @@ def wide_product(a: Array, b: Array) -> Array:
     return a.astype(wide) * b.astype(wide)
 
 
+def in_pairs(function: Function) -> Builder:
+    """Add, subtract, minimum or maximum, where a type of 16 bits may come in pairs."""
+    plainly = elementwise(plain(function), 2)
+
+    def build(instruction: Instruction) -> Step:
+        kind = instruction.modifiers[-1]
+        if kind not in ("u16x2", "s16x2"):
+            return plainly(instruction)
+        half = np.int16 if is_signed(kind) else np.uint16
+
+        def both(a: Array, b: Array) -> Array:
+            x, y = (np.ascontiguousarray(part)[..., None].view(half) for part in np.broadcast_arrays(a, b))
+            return function(x, y).view(np.uint32)[..., 0]
+
+        types(instruction, "")
+        return stepping(instruction, both, [kind] * 2, kind)
+
+    return build
+
+
 def _product(flags: set[str]) -> Function:
     return high_half if "hi" in flags else np.multiply
 
@@ -337,13 +357,13 @@ BUILDERS: dict[str, Builder] = {
 }
 """Instructions that are about integers alone, or in the form that is."""
 ARITHMETIC: dict[str, Builder] = {
-    "add": elementwise(plain(np.add), 2),
-    "sub": elementwise(plain(np.subtract), 2),
+    "add": in_pairs(np.add),
+    "sub": in_pairs(np.subtract),
     "mul": multiply,
     "neg": elementwise(plain(np.negative), 1),
     "abs": elementwise(plain(np.abs), 1),
-    "min": elementwise(plain(np.minimum), 2),
-    "max": elementwise(plain(np.maximum), 2),
+    "min": in_pairs(np.minimum),
+    "max": in_pairs(np.maximum),
     "div": BUILDERS["div"],
 }
 """The same where floats have them too."""

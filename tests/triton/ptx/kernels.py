@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -22,7 +23,8 @@ from graphc.runtime.triton_launcher import compile_launch, torch_type, unaligned
 from tests.triton.ptx.machine import Code
 from tests.triton.ptx.parse import PtxError, parse
 
-TARGET = "cuda:80"
+TARGET = os.environ.get("GRAPHC_PTX_TARGET", "cuda:80")
+"""What kernels are compiled for. Of newer chips, asynchronous products and copies of blocks are not known here."""
 _NO_ASSEMBLER = "machine code is executed as PTX"
 
 

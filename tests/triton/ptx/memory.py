@@ -218,33 +218,43 @@ def _operation(name: str, what: Access) -> Function | None:
 
 
 def atomic(instruction: Instruction) -> Step:
-    """Threads that meet at an address take turns, in the order of their numbers."""
+    """Threads that meet at an address take turns, in the order of their numbers, for each element of a vector."""
     what = access_of(instruction)
     has_result = instruction.opcode == "atom"
     operands = instruction.operands if has_result else (None, *instruction.operands)
     swaps = what.rest == ("cas",)
     combine = _operation(what.rest[0], what) if len(what.rest) == 1 else None
-    if what.space != "global" or (combine is None and not swaps) or len(operands) != 3 + swaps or what.count != 1:
+    if what.space != "global" or (combine is None and not swaps) or len(operands) != 3 + swaps:
         raise instruction.unknown()
     assert operands[1] is not None
     read = address_reader(operands[1], instruction)
-    values = [reader(item, what.kind, instruction) for item in operands[2:] if item is not None]
-    write = writer(operands[0], what.kind, instruction) if operands[0] is not None else None
+    if what.count > 1 and swaps:
+        raise instruction.unknown()
+    sources = [_elements(item) for item in operands[2:] if item is not None]
+    targets = _elements(operands[0]) if operands[0] is not None else ()
+    if any(len(item) != what.count for item in (*sources, targets or sources[0])):
+        raise instruction.unknown()
+    elements = [[reader(item[at], what.kind, instruction) for item in sources] for at in range(what.count)]
+    writes = [writer(item, what.kind, instruction) for item in targets]
     dtype, width = KINDS[what.kind], width_of(what.kind) // 8
 
     def step(frame: Frame) -> None:
         threads, memory = np.flatnonzero(frame.active), frame.batch.memory
-        addresses = read(frame)[threads]
-        news = [np.broadcast_to(one(frame), frame.active.shape)[threads] for one in values]
-        result = np.zeros(len(frame.active), dtype)
-        frame.batch.note("atomics", threads, addresses, width, 1)
-        for turn in _turns(addresses):
-            old = memory.load(addresses[turn], width, 1, instruction)[:, 0].view(dtype)
-            chosen = [new[turn] for new in news]
-            new = np.where(old == chosen[0], chosen[1], old) if combine is None else combine(old, chosen[0])
-            memory.store(addresses[turn], new.astype(dtype).view(UNSIGNED[8 * width])[:, None], instruction)
-            result[threads[turn]] = old
-        if write is not None:
+        first = read(frame)[threads]
+        results = []
+        for number, values in enumerate(elements):
+            addresses = first + np.uint64(width * number)
+            frame.batch.note("atomics", threads, addresses, width, 1)
+            news = [np.broadcast_to(one(frame), frame.active.shape)[threads] for one in values]
+            result = np.zeros(len(frame.active), dtype)
+            for turn in _turns(addresses):
+                old = memory.load(addresses[turn], width, 1, instruction)[:, 0].view(dtype)
+                chosen = [new[turn] for new in news]
+                new = np.where(old == chosen[0], chosen[1], old) if combine is None else combine(old, chosen[0])
+                memory.store(addresses[turn], new.astype(dtype).view(UNSIGNED[8 * width])[:, None], instruction)
+                result[threads[turn]] = old
+            results.append(result)
+        for write, result in zip(writes, results):
             write(frame, result)
 
     return step

@@ -62,6 +62,10 @@ ONE_RESULT = {
     f"div.approx.f32 %r1, {bits(1)}, 0f7F000000": 0,  # divisors above 2^126
     "ex2.approx.ftz.f32 %r1, 0fC3000000": 0,  # 2^-128
     "ex2.approx.f32 %r1, 0fC3000000": 0x00200000,
+    "max.u16x2 %r1, 0x00018000, 0xFFFF0001": 0xFFFF8000,
+    "max.s16x2 %r1, 0x00018000, 0xFFFF0001": 0x00010001,
+    "cvt.rn.bf16.s32 %r1, 16842753": 0x4B81,  # 2^24 + 2^16 + 1: twice rounded it would be even
+    "cvt.rn.bf16.s64 %r1, -9223372036854775808": 0xDF00,
     "fma.rn.bf16x2 %r1, 0x40004000, 0x40403F80, 0x80008000": 0x40C04000,  # 2 * 3 and 2 * 1
 }  # fmt: skip
 
@@ -159,6 +163,19 @@ def test_functions_are_called_by_some_threads() -> None:
 $END:
     """
     np.testing.assert_array_equal(words(body, functions=functions), np.where(LANES > 9, 7, 2 * LANES))
+
+
+def test_atomics_of_vectors() -> None:
+    memory = np.arange(16, dtype=np.float32).view(np.uint32)
+    body = f"""
+    mov.b32 %r1, {bits(1.0)};
+    mov.b32 %r2, {bits(2.0)};
+    atom.global.gpu.relaxed.add.v2.f32 {{%r3, %r4}}, [%rd0+8], {{%r1, %r2}};
+    """
+    assert not run(body, memory)
+    wanted = np.arange(16, dtype=np.float32)
+    wanted[2:4] += (32, 64)
+    np.testing.assert_array_equal(memory.view(np.float32), wanted)
 
 
 def test_atomics_take_turns() -> None:

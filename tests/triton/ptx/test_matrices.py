@@ -63,6 +63,26 @@ def test_products_are_those_of_matrices(form: tuple[str, str, str]) -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_are_stored_as_they_are_loaded(transposed: bool) -> None:
+    memory = np.arange(64, dtype=np.uint32) * 3
+    trans = ".trans" if transposed else ""
+    body = f"""
+    ld.global.b32 %r2, [%rd2];
+    ld.global.b32 %r3, [%rd2+128];
+    and.b32 %r4, %r0, 15;
+    shl.b32 %r4, %r4, 4;
+    stmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 [%r4], {{%r2, %r3}};
+    bar.sync 0;
+    ldmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 {{%r5, %r6}}, [%r4];
+    st.global.b32 [%rd2], %r5;
+    st.global.b32 [%rd2+128], %r6;
+    """
+    before = memory.copy()
+    assert not run(body, memory)
+    np.testing.assert_array_equal(memory, before)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
 def test_matrices_are_loaded_by_rows(transposed: bool) -> None:
     memory = np.arange(256, dtype=np.uint16).view(np.uint32).copy()
     trans = ".trans" if transposed else ""

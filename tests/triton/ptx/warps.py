@@ -2,7 +2,8 @@
 
 All threads that such an instruction names must execute it together, or it is an error.
 
-Source: PTX ISA 8.7, 9.7.9.6 shfl.sync, 9.7.13.10 vote.sync, 9.7.13.13 redux.sync, 9.7.14.5.15 ldmatrix.
+Source: PTX ISA 8.7, 9.7.9.6 shfl.sync, 9.7.13.10 vote.sync, 9.7.13.13 redux.sync, 9.7.14.5.15 ldmatrix,
+9.7.14.5.16 stmatrix.
 """
 
 from __future__ import annotations
@@ -153,6 +154,36 @@ def load_matrices(instruction: Instruction) -> Step:
     return step
 
 
+def store_matrices(instruction: Instruction) -> Step:
+    """The other way round."""
+    flags = [flag for flag in instruction.modifiers if flag != "trans"]
+    count = {"x1": 1, "x2": 2, "x4": 4}.get(flags[3], 0) if len(flags) == 6 else 0
+    source = instruction.operands[1]
+    if flags[:3] + flags[4:] != ["sync", "aligned", "m8n8", "shared", "b16"] or not isinstance(source, Vector):
+        raise instruction.unknown()
+    if len(source.parts) != count:
+        raise instruction.unknown()
+    transposed = "trans" in instruction.modifiers
+    reads = [reader(item, "b32", instruction) for item in source.parts]
+    read = address_reader(instruction.operands[0], instruction)
+    row, first = _LANES // 4, _LANES % 4 * 2
+
+    def step(frame: Frame) -> None:
+        rows, batch = whole_warps(frame, instruction), frame.batch
+        matrices = np.empty((len(rows), count, 8, 8), np.uint16)
+        for number, one in enumerate(reads):
+            pairs = np.broadcast_to(one(frame), frame.active.shape)[rows]
+            matrices[:, number, row, first] = pairs.astype(np.uint16)
+            matrices[:, number, row, first + 1] = (pairs >> np.uint32(16)).astype(np.uint16)
+        if transposed:
+            matrices = matrices.swapaxes(2, 3)
+        threads = rows[:, : 8 * count].reshape(-1)
+        places = batch.shared.places(batch.program[threads], read(frame)[threads], 16, instruction)
+        batch.shared.store(places, matrices.reshape(-1, 8), batch.warp[threads], instruction)
+
+    return step
+
+
 def active_mask(instruction: Instruction) -> Step:
     if instruction.modifiers != ("b32",):
         raise instruction.unknown()
@@ -170,5 +201,6 @@ BUILDERS: dict[str, Builder] = {
     "vote": vote,
     "redux": reduce,
     "ldmatrix": load_matrices,
+    "stmatrix": store_matrices,
     "activemask": active_mask,
 }
