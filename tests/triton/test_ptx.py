@@ -1,8 +1,9 @@
-"""Runs the interpreter's tests, and random programs, from machine code: long, so not in `make check`."""
+"""Runs the interpreter's tests, those on a made-up device, and random programs from machine code: long runs."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,12 @@ def _run(*arguments: str, **more: str) -> None:
 def test_what_the_interpreter_runs() -> None:
     _run("pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "tests/triton/interpreted",
          GRAPHC_TEST_PTX="1")  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the device is C++")
+def test_on_a_device_of_its_own() -> None:
+    _run("pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "tests/triton/backend",
+         GRAPHC_TEST_PTX="1", GRAPHC_MADE_UP_BACKEND="1")  # fmt: skip
 
 
 def test_random_programs(tmp_path: Path) -> None:

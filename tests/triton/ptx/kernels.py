@@ -106,7 +106,7 @@ def _places(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and type(tensor) in _PLAIN
+    return tensor.layout == torch.strided and tensor.device.type != "meta" and type(tensor) in _PLAIN
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
