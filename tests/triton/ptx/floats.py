@@ -102,8 +102,6 @@ _HALF_FUNCTIONS: dict[str, Function] = {
     "mul": lambda a, b: exactly("fma_odd", "rn", a, b, _MINUS_ZERO),
     "neg": np.negative,
     "abs": np.abs,
-    "max": lambda a, b: maximum(a, b),
-    "min": lambda a, b: -maximum(-a, -b),
 }
 
 
@@ -164,14 +162,16 @@ def maximum(a: Array, b: Array, propagates: bool = False) -> Array:
 
 def _extremum(instruction: Instruction) -> Step:
     kind, flags = types(instruction, "ftz NaN")
-    if kind in _HALVES and not flags:
-        return _half(instruction, 2)
+    nan, is_maximum = "NaN" in flags, instruction.opcode == "max"
+
+    def function(a: Array, b: Array) -> Array:
+        return maximum(a, b, nan) if is_maximum else -maximum(-a, -b, nan)
+
+    if kind in _HALVES and "ftz" not in flags:
+        return stepping(instruction, _of_halves(kind, function), [kind] * 2, kind)
     if kind not in ("f32", "f64"):
         raise instruction.unknown()
-    nan, sign = "NaN" in flags, 1 if instruction.opcode == "max" else -1
-    if sign > 0:
-        return stepping(instruction, framed(flags, lambda a, b: maximum(a, b, nan)), [kind] * 2, kind)
-    return stepping(instruction, framed(flags, lambda a, b: -maximum(-a, -b, nan)), [kind] * 2, kind)
+    return stepping(instruction, framed(flags, function), [kind] * 2, kind)
 
 
 def _sign_only(function: Function, arity: int) -> Builder:

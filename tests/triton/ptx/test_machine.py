@@ -66,6 +66,8 @@ ONE_RESULT = {
     "max.s16x2 %r1, 0x00018000, 0xFFFF0001": 0x00010001,
     "cvt.rn.bf16.s32 %r1, 16842753": 0x4B81,  # 2^24 + 2^16 + 1: twice rounded it would be even
     "cvt.rn.bf16.s64 %r1, -9223372036854775808": 0xDF00,
+    "max.NaN.f16x2 %r1, 0x3C007E00, 0x40003C00": 0x40007FFF,
+    "min.bf16x2 %r1, 0x3F807FC0, 0x40003F80": 0x3F803F80,
     "fma.rn.bf16x2 %r1, 0x40004000, 0x40403F80, 0x80008000": 0x40C04000,  # 2 * 3 and 2 * 1
 }  # fmt: skip
 
