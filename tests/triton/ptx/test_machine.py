@@ -253,8 +253,11 @@ $END:
 
 @pytest.mark.parametrize("programs", [1, 2])
 def test_what_programs_and_warps_leave_to_chance_is_told(programs: int) -> None:
-    shared_word = "    ld.global.b32 %r1, [%rd0];\n    st.global.b32 [%rd0], 5;\n"
-    found = run(shared_word, np.zeros(64, np.uint32), 64, programs)
+    load, store = "    ld.global.b32 %r1, [%rd0];\n", "    st.global.b32 [%rd0], 5;\n"
+    found = run(store + load, np.zeros(64, np.uint32), 64, programs)
+    assert not run(load + store, np.zeros(64, np.uint32), 64) and not run(
+        store + "    bar.sync 0;\n" + load, np.zeros(64, np.uint32), 64
+    )
     assert ("kernel: a warp loads what another one stores before the next barrier" in found) is True
     assert ("kernel: a program loads what another one stores" in found) is (programs == 2)
     assert not run("    atom.global.add.u32 %r1, [%rd0], 5;", np.zeros(64, np.uint32), 64, programs)

@@ -1,7 +1,8 @@
 """Accesses to global memory that a GPU may make in another order: between programs, and between the warps of one.
 
 Programs of a launch run side by side: what one stores, no other may load or store, unless both do so atomically; see
-`tests.triton.watch`. Warps of a program meet at barriers alone: what one stores, no other may load before the next.
+`tests.triton.watch`. Warps of a program meet at barriers alone: what one has stored, no other may load before the next.
+A load in front of the store is none of this: all warps load what one of them alone goes on to use.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Watch:
     def __init__(self, name: str) -> None:
         self._launch = Launch(name, [])
         self._within: dict[bool, list[tuple[Array, Array]]] = {False: [], True: []}
+        self._noted = 0
 
     def note(self, kind: str, addresses: Array, programs: Array, warps: Array, epochs: Array) -> None:
         """Note accesses.
@@ -39,7 +41,9 @@ class Watch:
         accesses.programs.append(owners.astype(np.uint64))
         if kind != "atomics":
             when = np.stack([flat.astype(np.int64), owners, np.repeat(epochs, count)])
-            self._within[kind == "stores"].append((when, np.repeat(warps, count)))
+            self._noted += 1
+            made = np.stack([np.repeat(warps, count), np.full(len(flat), self._noted)])
+            self._within[kind == "stores"].append((when, made))
 
     def judge(self) -> list[str]:
         """What is wrong."""
@@ -56,10 +60,18 @@ class Watch:
         both = np.isin(stored[0], loaded[0]), np.isin(loaded[0], stored[0])
         if not both[0].any():
             return False
-        stored, writers, loaded, readers = stored[:, both[0]], writers[both[0]], loaded[:, both[1]], readers[both[1]]
+        stored, writers, loaded, readers = (
+            stored[:, both[0]],
+            writers[:, both[0]],
+            loaded[:, both[1]],
+            readers[:, both[1]],
+        )
         _, numbers = np.unique(np.concatenate([stored, loaded], 1), axis=1, return_inverse=True)
-        mine, theirs = numbers[: len(writers)], numbers[len(writers) :]
-        lowest, highest = np.full(numbers.max() + 1, np.iinfo(np.int64).max), np.full(numbers.max() + 1, -1)
-        np.minimum.at(lowest, mine, writers)
-        np.maximum.at(highest, mine, writers)
-        return bool(((highest[theirs] >= 0) & ((lowest[theirs] != readers) | (highest[theirs] != readers))).any())
+        mine, theirs = numbers[: writers.shape[1]], numbers[writers.shape[1] :]
+        most = np.iinfo(np.int64).max
+        lowest, highest, first = (np.full(numbers.max() + 1, start) for start in (most, -1, most))
+        np.minimum.at(lowest, mine, writers[0])
+        np.maximum.at(highest, mine, writers[0])
+        np.minimum.at(first, mine, writers[1])
+        by_another = (lowest[theirs] != readers[0]) | (highest[theirs] != readers[0])
+        return bool((by_another & (first[theirs] < readers[1])).any())
