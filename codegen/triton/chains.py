@@ -36,7 +36,7 @@ from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.mask_edges import MaskEdges, rows_are_queries
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
-from graphc.codegen.triton.tiles import ChainTile, machine_of
+from graphc.codegen.triton.tiles import ChainTile, machine_of, precision_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import Dim, substitute, symbol
 from graphc.ir.types import f32
@@ -162,8 +162,7 @@ class _Chain:
         return f"tl.where(in_{summed.name}, {text}, {zero})"
 
     def _precision(self, contract: Contract) -> str:
-        is_f32 = self.parts.by_id[contract.left].dtype == f32
-        return f', input_precision="{"tf32" if contract.tf32 else "ieee"}"' if is_f32 else ""
+        return precision_of(self.parts.by_id[contract.left].dtype, contract.tf32)
 
     # -------------------------------------------------------------------------------------------------------- module
 

@@ -176,13 +176,35 @@ def _digamma(x):
     series = series * inverse + 8.33333333333333333333e-2
     series = series * inverse
     value = libdevice.log(z) - _divide(z * 0 + 0.5, z) - series + total
-    fraction = x - libdevice.trunc(x)
+    fraction = x - libdevice.rint(x)  # tan has the period of pi, and all bits around 0
     mirror = _divide(z * 0 + 3.14159265358979324, libdevice.tan(fraction * 3.14159265358979324))
     value = tl.where(reflected, value - mirror, value)
     infinity = tl.where(x != x, x, float("inf"))
     value = tl.where(reflected & (fraction == 0), infinity - infinity, value)
     value = tl.where(x == float("inf"), infinity, value)
     return tl.where(x == 0, libdevice.copysign(infinity, x * -1), value)
+""",
+    ),
+    # shifts by any amount; the mask keeps LLVM from leaving it to a shift that looks at the lower 32 bits of it alone
+    "_shl": (
+        (),
+        """\
+def _shl(a, b, BITS: tl.constexpr):
+    return tl.where((b >= 0) & (b < BITS), a << (b & (BITS - 1)), a * 0)
+""",
+    ),
+    "_shr": (
+        (),
+        """\
+def _shr(a, b, BITS: tl.constexpr):
+    return a >> tl.where((b >= 0) & (b < BITS), b, b * 0 + (BITS - 1))
+""",
+    ),
+    "_ushr": (
+        (),
+        """\
+def _ushr(a, b, BITS: tl.constexpr):
+    return tl.where(b < BITS, a >> (b & (BITS - 1)), a * 0)
 """,
     ),
     # word `number` of the stream of a key: word number % 4 of Philox4x32-10's block number // 4

@@ -24,7 +24,7 @@ from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.ops import POINTERS, Context, cast
-from graphc.codegen.triton.tiles import machine_of
+from graphc.codegen.triton.tiles import machine_of, precision_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, needs_wide_index, power_of_two
 from graphc.ir.dims import symbol
 from graphc.ir.types import f32
@@ -298,7 +298,7 @@ class _Loop:
         a = _address(left, step.a, "row", "k[None, :]")
         self._line(depth + 1, f"left = {_load(a, masks)}")
         masks = [*([] if is_exact else [f"(k < {inner})[:, None]"]), *([mask] if mask else [])]
-        kind = ', input_precision="ieee"' if step.a.dtype == f32 else ""
+        kind = precision_of(step.a.dtype)
         for name, column in columns.items():
             b = _address(right, step.b, "k[:, None]", column)
             self._line(depth + 1, f"{name} = tl.dot(left, {_load(b, masks)}, {name}{kind})")

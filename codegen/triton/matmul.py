@@ -34,7 +34,7 @@ from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.joined_axes import int_extent, join_axes
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
-from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles
+from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles, precision_of
 from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, needs_wide_index
 from graphc.errors import CodegenError
 from graphc.ir.types import FLOAT8, bool_
@@ -226,8 +226,7 @@ class Product:
     def _factor(self, body: Body, name: str, inside: list[Define], text: str) -> str:
         """An operand of the product over its whole block, zero behind the end of the sum."""
         body.line(f"{self.k.name} = {body.index_type('k_start')} + {body.lanes(self.k)}", f"{self.k.extent}")
-        if self.k.extent % self.k.block:
-            body.line(f"in_{self.k.name} = {self.k.name} < {self.k.extent}")
+        body.mask_variable(body.blocked[self.k.name])
         body.axis_variables(self.k)
         for statement in inside:
             body.define(statement)
@@ -271,9 +270,7 @@ class Product:
 
     def dot(self) -> str:
         """The step of the loop that multiplies `left` by `right`."""
-        precision = (
-            f', input_precision="{"tf32" if self.contract.tf32 else "ieee"}"' if self.dtype.name == "f32" else ""
-        )
+        precision = precision_of(self.dtype, self.contract.tf32)
         kind = f", out_dtype={tl_dtype(self.contract.dtype)}" if not self.dtype.is_float else ""
         if self.dtype in FLOAT8:  # the units add up few of them with all bits
             kind = f", max_num_imprecise_acc={min(EXACT_STEPS, self.choice.tile.depth)}"

@@ -285,6 +285,17 @@ def _bitwise_not(_: Context, dtype: DType, args: list[Operand]) -> str:
     return f"{args[0].typed} ^ {2 ** (8 * dtype.itemsize) - 1}" if dtype.kind == "uint" else f"~{args[0].typed}"
 
 
+def _shift(symbol: str, helper: str, of_unsigned: str) -> Rule:
+    def rule(context: Context, dtype: DType, args: list[Operand]) -> str:
+        value, amount = args[0].typed, args[1]
+        bits = 8 * dtype.itemsize
+        if amount.is_literal and 0 <= int(amount.text.strip("()")) < bits:
+            return f"{value} {symbol} {amount.typed}"
+        return context.helper(of_unsigned if dtype.kind == "uint" else helper, value, amount.typed, str(bits))
+
+    return rule
+
+
 _LOGIC: dict[str, Rule] = {
     "logical_and": _both_typed("&"),
     "logical_or": _both_typed("|"),
@@ -294,8 +305,8 @@ _LOGIC: dict[str, Rule] = {
     "bitwise_or": _both_typed("|"),
     "bitwise_xor": _both_typed("^"),
     "bitwise_not": _bitwise_not,
-    "shl": _both_typed("<<"),
-    "shr": _both_typed(">>"),
+    "shl": _shift("<<", "_shl", "_shl"),
+    "shr": _shift(">>", "_shr", "_ushr"),
 }
 
 # -------------------------------------------------------------------------------------------- choice and conversion

@@ -9,7 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from graphc.codegen.triton.tiling import power_of_two
-from graphc.ir.types import DType
+from graphc.ir.types import DType, f32
+
+
+def precision_of(dtype: DType, tf32: bool = False) -> str:
+    """Arguments of `tl.dot`, with a comma in front, for operands of a dtype.
+
+    A product of float32 is to be whole before something is added: Triton would start its sum from that, a bias say,
+    and where the bias is larger than the products, every step of the sum would be rounded to it. What keeps Triton from
+    it is an argument that is about 8-bit floats alone.
+    """
+    if dtype != f32:
+        return ""
+    return ', input_precision="tf32"' if tf32 else ', input_precision="ieee", max_num_imprecise_acc=1'
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 python -m tests.fuzz --programs 100000 --processes 2      # all of them, or those that are left
 python -m tests.fuzz --seeds 17:18 --show                 # one program, judged, cut down and printed
+python -m tests.fuzz --programs 400 --backend ptx         # generated kernels executed from their machine code
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ EVERY = 10
 """One batch of so many is built as users' programs are."""
 CPUS = len(os.sched_getaffinity(0))
 CRASHED = "the process died"
+PTX = "ptx"
+"""The backend `triton` with its kernels' machine code executed on the CPU: see `tests.triton.ptx`."""
 
 
 def main() -> int:
@@ -50,7 +53,7 @@ def run(first: int, last: int, backend: str, folder: Path, processes: int = CPUS
 
     Args:
         first, last: seeds; `last` is left out.
-        backend: of `graphc.compile`.
+        backend: of `graphc.compile`, or `PTX`.
         folder: of the verdicts, a file per chunk.
         processes: at the same time.
 
@@ -77,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--programs", type=int, default=100_000, help="how many, from seed 0 on")
     parser.add_argument("--seeds", help="FIRST:LAST instead; LAST is left out")
     parser.add_argument("--processes", type=int, default=CPUS)
-    parser.add_argument("--backend", default="c", choices=("c", "interpret", "triton"))
+    parser.add_argument("--backend", default="c", choices=("c", "interpret", "triton", PTX))
     parser.add_argument("--out", default="out/fuzz", help="where verdicts are kept; what is there is not done again")
     parser.add_argument("--show", action="store_true", help="judge one by one; print what is not right, cut down")
     parser.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)
@@ -129,6 +132,7 @@ def _in_process(span: tuple[int, int], backend: str) -> list[dict[str, str]] | N
 
 def _chunk(first: int, last: int, backend: str) -> int:
     with tempfile.TemporaryDirectory() as cache, override(cache_dir=Path(cache)):
+        backend = _installed(backend)
         programs = [generate(seed) for seed in range(first, last)]
         gc.freeze()  # the collector would look through all of torch again and again
         for verdict in judge_all(programs, backend, every=EVERY):
@@ -138,8 +142,18 @@ def _chunk(first: int, last: int, backend: str) -> int:
     return 0
 
 
+def _installed(backend: str) -> str:
+    """The name by which `graphc.compile` knows a backend."""
+    if backend != PTX:
+        return backend
+    from tests.triton.ptx.kernels import install
+
+    install()
+    return "triton"
+
+
 def _show(first: int, last: int, backend: str) -> int:
-    status = 0
+    status, backend = 0, _installed(backend)
     for seed in range(first, last):
         program = generate(seed)
         verdict = judge([program.script()], backend, [str(seed)])

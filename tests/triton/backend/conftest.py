@@ -1,4 +1,8 @@
-"""These tests need TRITON_INTERPRET=1 and a process of their own: `tests/triton/test_made_up_backend.py`."""
+"""These tests need TRITON_INTERPRET=1 and a process of their own: `tests/triton/test_made_up_backend.py`.
+
+With GRAPHC_TEST_PTX=1 instead of the former, kernels run from their machine code: see `tests.triton.ptx`, which watches
+them by itself.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,12 @@ from tests.triton.backend.register import OwnMemoryDevice, build, register
 from tests.triton.watch import install
 
 IS_ALONE = os.environ.get("GRAPHC_MADE_UP_BACKEND") == "1"
-WRONG = install() if IS_ALONE else []
+IS_PTX = os.environ.get("GRAPHC_TEST_PTX") == "1" and os.environ.get("TRITON_INTERPRET") != "1"
+WRONG = install() if IS_ALONE and not IS_PTX else []
+if IS_ALONE and IS_PTX:
+    from tests.triton.ptx.kernels import install as run_machine_code
+
+    run_machine_code()
 
 collect_ignore_glob = [] if IS_ALONE else ["test_*.py"]
 

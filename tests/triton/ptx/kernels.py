@@ -1,0 +1,132 @@
+"""Generated kernels, compiled for `cuda:80` and executed from their machine code, on tensors of the CPU.
+
+`PtxKernel` takes the place of Triton's interpreter: alone, or in every program after `install`.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+
+from graphc.program.triton_kernel import Launch, TritonKernel
+from graphc.runtime import triton_launcher, triton_program
+from graphc.runtime.triton_cross import gpu_target
+from graphc.runtime.triton_launcher import compile_launch, torch_type, unaligned_of
+from tests.triton.ptx.machine import Code
+from tests.triton.ptx.parse import PtxError, parse
+
+TARGET = os.environ.get("GRAPHC_PTX_TARGET", "cuda:80")
+"""What kernels are compiled for. Of newer chips, asynchronous products and copies of blocks are not known here."""
+_NO_ASSEMBLER = "machine code is executed as PTX"
+
+
+def _without_assembler(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str] | None:
+    """Triton's hook on its stages: no cubin is made, and what is made is kept apart from what has one."""
+    if backend is None:
+        return _NO_ASSEMBLER, hashlib.sha256(_NO_ASSEMBLER.encode()).hexdigest()
+    stages["cubin"] = lambda source, metadata: source.encode() if isinstance(source, str) else source
+    return None
+
+
+def compile_ptx(kernel: TritonKernel, launch: Launch, unaligned: Sequence[int] = ()) -> tuple[str, int]:
+    """PTX of a launch, and the bytes of shared memory of a program; arguments as for `compile_launch`."""
+    from triton import knobs
+
+    old = knobs.runtime.add_stages_inspection_hook
+    knobs.runtime.add_stages_inspection_hook = _without_assembler
+    try:
+        compiled = compile_launch(kernel, launch, gpu_target(TARGET), unaligned)
+    finally:
+        knobs.runtime.add_stages_inspection_hook = old
+    if getattr(compiled.metadata, "global_scratch_size", 0):
+        raise PtxError(f"{launch.function} wants memory for descriptors")
+    return compiled.asm["ptx"], int(compiled.metadata.shared)
+
+
+@functools.lru_cache(16)  # steps are many objects, which slow down every collection of garbage
+def _code(text: str) -> Code:
+    return Code(parse(text))
+
+
+class PtxKernel:
+    """A kernel that is executed from its machine code; calls like `InterpretedKernel`.
+
+    Args:
+        kernel: the generated kernel.
+    """
+
+    def __init__(self, kernel: TritonKernel) -> None:
+        self.kernel = kernel
+        self._compiled: dict[tuple[Launch, tuple[int, ...]], tuple[Code, int]] = {}
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Run on tensors whose first element is the buffer's first element, of the signature's dtypes.
+
+        Raises:
+            PtxError: what a GPU would refuse or leave open, naming the instruction.
+        """
+        for tensor, (name, kind) in zip(tensors, self.kernel.signature):
+            assert tensor.dtype == torch_type(kind), f"{name} is {tensor.dtype}, not {kind}"
+        scratch = [torch.empty(item.size, dtype=torch_type(item.dtype)) for item in self.kernel.scratch]
+        everything = [*tensors, *scratch]
+        pointers = [tensor.data_ptr() for tensor in everything]
+        unaligned = unaligned_of(pointers)
+        positions = tuple(number for number in range(len(pointers)) if unaligned >> number & 1)
+        places = _places(everything)
+        for launch in self.kernel.launches:
+            if prod(launch.grid):
+                code, shared = self._prepared(launch.variant(not unaligned), positions)
+                function = code.module.functions[code.module.entry]
+                wrong = code.launch(launch.grid, function.threads, shared, [*pointers, 0, 0], places)
+                if wrong:
+                    raise PtxError("; ".join(wrong))
+
+    def _prepared(self, launch: Launch, positions: tuple[int, ...]) -> tuple[Code, int]:
+        found = self._compiled.get((launch, positions))
+        if found is None:
+            text, shared = compile_ptx(self.kernel, launch, positions)
+            found = self._compiled[launch, positions] = _code(text), shared
+        return found
+
+
+def _places(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """The memory of tensors; of all that are alive where one of them may be a table of addresses."""
+    if any(tensor.dtype == torch.int64 and bool((tensor.abs() >> 40).any()) for tensor in tensors):
+        tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and _has_memory(item)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return [(storage.data_ptr(), storage.nbytes()) for storage in storages]
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type != "meta" and type(tensor) in _PLAIN
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def install() -> None:
+    """Have all programs of this process run their kernels from machine code where Triton's interpreter would."""
+    for module in (triton_launcher, triton_program):
+        module.InterpretedKernel = PtxKernel  # type: ignore[attr-defined, misc]
+        module.require_interpreter = lambda: None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def from_machine_code() -> Iterator[None]:
+    """The same inside of a block."""
+    names = ("InterpretedKernel", "require_interpreter")
+    old = [(module, name, getattr(module, name)) for module in (triton_launcher, triton_program) for name in names]
+    install()
+    try:
+        yield
+    finally:
+        for module, name, value in old:
+            setattr(module, name, value)
