@@ -112,12 +112,12 @@ def install() -> list[str]:
 
     load, store, rmw = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
 
-    semantic, said = interpreter.interpreter_semantic, [False]
+    semantic, said = interpreter.TritonSemantic, [False]
     plain_load = semantic.load
 
-    def load_with(ptr: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
+    def load_with(self: Any, ptr: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
         said[0] = other is not None  # what is said is not passed on below where it is one 0, which counts as false
-        return plain_load(ptr, mask, other, *rest, **more)
+        return plain_load(self, ptr, mask, other, *rest, **more)
 
     @functools.wraps(load)
     def noted_load(ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
