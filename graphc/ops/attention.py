@@ -331,9 +331,9 @@ register(
         GRADIENT,
         Kind.CONTRACTION,
         "The gradients of query, key and value for that of attention's output (operand 0), which is linear in it; "
-        "operands 1 to 5 are query, key, value, and both results of attention. causal, scale, library: as there. There is no "
-        "mask: a log-sum-exp near the least float has no digit that tells how many keys such a mask hides. A query of 16 "
-        "bits that sees one key has no gradient.",
+        "operands 1 to 5 are query, key, value, and both results of attention. causal, scale, library: as there. "
+        "There is no mask: a log-sum-exp near the least float has no digit that tells how many keys such a mask hides. "
+        "A query of 16 bits that sees one key has no gradient.",
         _gradient_type,
         _reference_gradient,
         expand=_expand_gradient,
