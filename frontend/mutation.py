@@ -10,6 +10,7 @@ import torch
 from graphc.errors import DataDependentError, EagerOnlyError, ResizesError
 from graphc.frontend import overlap, replay
 from graphc.frontend.aten import promotion
+from graphc.frontend.aten.elsewhere import moved
 from graphc.frontend.aten.extern import import_extern, written_arguments
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, Rule
 from graphc.frontend.calls import (
@@ -226,9 +227,7 @@ def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     if has_no_rules(source) or has_no_rules(recorder.value_of(args[0])):
         return mutating_handler(func, None)(recorder, func, args, kwargs)
     values, _ = snapshot(recorder, args[:2], {})
-    if source.device != target.device:
-        moved = import_extern(imp, "aten._to_copy.default", (source,), {"device": torch.device(target.device)})
-        source = moved.returned
+    source = moved(imp, source, target.device)
     lead = len(target.shape) - len(source.shape)
     fits = lead >= 0 and all(s in (1, t) for s, t in zip(source.shape, target.shape[lead:], strict=True))
     if not fits:

@@ -217,6 +217,7 @@ def plan_for(graph: Graph, options: Options, backend: str) -> Plan:
 def _built(graph: Graph, options: Options, backend: str) -> Compilation:
     """From the disk cache when this very graph has been built here before, else through the whole pipeline."""
     from graphc.runtime.load import find_program
+    from graphc.runtime.triton_module import fingerprint, is_interpreting
 
     found = Compilation(graph, options, backend)
     text = str(graph)
@@ -225,9 +226,11 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
         executable = find_program(key)
     found.cached = executable is not None
     if executable is None:
-        with _timed(found.seconds, "optimize"):
-            found.stage("optimized")
         try:
+            if backend == "triton" and not is_interpreting():
+                fingerprint()  # computed by a thread while the graph is worked on
+            with _timed(found.seconds, "optimize"):
+                found.stage("optimized")
             executable = (_build_triton if backend == "triton" else _build_native)(found, key)
         except BackendUnavailableError as error:
             found.execute = _unavailable(error)  # its sources can still be read

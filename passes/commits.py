@@ -37,12 +37,15 @@ COPIED_BYTES = 1 << 16
 """Inputs of no more than so many bytes in all are copied in any case."""
 COPY_BYTES = 1 << 12
 """What a copy costs beside its bytes, in bytes."""
+ITEM, ITEM_CALL = "item", "aten._local_scalar_dense.default"
+"""The op that reads a tensor's only element, and its call: it never fails. What a device computes is waited for in it,
+which had better be when the rest of the program is under way."""
 
 _SURE = (
     "convolution", "_convolution", "mkldnn_", "_scaled_dot_product", "native_batch_norm", "native_layer_norm",
     "native_group_norm", "native_dropout", "max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_", "upsample_",
     "bernoulli", "rand", "normal", "uniform", "exponential", "cumsum", "sort", "topk", "mm", "bmm", "addmm", "baddbmm",
-    "_local_scalar_dense", "embedding_dense_backward", "lstm", "gru", "rnn_",
+    "_to_copy", "embedding_dense_backward", "lstm", "gru", "rnn_",
 )  # fmt: skip
 """How names of ATen calls begin that fail for want of memory only, once their shapes are right."""
 
@@ -52,7 +55,7 @@ def may_fail(node: Node) -> bool:
     if isinstance(node, Library) and node.is_foreach:
         return any(may_refuse(op) for op in node.op.attrs["body"].ops)
     if isinstance(node, Library):
-        return not node.is_matmul and not node.joins
+        return not node.is_matmul and not node.joins and node.op.name != ITEM
     return any(value.op is not None and may_refuse(value.op) for value in (*node.visits, *node.roots))
 
 
@@ -159,7 +162,7 @@ def exposed_inputs(
         elif isinstance(step, LoopStep):
             if any(spec.kind == CHECKS for spec in step.specs) or any(isinstance(s, AtenStep) for s in step.steps):
                 fails = refuses = number
-        elif isinstance(step, AtenStep):
+        elif isinstance(step, AtenStep) and step.op != ITEM_CALL:
             fails = number
             name = step.op.partition(".")[2]
             if not step.op.startswith("aten.") or not name.startswith(_SURE):

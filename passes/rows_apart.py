@@ -12,7 +12,7 @@ them. What lives within a turn gets memory of its own in such a kernel, wherever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -212,17 +212,37 @@ def _is_apart(
     memories: dict[int, int],
     memory: int,
 ) -> bool:
-    """Whether in a memory that a loop writes each byte is one row's, in all turns."""
-    steps = {access.row for access in accesses}
-    row = next(iter(steps))
-    if len(steps) > 1 or row is None or row <= 0:
+    """Whether in a memory that a loop writes each byte is one row's, in all turns.
+
+    Where turns look at places that do not overlap, as carries do that lie here and there, rows may begin anywhere.
+    """
+    if any(access.row is None or access.row <= 0 for access in accesses):
         return False
-    period = row * rows
-    spans: set[tuple[int, int]] = set()
+    spans: set[tuple[int, int, int]] = set()
     for access in accesses:
         size = loop.specs[access.buffer].dtype.itemsize
+        assert access.row is not None
         for index, offset in _places(loop, access.buffer):
             if memories[index] == memory:
                 base = offset * size + (max(buffers[index].arena_offset, 0) if index >= 0 else 0)
-                spans.add(((base + access.low) % period, access.high - access.low))
-    return any(all((low - start) % period + length < row for low, length in spans) for start, _ in spans)
+                spans.add((base + access.low, access.row, access.high - access.low))
+    reach, overlapping = -1, list[tuple[int, int, int]]()
+    for low, row, length in sorted(spans):
+        if low > reach:
+            if not _same_rows(overlapping, rows):
+                return False
+            overlapping = []
+        overlapping.append((low, row, length))
+        reach = max(reach, low + (rows - 1) * row + length)
+    return _same_rows(overlapping, rows)
+
+
+def _same_rows(spans: Sequence[tuple[int, int, int]], rows: int) -> bool:
+    """Whether each byte is one row's; a span is its first byte, bytes to the next row's, and to its own last byte."""
+    steps = {row for _, row, _ in spans}
+    if len(steps) > 1:
+        return False
+    row = max(steps, default=1)
+    period = row * rows
+    ends = {(low % period, length) for low, _, length in spans}
+    return not ends or any(all((low - start) % period + length < row for low, length in ends) for start, _ in ends)

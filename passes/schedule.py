@@ -1,9 +1,9 @@
-"""The order of steps: what frees memory first, otherwise as the program has it."""
+"""The order of steps: what frees memory first, otherwise as the program has it; what waits for a device last."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 
@@ -14,18 +14,25 @@ class Task(NamedTuple):
         after: tasks that must come before it.
         makes: storages that come into being with it.
         uses: storages that it reads or writes.
+        rank: SENDS, WAITS or 0.
     """
 
     after: frozenset[int]
     makes: tuple[int, ...]
     uses: tuple[int, ...]
+    rank: int = 0
+
+
+SENDS, WAITS = -1, 1
+"""Ranks of tasks: it sends something from the CPU to another device, before anything else; the CPU waits for what
+another device has computed, when there is nothing else left to launch."""
 
 
 def order_tasks(tasks: Sequence[Task], sizes: Mapping[int, int], kept: frozenset[int]) -> list[int]:
     """A valid order in which little memory is alive at a time.
 
     List scheduling: of the tasks that are ready, one that frees at least what it allocates goes first; otherwise the
-    first in the given order. Linear in the number of dependencies, but for the heap.
+    first in the given order, of the lowest rank. Linear in the number of dependencies, but for the heap.
 
     Args:
         tasks: in a valid order already.
@@ -41,13 +48,15 @@ def order_tasks(tasks: Sequence[Task], sizes: Mapping[int, int], kept: frozenset
     for number, task in enumerate(tasks):
         for earlier in task.after:
             followers[earlier].append(number)
-    ready = [number for number, count in enumerate(waiting) if not count]
+    ready = [(tasks[number].rank, number) for number, count in enumerate(waiting) if not count]
     shrinking: list[int] = []
     done = [False] * len(tasks)
     found: list[int] = []
 
     def shrinks(number: int) -> bool:
         task = tasks[number]
+        if task.rank:
+            return False
         growth = sum(sizes.get(storage, 0) for storage in task.makes)
         freed = sum(
             sizes.get(storage, 0)
@@ -56,11 +65,12 @@ def order_tasks(tasks: Sequence[Task], sizes: Mapping[int, int], kept: frozenset
         )
         return freed > 0 and freed >= growth
 
-    for number in ready:
+    heapify(ready)
+    for _, number in ready:
         if shrinks(number):
             heappush(shrinking, number)
     while ready or shrinking:
-        number = heappop(shrinking) if shrinking else heappop(ready)
+        number = heappop(shrinking) if shrinking else heappop(ready)[1]
         if done[number]:
             continue
         done[number] = True
@@ -75,7 +85,7 @@ def order_tasks(tasks: Sequence[Task], sizes: Mapping[int, int], kept: frozenset
         for later in followers[number]:
             waiting[later] -= 1
             if not waiting[later]:
-                heappush(ready, later)
+                heappush(ready, (tasks[later].rank, later))
                 if shrinks(later):
                     heappush(shrinking, later)
     return found

@@ -69,6 +69,9 @@ class Device(Protocol):
     def memory(self, index: int) -> tuple[int, int]:
         """Bytes that this process could still allocate, those that torch keeps for reuse included, and all bytes."""
 
+    def give_back(self, index: int) -> None:
+        """Wait for the device, and give it the memory back that torch keeps for reuse."""
+
     def stream(self, index: int) -> int:
         """The handle of the current stream."""
 

@@ -86,6 +86,10 @@ class CudaDevice:
             allowed = int(total * torch.cuda.get_per_process_memory_fraction(index))
         return min(free + kept, allowed - torch.cuda.memory_allocated(index)), total
 
+    def give_back(self, index: int) -> None:
+        torch.cuda.synchronize(index)
+        torch.cuda.empty_cache()
+
     def stream(self, index: int) -> int:
         if _raw_stream is not None:
             return _raw_stream(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from graphc.program.record import Program
 from graphc.runtime.checks import DeviceCells
 from graphc.runtime.device import find_device, index_of
 from graphc.runtime.tensors import copied, same_strides, torch_dtype, view_into, with_strides
+
+T = TypeVar("T")
 
 _LARGE = 64 << 20
 """Bytes of memory for which the device is asked first whether it has them."""
@@ -82,6 +84,7 @@ class Memory:
         scratch_bytes: scratch memory of a call, on the device `scratch_device`.
         nowhere: a place in tables that holds 0.
         computed: Python numbers that kernels on the CPU compute.
+        make_room: has other programs give memory back that they only keep for reuse; says whether any did.
     """
 
     def __init__(self, program: Program) -> None:
@@ -103,6 +106,7 @@ class Memory:
         self.scratch_bytes, self.scratch_device = 0, torch.device("cpu")
         self.nowhere = self.more_places(1)
         self.computed: set[int] = set()
+        self.make_room: Callable[[], bool] = lambda: False
         self._host_places: dict[int, int] = {}
         self._tabled: set[int] = set()
         self._inputs: list[tuple[int, int]] = []
@@ -173,13 +177,25 @@ class Memory:
             torch.OutOfMemoryError: with the program's own peak added.
         """
         try:
-            if not self._asked:
-                self._ask()
-            self.use_working(frame, self.working())
-            self.allocate_outputs(frame)
+            self.with_room(lambda: self._allocate(frame))
         except torch.OutOfMemoryError as error:
             error.args = (f"{error}\n{self._needs()}",)
             raise
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do what allocates memory, and once more where there is too little until other programs give theirs back."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if not self.make_room():
+                raise
+        return work()
+
+    def _allocate(self, frame: Frame) -> None:
+        if not self._asked:
+            self._ask()
+        self.use_working(frame, self.working())
+        self.allocate_outputs(frame)
 
     def working(self) -> Working:
         """Memory that a call works in."""

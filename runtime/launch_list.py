@@ -7,11 +7,13 @@ aligned otherwise than its variant takes them, so that another one can be launch
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graphc.errors import CompilerError
 from graphc.program.triton_kernel import ALIGNMENT
 from graphc.runtime.small_library import small_library
 
@@ -92,6 +94,12 @@ class Binary:
     function: int
     threads: int
     shared: int
+
+
+def prepare() -> None:
+    """Have lists ready to be made, where there is a C compiler."""
+    with contextlib.suppress(CompilerError):  # who makes a list meets it again
+        _entry()
 
 
 class LaunchList:

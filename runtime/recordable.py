@@ -1,18 +1,26 @@
 """What of a program can be recorded and replayed: told by its steps, before anything runs.
 
+    stage 0   copies from the CPU                launched in every call
+    stage 1   forward, backward, update          recorded
+    stage 2   loss.item()                        launched in every call
+
 A recording holds launches on one device with their addresses. What Python or the CPU does in between would be done once
-only, so it must be known to be the same in every replay, or be able to go before all launches.
+only. So what the CPU does goes before all launches of its stage, where these leave alone what it works on; else there a
+new stage begins, as it does where a call looks at data, or works with memory of the CPU.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
-from graphc.program.plan import ARENA, CHECKS, INPUT, AtenStep, ForeachStep, GemmStep, KernelStep, Step
-from graphc.program.triton_kernel import runs_on_host
+from graphc.program.lifetimes import step_buffers
+from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, AtenStep, ForeachStep, GemmStep, KernelStep, Step
 from graphc.runtime.aten_calls import overload
 from graphc.runtime.device import find_device
 from graphc.runtime.triton_module import is_interpreting
@@ -30,10 +38,55 @@ _UNSAFE = frozenset(
     if hasattr(torch.Tag, name)
 )
 """Torch's own marks of calls that look at data, or cannot be recorded."""
+_LOOKS = frozenset(("aten._linalg_check_errors.default",))
+"""Calls without such a mark that look at data, to raise errors."""
 
 
-def why_not(program: TritonProgram) -> str:
-    """Why a program cannot be recorded and replayed, or is not worth it; "" when it can and is."""
+@dataclass
+class Stage:
+    """Parts of a program that are recorded together, or launched in every call.
+
+    Attributes:
+        reason: why they are launched in every call; "" when they are recorded.
+        before: numbers of the parts that the CPU does first.
+        parts: numbers of the parts that follow.
+        steps: numbers of the steps behind these.
+        launches: launches and library calls in them.
+        finds: buffers of the CPU that calls in it fill.
+    """
+
+    reason: str = ""
+    before: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    launches: int = 0
+    finds: set[int] = field(default_factory=set)
+
+
+def stages_of(program: TritonProgram, refused: Mapping[int, str] = MappingProxyType({})) -> tuple[list[Stage], str]:
+    """The stages of a program in order; none, and why, when nothing can be recorded or is worth it.
+
+    Args:
+        refused: numbers of parts that could not be recorded when that was tried, with what was said.
+    """
+    reason = _refusal(program)
+    if reason:
+        return [], reason
+    cutter = _Cutter(program, refused)
+    stages, reason = cutter.stages()
+    if reason:
+        return [], reason
+    first = next((stage.reason for stage in stages if stage.reason), "")
+    for stage in stages:
+        if not stage.reason and stage.launches < FEWEST_LAUNCHES:
+            stage.reason = f"{stage.launches} launches, which a replay would not make quicker"
+    if all(stage.reason for stage in stages):
+        return [], first or (stages[0].reason if stages else "0 launches, which a replay would not make quicker")
+    return stages, _repeated(program, stages)
+
+
+def _refusal(program: TritonProgram) -> str:
+    """Why nothing can be recorded, whatever the steps are."""
     device = program.device
     if not settings().replay:
         return "GRAPHC_REPLAY is off"
@@ -44,88 +97,158 @@ def why_not(program: TritonProgram) -> str:
     reason = device.cannot_record()
     if reason:
         return reason
-    if program.launch_count < FEWEST_LAUNCHES:
-        return f"{program.launch_count} launches, which a replay would not make quicker"
     buffers = program.memory.buffers
     names = {spec.device for spec in buffers if not spec.host and find_device(spec.device) is not None}
     if len(names) > 1:
         return f"it has tensors on {' and '.join(sorted(names))}"
-    cpu = _Cpu(program)
-    for step in program.steps:
-        reason = cpu.why_not(step)
-        if reason:
-            return f"{reason} (line {step.location.line} of {step.location.file})" if step.location.line else reason
-    for output in program.program.outputs:
-        spec = buffers[output.buffer]
-        if spec.kind == ARENA and not spec.host:
-            return "a result lies in working memory"
-        if cpu.has(spec.index) and spec.index not in cpu.known:
-            return "a result on the CPU is not computed there"
+    if any(
+        buffers[output.buffer].kind == ARENA and not buffers[output.buffer].host for output in program.program.outputs
+    ):
+        return "a result lies in working memory"
     return ""
 
 
-class _Cpu:
-    """What the CPU knows and does, followed step by step.
+def handed_on(program: TritonProgram, stages: Sequence[Stage]) -> list[set[int]]:
+    """Per stage the tensors on the device that its calls return and a recorded stage reads: they need an address."""
+    buffers = program.memory.buffers
+    used = {i for stage in stages if not stage.reason for n in stage.steps for i in step_buffers(program.steps[n])}
+    found = []
+    for stage in stages:
+        calls = (program.steps[n] for n in stage.steps) if stage.reason else ()
+        made = {index for step in calls if isinstance(step, AtenStep) for index in step.outs if index >= 0}
+        found.append({i for i in made & used if buffers[i].kind == EXTERNAL and find_device(buffers[i].device)})
+    return found
+
+
+def _repeated(program: TritonProgram, stages: Sequence[Stage]) -> str:
+    for index in sorted(set().union(*handed_on(program, stages))):
+        spec = program.memory.buffers[index]
+        if any(size > 1 and not stride for size, stride in zip(spec.shape, spec.strides, strict=True)):
+            return "a call that is made every time returns a tensor with several elements at one place"
+    return ""
+
+
+class _Cutter:
+    """What the CPU knows and does, followed part by part.
 
     Attributes:
-        known: buffers of the CPU with contents that it knows by itself.
-        read: buffers of the CPU that a device has read.
+        known: buffers of the CPU with contents that it has at this point.
+        read: buffers of the CPU that launches of the newest stage read.
     """
 
-    def __init__(self, program: TritonProgram) -> None:
-        self.program, self.buffers = program, program.memory.buffers
+    def __init__(self, program: TritonProgram, refused: Mapping[int, str]) -> None:
+        self.program, self.buffers, self.refused = program, program.memory.buffers, refused
         self.known = {spec.index for spec in self.buffers if spec.kind in (INPUT, CHECKS)}
         self.read: set[int] = set()
+        self.found: list[Stage] = []
+        self._steps: list[list[int]] = [[] for _ in program.parts]
+        for number, parts in enumerate(program.parts_of):
+            for part in parts:
+                self._steps[part].append(number)
+
+    def stages(self) -> tuple[list[Stage], str]:
+        """The stages, or none and why nothing can be recorded."""
+        for number, part in enumerate(self.program.parts):
+            steps = [self.program.steps[n] for n in self._steps[number]]
+            if not steps:  # it lets go of memory
+                self._newest().parts.append(number)
+                continue
+            reason = self._do_here(number, steps) if part.on_host else self._launch(number, steps)
+            if reason:
+                return [], reason
+        return self.found, ""
 
     def has(self, index: int) -> bool:
         """Whether a buffer is a Python number or lies with the CPU."""
         return self.buffers[index].host or find_device(self.buffers[index].device) is None
 
-    def why_not(self, step: Step) -> str:
-        """Why a step cannot be recorded, or be done before all that is recorded; "" when it can."""
+    # -------------------------------------------------------------------------------------------------------- stages
+
+    def _newest(self) -> Stage:
+        if not self.found:
+            self.found.append(Stage())
+        return self.found[-1]
+
+    def _begin(self, reason: str = "") -> Stage:
+        self.read = set()
+        self.found.append(Stage(reason))
+        return self.found[-1]
+
+    def _do_here(self, number: int, steps: list[Step]) -> str:
+        """Work of the CPU goes before the launches of the newest stage, if it may."""
+        stage = self._newest()
+        written = set(self.program.parts[number].writes)
+        for step in steps:
+            read, stored = self._works_on(step)
+            if not read - written <= self.known:
+                return _located(f"{_called(step)} runs on the CPU, on what a device has computed", step)
+            written |= stored
+        if stage.reason or written & self.read:  # calls may use memory of the CPU that is something else by now
+            stage = self._begin()
+        self.known |= written
+        stage.before.append(number)
+        return ""
+
+    def _works_on(self, step: Step) -> tuple[set[int], set[int]]:
+        """Buffers of the CPU that work there reads, and kernels store to."""
+        if isinstance(step, ForeachStep):
+            return {index for index in step.buffers if self.has(index)}, set()
+        assert isinstance(step, KernelStep)
+        kernel = self.program.library.kernel(step.kernel).kernel
+        arguments = list(zip(step.buffers, kernel.buffers, strict=True))
+        read = {index for index, buffer in arguments if buffer.access != "out"}
+        return read, {index for index, buffer in arguments if buffer.access != "in"}
+
+    def _launch(self, number: int, steps: list[Step]) -> str:
+        """Launches go to the newest stage, if that is of their kind."""
+        used = {index for step in steps for index in step_buffers(step) if self.has(index)}
+        for step in steps:
+            if isinstance(step, KernelStep) and not used <= self.known:
+                return _located(f"kernel {step.kernel} computes a Python number", step)
+        reason = self.refused.get(number) or next((why for step in steps if (why := self._why_not(step))), "")
+        stage = self._newest()
+        has_launches = any(self._steps[part] for part in stage.parts)
+        if not has_launches and not stage.finds:
+            stage.reason = reason
+        elif bool(reason) != bool(stage.reason) or used & stage.finds:
+            stage = self._begin(reason)
+        stage.parts.append(number)
+        stage.steps += self._steps[number]
+        stage.launches += sum(self.program.launches_of[n] for n in self._steps[number])
+        self.read |= used
+        if reason:
+            stage.finds |= used - self.known
+            self.known |= used
+        return ""
+
+    # ---------------------------------------------------------------------------------------------------- single steps
+
+    def _why_not(self, step: Step) -> str:
+        """Why launches of a step cannot be recorded; "" when they can."""
         if isinstance(step, AtenStep):
-            return self._why_not_call(step)
+            return _located(self._why_not_call(step), step)
         if isinstance(step, GemmStep):
             used = [view.buffer for view in (step.a, step.b, step.out)]
-            return "a product on the CPU" if any(map(self.has, used)) else ""
-        if isinstance(step, ForeachStep):
-            return self._why_not_table(step)
-        assert isinstance(step, KernelStep)
-        if runs_on_host(step.buffers, self.buffers):
-            return self._why_not_here(step)
-        used = [index for index in step.buffers if self.has(index)]
-        if any(index not in self.known for index in used):
-            return f"kernel {step.kernel} computes a Python number"
-        if any(not self.buffers[i].host and math.prod(self.buffers[i].shape) != 1 for i in used):
-            return f"kernel {step.kernel} reads a tensor of the CPU"
-        self.read.update(used)
+            return _located("a product on the CPU", step) if any(map(self.has, used)) else ""
+        if isinstance(step, KernelStep):
+            used = [index for index in step.buffers if self.has(index)]
+            if any(not self.buffers[i].host and math.prod(self.buffers[i].shape) != 1 for i in used):
+                return _located(f"kernel {step.kernel} reads a tensor of the CPU", step)
         return ""
 
     def _why_not_call(self, step: AtenStep) -> str:
         if not step.op.startswith("aten."):
             return f"{step.op} is not torch's own: what it does on the CPU would be done once only"
-        if set(overload(step.op).tags) & _UNSAFE:
+        if step.op in _LOOKS or set(overload(step.op).tags) & _UNSAFE:
             return f"{step.op} looks at data, or torch says that it cannot be recorded"
         used = [*(view.buffer for view in step.views()), *(index for index in step.outs if index >= 0)]
         return f"{step.op} works with the CPU's memory" if any(map(self.has, used)) else ""
 
-    def _why_not_table(self, step: ForeachStep) -> str:
-        used = [index for index in step.buffers if self.has(index)]
-        if any(index not in self.known for index in used):
-            return "an update of what a device has computed for the CPU"
-        rows = {row[number] for row in step.rows for number in step.written if self.has(row[number])}
-        return self._write(rows)
 
-    def _why_not_here(self, step: KernelStep) -> str:
-        kernel = self.program.library.kernel(step.kernel).kernel
-        written = set()
-        for index, buffer in zip(step.buffers, kernel.buffers, strict=True):
-            if buffer.access != "out" and index not in self.known:
-                return f"kernel {step.kernel} runs on the CPU, on what a device has computed"
-            if buffer.access != "in":
-                written.add(index)
-        return self._write(written)
+def _called(step: Step) -> str:
+    return f"kernel {step.kernel}" if isinstance(step, KernelStep) else "an update of many tensors"
 
-    def _write(self, indices: set[int]) -> str:
-        self.known |= indices
-        return "the CPU changes a number after a kernel has read it" if indices & self.read else ""
+
+def _located(reason: str, step: Step) -> str:
+    line, file = step.location.line, step.location.file
+    return f"{reason} (line {line} of {file})" if reason and line else reason

@@ -4,115 +4,68 @@
     call 2   recorded (nothing runs), then replayed
     call 3.. replayed
 
+Where a call looks at data or works with the CPU's memory, there are several recordings, one per stage of the program,
+and in each call what lies in between is launched: see `graphc.runtime.recordable`.
+
 A recording holds addresses. Inputs are bound as they lie: parameters and the state of optimizers stay where they are.
 Inputs that lie elsewhere in every call, such as a batch, are copied to memory of the recording, if they are small and
 not written to. Python numbers, all in one copy, and tables of rows are put into such memory too, when they have
-changed; what the CPU computes for them, it computes before each replay, in the order of the program.
+changed; what the CPU computes for them, it computes before each replay, in the order of the program. So is what calls
+between two recordings return.
 
 Results belong to whoever holds them. Small ones are copied; of large ones the recording hands out its own memory, and
 is not replayed while anybody holds that: another recording is made, with results of its own, or the program is launched
 step by step. What cannot be recorded is launched so in every call, and `explain` says why.
+
+Memory of recordings stays with the program for its next call. Where another program of this process finds too little,
+all that are not running give theirs back, and record anew.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
+import math
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from graphc.program.plan import (
-    INPUT,
-    OUTPUT,
-    BufferSpec,
-)
+from graphc.program.lifetimes import step_buffers
+from graphc.program.plan import INPUT, OUTPUT, AtenStep, BufferSpec
 from graphc.runtime.device import find_device
 from graphc.runtime.frame import Frame, Working, cell_dtype
 from graphc.runtime.host_list import HostRun
-from graphc.runtime.recordable import why_not
+from graphc.runtime.recordable import Stage, handed_on, stages_of
+from graphc.runtime.recordings import Lent, ReadyStage, Recorded, Recorder
 from graphc.runtime.tensors import staged, torch_dtype
 
 if TYPE_CHECKING:
-    from graphc.runtime.device import Recording
     from graphc.runtime.triton_program import TritonProgram
 
 SMALL_RESULT = 64 << 10
 """Bytes of a result up to which it is copied."""
 LARGEST_COPY = 32 << 20
 """Bytes of an input up to which it is copied rather than bound where it lies."""
+COPIED_PART = 64
+"""Larger ones are copied as well when they are at most one in so many of the bytes that the program moves: a recording
+per address would hold what library calls return once more."""
 MOST_RECORDINGS = 3
 """For one set of addresses: results of so many earlier calls may be held."""
 MOST_BINDINGS = 4
 """Sets of addresses that recordings are kept for."""
+MOST_REFUSED = 8
+"""Library calls that could not be recorded, after which the program is not recorded any more."""
 MOST_REBINDINGS = 12
 """Recordings thrown away for new addresses after which the program is not recorded any more."""
 
 _SLOT = 16
 """Bytes from one number to the next: kernels take pointers to be aligned so."""
 
-_storage_use_count = torch._C._storage_Use_Count
 Key = tuple[int, ...]
-
-
-@dataclass
-class _Recorded:
-    """A recording with what it reads and writes.
-
-    Attributes:
-        recording: to be replayed.
-        results: buffers that are returned, as tensors of its own, by buffer.
-        lent: the large ones among them.
-        kept: numbers that the CPU knows and kernels read, by buffer: views of `block`.
-        block: all of them, as bytes.
-        numbers: what is in it.
-        words: per step over a table of rows the words with the addresses.
-        tables: the tables on the device.
-        sent: what is in them.
-    """
-
-    recording: Recording | None = None
-    results: dict[int, torch.Tensor] = field(default_factory=dict)
-    lent: list[_Lent] = field(default_factory=list)
-    kept: dict[int, torch.Tensor] = field(default_factory=dict)
-    block: torch.Tensor | None = None
-    numbers: bytes = b""
-    words: dict[int, Any] = field(default_factory=dict)
-    tables: dict[int, torch.Tensor] = field(default_factory=dict)
-    sent: dict[int, bytes] = field(default_factory=dict)
-
-    def is_free(self) -> bool:
-        """Whether nobody holds results of an earlier replay."""
-        return all(item.is_free() for item in self.lent)
-
-    def is_intact(self) -> bool:
-        """Whether the memory of the results is where it was: users may resize storages."""
-        return all(item.storage.data_ptr() == item.address for item in self.lent)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """All memory of its own."""
-        block = [] if self.block is None else [self.block]
-        return [*self.results.values(), *block, *self.tables.values()]
-
-
-class _Lent:
-    """A result that the user may hold: the tensor, a view of it, or its storage."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.storage = tensor.untyped_storage()
-        self.address = self.storage.data_ptr()
-        self._alone = self._references()
-
-    def is_free(self) -> bool:
-        """Whether nobody holds it."""
-        return self._references() == self._alone
-
-    def _references(self) -> tuple[int, int]:
-        return _storage_use_count(self.storage._cdata), sys.getrefcount(self.storage)
 
 
 @dataclass
@@ -120,7 +73,7 @@ class _Binding:
     """What is known of one set of addresses."""
 
     calls: int = 0
-    recordings: list[_Recorded] = field(default_factory=list)
+    recordings: list[Recorded] = field(default_factory=list)
 
 
 class Replay:
@@ -136,19 +89,12 @@ class Replay:
     def __init__(self, program: TritonProgram) -> None:
         self.program, self.device, self.index = program, program.device, program.index
         self._memory, self._buffers = program.memory, program.memory.buffers
-        self.reason = why_not(program)
         self._lock = threading.Lock()
         self._replays = self._made = self._plain = self._held = self._rebound = 0
         self._bindings: dict[Key, _Binding] = {}
         self._mark: Any = None
         self._last_stream = -1
         self._working: Working | None = None
-        if self.reason:
-            return
-        self._slots = {number: _SLOT * at for at, number in enumerate(sorted(program.brought))}
-        self._numbers = (ctypes.c_char * (_SLOT * max(len(self._slots), 1)))()
-        self._before = self._before_replays()
-        self._recorded = [part for part in program.parts if not part.on_host]
         self._inputs = self._device_inputs()
         self._written = set(program.program.written)
         self._copies: dict[int, torch.Tensor] = {}
@@ -158,6 +104,25 @@ class Replay:
         self._returned = self._returned_buffers()
         made = [spec for spec in self._buffers if spec.kind == OUTPUT and not spec.host]
         self._cpu_outputs = [spec for spec in made if find_device(spec.device) is None]
+        moved = sum(program.program.stats.get(name, 0) for name in ("bytes_read", "bytes_written"))
+        self._largest_copy = max(LARGEST_COPY, moved // COPIED_PART)
+        self._refused: dict[int, str] = {}
+        self._lay_out()
+        _ALL.add(self)
+
+    def _lay_out(self) -> None:
+        """Cut the program into stages."""
+        program = self.program
+        stages, self.reason = stages_of(program, self._refused)
+        if self.reason:
+            return
+        single = [i for i in program.brought if self._buffers[i].host or math.prod(self._buffers[i].shape) == 1]
+        self._slots = {number: _SLOT * at for at, number in enumerate(sorted(single))}
+        self._numbers = (ctypes.c_char * (_SLOT * max(len(self._slots), 1)))()
+        self._why = list(dict.fromkeys(stage.reason for stage in stages if stage.reason and stage.launches))
+        self._stages = self._ready(stages)
+        launched = {n for stage in stages if stage.reason for n in stage.steps}
+        self._needed = {i for n in launched for i in step_buffers(program.steps[n])}
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any] | None:
         """Answer a call by a replay; None when it is to be launched step by step."""
@@ -176,6 +141,20 @@ class Replay:
                     self._note_stream()
                 self._mark, self._last_stream = self.device.mark(self.index, self._mark), stream
             return outputs
+
+    def release(self) -> bool:
+        """Give back the memory of recordings, unless the program is running; whether there was any."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            kept = self._working is not None or bool(self._copies)
+            self._bindings.clear()
+            self._copies.clear()
+            self._moves.clear()
+            self._newest = self._working = None
+            return kept
+        finally:
+            self._lock.release()
 
     def _note_stream(self) -> None:
         """Tell torch's allocator that another stream works in memory which calls on several streams share."""
@@ -198,9 +177,14 @@ class Replay:
             return f"none: {self.reason}"
         held = f", {self._held} of them because earlier results were held" if self._held else ""
         copied = f"; inputs copied: {len(self._copies)}" if self._copies else ""
+        stages = sum(stage.is_recorded for stage in self._stages)
+        count = sum(stage.launches for stage in self._stages if stage.is_recorded)
+        parts = f" in {stages} parts" if stages > 1 else ""
+        others = self.program.launch_count - count
+        apart = f"; {others} launched in every call: {'; '.join(self._why)}" if others else ""
         return (
-            f"{self._made} recordings of {self.program.launch_count} launches, {self._replays} replays, "
-            f"{self._plain} calls launch by launch{held}{copied}"
+            f"{self._made} recordings of {count} launches{parts}, {self._replays} replays, "
+            f"{self._plain} calls launch by launch{held}{copied}{apart}"
         )
 
     # ------------------------------------------------------------------------------------------------------ binding
@@ -221,10 +205,14 @@ class Replay:
         bound = self._bound(inputs)
         if binding.calls == 1:
             return self._launch(bound, inputs)
-        recorded = self._free_recording(binding, bound)
-        if recorded is None:
+        binding.recordings = [item for item in binding.recordings if item.is_intact()]
+        for item in binding.recordings:
+            if item.is_free():
+                return self._replayed(item, bound, inputs)
+        if len(binding.recordings) >= MOST_RECORDINGS:
+            self._held += 1
             return self._launch(bound, inputs)
-        return self._replayed(recorded, bound, inputs)
+        return self._recorded(binding, bound, inputs)
 
     def _find(self, inputs: Sequence[Any], addresses: list[int]) -> _Binding | None:
         """What is known of a call's addresses, which are not those of the call before; None to give up, or for now."""
@@ -259,7 +247,7 @@ class Replay:
                 self._moves[number] = self._moves.get(number, 0) + 1
                 if (
                     self._moves[number] > 1
-                    and _can_be_copied(tensor)
+                    and _can_be_copied(tensor, self._largest_copy)
                     and tensor.untyped_storage().data_ptr() not in written
                 ):
                     self._copies[number] = _like(tensor)
@@ -321,44 +309,61 @@ class Replay:
             if spec.kind != INPUT and not spec.host and find_device(spec.device) is not None
         ]  # fmt: skip
 
-    def _free_recording(self, binding: _Binding, bound: Sequence[Any]) -> _Recorded | None:
-        binding.recordings = [item for item in binding.recordings if item.is_intact()]
-        for item in binding.recordings:
-            if item.is_free():
-                return item
-        if len(binding.recordings) >= MOST_RECORDINGS:
-            self._held += 1
-            return None
-        try:
-            made = self._record(bound)
-        except Exception as error:  # torch, the driver or a library, each with classes of its own
-            first = str(error).partition("\n")[0]
-            self._give_up(f"it could not be recorded: {type(error).__name__}: {first}")
-            return None
-        self._made += 1
-        binding.recordings.append(made)
-        return made
-
-    def _record(self, bound: Sequence[Any]) -> _Recorded:
+    def _recorded(self, binding: _Binding, bound: Sequence[Any], inputs: Sequence[Any]) -> list[Any] | None:
+        """A call in which each stage is recorded before it is replayed."""
         assert self.device is not None
-        with torch.inference_mode(False), torch.no_grad():
-            made, frame = self._own_memory(bound)
-
-        def run() -> None:
-            self.program.run(frame, self._recorded)
-
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                made, frame = self._memory.with_room(lambda: self._own_memory(bound))
+        except torch.OutOfMemoryError as error:
+            self._give_up(_failure(error))
+            return self._launch(bound, inputs)
         # Memory for what library calls return is of this recording alone: it holds results, and other recordings of
         # the program must not work in it.
-        made.recording = self.device.record(self.index, self.device.pool(), run)
-        made.results = {spec.index: frame.made[spec.index] for spec in self._returned}
-        frame.made.clear()
-        made.lent = [_Lent(made.results[spec.index]) for spec in self._returned if spec.nbytes > SMALL_RESULT]
-        return made
+        recorder = Recorder(self.device.pool(), frame)
+        outputs = self._run(made, bound, inputs, recorder)
+        if recorder.failure is not None:
+            self._plain += 1
+            if not recorder.has_room:
+                self._refuse(recorder.part, _failure(recorder.failure))
+            return outputs
+        self._made += 1
+        self._replays += 1
+        binding.recordings.append(made)
+        return outputs
 
-    def _own_memory(self, bound: Sequence[Any]) -> tuple[_Recorded, Frame]:
+    def _record(self, made: Recorded, number: int, recorder: Recorder) -> None:
+        """Record a stage; nothing of it runs."""
+        assert self.device is not None
+        frame, parts = recorder.frame, self._stages[number].parts
+
+        def run() -> None:
+            for recorder.part, part in parts.items():
+                self.program.run(frame, [part])
+            recorder.part = -1
+
+        made.recordings[number] = self.device.record(self.index, recorder.pool, run)
+        made.made[number] = {i: tensor for i, tensor in frame.made.items() if i in self._needed and self._is_there(i)}
+
+    def _refuse(self, part: int, reason: str) -> None:
+        """Launch a library call in every call from now on, and record what lies around it; else give up."""
+        steps = [self.program.steps[n] for n, parts in enumerate(self.program.parts_of) if part in parts]
+        calls = [step for step in steps if isinstance(step, AtenStep)]
+        if not calls or len(self._refused) >= MOST_REFUSED:
+            self._give_up(reason)
+            return
+        self._refused[part] = f"{calls[0].op}: {reason}"
+        self._bindings.clear()
+        self._newest = None
+        self._lay_out()
+        if self.reason:
+            self._give_up(self.reason)
+
+    def _own_memory(self, bound: Sequence[Any]) -> tuple[Recorded, Frame]:
         """Where a recording reads and writes: working memory that all recordings share, and results of its own."""
         assert self.device is not None
-        made, place = _Recorded(), self.device.place(self.index)
+        count, place = len(self._stages), self.device.place(self.index)
+        made = Recorded([None] * count, [{} for _ in range(count + 1)])
         made.block = torch.zeros(len(self._numbers), dtype=torch.uint8, device=place)
         made.numbers = bytes(len(self._numbers))
         for number, start in self._slots.items():
@@ -369,6 +374,7 @@ class Replay:
             made.tables[number] = torch.from_numpy(table.plain).to(place)
         frame = self._memory.begin(bound)
         self._memory.allocate_outputs(frame)
+        made.made[-1] = {i: tensor for i, tensor in frame.made.items() if i in self._needed and self._is_there(i)}
         if self._working is None:
             self._working = self._memory.working()
         self._memory.use_working(frame, self._working)
@@ -379,54 +385,130 @@ class Replay:
 
     # --------------------------------------------------------------------------------------------------- replaying
 
-    def _replayed(self, recorded: _Recorded, bound: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    def _replayed(self, recorded: Recorded, bound: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        outputs = self._run(recorded, bound, inputs)
+        self._replays += 1
+        return outputs
+
+    def _run(
+        self, recorded: Recorded, bound: Sequence[Any], inputs: Sequence[Any], recorder: Recorder | None = None
+    ) -> list[Any]:
+        """A call, stage by stage.
+
+        Args:
+            recorder: with it stages are recorded first.
+        """
         program, memory = self.program, self._memory
         frame = Frame(bound, memory.places)
         for spec in self._cpu_outputs:
             memory.put(frame, spec.index, memory.empty(spec))
         assert self._working is not None
         memory.use_working(frame, self._working)
-        for run in self._before:
-            run(frame)
-        self._send_numbers(recorded)
-        self._send_tables(frame, recorded)
-        assert recorded.recording is not None
-        recorded.recording.replay()
-        self._replays += 1
+        for index, tensor in recorded.made[-1].items():
+            memory.put(frame, index, tensor)
+        for number, stage in enumerate(self._stages):
+            if recorder is not None and stage.is_recorded and recorder.failure is None:
+                known = dict(recorder.frame.made)
+                try:
+                    self._record(recorded, number, recorder)
+                except Exception as error:  # torch, the driver or a library, each with classes of its own
+                    recorder.failure = error
+                    recorder.has_room = isinstance(error, torch.OutOfMemoryError) and self._memory.make_room()
+                    for index, tensor in known.items():
+                        if self._is_there(index):
+                            memory.put(frame, index, tensor)
+            for run in stage.before:
+                run(frame)
+            self._send_numbers(recorded)
+            recording = recorded.recordings[number]
+            if recording is None:
+                self._launch_stage(stage, recorded, frame)
+                self._hand_on(stage, recorded, frame, recorder)
+                continue
+            self._send_tables(stage, frame, recorded)
+            recording.replay()
+            for index, tensor in recorded.made[number].items():
+                memory.put(frame, index, tensor)
         program.fetch()
+        if recorder is not None and recorder.failure is None:
+            self._keep_results(recorded, recorder)
         self._hand_out(frame, recorded)
         return self._as_given(program.outputs(frame), bound, inputs)
 
-    def _before_replays(self) -> list[Callable[[Frame], None]]:
-        """What the CPU does in the program, in order; numbers that kernels on the device read end in `_numbers`.
+    def _is_there(self, index: int) -> bool:
+        """Whether the frame of a call holds a buffer on the device under this number, and not something of its own."""
+        return index >= 0 and find_device(self._buffers[index].device) is not None
+
+    def _launch_stage(self, stage: ReadyStage, recorded: Recorded, frame: Frame) -> None:
+        frame.kept = recorded.kept
+        self.program.run(frame, list(stage.parts.values()))
+        frame.kept = {}
+
+    def _hand_on(self, stage: ReadyStage, recorded: Recorded, frame: Frame, recorder: Recorder | None) -> None:
+        """Have what calls returned where recordings read it."""
+        for index in stage.handed_on:
+            if recorder is not None:
+                with torch.inference_mode(False), torch.no_grad():
+                    recorded.fixed[index] = self._memory.empty(self._buffers[index])
+                self._memory.put(recorder.frame, index, recorded.fixed[index])
+            own = recorded.fixed[index]
+            own.copy_(frame.made[index])
+            self._memory.put(frame, index, own)
+
+    def _keep_results(self, made: Recorded, recorder: Recorder) -> None:
+        """Results that the recordings have memory for; what calls between them return is new in every call."""
+        found = dict(recorder.frame.made)
+        recorder.frame.made.clear()
+        made.results = {spec.index: found[spec.index] for spec in self._returned if spec.index in found}
+        made.lent = [
+            Lent(made.results[spec.index])
+            for spec in self._returned
+            if spec.index in made.results and spec.nbytes > SMALL_RESULT
+        ]
+
+    def _ready(self, stages: Sequence[Stage]) -> list[ReadyStage]:
+        """The stages, with what the CPU does in them, in order; numbers that kernels read end in `_numbers`.
 
         They are copied there as soon as they are known, for their memory may be used for something else later.
         """
         start, program = ctypes.addressof(self._numbers), self.program
         copies = {number: (start + at, self._slot_dtype(number).itemsize) for number, at in self._slots.items()}
-        here = HostRun(self._memory, program.library)
-        for number, copy in copies.items():
-            if self._buffers[number].kind == INPUT:
-                here.add_copy(number, *copy)
-        found: list[Callable[[Frame], None]] = [here]
-        for part in program.parts:
-            if not part.on_host:
-                continue
-            if isinstance(part.run, HostRun):
-                here.extend(part.run, copies)
-                continue
-            here = HostRun(self._memory, program.library)
-            for number in part.writes:
-                if number in copies:
-                    here.add_copy(number, *copies[number])
-            found += [part.run, here]
-        return [run for run in found if not isinstance(run, HostRun) or run.items]
+        known = {number for number in copies if self._buffers[number].kind == INPUT}
+        found = []
+        for stage, handed in zip(stages, handed_on(program, stages), strict=True):
+            here = self._copied(sorted(known), copies)
+            before: list[Callable[[Frame], None]] = [here]
+            for part in (program.parts[number] for number in stage.before):
+                if isinstance(part.run, HostRun):
+                    here.extend(part.run, copies)
+                    continue
+                here = self._copied(part.writes, copies)
+                before += [part.run, here]
+            known = stage.finds & set(copies)
+            found.append(
+                ReadyStage(
+                    [run for run in before if not isinstance(run, HostRun) or run.items],
+                    {number: program.parts[number] for number in stage.parts},
+                    not stage.reason,
+                    [number for number in stage.steps if number in program.tables],
+                    sorted(handed),
+                    stage.launches,
+                )
+            )
+        return found
+
+    def _copied(self, numbers: Iterable[int], copies: Mapping[int, tuple[int, int]]) -> HostRun:
+        here = HostRun(self._memory, self.program.library)
+        for number in numbers:
+            if number in copies:
+                here.add_copy(number, *copies[number])
+        return here
 
     def _slot_dtype(self, number: int) -> torch.dtype:
         spec = self._buffers[number]
         return cell_dtype(spec) if spec.host else torch_dtype(spec.dtype)
 
-    def _send_numbers(self, recorded: _Recorded) -> None:
+    def _send_numbers(self, recorded: Recorded) -> None:
         """Have numbers in the recording's memory, all of them by one copy where one has changed."""
         data = self._numbers.raw
         if recorded.numbers != data:
@@ -434,8 +516,9 @@ class Replay:
             recorded.block.copy_(staged(np.frombuffer(bytearray(data), np.uint8), recorded.block.device), True)
             recorded.numbers = data
 
-    def _send_tables(self, frame: Frame, recorded: _Recorded) -> None:
-        for number, table in self.program.tables.items():
+    def _send_tables(self, stage: ReadyStage, frame: Frame, recorded: Recorded) -> None:
+        for number in stage.tables:
+            table = self.program.tables[number]
             words = frame.words[number]
             words[:, table.columns] = recorded.words[number][:, table.columns]
             data = words.tobytes()
@@ -443,11 +526,13 @@ class Replay:
                 recorded.tables[number].copy_(staged(words, table.device), True)
                 recorded.sent[number] = data
 
-    def _hand_out(self, frame: Frame, recorded: _Recorded) -> None:
+    def _hand_out(self, frame: Frame, recorded: Recorded) -> None:
         """Results that the user may hold: copies of the small ones, the recording's own memory of the others."""
         fresh, own = [], []
         for spec in self._returned:
-            result = recorded.results[spec.index]
+            result = recorded.results.get(spec.index)
+            if result is None:
+                continue
             if spec.nbytes <= SMALL_RESULT:
                 copy = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device)
                 fresh.append(copy)
@@ -461,9 +546,33 @@ class Replay:
             torch._foreach_copy_(fresh, own)
 
 
-def _can_be_copied(tensor: torch.Tensor) -> bool:
-    """Whether an input is small, and no two of its elements are at one place."""
-    if tensor.numel() * tensor.element_size() > LARGEST_COPY or tensor.numel() == 0:
+_ALL: weakref.WeakSet[Replay] = weakref.WeakSet()
+
+
+def make_room(found: weakref.ref[Replay]) -> bool:
+    """Have other programs give back memory on a device; whether any did.
+
+    Args:
+        found: the program that needs it.
+    """
+    mine = found()
+    if mine is None or mine.device is None or mine.device.is_recording(mine.index):  # which nothing may wait within
+        return False
+    there = mine.device, mine.index
+    released = [other.release() for other in list(_ALL) if other is not mine and (other.device, other.index) == there]
+    if not any(released):
+        return False
+    mine.device.give_back(mine.index)
+    return True
+
+
+def _failure(error: Exception) -> str:
+    return f"it could not be recorded: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _can_be_copied(tensor: torch.Tensor, largest: int) -> bool:
+    """Whether an input has few enough bytes, and no two of its elements are at one place."""
+    if tensor.numel() * tensor.element_size() > largest or tensor.numel() == 0:
         return False
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
@@ -471,7 +580,7 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
             if stride < reach:
                 return False
             reach = stride * size
-    return reach * tensor.element_size() <= 2 * LARGEST_COPY
+    return reach * tensor.element_size() <= 2 * largest
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:

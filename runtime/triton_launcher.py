@@ -25,11 +25,13 @@ from graphc.ir.types import Location
 from graphc.program.triton_kernel import ALIGNMENT, DESCRIPTOR, ITEMSIZE, Launch, TritonKernel, triton_source
 from graphc.runtime.device import Device
 from graphc.runtime.launch_list import Binary
-from graphc.runtime.triton_module import import_triton, is_interpreting, load_module
+from graphc.runtime.triton_module import fingerprint, import_triton, is_interpreting, load_module
 from graphc.settings import settings
 
 DEFAULT_STAGES = 3
 """Of the software pipeline where a launch says nothing: Triton's own."""
+TENSOR_COLUMNS = 512
+"""Of the memory beside the matrix units of compute capability 10.0, as Triton has it."""
 _SCRATCH_ALIGNMENT = 256
 _UNKNOWN = Location()
 
@@ -73,7 +75,7 @@ class Bound:
 
     Args:
         launch: what it is of.
-        run: Triton's launcher.
+        launcher: gives Triton's launcher, which some versions of Triton compile then.
         function: handle of the binary's function.
         metadata: as Triton's launcher takes it.
         constants: compile-time arguments, which Triton's launcher takes and ignores.
@@ -83,7 +85,7 @@ class Bound:
     """
 
     launch: Launch
-    run: Any
+    launcher: Callable[[], Any]
     function: Any
     metadata: Any
     constants: tuple[int, ...]
@@ -95,7 +97,8 @@ class Bound:
         """Launch by Triton's launcher."""
         x, y, z = self.launch.grid
         arguments = (*pointers[: self.taken], *self.constants)
-        call = functools.partial(self.run, x, y, z, stream, self.function, self.metadata, None, None, None, *arguments)
+        run = self.launcher()
+        call = functools.partial(run, x, y, z, stream, self.function, self.metadata, None, None, None, *arguments)
         contextvars.copy_context().run(self._with_memory, call) if len(pointers) > self.taken else call()
 
     def _with_memory(self, call: Callable[[], None]) -> None:
@@ -175,7 +178,7 @@ class DeviceKernel:
         positions = [number for number in range(len(self.kernel.signature)) if unaligned >> number & 1]
         launch = launch.variant(not unaligned)
         try:
-            compiled, run = self._loaded(launch, positions)
+            compiled = self._loaded(launch, positions)
         except CompilerError as error:
             raise CompilerError(error.message, self.location) from error
         except Exception as error:  # the binary asks for more than the device has
@@ -187,17 +190,18 @@ class DeviceKernel:
         constants = tuple(value for _, value in launch.constexprs)
         taken, place = len(self.kernel.signature), self.device.place(self.index)
         binary = _binary(compiled, self.kernel.descriptors * DESCRIPTOR)
-        return Bound(launch, run, compiled.function, compiled.packed_metadata, constants, binary, taken, place)
+        launcher = functools.cache(functools.partial(launcher_of, compiled))
+        return Bound(launch, launcher, compiled.function, compiled.packed_metadata, constants, binary, taken, place)
 
-    def _loaded(self, launch: Launch, positions: Sequence[int]) -> tuple[Any, Any]:
-        """The binary and its launcher; with fewer stages where the device has less shared memory than those take."""
+    def _loaded(self, launch: Launch, positions: Sequence[int]) -> Any:
+        """The binary on the device; with fewer stages where that has less shared memory than those take."""
         from triton.runtime.errors import OutOfResources
 
         wanted = stages = launch.num_stages or DEFAULT_STAGES
         while True:
             compiled = compile_launch(self.kernel, launch, None, positions)
             try:
-                run = compiled.run  # loads the binary
+                load_binary(compiled)
             except OutOfResources as error:
                 if error.name != "shared memory" or stages == 1:
                     raise
@@ -206,7 +210,49 @@ class DeviceKernel:
                 continue
             if stages < wanted:
                 self.notes.append(f"{launch.function}: {stages} of {wanted} stages fit the device's shared memory")
-            return compiled, run
+            return compiled
+
+
+def load_binary(compiled: Any) -> None:
+    """Bring a compiled kernel to the current device, as Triton does before a launch of its own, without its launcher.
+
+    That is C code which some versions of Triton compile per signature, in as much time as the kernel itself takes.
+
+    Raises:
+        OutOfResources: it asks for more than the device has.
+    """
+    from triton import knobs
+    from triton.compiler.compiler import max_shared_mem
+    from triton.runtime.driver import driver
+    from triton.runtime.errors import OutOfResources
+
+    if compiled.module is not None:
+        return
+    metadata, device = compiled.metadata, driver.active.get_current_device()
+    threads = metadata.num_warps * metadata.target.warp_size
+    asked = [("shared memory", metadata.shared, max_shared_mem(device))]
+    asked.append(("tensor memory", getattr(metadata, "tmem_size", None) or 0, TENSOR_COLUMNS))
+    for what, wanted, limit in asked:
+        if wanted > limit:
+            raise OutOfResources(wanted, limit, what)
+    facts = compiled.name, compiled.metadata_group, compiled.hash
+    if knobs.runtime.kernel_load_start_hook is not None:
+        knobs.runtime.kernel_load_start_hook(None, None, *facts)
+    module, function, _, _, most = driver.active.utils.load_binary(
+        compiled.name, compiled.kernel, metadata.shared, device
+    )
+    if threads > most:
+        raise OutOfResources(threads, most, "threads")
+    compiled.module, compiled.function = module, function
+    if knobs.runtime.kernel_load_end_hook is not None:
+        knobs.runtime.kernel_load_end_hook(module, function, *facts)
+
+
+def launcher_of(compiled: Any) -> Any:
+    """Triton's launcher of a compiled kernel."""
+    from triton.runtime.driver import driver
+
+    return driver.active.launcher_cls(compiled.src, compiled.metadata)
 
 
 def _binary(compiled: Any, memory: int) -> Binary | None:
@@ -252,6 +298,7 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
     triton = import_triton()
     from triton.runtime.driver import driver
 
+    fingerprint().result()
     target = driver.active.get_current_target() if target is None else target
     # launches count warps of 32 threads
     options = {"num_warps": max(1, launch.num_warps * 32 // target.warp_size), **OPTIONS}

@@ -6,17 +6,23 @@ and a traceback or profiler shows the generated lines.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import linecache
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 
 from graphc.errors import BackendUnavailableError
 from graphc.program.triton_kernel import TritonKernel
+from graphc.runtime.device import present_device
 
 _lock = threading.Lock()
 _modules: dict[str, ModuleType] = {}
+_fingerprints: list[Future[object]] = []
 
 
 def import_triton() -> Any:
@@ -46,6 +52,35 @@ def is_interpreting() -> bool:
             "TRITON_INTERPRET was changed after triton had been imported; set it before Python starts"
         )
     return wanted
+
+
+def fingerprint() -> Future[object]:
+    """What Triton's cache knows an installation of Triton by, being computed by a thread since the first call.
+
+    It is a hash of all of Triton, hundreds of megabytes, during which Python's lock is free. Triton computes it with
+    the first kernel that it compiles, and with each of the first ones where several are compiled at a time. So whoever
+    will compile begins with it early, and waits for it before the first kernel. Where there is a device, Triton's
+    interface to its driver is made in the same thread.
+    """
+    with _lock:
+        if not _fingerprints:
+            cache = importlib.import_module("triton.runtime.cache")
+            found: Future[object] = Future()
+            _fingerprints.append(found)
+            threading.Thread(target=_compute, args=(found, cache.triton_key), name="graphc-triton", daemon=True).start()
+        return _fingerprints[0]
+
+
+def _compute(found: Future[object], make: Callable[[], object]) -> None:
+    try:
+        made = make()
+    except BaseException as error:  # raised where it is waited for
+        found.set_exception(error)
+        return
+    if present_device() is not None:
+        with contextlib.suppress(Exception):  # who needs the driver meets the error again
+            _ = importlib.import_module("triton.runtime.driver").driver.active  # C code, which Triton compiles here
+    found.set_result(made)
 
 
 def load_module(kernel: TritonKernel) -> ModuleType:

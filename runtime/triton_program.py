@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +36,7 @@ from graphc.program.plan import (
 )
 from graphc.program.record import Program
 from graphc.program.triton_kernel import TritonKernel, runs_on_host, triton_source
+from graphc.runtime import launch_list
 from graphc.runtime.aten_calls import AtenCall, at_whole_accesses, reads_whole_accesses, run_call, run_gemm
 from graphc.runtime.checks import raise_failed
 from graphc.runtime.device import Device, find_device, index_of, present_device
@@ -42,7 +44,7 @@ from graphc.runtime.frame import Frame, Memory
 from graphc.runtime.host_kernels import array_at, numpy_dtype
 from graphc.runtime.host_list import HostLibrary, HostRun
 from graphc.runtime.launches import Launches
-from graphc.runtime.replay import Replay
+from graphc.runtime.replay import Replay, make_room
 from graphc.runtime.tensors import bump_versions, torch_dtype
 from graphc.runtime.triton_foreach import TableStep, over_blocks
 from graphc.runtime.triton_launcher import DeviceKernel, InterpretedKernel, require_interpreter, torch_type
@@ -79,6 +81,8 @@ class TritonProgram:
         device, index: the accelerator that the program is for, None and 0 when all its tensors are the CPU's.
         memory: its buffers.
         parts: its steps, in order.
+        parts_of: numbers of the parts that each step is in.
+        launches_of: launches and library calls of each step.
         tables: its steps over tables of rows, by number of the step.
         library: its kernels that the CPU runs.
         brought: what the CPU keeps and kernels on the device read: Python numbers and 0-d tensors, by buffer.
@@ -112,8 +116,13 @@ class TritonProgram:
         self.steps = unroll(program.steps)  # launches are the same either way
         ended = last_external_uses(program.buffers, self.steps, program.outputs)
         self.parts: list[Part] = []
+        self.parts_of: list[range] = []
+        self.launches_of: list[int] = []
         for number, step in enumerate(self.steps):
+            known, counted = len(self.parts), self.launch_count
             self._add(number, step)
+            self.parts_of.append(range(min(known, len(self.parts) - 1), len(self.parts)))
+            self.launches_of.append(self.launch_count - counted)
             if ended.get(number):
                 self.parts.append(Part(_forget(ended[number])))
         self._outputs = [self._output_maker(program.buffers[o.buffer], o) for o in program.outputs]
@@ -121,6 +130,7 @@ class TritonProgram:
         self._prepare()
         # no cycle: its memory goes with the last reference to the program
         self._replay = Replay(cast(TritonProgram, weakref.proxy(self)))
+        self.memory.make_room = partial(make_room, weakref.ref(self._replay))
 
     def _find_device(self) -> tuple[Device | None, int]:
         """Of several devices the first one; where arithmetic on Python numbers alone is to run, the machine's own."""
@@ -143,6 +153,8 @@ class TritonProgram:
         builds: list[Callable[[], object]] = [kernel.prepare for kernel in self._compiled.values()]
         if any(part.on_host for part in self.parts):
             builds.append(self.library.prepare)
+        if self._lists:
+            builds.append(launch_list.prepare)
         if len(builds) > 1:
             with ThreadPoolExecutor(_BUILD_THREADS) as pool:
                 list(pool.map(lambda build: build(), builds))
@@ -263,7 +275,8 @@ class TritonProgram:
 
         def run(frame: Frame) -> None:
             tensor_of = memory.tensor_of(frame)
-            results = run_call(call, (lambda view: at_whole_accesses(tensor_of(view))) if moves else tensor_of)
+            find = (lambda view: at_whole_accesses(tensor_of(view))) if moves else tensor_of
+            results = run_call(call, find) if call.step.mutates else memory.with_room(lambda: run_call(call, find))
             for index, result in zip(call.step.outs, results, strict=True):
                 if index >= 0:
                     memory.store(frame, index, result, call.step)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from graphc.frontend.aten import layout, promotion
+from graphc.frontend.aten.elsewhere import made_on, moved
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import SUPPORTED, fitting, supported
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
@@ -226,6 +227,7 @@ def fill(imp: Importer, self: Value, value: Operand) -> Value:
     if isinstance(value, Value) and not value.type.is_host:
         if value.shape:
             raise Decline("eager raises")
+        value = moved(imp, value, self.device)
         filled = imp.expand(imp.tensor(value, self.dtype, self.device), self.shape)  # type: ignore[arg-type]  # static
     else:
         filled = _filled(imp, self.shape, value, self.dtype, self.device)  # type: ignore[arg-type]  # static
@@ -257,9 +259,10 @@ def to_copy(
 ) -> Value:  # fmt: skip
     dtype, device = _options(imp, options, self)
     supported(self)
-    if device != self.device:
+    there = self if device == self.device else made_on(imp, self, device)
+    if there is None:
         raise Decline("a copy between devices")
-    converted = imp.cast(self, dtype)
+    converted = imp.cast(there, dtype)
     assert isinstance(converted, Value)
     return imp.with_strides(converted, imp.memory_format_strides(self, memory_format))
 
@@ -267,12 +270,8 @@ def to_copy(
 @rule("aten.copy.default")
 def copy(imp: Importer, self: Value, src: Value, non_blocking: bool = False) -> Value:
     supported(self, src)
-    if self.device != src.device and (src.shape or src.device != "cpu"):
-        raise Decline("a copy between devices")
-    converted = imp.cast(src, self.dtype)
+    converted = imp.cast(moved(imp, src, self.device), self.dtype)
     assert isinstance(converted, Value)
-    if converted.device != self.device:
-        raise Decline("a copy between devices")
     return imp.with_strides(imp.expand(converted, self.shape), imp.preserved_strides(self))  # type: ignore[arg-type]
 
 

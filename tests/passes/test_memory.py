@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from graphc.passes import memory
 from graphc.passes.memory import Block, place_blocks
-from graphc.passes.schedule import Task, order_tasks
+from graphc.passes.schedule import SENDS, WAITS, Task, order_tasks
 from tests.passes.planned import check_plan, kernel_calls
 
 
@@ -68,6 +68,19 @@ def test_tasks_that_free_memory_go_first() -> None:
 def test_without_gain_program_order_stays() -> None:
     tasks = [Task(frozenset({n - 1} if n else ()), (n,), (n - 1,) if n else ()) for n in range(20)]
     assert order_tasks(tasks, {}, frozenset()) == list(range(20))
+
+
+def test_what_waits_for_a_device_goes_last_and_what_sends_to_it_first() -> None:
+    none, first = frozenset[int](), frozenset({0})
+    tasks = [
+        Task(none, (0,), ()),
+        Task(first, (1,), (0,), WAITS),  # would free the large one
+        Task(first, (2,), (0,)),
+        Task(frozenset({1}), (3,), (1,)),  # what the CPU makes of it
+        Task(none, (4,), (), SENDS),
+        Task(frozenset({2, 4}), (5,), (2, 4)),
+    ]
+    assert order_tasks(tasks, {0: 1000, 1: 1}, frozenset()) == [4, 0, 2, 5, 1, 3]
 
 
 def test_a_pointwise_kernel_stores_where_its_dying_operand_was() -> None:

@@ -52,6 +52,44 @@ def training(net: torch.nn.Module) -> Callable[[torch.Tensor], list[torch.Tensor
     return step
 
 
+class LanguageModel(torch.nn.Module):
+    """An LSTM whose state is handed from call to call. x (T, B) -> (T * B, words), and the state."""
+
+    def __init__(self, words: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(words, width)
+        self.lstm = torch.nn.LSTM(width, hidden)
+        self.decoder = torch.nn.Linear(hidden, words)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out, (h, c) = self.lstm(self.embedding(x), (h, c))
+        return self.decoder(out).flatten(0, 1), h, c
+
+
+def language_step(net: LanguageModel) -> Callable[..., list[torch.Tensor]]:
+    """A step of training as the tutorial of word language models makes it: the loss, and the state to go on with."""
+    parameters = list(net.parameters())
+
+    def step(x: torch.Tensor, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+        for parameter in parameters:
+            parameter.grad = None
+        logits, h, c = net(x, h.detach(), c.detach())
+        loss = torch.nn.functional.cross_entropy(logits, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.25)
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.data.add_(parameter.grad, alpha=-0.5)
+        return [loss.detach(), h, c]
+
+    return step
+
+
+def language_data(turns: int, rows: int, words: int, hidden: int) -> tuple[torch.Tensor, ...]:
+    x, y = torch.randint(0, words, (turns, rows)), torch.randint(0, words, (turns * rows,))
+    return x, y, torch.randn(1, rows, hidden) / 2, torch.randn(1, rows, hidden) / 2
+
+
 def placed(function: Callable[..., object], *args: torch.Tensor) -> Plan:
     """The plan of a function on a GPU that need not be there."""
     options = make_options(function, backend="triton")

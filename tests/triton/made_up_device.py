@@ -36,6 +36,7 @@ class MadeUpDevice:
         current_stream: the handle of the stream that a test is on.
         recorded_elsewhere: somebody else is recording.
         broken: an error that recording ends with.
+        refused: names of torch's calls that cannot be recorded.
     """
 
     kind = "madeup"
@@ -46,7 +47,8 @@ class MadeUpDevice:
         self.current_stream = 7
         self.recorded_elsewhere = False
         self.broken: Exception | None = None
-        self.free = 1 << 40
+        self.refused: set[str] = {"aten::_local_scalar_dense"}
+        self.free = self.total = 1 << 40
         self._work: list[Callable[[], object]] | None = None
         register(self)
 
@@ -72,7 +74,12 @@ class MadeUpDevice:
         return ""
 
     def memory(self, index: int) -> tuple[int, int]:
-        return self.free, 1 << 40
+        return self.free, self.total
+
+    def give_back(self, index: int) -> None:
+        assert self._work is None, "waiting is an error while something is recorded"
+        self.log.append("give back")
+        self.free = self.total
 
     def stream(self, index: int) -> int:
         return self.current_stream
@@ -90,7 +97,7 @@ class MadeUpDevice:
         return ""
 
     def is_recording(self, index: int) -> bool:
-        return self.recorded_elsewhere
+        return self.recorded_elsewhere or self._work is not None
 
     def pool(self) -> Any:
         return object()
@@ -99,7 +106,7 @@ class MadeUpDevice:
         self.log.append("record")
         self._work = work = []
         try:
-            with _Recorder(work):
+            with _Recorder(work, self.refused):
                 run()
         finally:
             self._work = None
@@ -151,13 +158,13 @@ class MadeUpRecording:
 class _Recorder(TorchDispatchMode):
     """Keeps torch's calls instead of making them."""
 
-    def __init__(self, work: list[Callable[[], object]]) -> None:
+    def __init__(self, work: list[Callable[[], object]], refused: set[str]) -> None:
         super().__init__()
-        self.work = work
+        self.work, self.refused = work, refused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, schema = kwargs or {}, func._schema
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if schema.name in self.refused:
             raise RuntimeError("operation not permitted when stream is capturing")
         is_view = any(item.alias_info is not None and not item.alias_info.is_write for item in schema.returns)
         if is_view or schema.name in _FRESH or schema.name == "aten::set_":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,6 +13,7 @@ from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.errors import BackendUnavailableError
 from graphc.ir.types import bf16, f32, f64, i32
+from graphc.runtime import triton_module
 from graphc.runtime.triton_cross import TARGETS, compile_for
 from tests.triton.cases import CASES, chain, column_sum, layer_norm, scalar_op, softmax
 
@@ -74,3 +78,23 @@ def test_float32_arithmetic_is_exact() -> None:
 def test_unknown_target_is_refused() -> None:
     with pytest.raises(BackendUnavailableError, match="no such target: 'cuda:new'"):
         compile_for(emit_kernel(chain(2, 2)), "cuda:new")
+
+
+def test_kernels_compiled_at_a_time_hash_triton_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import cache
+
+    known, asked = cache.triton_key(), []
+
+    @functools.lru_cache
+    def slow() -> str:
+        asked.append(1)
+        time.sleep(0.05)
+        return known
+
+    monkeypatch.setattr(cache, "triton_key", slow)
+    monkeypatch.setattr(triton_module, "_fingerprints", [])
+    kernels = [emit_kernel(softmax(rows, 64)) for rows in (3, 4, 5, 6)]
+    with ThreadPoolExecutor(4) as pool:
+        compiled = list(pool.map(lambda kernel: compile_for(kernel, "cuda:80"), kernels))
+    assert all(found[0].asm["ptx"] for found in compiled)
+    assert len(asked) == 1

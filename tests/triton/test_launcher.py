@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from graphc.runtime import triton_launcher, triton_program
 from graphc.runtime.device import register
 from graphc.runtime.frame import Frame
 from graphc.runtime.launches import Launches
+from graphc.runtime.triton_cross import gpu_target
 from graphc.runtime.triton_launcher import DeviceKernel
 from graphc.runtime.triton_program import TritonProgram
 from graphc.settings import override
@@ -29,25 +31,13 @@ from tests.triton.persistent import LAYOUTS, product_kernel
 from tests.triton.programs import TritonPlan, scale_by_host
 
 pytest.importorskip("triton")
+from triton.runtime.errors import OutOfResources
 
 NAMES = ["function", "x", "y", "z", "threads", "two", "three", "shared", "stream"]
 DRIVER = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint32] * 7, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p),
     ctypes.c_void_p,
 )  # fmt: skip
-
-
-class _TooLarge:
-    """A binary that cannot be loaded."""
-
-    def __init__(self, wanted: int, limit: int) -> None:
-        self._numbers = wanted, limit
-
-    @property
-    def run(self) -> Any:
-        from triton.runtime.errors import OutOfResources
-
-        raise OutOfResources(*self._numbers, "shared memory")
 
 
 class Device:
@@ -79,6 +69,8 @@ class Device:
         self._driver = DRIVER(self.launch)
         self._has_driver = driver
         monkeypatch.setattr(triton_launcher, "compile_launch", self.compile)
+        monkeypatch.setattr(triton_launcher, "load_binary", self.load)
+        monkeypatch.setattr(triton_launcher, "launcher_of", lambda compiled: lambda *args: self.run(*args))
         monkeypatch.setattr(triton_program, "is_interpreting", lambda: False)
         register(self)
 
@@ -86,15 +78,17 @@ class Device:
         self.compiled.append((launch.function, list(unaligned)))
         self._functions.append((launch.function, len(kernel.signature)))
         stages = launch.num_stages or triton_launcher.DEFAULT_STAGES
-        if self.stages is not None and stages > self.stages:
-            return _TooLarge(stages, self.stages)
         plain = {"num_ctas": 1, "num_warps": 4, "shared": 96, "target": SimpleNamespace(warp_size=32)}
         return SimpleNamespace(
-            run=lambda *args: self.run(*args),
+            stages=stages,
             function=len(self._functions),
             packed_metadata="packed",
             metadata=SimpleNamespace(**{**plain, **self._metadata}),
         )
+
+    def load(self, compiled: Any) -> None:
+        if self.stages is not None and compiled.stages > self.stages:
+            raise OutOfResources(compiled.stages, self.stages, "shared memory")
 
     def run(self, *args: Any) -> None:
         """Triton's own launcher."""
@@ -297,18 +291,57 @@ def test_a_binary_that_does_not_load_names_the_line_and_keeps_its_source(
 ) -> None:
     device = Device(monkeypatch)
 
-    class Compiled:
-        @property
-        def run(self) -> Any:
-            raise RuntimeError("out of resource: shared memory, Required: 300000")
+    def load(compiled: Any) -> None:
+        raise RuntimeError("out of resource: shared memory, Required: 300000")
 
-    monkeypatch.setattr(triton_launcher, "compile_launch", lambda *args: Compiled())
+    monkeypatch.setattr(triton_launcher, "load_binary", load)
     with (
         override(dump=tmp_path),
         pytest.raises(CompilerError, match=r"(?s)kernel softmax .*shared memory.*model.py:14"),
     ):
         launch(device, emit_kernel(softmax(6, 128)), [16, 32])
     assert "def softmax(" in (tmp_path / "softmax.triton.py").read_text()
+
+
+class _Driver:
+    """Triton's driver of a device with little memory and few threads; it has no launcher."""
+
+    def __init__(self, shared: int, threads: int) -> None:
+        self.loaded: list[tuple[Any, ...]] = []
+        self.utils, self._shared, self._threads = self, shared, threads
+
+    def get_current_device(self) -> int:
+        return 77 + self._shared  # what Triton remembers of it is of no other device
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self._shared}
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        self.loaded.append((name, kernel, shared, device))
+        return "module", 4711, 32, 0, self._threads
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
+@pytest.mark.parametrize(
+    "shared, threads, lacks", [(4096, 1024, ""), (8, 1024, "shared memory"), (4096, 64, "threads")]
+)
+def test_binaries_are_loaded_without_tritons_launcher(
+    shared: int, threads: int, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.driver import driver
+
+    made = emit_kernel(softmax(6, 1024))
+    compiled = triton_launcher.compile_launch(made, made.launches[0], gpu_target("cuda:80"))
+    there = _Driver(shared, threads)
+    monkeypatch.setattr(type(driver), "active", there)
+    if lacks:
+        with pytest.raises(OutOfResources, match=lacks):
+            triton_launcher.load_binary(compiled)
+        return
+    for _ in range(2):
+        triton_launcher.load_binary(compiled)
+    expected = (compiled.name, compiled.asm["cubin"], compiled.metadata.shared, 77 + shared)
+    assert compiled.function == 4711 and there.loaded == [expected]
 
 
 def record(b: TritonPlan) -> Any:

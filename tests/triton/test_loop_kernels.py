@@ -13,7 +13,17 @@ from graphc.program.loops import LoopStep
 from graphc.report.static_kernels import launches_of
 from graphc.runtime.triton_cross import TARGETS, compile_for
 from graphc.settings import override
-from tests.triton.loops import lstm_by_hand, mixing, operands, placed, rows, training
+from tests.triton.loops import (
+    LanguageModel,
+    language_data,
+    language_step,
+    lstm_by_hand,
+    mixing,
+    operands,
+    placed,
+    rows,
+    training,
+)
 from tests.triton.test_attention import compiles
 from tests.triton.test_products import assembly
 
@@ -23,6 +33,13 @@ def test_rows_go_through_a_loop_by_themselves() -> None:
     assert rows(placed(mixing, *operands(9, 16, 7, 64))) == [0]
     with override(templates="never"):
         assert rows(placed(lstm_by_hand, *operands(9, 16, 7, 64))) == [0]
+
+
+def test_carries_may_lie_here_and_there_in_memory_of_others() -> None:
+    """Results that are not stored yet lend theirs, in which the rows of two carries begin at other places."""
+    torch.manual_seed(0)
+    step = language_step(LanguageModel(33278, 200, 200))
+    assert rows(placed(step, *language_data(35, 20, 33278, 200))) == [20, 20]
 
 
 def test_a_loop_is_one_launch() -> None:

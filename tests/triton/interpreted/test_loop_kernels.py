@@ -13,7 +13,7 @@ import torch
 import graphc
 from graphc.settings import override
 from tests.support import assert_contract
-from tests.triton.loops import lstm_by_hand, mixing, operands, training
+from tests.triton.loops import LanguageModel, language_data, language_step, lstm_by_hand, mixing, operands, training
 
 torch.set_num_threads(1)
 
@@ -57,6 +57,24 @@ def test_training(kind: type[torch.nn.Module], batch_first: bool, layers: int) -
         found = compiled(x)
         assert _loops(compiled, x) == 2 * layers
     for mine, eager, true in zip(found, training(net)(x), training(exact)(x.double()), strict=True):
+        assert_contract(mine, eager, true)
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(20, 64), (6, 16)])
+def test_a_language_model(rows: int, hidden: int) -> None:
+    """Its state comes from the call before, and what the loops carry lies where results are stored later."""
+    torch.manual_seed(0)
+    net = LanguageModel(50, 16, hidden)
+    plain, exact = copy.deepcopy(net), copy.deepcopy(net).double()
+    x, y, h, c = language_data(12, rows, 50, hidden)
+    with override(cache=False):
+        compiled = graphc.compile(language_step(net), backend="triton")
+        found = compiled(x, y, h, c)
+        assert _loops(compiled, x, y, h, c) == 2
+    wanted, truth = language_step(plain)(x, y, h, c), language_step(exact)(x, y, h.double(), c.double())
+    for made, results in ((net, found), (plain, wanted), (exact, truth)):
+        results += [tensor.detach() for p in made.parameters() for tensor in (p, p.grad) if tensor is not None]
+    for mine, eager, true in zip(found, wanted, truth, strict=True):
         assert_contract(mine, eager, true)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import graphc.options
 from graphc.program.plan import AtenStep
-from graphc.runtime import replay
+from graphc.runtime import frame, replay, triton_program
 from graphc.settings import override
 from tests.support import assert_contract
 from tests.triton.attentions import causal
@@ -207,6 +207,21 @@ def test_inputs_that_always_move_are_copied_and_not_kept(device: MadeUpDevice) -
     assert device.log.count("record") == 1 and "inputs copied: 1" in placed.replay
 
 
+@pytest.mark.parametrize("part, copies", [(2, True), (1000, False)])
+def test_large_inputs_are_copied_where_the_program_moves_far_more(
+    part: int, copies: bool, monkeypatch: pytest.MonkeyPatch, device: MadeUpDevice
+) -> None:
+    monkeypatch.setattr(replay, "LARGEST_COPY", 1)
+    monkeypatch.setattr(replay, "COPIED_PART", part)
+    x, w = weights()
+    placed = Placed(heads, x, w)
+    batches = [torch.randn_like(x) for _ in range(3)]
+    for number in range(12):
+        assert_heads(placed(batches[number % 3], w), batches[number % 3], w)
+    assert device.log.count("record") == (1 if copies else 3)
+    assert ("inputs copied" in placed.replay) is copies
+
+
 def test_inputs_that_are_written_are_never_copies(device: MadeUpDevice) -> None:
     def update(cache: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         cache.copy_(torch.softmax(x @ w, -1) @ w)
@@ -371,8 +386,9 @@ def test_a_failed_recording_has_changed_nothing(device: MadeUpDevice) -> None:
 
 
 def item_in_between(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    y = torch.softmax(x @ w, -1) @ w
-    return y * y.sum().item()
+    """Too little is left to record on either side."""
+    y = x @ w
+    return y * y[0, 0].item()
 
 
 def few(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -421,3 +437,67 @@ def test_a_program_that_needs_more_memory_than_there_is_does_not_start(device: M
         torch.OutOfMemoryError, match=r"madeup:0 has 104857600 bytes free of \d+, and 134217728 are asked"
     ):
         placed(x, w)
+
+
+def test_programs_give_memory_back_that_others_need(monkeypatch: pytest.MonkeyPatch, device: MadeUpDevice) -> None:
+    """What is recorded keeps its working memory; a program that finds too little has the others record anew."""
+    monkeypatch.setattr(frame, "_LARGE", 1)
+    x, w = weights()
+    first, second = Placed(heads, x, w), Placed(heads, x, w)
+    for _ in range(3):
+        assert_heads(first(x, w), x, w)
+    device.free = 1000
+    assert_heads(second(x, w), x, w)
+    assert device.log.count("give back") == 1 and first.program._replay._all_memory() == []
+    device.log.clear()
+    for _ in range(3):
+        assert_heads(first(x, w), x, w)
+    assert device.log.count("record") == 1 and device.log.count("replay") == 2
+
+
+def test_calls_that_find_too_little_memory_are_made_again(
+    monkeypatch: pytest.MonkeyPatch, device: MadeUpDevice
+) -> None:
+    """Launched, that is; a recording is given up, made room for, and made in the next call."""
+    x, w = weights()
+
+    def ranked(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.softmax((x @ w).sort(-1).values @ w, -1) @ w
+
+    other, placed = Placed(heads, x, w), Placed(ranked, x, w)
+    run_call, failing = triton_program.run_call, list[int]()
+
+    def crowded(*args: Any) -> Any:
+        if failing and failing.pop():
+            raise torch.OutOfMemoryError("no room for a result")
+        return run_call(*args)
+
+    monkeypatch.setattr(triton_program, "run_call", crowded)
+    for _ in range(2):
+        other(x, w)
+    failing[:] = [1]
+    torch.testing.assert_close(placed(x, w), ranked(x, w), rtol=1e-4, atol=1e-4)
+    assert device.log.count("give back") == 1
+    for _ in range(2):
+        other(x, w)
+    failing[:] = [1]  # while it is recorded
+    for _ in range(3):
+        torch.testing.assert_close(placed(x, w), ranked(x, w), rtol=1e-4, atol=1e-4)
+    assert device.log.count("give back") == 2 and placed.replay.startswith("1 recordings of")
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with others"])
+def test_recordings_that_find_too_little_memory(others: bool, device: MadeUpDevice) -> None:
+    """With another program's memory they are made in the next call."""
+    x, w = weights()
+    other, placed = Placed(heads, x, w), Placed(heads, x, w)
+    for _ in range(2 if others else 0):
+        other(x, w)
+    placed(x, w)
+    device.broken = torch.OutOfMemoryError("no room for workspaces")
+    assert_heads(placed(x, w), x, w)
+    device.broken = None
+    for _ in range(2):
+        assert_heads(placed(x, w), x, w)
+    assert ("2 replays" in placed.replay) is others
+    assert placed.replay.startswith("1 recordings" if others else "none: it could not be recorded: OutOfMemoryError")
