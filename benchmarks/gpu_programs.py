@@ -335,6 +335,20 @@ def attention_grad() -> Program:
     return gradients(attend), tuple(half(16, 4096, 128) for _ in range(4))
 
 
+def attend_with_buffer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The same with a mask that lies in memory, as modules register it."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(mask[: q.shape[-2], : k.shape[-2]] == 0, -math.inf)
+    return torch.softmax(scores, -1) @ v
+
+
+@program
+def attention_buffer_grad() -> Program:
+    """As `attention_grad`, with a mask in memory, which is data."""
+    q, k, v, cotangent = (half(16, 4096, 128) for _ in range(4))
+    return gradients(attend_with_buffer), (q, k, v, torch.empty(4096, 4096, dtype=torch.uint8), cotangent)
+
+
 # ------------------------------------------------------------------------------------------------ optimizers, steps
 
 

@@ -51,7 +51,7 @@ class CaptureMode(TorchDispatchMode):
             handler = _HANDLERS[func] = _choose(func)
         recorder.builder.location = recorder.locator.of_call()
         try:
-            if torch._C._len_torch_function_stack() >= recorder.function_modes:  # called by autograd, not by Python
+            if torch._C._len_torch_function_stack():  # called by autograd, and not by Python through all modes
                 with torch._C.DisableTorchFunction():
                     return handler(recorder, func, args, kwargs or {})
             return handler(recorder, func, args, kwargs or {})

@@ -11,6 +11,7 @@ from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, bounds, simplify, symbol
 from graphc.ir.graph import Op, Operand, Value
 from graphc.ir.types import HOST, UNFAILED, DType, bool_, f32, i64
+from graphc.loopir.bounded import drop_idle_bounds
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.comparisons import cancel_positions
 from graphc.loopir.kernel import PARALLEL, ROW, Axis, Buffer, Kernel
@@ -98,6 +99,9 @@ class KernelWriter:
         if part != WHOLE:
             whole = drop_idle_axes(drop_dead(whole))  # checks of numbers are made once
         kernel = tidy(cancel_positions(whole))
+        bounded = drop_idle_bounds(kernel)  # it is known now along which axes there are loops
+        if bounded is not kernel:
+            kernel = tidy(bounded)
         kernel, order = _drop_unused_buffers(kernel)
         return kernel, order[: len(order) - bool(checks)], checks
 

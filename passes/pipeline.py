@@ -14,6 +14,7 @@ from graphc.passes.attention import FindAttention
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
 from graphc.passes.carry_layout import CarryLayout
+from graphc.passes.chains import find_chains
 from graphc.passes.channels_last import ChannelsLast
 from graphc.passes.convolutions import ConvolutionsAsProducts
 from graphc.passes.cse import EliminateCommonSubexpressions
@@ -24,6 +25,7 @@ from graphc.passes.foreach import ExpandForeach
 from graphc.passes.group_rows import NameGroupsOfRows
 from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
+from graphc.passes.mask_bounds import BoundMasks
 from graphc.passes.products import AccumulateProducts, MergeProducts, RoundOnce
 from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
@@ -73,6 +75,11 @@ ADD_UP: tuple[Pass, ...] = (
 ROUND: tuple[Pass, ...] = (
     RoundOnce(),  # after all that asks for plain products
     EliminateDeadCode(),  # the rest only where there were such sums: the products that were rounded
+)
+BOUND: tuple[Pass, ...] = (
+    BoundMasks(),  # last but for layouts: what the kernels of attention hold is settled
+    EliminateCommonSubexpressions(),  # the rest only where there were such masks: edges of several layers
+    EliminateDeadCode(),  # masks that are read in another form now
 )
 SPLIT: tuple[Pass, ...] = (
     ChunkRows(),  # last: it multiplies ops, and needs to see all that reads a product
@@ -138,7 +145,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP, ROUND):
+    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP, ROUND, BOUND):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:
@@ -150,7 +157,8 @@ def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
     """What is done with a joint graph before it is split, in place.
 
     Returns:
-        Products that are computed in chunks of rows, and so once more in the backward pass.
+        Products that are computed in chunks of rows, or whose elements are never stored, and so once more in the
+        backward pass.
 
     Raises:
         InvalidGraphError: as `optimize`.
@@ -159,7 +167,7 @@ def prepare_split(graph: Graph, ctx: PassContext) -> set[Op]:
     if run_pass(FindAttention(), graph, ctx).modified:  # so that no weights are saved
         run_pass(EliminateDeadCode(), graph, ctx)
     run_pass(ExpandComposites(only=("max_pool",)), graph, ctx)  # to save places in windows, not eager's i64 positions
-    again = _large_products(graph, ctx)
+    again = _large_products(graph, ctx) | _scores(graph, ctx)
     lay_out(graph, ctx)  # while both passes over the saved values are seen
     return again
 
@@ -173,6 +181,24 @@ def _large_products(graph: Graph, ctx: PassContext) -> set[Op]:
         run_pass(item, graph, ctx)
     seeds = [op for op in graph.ops if pass_.rows_of_chunk(op, ctx)]
     return {op for op in seeds if find_region(graph, op) is not None}
+
+
+def _scores(graph: Graph, ctx: PassContext) -> set[Op]:
+    """Products inside of others, as of attention: what the backward pass needs of a softmax is two numbers per row.
+
+    Everything is written out for that, in place, where kernels that never store the weights are to be had: also the
+    sums over rows of weights and their gradients, which are those of results and theirs.
+    """
+    if ctx.templates is None or not any(op.name == "softmax" for op in graph.ops):
+        return set()
+    trial = graph.copy()
+    for target in (trial, graph):
+        for item in (*PREPARE, *CLEAN_UP, *ATTENTION):
+            run_pass(item, target, ctx)
+        chains = find_chains(target.ops, target.live_out(), ctx.templates.takes_chain)
+        if not any(chain.statistics for chain in chains):
+            return set()
+    return {op for chain in chains if chain.statistics for op in chain.products}
 
 
 def lay_out(graph: Graph, ctx: PassContext) -> list[PassRecord]:

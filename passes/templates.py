@@ -34,6 +34,12 @@ SMALL = 1 << 16
 """Elements of a product below which a kernel of its own is not worth compiling."""
 CHAIN_ROWS = 1 << 12
 """Rows of a product of products from which on there are programs enough to fill a chip."""
+CHAIN_EFFICIENCY = 0.4
+"""Rate of products of products as a part of the library's: a softmax is computed in between. See `ATTENTION_RATES`."""
+MASKED_SHARE = 0.5
+"""Share of the scores that a mask in memory is taken to hide; what it holds is not known when kernels are chosen."""
+MASK_BYTES = 4
+"""Of an element of a mask, which is read once more."""
 TILE = 128
 """Rows and columns per program, for counting how often operands are read."""
 
@@ -147,6 +153,25 @@ class Templates:
             return self.policy == ALWAYS
         by_model = scores >= SMALL and rows >= CHAIN_ROWS and self._rate(dtype) > 0
         return self._decide(f"product of products {dtype.name}, {scores} scores, {rows} rows", by_model)
+
+    def takes_mask_edges(self, scores: int, width: int, dtype: DType, masked: int, read: int) -> bool:
+        """Whether edges of masks are found ahead of a product of products, whose kernels then skip what is hidden.
+
+        Args:
+            scores: elements of what lies between the products.
+            width: elements of a row of the result.
+            dtype: of the products.
+            masked: elements of the largest mask.
+            read: bytes of operands that are looked at, too, for how large scores are.
+        """
+        if self.policy != AUTO:
+            return self.policy == ALWAYS
+        rate = self._rate(dtype) * CHAIN_EFFICIENCY
+        if not rate:
+            return False
+        skipped = MASKED_SHARE * 4 * scores * width / rate
+        launches = 2 if not read else 8
+        return skipped > (MASK_BYTES * masked + read) / self._bandwidth + launches * LAUNCH
 
     def library_for_attention(
         self, device: str, dtype: DType, query: Sequence[int], keys: int, causal: bool, trains: bool

@@ -58,6 +58,11 @@ def expression(op: str, args: Sequence[str], source: DType, target: DType, use: 
         return _bitcast(args[0], source, target, use)
     if op == "where":
         return f"{args[0]} ? {args[1]} : {args[2]}"
+    if op == "bounded":
+        position, first, last, end, value = args
+        hides = number(-math.inf if source.is_float else True, source)
+        inside = f"{position} < {end} ? 0 : {position} < {last} ? {value} : {hides}"
+        return f"{position} < {first} ? {hides} : {inside}"
     if op == "philox":
         return f"{use('gc_philox_word')}({', '.join(args)})"
     if op in _INFIX:

@@ -238,6 +238,10 @@ def slope_text(peak: str, factor: float) -> str:
     return f"tl.where(tl.abs({peak}) < {_LARGEST / slope}, {slope}, {2.0 ** math.floor(math.log2(slope))})"
 
 
+def _reductions(parts: ChainParts) -> dict[str, Reduce]:
+    return {s.op: s for s in parts.kernel.defines if isinstance(s, Reduce)}
+
+
 class RunningSoftmax:
     """A softmax over the outer product's sum, computed as the loop goes along.
 
@@ -264,12 +268,13 @@ class RunningSoftmax:
         Args:
             whole: the kernel itself, when `parts` are what is left of it where some conditions are known.
         """
-        found = {s.op: s for s in parts.kernel.defines if isinstance(s, Reduce)}
+        found = _reductions(parts)
         if not found:
             return None
         if sorted(found) != ["max", "sum"]:
             raise CodegenError(f"kernel {parts.kernel.name}: reductions along with a product that are no softmax")
-        return RunningSoftmax(parts, found["max"], found["sum"], scale_of(whole or parts, found["max"].arg))
+        factor = scale_of(parts, found["max"].arg) if whole is None else scale_of(whole, _reductions(whole)["max"].arg)
+        return RunningSoftmax(parts, found["max"], found["sum"], factor)
 
     def open(self, body: ScoresBody) -> None:
         """Running numbers before the loop."""

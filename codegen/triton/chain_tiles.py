@@ -22,7 +22,7 @@ _LONG_FUNCTIONS = frozenset(("tanh", "sin", "cos", "erf", "log", "log1p", "expm1
 _LEAST = 16
 """Rows and steps of the smallest tile."""
 _WIDE = 128
-"""Columns of the widest accumulators beside which registers are left for more than weights."""
+"""Columns from which on accumulators of several results leave no registers for anything but weights."""
 
 
 def tiles_of(
@@ -39,10 +39,10 @@ def tiles_of(
     """
     widest = max(columns.extent, *(dim.extent for dim in sums.values()))
     dtype = parts.by_id[parts.outers[0].left].dtype
-    is_whole = widest <= _WIDE and all(dim.is_exact for dim in (columns, *sums.values()))
+    machine = machine_of(target)
+    is_whole = widest <= machine.beside and all(dim.is_exact for dim in (columns, *sums.values()))
     is_heavy = _takes_registers(parts, bounds, is_whole)
     tiles = candidate_chain_tiles(target, widest, dtype, len(parts.inner), len(parts.outers), draws=is_heavy)
-    machine = machine_of(target)
 
     def fits(tile: ChainTile) -> bool:
         return _shared(parts, sums, columns, tile, machine.turns) <= machine.shared

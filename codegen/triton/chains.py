@@ -16,6 +16,7 @@ inner and an outer product multiply with is loaded once, where matrix units take
 
 Conditions on the two positions that make a score count for nothing, as a causal mask or a window, become bounds of the
 loop. It is cut where blocks begin in which all of them hold, and whose positions all exist: there is nothing to mask.
+So do the edges of masks in memory, which kernels before this one have found (`mask_edges.py`).
 A loop over several groups of positions, as of query heads that share keys, is cut in the same way for each of them.
 """
 
@@ -32,6 +33,7 @@ from graphc.codegen.triton.chain_tiles import tiles_of
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.joined_axes import int_extent
+from graphc.codegen.triton.mask_edges import MaskEdges, rows_are_queries
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import renamed
 from graphc.codegen.triton.tiles import ChainTile, machine_of
@@ -44,7 +46,7 @@ from graphc.program.triton_kernel import Launch, TritonKernel
 
 RESERVED = frozenset(
     ("acc", "acc0", "acc1", "tile", "m_tile", "j_start", "first", "last", "whole_first", "whole_last", "step", "steps",
-     "peak", "new_peak", "total", "base", "new_base", "shift", "slope", "scale", "scores", "weights")
+     "head", "at", "peak", "new_peak", "total", "base", "new_base", "shift", "slope", "scale", "scores", "weights")
 )  # fmt: skip
 _TURNED_ITEM = 2
 """Bytes of the widest elements of which matrix units take a block either way around."""
@@ -75,19 +77,28 @@ def chain_tiles(kernel: Kernel, target: str) -> list[ChainTile]:
 
 @dataclass(frozen=True)
 class _Loop:
-    """A part of the loop over positions: from `first` up to `last`, as texts; `is_whole`: nothing is masked in it."""
+    """A part of the loop over positions: from `first` up to `last`, as texts.
+
+    Args:
+        is_whole: nothing is masked in it.
+        behind: where it goes on behind `last`, and up to where.
+    """
 
     first: str
     last: str
     is_whole: bool
+    behind: tuple[str, str] | None = None
 
 
 class _Chain:
     def __init__(
         self, kernel: Kernel, pointers: dict[str, str], name: str, target: str, tile: ChainTile | None
     ) -> None:
-        self.kernel, self.pointers, self.name = kernel, pointers, name
+        self.pointers, self.name = pointers, name
         self.context = Context()
+        parts = ChainParts(kernel)
+        self.edges = MaskEdges(kernel, parts.chained, parts.axes["j"])
+        self.kernel = kernel = self.edges.kernel
         self.parts = ChainParts(kernel)
         self.axes = self.parts.axes
         self.sums: dict[str, TileDim] = {}
@@ -103,7 +114,8 @@ class _Chain:
         self.bounds = conditions.bounds(self.parts.chained, self.axes["m"], self.axes["j"])
         self.known = conditions.known_within(self.bounds, self.axes["m"], self.axes["j"])
         self.n = _dim("n", self.axes["n"], max(16, power_of_two(columns)), "NBLOCK")
-        self.candidates = [tile] if tile else tiles_of(self.parts, self.sums, self.n, len(self.bounds), target)
+        bounds = len(self.bounds) or int(bool(self.edges))
+        self.candidates = [tile] if tile else tiles_of(self.parts, self.sums, self.n, bounds, target)
         self.tile = self.candidates[0]
         self.wide = needs_wide_index(kernel, max(self.tile.rows, self.tile.steps))
         self.batch = _dim("b", self.axes["b"], 1, "")
@@ -161,23 +173,26 @@ class _Chain:
         self._place(out)
         before = self._scores(self.parts, self.j)
         kept = self._before_loop(before)
-        loops = self._loops(out)
+        loops = self._loops_between(out, before) if self.edges else self._loops(out)
         for outer in self.parts.outers:
             out.line(f"{self.results[outer.id]} = tl.zeros([MBLOCK, NBLOCK], {tl_dtype(outer.dtype)})")
         softmax = RunningSoftmax.of(self.parts)
         if softmax is not None:
             softmax.open(before)
         for loop in loops:
-            softmax = self._loop(loop, self._parts_where(self.known) if loop.is_whole else self.parts, before, kept)
+            softmax = self._loop(loop, self._parts_of(loop), before, kept)
         if softmax is not None:
             softmax.finish(out, self.exact)
         self._finish(out)
         return self._kernel()
 
-    def _parts_where(self, known: dict[str, bool]) -> ChainParts:
-        """The parts of the kernel where some conditions are known, as long as it needs all of its products there."""
-        assumed = assume(self.kernel, known)
-        return ChainParts(assumed) if len(assumed.contractions) == len(self.kernel.contractions) else self.parts
+    def _parts_of(self, loop: _Loop) -> ChainParts:
+        """The parts of the kernel in a loop, where some conditions are known, as long as it needs all its products."""
+        if not self.edges:
+            found = assume(self.kernel, self.known) if loop.is_whole else self.kernel
+        else:
+            found = self.edges.without_masks if loop.is_whole else self.edges.with_masks
+        return ChainParts(found) if len(found.contractions) == len(self.kernel.contractions) else self.parts
 
     def _kernel(self) -> TritonKernel:
         constexprs = [(dim.constexpr, dim.block) for dim in (self.m, self.j, self.n, *self.sums.values())]
@@ -204,6 +219,7 @@ class _Chain:
             out.axis_variables(self.batch)
         # programs with long loops start first
         longest_last = any(bound.is_upper and bound.slope > 0 for bound in self.bounds)
+        longest_last |= bool(self.edges) and rows_are_queries(self.kernel, self.parts.rows)  # most masks are causal
         out.line(f"m_tile = {f'{count - 1} - ' if longest_last else ''}tile % {count}")
         self._index(out, self.m, "m_tile * MBLOCK")
         self._index(out, self.n)
@@ -239,6 +255,14 @@ class _Chain:
         if high or not self.j.is_exact:
             loops.append(_Loop(whole_last, last, False))
         return [*loops, _Loop(whole_first, whole_last, True)]
+
+    def _loops_between(self, out: Body, before: Body) -> list[_Loop]:
+        """The loop between the edges of masks in memory, cut where blocks begin and end in which they hide nothing."""
+        self.edges.define(out, before, self.m, self.j.extent, self.j.block)
+        if self.j.extent < self.j.block:
+            return [_Loop("first", "last", False)]
+        masked = _Loop("first", "tl.minimum(whole_first, last)", False, behind=("whole_last", "last"))
+        return [masked, _Loop("whole_first", "whole_last", True)]
 
     def _before_loop(self, scores: ScoresBody) -> dict[str, str]:
         """What stays the same in the loop: operands of inner products, by product; numbers per row."""
@@ -294,20 +318,29 @@ class _Chain:
     def _loop_variables(self, scores: ScoresBody, loop: _Loop) -> None:
         """The head of a loop, and where it is: in a group of positions, if there are several, and among them."""
         groups = self.groups
-        if groups is None:
+        if groups is None and loop.behind is None:
             scores.line(f"for j_start in range({loop.first}, {loop.last}, JBLOCK):")
             scores.depth += 1
             return
         # one loop through all groups, so that the blocks of the next one are on their way when one ends
-        count = f"tl.maximum({loop.last} - {loop.first} + JBLOCK - 1, 0)"
-        if loop.first.isdigit() and loop.last.isdigit():
-            count = str(max(0, int(loop.last) - int(loop.first) + self.j.block - 1))
-        scores.line(f"steps = {count} // JBLOCK")
-        scores.line(f"for step in range(0, {groups.extent} * steps):")
+        count, at = _steps(loop.first, loop.last, self.j.block), "step"
+        if loop.behind is not None:
+            scores.line(f"head = {count}")
+            count = f"head + {_steps(*loop.behind, self.j.block)}"
+        scores.line(f"steps = {count}")
+        scores.line(f"for step in range(0, {f'{groups.extent} * ' if groups else ''}steps):")
         scores.depth += 1
-        scores.line(f"{groups.name} = {scores.index_type('(step // steps)')}", f"{groups.extent}")
-        scores.axis_variables(groups)
-        scores.line(f"j_start = {loop.first} + step % steps * JBLOCK")
+        if groups is not None:
+            scores.line(f"{groups.name} = {scores.index_type('(step // steps)')}", f"{groups.extent}")
+            scores.axis_variables(groups)
+            at = "step % steps"
+        if loop.behind is None:
+            scores.line(f"j_start = {loop.first} + {at} * JBLOCK")
+            return
+        if groups is not None:
+            scores.line(f"at = {at}")
+            at = "at"
+        scores.line(f"j_start = tl.where({at} < head, {loop.first}, {loop.behind[0]} - head * JBLOCK) + {at} * JBLOCK")
 
     def _inner_product(self, scores: ScoresBody, j: TileDim, contract: Contract, row: str, blocks: _Blocks) -> None:
         dim, parts = self.sums[contract.id], scores.parts
@@ -384,6 +417,13 @@ class _Blocks:
         key = self._key(name, dim)
         if key is not None:
             self.found[key] = text, is_turned
+
+
+def _steps(first: str, last: str, block: int) -> str:
+    """How many steps it takes from one position to another one, as text."""
+    if first.isdigit() and last.isdigit():
+        return f"{max(0, int(last) - int(first) + block - 1)} // JBLOCK"
+    return f"tl.maximum({last} - {first} + JBLOCK - 1, 0) // JBLOCK"
 
 
 def _extreme(function: str, start: str, bounds: list[Bound], add: int = 0, generous: bool = True) -> str:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.triton.joined_axes import int_extent
-from graphc.ir.dims import Dim, Expr, Sym, symbols
+from graphc.ir.dims import Dim, Expr, Sym, symbol, symbols
+from graphc.loopir.analysis import closure
+from graphc.loopir.bounded import goes_along
 from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load, Reduce
 
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 _SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+_WITHIN = "within"
 Condition = tuple[str, Dim]
-"""An operator and a difference: `difference op 0`."""
+"""An operator and a difference: `difference op 0`; or `within` the edges of a bounded mask, and its name."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,20 @@ class Conditions:
             return []
         row = rows[0].name if rows else ""
         conditions = frozenset.intersection(*(self._nonzero(name) for name in names))
+        if any(op == _WITHIN for op, _ in conditions):
+            return []  # masks in memory have edges of their own, which take these conditions in
         found = [self._bound(condition, row, steps[0].name) for condition in conditions]
         bounds = sorted((bound for bound in set(found) if bound is not None), key=str)
         return bounds if self._meets_all(bounds, rows, steps[0]) else []
+
+    def edges(self, names: Sequence[str], steps: tuple[Axis, ...]) -> list[Compute]:
+        """Masks in memory whose edges are known, outside of which values are zero, in order."""
+        if len(steps) != 1:
+            return []
+        conditions = frozenset.intersection(*(self._nonzero(name) for name in names))
+        found = {str(value) for op, value in conditions if op == _WITHIN}
+        bounded = [s for s in self.by_id.values() if isinstance(s, Compute) and s.id in found]
+        return [s for s in bounded if goes_along(s, steps[0].name, self.by_id)]
 
     def _meets_all(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: Axis) -> bool:
         """Whether all sums of exponentials, which a kernel without sums of its own loads, are sums of something.
@@ -74,6 +88,8 @@ class Conditions:
         """
         if not bounds or any(isinstance(s, Reduce) for s in self.kernel.defines):
             return True
+        if self._hides_by_data():
+            return False  # together with positions it may leave nothing of a sum
         shifts = [self.by_id[s.args[0]] for s in self.by_id.values() if isinstance(s, Compute) and s.op == "exp"]
         along = frozenset[str]().union(
             *(self.domains[s.args[1]] for s in shifts if isinstance(s, Compute) and s.op == "sub")
@@ -85,6 +101,15 @@ class Conditions:
         if steps.name in along and not all(_meets(bounds, position, count) for position in (0, length - 1)):
             return False
         return not rows or rows[0].name not in along or all(_kept(bounds, row, length) for row in (0, count - 1))
+
+    def _hides_by_data(self) -> bool:
+        """Whether scores are replaced by minus infinity where something in memory says so."""
+        conditions = [
+            s.args[0]
+            for s in self.by_id.values()
+            if isinstance(s, Compute) and s.op == "where" and any(self._is(arm, -math.inf) for arm in s.args[1:])
+        ]
+        return any(isinstance(self.by_id[name], Load) for name in closure(conditions, self.by_id))
 
     def known_within(self, bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: tuple[Axis, ...]) -> dict[str, bool]:
         """Comparisons of positions that come out the same wherever all bounds are kept."""
@@ -140,6 +165,15 @@ class Conditions:
             return frozenset()
         if s.op in ("cast", "sub"):
             return self._finite(s.args[0])
+        if s.op == "bounded":
+            return frozenset(((_WITHIN, symbol(s.id)),))
+        if s.op == "add":  # minus infinity and NaN is NaN: edges of what is added are those of what is known to be none
+            terms = frozenset[Condition]().union(*(self._finite(arg) for arg in s.args))
+            return frozenset(condition for condition in terms if condition[0] == _WITHIN)
+        if s.op == "mul":
+            return frozenset[Condition]().union(
+                *(self._finite(a) for a, b in (s.args, s.args[::-1]) if self._is_positive(b))
+            )
         return self._chosen(s, -math.inf, self._finite) if s.op == "where" else frozenset()
 
     def _chosen(
@@ -149,6 +183,10 @@ class Conditions:
         if self._is(second, excluded):
             return self._holds(condition, True) | follow(first)
         return self._holds(condition, False) | follow(second) if self._is(first, excluded) else frozenset()
+
+    def _is_positive(self, name: str) -> bool:
+        s = self.by_id[name]
+        return isinstance(s, Const) and s.value > 0
 
     def _is(self, name: str, value: float) -> bool:
         s = self.by_id[name]
@@ -164,6 +202,8 @@ class Conditions:
             return self._holds(s.args[0], not truth)
         if s.op in (("logical_and", "bitwise_and") if truth else ("logical_or", "bitwise_or")):
             return self._holds(s.args[0], truth) | self._holds(s.args[1], truth)
+        if s.op == "bounded" and not truth:
+            return frozenset(((_WITHIN, symbol(s.id)),)) | self._holds(s.args[-1], False)
         return self._of_choice(s, truth) if s.op == "where" else self._compared(s, truth)
 
     def _compared(self, s: Define, truth: bool) -> frozenset[Condition]:

@@ -305,6 +305,13 @@ def _where(_: Context, __: DType, args: list[Operand]) -> str:
     return f"tl.where({args[0].typed}, {args[1].argument}, {args[2].argument})"
 
 
+def _bounded(_: Context, dtype: DType, args: list[Operand]) -> str:
+    position, first, last, end = (arg.typed for arg in args[:-1])
+    zero, hides = (constant(value, dtype).argument for value in ((0.0, -math.inf) if dtype.is_float else (False, True)))
+    inside = f"tl.where(({first} <= {position}) & ({position} < {last}), {args[-1].argument}, {hides})"
+    return f"tl.where(({first} <= {position}) & ({position} < {end}), {zero}, {inside})"
+
+
 def cast(text: str, source: DType, target: DType) -> str:
     """`text` of dtype `source` converted as torch converts: to zero for integers, `!= 0` for bool."""
     if source == target:
@@ -326,6 +333,7 @@ def cast(text: str, source: DType, target: DType) -> str:
 
 _CHOICE: dict[str, Rule] = {
     "where": _where,
+    "bounded": _bounded,
     "cast": lambda _, dtype, args: cast(args[0].typed, args[0].dtype, dtype),
     "bitcast": lambda _, dtype, args: f"{args[0].typed}.to({tl_dtype(dtype)}, bitcast=True)",
     "philox": _helper("_philox_word"),

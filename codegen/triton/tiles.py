@@ -42,6 +42,7 @@ class Machine:
         describes: it copies blocks of matrices by themselves, told by descriptors of these (TMA).
         turns: matrix units read both operands from shared memory, either way around, so that one copy of a block serves
             two products; elsewhere a block that is read both ways goes through registers, and is not copied ahead.
+        beside: columns of the widest accumulators of several results beside which registers are left for a mask.
     """
 
     processors: int
@@ -49,6 +50,7 @@ class Machine:
     tiles: tuple[Tile, ...]
     describes: bool = False
     turns: bool = False
+    beside: int = 128
 
 
 _SMALL = (
@@ -69,7 +71,7 @@ MACHINES: dict[str, Machine] = {
         132, 227 << 10,
         (Tile(128, 256, 64, 8, 4, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
-        describes=True, turns=True,
+        describes=True, turns=True, beside=64,
     ),
     "cuda:100": Machine(
         148, 227 << 10,

@@ -130,6 +130,11 @@ def apply(op: str, args: Sequence[Array], source: DType, target: DType) -> Array
         return np.ascontiguousarray(args[0]).view(numpy_dtype(target)).reshape(args[0].shape)
     if op == "where":
         return np.where(*args)
+    if op == "bounded":
+        position, first, last, end, value = args
+        hides = value.dtype.type(-np.inf if source.is_float else True)
+        inside = np.where((first <= position) & (position < last), value, hides)
+        return np.where((first <= position) & (position < end), value.dtype.type(0), inside)
     if op == "philox":
         return philox_words(args[0], args[1])
     if op in IN_FLOAT64:

@@ -69,6 +69,9 @@ SCALAR_OPS: dict[str, ScalarOp] = {
         *(ScalarOp(n, 2, kinds=("int", "uint")) for n in ("shl", "shr")),
         # choice and conversion: where(bool, a, b); cast to integers rounds to zero, to bool is != 0
         ScalarOp("where", 3),
+        # a mask of which edges are known: bounded(position, first, last, end, x) is x, which is 0 at positions in
+        # [first, end), and hides at those outside of [first, last): True of a bool, -inf of a float; integers but x
+        ScalarOp("bounded", 5, kinds=("float", "bool"), cost=8),
         ScalarOp("cast", 1, "given"),
         ScalarOp("bitcast", 1, "given"),
         # random bits: philox(key, number) is a u32, word `number` of the stream that a key stands for

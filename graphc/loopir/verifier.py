@@ -180,6 +180,10 @@ class _Verifier:
         dtypes = [self.dtypes[name] for name in s.args]
         if s.op == "where" and dtypes.pop(0) != bool_:
             raise self.fail("the first operand of where is bool")
+        if s.op == "bounded":
+            edges, dtypes = dtypes[:-1], dtypes[-1:]
+            if not edges[0].is_integral or edges[0] == bool_ or any(dtype != edges[0] for dtype in edges):
+                raise self.fail("the position and the edges of bounded are integers of one dtype")
         if rule.result == "given":
             if s.op == "philox" and [d.name for d in (*dtypes, s.dtype)] != ["i64", "i64", "u32"]:
                 raise self.fail("philox takes two i64 and gives a u32")

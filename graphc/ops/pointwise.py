@@ -19,6 +19,15 @@ from graphc.loopir.scalar import SCALAR_OPS, ScalarOp
 from graphc.ops import checks, rules
 from graphc.ops.registry import ElementContext, Kind, LoopValue, LowerRule, OpDef, TypeRule, register
 
+
+def _bounded(
+    position: torch.Tensor, first: torch.Tensor, last: torch.Tensor, end: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    hides = True if value.dtype == torch.bool else -torch.inf
+    inside = torch.where((first <= position) & (position < last), value, hides)
+    return torch.where((first <= position) & (position < end), torch.zeros_like(value), inside)
+
+
 _TORCH: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "add": (torch.add, "a + b."),
     "sub": (torch.sub, "a - b."),
@@ -91,6 +100,11 @@ _TORCH: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "shl": (torch.bitwise_left_shift, "a << b."),
     "shr": (torch.bitwise_right_shift, "a >> b, arithmetic for signed integers."),
     "where": (torch.where, "b where the bool a holds, else c."),
+    "bounded": (
+        _bounded,
+        "e, which is 0 at positions a in [b, d), and True or -inf at those outside of [b, c). A mask of which is known "
+        "where it begins and ends: see graphc.passes.mask_bounds.",
+    ),
 }
 
 _COMMUTATIVE = {
@@ -98,6 +112,9 @@ _COMMUTATIVE = {
     "bitwise_and", "bitwise_or", "bitwise_xor",
 }  # fmt: skip
 
+
+_LEADING = {"where": 1, "bounded": 4}
+"""How many operands are of another dtype than the result."""
 
 # type rules
 
@@ -121,6 +138,13 @@ def _infer_where(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequ
     _common_dtype("where", operands[:1], ("bool",))
     dtype = _common_dtype("where", operands[1:], SCALAR_OPS["where"].kinds)
     return (_result_type("where", operands, dtype),)
+
+
+def _infer_bounded(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:
+    rules.check_count("bounded", operands, 5)
+    rules.check_attrs("bounded", attrs, ())
+    _common_dtype("bounded", operands[:4], ("int",))
+    return (_result_type("bounded", operands, _common_dtype("bounded", operands[4:], SCALAR_OPS["bounded"].kinds)),)
 
 
 def _common_dtype(op: str, operands: Sequence[Operand], kinds: Sequence[str]) -> DType:
@@ -166,7 +190,7 @@ def _number(x: bool | int | float, device: torch.device) -> torch.Tensor:
 
 def _reference(scalar: ScalarOp, fn: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     def reference(*operands: Any) -> Any:
-        data = operands[1:] if scalar.name == "where" else operands
+        data = operands[_LEADING.get(scalar.name, 0) :]
         tensors = [x for x in data if isinstance(x, torch.Tensor)]
         if not tensors:
             return _on_host(scalar, fn, operands)
@@ -220,6 +244,13 @@ def _lower_where(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopVal
     condition = rules.operand_element(ctx, op.operands[0], index, bool_)
     chosen = [rules.operand_element(ctx, operand, index, dtype) for operand in op.operands[1:]]
     return ctx.compute("where", condition, *chosen, dtype=dtype.compute)
+
+
+def _lower_bounded(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValue:
+    edges, dtype = _data_dtype(op.operands[:4]), _data_dtype(op.operands[4:])
+    args = [rules.operand_element(ctx, operand, index, edges) for operand in op.operands[:4]]
+    value = rules.operand_element(ctx, op.operands[4], index, dtype)
+    return ctx.compute("bounded", *args, value, dtype=dtype.compute)
 
 
 def _data_dtype(operands: Sequence[Operand]) -> DType:
@@ -299,8 +330,8 @@ def _lower_checked(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopV
 def _register_all() -> None:
     for name, (fn, doc) in _TORCH.items():
         scalar = SCALAR_OPS[name]
-        infer = _infer_where if name == "where" else _type_rule(scalar)
-        lower = _lower_where if name == "where" else _lower_rule(scalar)
+        infer = {"where": _infer_where, "bounded": _infer_bounded}.get(name) or _type_rule(scalar)
+        lower = {"where": _lower_where, "bounded": _lower_bounded}.get(name) or _lower_rule(scalar)
         reference = _reference(scalar, fn)
         register(OpDef(name, Kind.POINTWISE, doc, infer, reference, lower=lower, commutative=name in _COMMUTATIVE))
     register(

@@ -54,6 +54,10 @@ def operands(op: str, dtype: DType) -> list[Array]:
     if op == "where":
         condition = np.arange(values.size) % 2 == 0
         return [condition, values, values[::-1].copy()]
+    if op == "bounded":
+        positions = np.arange(values.size, dtype=np.int32)
+        edges = (1, values.size - 1, values.size // 2)
+        return [positions, *(np.full(values.size, edge, np.int32) for edge in edges), values]
     a, b = (x.reshape(-1) for x in np.meshgrid(values, values))
     if op == "pow" and dtype.is_integral:
         a, b = a[np.abs(b.astype(np.float64)) < 70], b[np.abs(b.astype(np.float64)) < 70]
@@ -63,7 +67,8 @@ def operands(op: str, dtype: DType) -> list[Array]:
 def pointwise(op: str, source: DType, target: DType, arrays: list[Array]) -> Kernel:
     n = arrays[0].size
     i = symbol("i")
-    dtypes = [bool_, source, source] if op == "where" else [source] * len(arrays)
+    dtypes = {"where": [bool_, source, source], "bounded": [DTYPES["i32"]] * 4 + [source]}.get(op)
+    dtypes = dtypes or [source] * len(arrays)
     loads = [Load(f"v{k}", dtype, f"x{k}", i) for k, dtype in enumerate(dtypes)]
     result = Compute(f"v{len(loads)}", target, op, tuple(load.id for load in loads))
     buffers = [Buffer(f"x{k}", dtype, n, "in") for k, dtype in enumerate(dtypes)] + [Buffer("y", target, n, "out")]

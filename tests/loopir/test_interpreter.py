@@ -58,7 +58,7 @@ def test_softmax() -> None:
     assert np.allclose(y, torch.softmax(x.double(), 1).flatten().numpy(), rtol=3e-7)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCALAR_OPS) - {"cast", "bitcast", "where", "philox"}))
+@pytest.mark.parametrize("name", sorted(set(SCALAR_OPS) - {"cast", "bitcast", "where", "bounded", "philox"}))
 def test_scalar_ops_mean_what_torch_means(name: str) -> None:
     op = SCALAR_OPS[name]
     function = TORCH_NAMES.get(name) or getattr(torch, name, None) or getattr(torch.special, name)
@@ -88,6 +88,16 @@ def test_scalar_ops_mean_what_torch_means(name: str) -> None:
             assert torch.allclose(found, expected, rtol=3e-6, atol=1e-44, equal_nan=True), name
         else:
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_bounded_values_are_zero_first_and_hide_outside() -> None:
+    position = np.arange(6, dtype=np.int32)
+    edges = [np.full(6, edge, np.int32) for edge in (1, 5, 3)]
+    mask, scores = np.array([False, True, True, False, True, False]), np.full(6, 7, np.float32)
+    found = apply("bounded", [position, *edges, mask], DTYPES["bool"], DTYPES["bool"])
+    assert found.tolist() == [True, False, False, False, True, True]
+    found = apply("bounded", [position, *edges, scores], f32, f32)
+    assert found.tolist() == [-np.inf, 0, 0, 7, 7, -np.inf]
 
 
 @pytest.mark.parametrize("target", ["i8", "i16", "i32", "i64", "u8", "bool", "f64", "f16", "bf16"])
@@ -260,7 +270,7 @@ def test_tables_cover_every_dtype_and_op() -> None:
     assert set(NUMPY_DTYPES) <= set(DTYPES)
     assert BY_TORCH_NAME["int64"] == i64
     for name, op in SCALAR_OPS.items():
-        if name in ("cast", "bitcast", "where", "philox"):
+        if name in ("cast", "bitcast", "where", "bounded", "philox"):
             continue
         ones = [
             np.ones(1, np.float32 if "float" in op.kinds else np.bool_ if "bool" in op.kinds else np.int32)

@@ -94,6 +94,18 @@ def test_where(dtype: torch.dtype) -> None:
     check("where", condition, random((3,), dtype), number)
 
 
+def test_bounded() -> None:
+    """On operands that agree, as they have to."""
+    hidden = torch.tensor([[True, False, False, True, False, True], [True, True, True, False, True, True]])
+    edges = [torch.tensor([[a], [b]], dtype=torch.int32) for a, b in ((1, 3), (5, 4), (3, 4))]
+    at = torch.arange(6, dtype=torch.int32)
+    assert torch.equal(check("bounded", at, *edges, hidden), hidden)
+    added = torch.where(hidden, float("-inf"), 0.0)
+    assert torch.equal(check("bounded", at, *edges, added), added)
+    refuses("bounded: does not take i32", "bounded", at, *edges, at)
+    refuses("bounded: operands are f32 and i32", "bounded", at.float(), *edges, hidden)
+
+
 def test_where_needs_a_bool_condition_and_one_dtype() -> None:
     x = random((3,))
     refuses("where: does not take f32", "where", x, x, x)

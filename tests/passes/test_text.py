@@ -10,7 +10,7 @@ import torch
 
 from graphc.ir import Graph, Location, parse, run, verify
 from graphc.passes.base import PassContext
-from graphc.passes.pipeline import ADD_UP, CLEAN_UP, LAY_OUT, PREPARE, REGROUP, ROLL, ROUND, run_pass
+from graphc.passes.pipeline import ADD_UP, BOUND, CLEAN_UP, LAY_OUT, PREPARE, REGROUP, ROLL, ROUND, run_pass
 from graphc.passes.row_chunks import ChunkRows
 from graphc.passes.templates import ALWAYS, NEVER, Templates
 from graphc.settings import Settings
@@ -19,7 +19,8 @@ from tests.strategies import random_inputs
 from tests.support import assert_contract
 
 PASSES = {
-    item.name: item for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *ROUND, *LAY_OUT, ChunkRows(rows=2))
+    item.name: item
+    for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *ROUND, *BOUND, *LAY_OUT, ChunkRows(rows=2))
 }
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))
@@ -27,6 +28,7 @@ GPU = replace(CONTEXT, target="gpu", templates=Templates(policy=ALWAYS))
 CALLS = replace(GPU, templates=Templates(policy=NEVER, libraries={"cpu": ("cpu",)}))
 ON_GPU = {
     "find-attention": CALLS,
+    "bound-masks": GPU,
     "carry-layout": GPU,
     "convolutions-as-products": GPU,
     "name-groups-of-rows": GPU,

@@ -370,8 +370,9 @@ def scalar_ops(ops: tuple[str, ...], n: int, dtype: DType) -> Kernel:
     condition = b.load("c", bool_, X)
     loaded = [b.load(f"x{k}", dtype, X) for k in range(2)]
     buffers = [given("c", bool_, n), given("x0", dtype, n), given("x1", dtype, n)]
+    edges = [b.compute("cast", b.index_value(X), dtype=i32), *(b.constant(edge, i32) for edge in (9, 50, 31))]
     for op in ops:
-        args = [condition, *loaded] if op == "where" else loaded[: SCALAR_OPS[op].arity]
+        args = {"where": [condition, *loaded], "bounded": [*edges, loaded[0]]}.get(op) or loaded[: SCALAR_OPS[op].arity]
         value = b.compute(op, *args)
         b.store(f"y_{op}", X, value)
         buffers.append(out(f"y_{op}", b.dtypes[value], n))

@@ -184,8 +184,9 @@ class _Recorder(TorchDispatchMode):
 
         def again() -> None:
             found = func(*args, **kwargs)
-            for old, new in zip(flat, found if isinstance(found, (tuple, list)) else [found]):
-                old.copy_(new)
+            new = [item for item in (found if isinstance(found, (tuple, list)) else [found]) if item is not None]
+            for old, item in zip(flat, new, strict=True):
+                old.copy_(item)
 
         self.work.append(again)
         for item in flat:

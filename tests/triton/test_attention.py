@@ -13,19 +13,23 @@ from typing import Any
 import pytest
 import torch
 
+import graphc
 from graphc.codegen.triton.chains import emit_chain
 from graphc.codegen.triton.emit import emit_kernel, parameter_names
 from graphc.codegen.triton.index_bounds import Bound, Conditions
 from graphc.codegen.triton.tiles import ChainTile, machine_of
 from graphc.ir.dims import symbol
-from graphc.ir.types import f32
+from graphc.ir.types import bf16, bool_, f32, i64
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Kernel
-from graphc.passes.templates import Templates
+from graphc.passes.base import PassContext
+from graphc.passes.pipeline import optimize
+from graphc.passes.plan import make_plan
+from graphc.passes.templates import ALWAYS, Templates
 from graphc.program.plan import KernelStep
 from graphc.runtime.triton_cross import TARGETS, CompiledKernel, compile_for
 from graphc.runtime.triton_module import import_triton
-from tests.triton.attentions import FORMS, causal, dropped, inputs, plain, shared, softcap, window
+from tests.triton.attentions import FORMS, causal, causal_with_buffer, dropped, inputs, plain, shared, softcap, window
 from tests.triton.products import Case, kernel_calls, plan_of, products_left
 from tests.triton.test_products import UNITS, assembly
 
@@ -110,6 +114,29 @@ def test_gradients_of_other_forms_do_not_spill(form: Callable[..., torch.Tensor]
         assert compiled.spills == 0, compiled
 
 
+def _with_buffer(width: int) -> list[Kernel]:
+    mask = torch.ones(1024, 1024, dtype=torch.uint8)
+    args = [torch.zeros(4, 8, 1024, width, dtype=torch.bfloat16) for _ in range(3)]
+    graph = graphc.trace(_step_of(causal_with_buffer), *args, mask)
+    templates = Templates(policy=ALWAYS)
+    optimize(graph, PassContext(target="gpu", templates=templates))
+    plan = make_plan(graph, backend="triton", templates=templates)
+    return [kernel for kernel in plan.kernels.values() if kernel.contractions]
+
+
+@compiles
+@pytest.mark.parametrize(("target", "width"), [*((target, 128) for target in TARGETS), ("cuda:90", 64)])
+def test_masks_in_memory_do_not_make_attention_spill_or_wait_for_each_product(target: str, width: int) -> None:
+    for kernel in _with_buffer(width):
+        made = emit_kernel(kernel, target=target)
+        assert "range(whole_first, whole_last, JBLOCK)" in made.text
+        (compiled,) = compile_for(made, target)
+        assert compiled.spills == 0, compiled
+        if target == "cuda:90":
+            names = _instructions(compiled)
+            assert 4 * names.count("WARPGROUP.DEPBAR.LE") < sum(name.startswith("HGMMA") for name in names)
+
+
 @compiles
 def test_spills_are_told() -> None:
     kernel = _kernels(64)[1]
@@ -168,6 +195,16 @@ def test_large_attention_is_one_kernel_where_there_are_matrix_units() -> None:
     assert _chosen(causal, (4, 8, 512, 320), torch.bfloat16)[0] >= 1
 
 
+def test_edges_of_masks_are_found_where_half_of_the_attention_takes_longer() -> None:
+    templates, size = Templates(), 1024 * 1024
+    assert templates.takes_mask_edges(192 * size, 64, bf16, size, 0)
+    assert not templates.takes_mask_edges(192 * size, 64, bf16, 192 * size, 0)
+    assert not templates.takes_mask_edges(4 * 128 * 128, 64, bf16, 128 * 128, 0)
+    assert not templates.takes_mask_edges(192 * size, 64, f32, size, 0)  # no kernel at all
+    few = 16 * size, 64, bf16, size
+    assert templates.takes_mask_edges(*few, 0) and not templates.takes_mask_edges(*few, 16 << 20)
+
+
 def test_scores_are_never_stored() -> None:
     plan = plan_of(Case(_step_of(causal), SHAPES), torch.bfloat16, Templates())
     assert products_left(plan) == 0
@@ -219,6 +256,33 @@ def test_weights_of_nothing_are_not_passed_by(along: str, shift: int, is_bound: 
     value = b.compute("exp", b.compute("sub", score, b.load("sums", f32, symbol(along))))
     # row 0 keeps position 0 up to a shift of 0, and so does position 99 with row 99
     assert bool(Conditions(b.finish("kernel", ())).bounds([value], ROWS, STEPS)) == is_bound
+
+
+@pytest.mark.parametrize("is_data", [False, True])
+def test_what_memory_hides_besides_may_leave_nothing_of_a_sum(is_data: bool) -> None:
+    b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
+    none = b.constant(float("-inf"), f32)
+    ahead = b.compute("gt", b.index_value(symbol("j")), b.index_value(symbol("i")))
+    score = b.compute("where", ahead, none, b.load("x", f32, symbol("j")))
+    other = b.load("m", bool_, symbol("j")) if is_data else ahead
+    score = b.compute("where", other, none, score)
+    value = b.compute("exp", b.compute("sub", score, b.load("sums", f32, symbol("i"))))
+    assert bool(Conditions(b.finish("kernel", ())).bounds([value], ROWS, STEPS)) != is_data
+
+
+def test_edges_in_memory_are_found_in_the_place_of_positions() -> None:
+    b = KernelBuilder((Axis("i", 100), Axis("j", 100, ROW)))
+    edges = [b.load(name, i64, symbol("i")) for name in ("first", "last", "end")]
+    position = b.index_value(symbol("j"))
+    ahead = b.compute("gt", position, b.index_value(symbol("i")))
+    mask = b.compute("bounded", position, *edges, ahead)
+    score = b.compute("where", mask, b.constant(float("-inf"), f32), b.load("x", f32, symbol("j")))
+    added = b.compute("mul", b.compute("add", score, b.load("y", f32, symbol("j"))), b.constant(2.0, f32))
+    for scores in (score, added):
+        value = b.compute("exp", b.compute("sub", scores, b.load("sums", f32, symbol("i"))))
+        conditions = Conditions(b.finish("kernel", ()))
+        assert [s.id for s in conditions.edges([value], STEPS)] == [mask]
+        assert conditions.bounds([value], ROWS, STEPS) == []
 
 
 def test_other_conditions_are_no_bounds() -> None:

@@ -58,6 +58,28 @@ def test_gradients_in_float32_keep_the_contract(name: str) -> None:
         assert_contract(mine, theirs, true)
 
 
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "in_float32"])
+def test_backward_passes_of_their_own_are_kept_two_numbers_per_row(name: str) -> None:
+    """The function is compiled alone, and the loop around it is eager: nothing as large as the scores lies in between."""
+    form, args = FORMS[name][0], inputs(name, torch.bfloat16)
+
+    def passed(function: Callable[..., torch.Tensor], given: list[Any]) -> list[torch.Tensor]:
+        q, k, v = (x.detach().requires_grad_() for x in given[:3])
+        out = function(q, k, v, *given[3:])
+        out.square().sum().backward()
+        return [out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
+
+    with override(templates="always", cache=False):
+        compiled = graphc.compile(form, backend="triton")
+        found = passed(compiled, args)
+        q, k, v = (x.detach().requires_grad_() for x in args[:3])
+        plan = compiled.graph(q, k, v, *args[3:], stage="scheduled")
+    outputs = [spec for spec in plan.buffers if spec.dtype.is_float and spec.kind == "output"]
+    assert all(spec.nbytes < LARGE * spec.dtype.itemsize for spec in outputs), plan
+    for mine, theirs, true in zip(found, passed(form, args), passed(form, _exact(args)), strict=True):
+        assert_contract(mine, theirs, true)
+
+
 def test_gradients_through_dropout_have_the_mask_of_the_forward_pass() -> None:
     args = inputs("plain", torch.bfloat16)
     found = []
