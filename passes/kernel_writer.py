@@ -188,6 +188,7 @@ class KernelWriter:
         if not dtype.is_reduced:
             return result
         is_stored = value in self.outline.stores and value not in self.group.stores
+        is_stored = is_stored or value in self.outline.rounded
         if not is_stored and get(op.name).kind is Kind.VIEW:
             return result
         if not is_stored and self.numerics != "eager" and op.name != "cast":

@@ -10,6 +10,7 @@ numerics="eager" after every op.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from graphc.ir.graph import Op, Value
@@ -50,6 +51,7 @@ class Lowering:
         numerics: `default` or `eager`.
         names: how often names of kernels are taken already, by kernels of the same program.
         tf32: products in f32 may round their operands to 10 bits of mantissa.
+        rounded: values that are rounded though they are not stored.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Lowering:
         numerics: str,
         names: dict[str, int] | None = None,
         tf32: bool = False,
+        rounded: Set[Value] = frozenset(),
     ) -> None:
         self.layouts, self.stored, self.numerics, self.tf32 = layouts, stored, numerics, tf32
+        self.rounded = rounded
         self._kernels: dict[object, tuple[Kernel, tuple[int, ...], tuple[Check, ...]]] = {}
         self._distinct: dict[object, Kernel] = {}
         self._names = {} if names is None else names
@@ -78,7 +82,7 @@ class Lowering:
             kept: those of its roots that have to be stored.
             part: WHOLE, or one of its two halves: CHECKS_ONLY, which stores nothing else, and UNCHECKED.
         """
-        outline = Outline(self.layouts, self.stored, group, kept)
+        outline = Outline(self.layouts, self.stored, group, kept, self.rounded)
         key = (part, outline.key())
         found = self._kernels.get(key)
         if found is None:

@@ -5,6 +5,8 @@ Groups with the same key are the same kernel, called with other arguments.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from graphc.errors import LoweringError
@@ -32,6 +34,33 @@ def memory_dtype(value: Value) -> DType:
     return f64 if value.dtype.is_float else i64
 
 
+_CHOICES = frozenset(("where", "maximum", "minimum", "fmax", "fmin", "neg", "abs"))
+"""Ops whose results are numbers of operands, but for a sign: rounded before or after, they are the same."""
+
+
+def stored_by_another_name(ops: Sequence[Op], stored: set[Value]) -> set[Value]:
+    """Reduced floats with several users whose numbers are stored, as those of what is chosen from them.
+
+    They are rounded as what is stored is, in all kernels: `x - where(c, x, y)` is 0 where c holds.
+    """
+    stack = [value for value in stored if value.dtype.is_reduced and value.op is not None]
+    if not stack:
+        return set()
+    users = Counter(item for op in ops for item in set(op.inputs))
+    found, seen = set[Value](), set[Value]()
+    while stack:
+        value = stack.pop()
+        op = value.op
+        if op is None or value in seen:
+            continue
+        seen.add(value)
+        if op.name in _CHOICES or get(op.name).kind is Kind.VIEW:
+            sources = [item for item in op.inputs if item.dtype == value.dtype]
+            found.update(item for item in sources if users[item] > 1)
+            stack.extend(sources)
+    return found
+
+
 class Outline:
     """What a group computes, in an order that depends on its structure only.
 
@@ -40,6 +69,7 @@ class Outline:
         stored: values that have memory.
         group: a fusion group.
         kept: those of its roots that have to be stored.
+        rounded: values that are rounded though they are not stored.
 
     Attributes:
         ops: ops to be written, operands first.
@@ -48,8 +78,10 @@ class Outline:
         arguments: the buffers behind both, each (value, offset) once.
     """
 
-    def __init__(self, layouts: Layouts, stored: set[Value], group: Group, kept: set[Value]) -> None:
-        self.layouts, self.stored, self.group = layouts, stored, group
+    def __init__(
+        self, layouts: Layouts, stored: set[Value], group: Group, kept: set[Value], rounded: Set[Value] = frozenset()
+    ) -> None:
+        self.layouts, self.stored, self.group, self.rounded = layouts, stored, group, rounded
         self.ops: list[Op] = []
         self.loads: dict[Value, Place] = {}
         self.stores: dict[Value, Place] = {}
@@ -146,6 +178,7 @@ class Outline:
                         ]
                     ),
                     _type_key(op.results[0]),
+                    op.results[0] in self.rounded,
                 )
                 for op in self.ops
             ),

@@ -26,7 +26,7 @@ from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import Failure, Lowered, Lowering
 from graphc.passes.merge import merge_groups
 from graphc.passes.nodes import Node, Nodes
-from graphc.passes.outline import memory_dtype
+from graphc.passes.outline import memory_dtype, stored_by_another_name
 from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import SENDS, WAITS, Task, order_tasks
 from graphc.passes.sharing import Sharing
@@ -114,9 +114,9 @@ class Planner:
         self.nodes = Nodes(self.fusion)
         self.order: list[Node] = merge_groups(self.nodes)
         self.layouts = self.fusion.layouts
-        self.lowering = Lowering(
-            self.layouts, self.fusion.stored, numerics, self.names, templates is not None and templates.tf32
-        )
+        rounded = stored_by_another_name(graph.ops, self.fusion.stored)
+        has_tf32 = templates is not None and templates.tf32
+        self.lowering = Lowering(self.layouts, self.fusion.stored, numerics, self.names, has_tf32, rounded)
         self.sharing = Sharing(side_by_side=backend == "triton")
         self.lowered: dict[Group, Lowered] = {}
         self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}

@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from graphc.ir.graph import Graph, Op, Operand, Value
+from graphc.ops.attention import OTHER_KEYS
 from graphc.passes.base import PassContext, PassResult, Rewriter
 from graphc.passes.chains import is_peak_of
 
 _DEPTH = 16
-ONE_KEY = 1 + 2.0**-14
+ONE_KEY = 1 + OTHER_KEYS
 """Sums of exponentials, the largest of which is 1, below which the gradient of a row of scores is nothing."""
 
 

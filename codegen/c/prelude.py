@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from graphc.codegen.c.random_text import HELPERS as RANDOM_HELPERS
+from graphc.codegen.c.special_text import HELPERS as SPECIAL_HELPERS
 
 C_TYPES: dict[str, str] = {
     "f64": "double", "f32": "float", "f16": "uint16_t", "bf16": "uint16_t",
@@ -138,6 +139,8 @@ def _prototype(name: str) -> str | None:
 # Templates: T is the C type, DTYPE the short name, SUFFIX that of libm and of constants, BITS the unsigned integer of
 # the same width, WIDTH the number of bits.
 _FLOAT: dict[str, str] = {
+    # both sides are computed, so that calls stay vector calls
+    "either": "static inline T gc_either_DTYPE(_Bool c, T a, T b) { return c ? a : b; }",
     # a NaN on either side wins; two selects, since gcc does not vectorise a select on `|` of comparisons
     "max": "static inline T gc_max_DTYPE(T a, T b) { const T m = a > b ? a : b; return a != a ? a : m; }",
     "min": "static inline T gc_min_DTYPE(T a, T b) { const T m = a < b ? a : b; return a != a ? a : m; }",
@@ -167,8 +170,14 @@ static inline T gc_floordiv_DTYPE(T a, T b) {
 }""",
     "lgamma": "static inline T gc_lgamma_DTYPE(T a) { int sign; return lgammaSUFFIX_r(a, &sign); }",
     # in double: what the Newton steps correct is small against 1, and the gradient is the exponential of the square
-    "erfinv": "static inline T gc_erfinv_DTYPE(T a) { return (T)gc_erfinv(a); }",
-    # ATen's calc_digamma, after Cephes psi.c; computed in double
+    "erfinv": "static inline T gc_erfinv_DTYPE(T a) { return (T)gc_erfinv_forWIDTH(a); }",
+    # libmvec's is an ulp below 1 up to 10, and 1 - y * y is the gradient
+    "tanh": """
+static inline T gc_tanh_DTYPE(T a) {
+  const T y = tanhSUFFIX(a);
+  return __builtin_fabsSUFFIX(a) > (T)9.0109135 ? __builtin_copysignSUFFIX((T)1, a) : y;
+}""",
+    # in double too
     "digamma": "static inline T gc_digamma_DTYPE(T a) { return (T)gc_digamma(a); }",
 }
 
@@ -250,6 +259,7 @@ static inline T gc_whole_INT_DTYPE(T a) {
 
 _FIXED: dict[str, str] = {
     **RANDOM_HELPERS,
+    **SPECIAL_HELPERS,
     # a cell becomes the maximum of itself and a value, whatever other threads do
     "gc_cell_max": """
 static __attribute__((noinline, cold)) void gc_cell_max(int64_t *cell, int64_t value) {
@@ -267,44 +277,6 @@ static __attribute__((noinline, cold)) void gc_cell_max(int64_t *cell, int64_t v
         for integer in ("i32", "i64")
         for dtype in ("f32", "f64")
     },
-    # ATen's calc_erfinv: a rational approximation and two Newton steps
-    "gc_erfinv": """
-static inline double gc_erfinv(double y) {
-  const double y_abs = __builtin_fabs(y), z = y * y;
-  const double central = y * (((-0.140543331 * z + 0.914624893) * z - 1.645349621) * z + 0.886226899) /
-                         ((((0.012229801 * z - 0.329097515) * z + 1.442710462) * z - 2.118377725) * z + 1);
-  const double w = __builtin_sqrt(-log((1 - y_abs) / 2));
-  const double tail = __builtin_copysign(((1.641345311 * w + 3.429567803) * w - 1.624906493) * w - 1.970840454, y) /
-                      ((1.637067800 * w + 3.543889200) * w + 1);
-  double x = y_abs <= 0.7 ? central : tail;
-  const double scale = 1.12837916709551257390;
-  x = x - (erf(x) - y) / (scale * exp(-x * x));
-  x = x - (erf(x) - y) / (scale * exp(-x * x));
-  x = y_abs == 1 ? __builtin_copysign(__builtin_inf(), y) : x;
-  return y_abs > 1 ? __builtin_nan("") : x;
-}""",
-    "gc_digamma": """
-static double gc_digamma(double x) {
-  static const double series[] = {8.33333333333333333333E-2, -2.10927960927960927961E-2, 7.57575757575757575758E-3,
-                                  -4.16666666666666666667E-3, 3.96825396825396825397E-3, -8.33333333333333333333E-3,
-                                  8.33333333333333333333E-2};
-  const double pi = 3.14159265358979323846;
-  double result = 0, y = 0;
-  if (x == 0) return __builtin_copysign(__builtin_inf(), -x);
-  if (x < 0) {
-    if (x == __builtin_trunc(x)) return __builtin_nan("");
-    result = -pi / __builtin_tan(pi * (x - __builtin_trunc(x)));
-    x = 1 - x;
-  }
-  for (; x < 10; x += 1) result -= 1 / x;
-  if (x == 10) return result + 2.25175258906672110764;
-  if (x < 1e17) {
-    const double z = 1 / (x * x);
-    for (int i = 0; i < 7; i++) y = y * z + series[i];
-    y *= z;
-  }
-  return result + (__builtin_log(x) - 0.5 / x - y);
-}""",
     "gc_bf16_to_f32": """
 static inline float gc_bf16_to_f32(uint16_t a) { return gc_from_bits_f32((uint32_t)a << 16); }""",
     # round half to even; NaN becomes 0x7fc0

@@ -83,6 +83,8 @@ def _float(op: str, args: Sequence[str], dtype: DType, use: Use) -> str:
     one = number(1.0, dtype)
     if op in _BUILTIN:
         return f"__builtin_{libm_name(_BUILTIN[op], name)}({arguments})"
+    if op == "tanh" and name == "f32":
+        return f"{use('gc_tanh_f32')}({arguments})"
     if op in VECTOR_UNARY or op in VECTOR_BINARY or op in ("fmod", "nextafter"):
         return f"{use(libm_name(op, name))}({arguments})"
     if op in _FLOAT_HELPERS:

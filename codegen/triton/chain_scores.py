@@ -257,7 +257,7 @@ class RunningSoftmax:
         shift = parts.by_id[exponential.args[0]] if isinstance(exponential, Compute) else None
         if not isinstance(shift, Compute) or shift.op != "sub" or shift.args[0] != peak.arg or len(parts.outers) > 1:
             raise CodegenError(f"kernel {parts.kernel.name}: a sum along with a product that is no softmax")
-        self.exponential, self.shift, self.scores = exponential, shift, peak.arg
+        self.exponential, self.scores = exponential, peak.arg
         self.values = frozenset(s.id for s in parts.made_of((peak.id, total.id)))
         self.empty: tuple[str, bool] | None = None  # a condition on rows, and whether zeros are where it holds
 
@@ -307,12 +307,15 @@ class RunningSoftmax:
         body.bind(self.exponential, weights, body.full)
         body.line(f"total = total * scale + tl.sum({self.exponential.id}, 1, keep_dims=True)")
         body.line("acc = acc * scale")
-        for s in self.parts.closure(self.parts.chained):
+        # what the exponential is made of is done, a shift that is 0 for rows without a score included
+        for s in self.parts.closure(
+            self.parts.chained, stop=frozenset((self.exponential.id, self.peak.id, self.total.id))
+        ):
             self._after(body, s)
 
     def _after(self, body: ScoresBody, s: Define) -> None:
         """A statement between the exponential and the outer product, as if the sum were 1."""
-        if s.id in body.values or s.id in (self.peak.id, self.total.id, self.shift.id):
+        if s.id in body.values:
             return
         if isinstance(s, Compute) and s.op == "div" and s.args == (self.exponential.id, self.total.id):
             self._alias(body, s.id, self.exponential.id)

@@ -7,6 +7,8 @@ functions of reductions and scans (`_maximum`, `_minimum`, `_product`, `_argmax`
 
 from __future__ import annotations
 
+from graphc.codegen.triton.special_helpers import SPECIAL
+
 _TEXT: dict[str, tuple[tuple[str, ...], str]] = {
     # combine functions
     "_maximum": (
@@ -155,36 +157,6 @@ def _float_remainder(a, b):
     return tl.where((rest != 0) & ((b < 0) != (rest < 0)), rest + b, rest)
 """,
     ),
-    "_digamma": (
-        ("_divide",),
-        """\
-def _digamma(x):
-    # reflection below 0, recurrence up to 10, then the asymptotic series (Cephes psi)
-    reflected = x < 0
-    z = tl.where(reflected, 1 - x, x)
-    total = z * 0
-    for _ in tl.static_range(10):
-        small = z < 10
-        total = total - tl.where(small, _divide(z * 0 + 1, z), z * 0)
-        z = tl.where(small, z + 1, z)
-    inverse = _divide(z * 0 + 1, z * z)
-    series = inverse * 8.33333333333333333333e-2 - 2.10927960927960927961e-2
-    series = series * inverse + 7.57575757575757575758e-3
-    series = series * inverse - 4.16666666666666666667e-3
-    series = series * inverse + 3.96825396825396825397e-3
-    series = series * inverse - 8.33333333333333333333e-3
-    series = series * inverse + 8.33333333333333333333e-2
-    series = series * inverse
-    value = libdevice.log(z) - _divide(z * 0 + 0.5, z) - series + total
-    fraction = x - libdevice.rint(x)  # tan has the period of pi, and all bits around 0
-    mirror = _divide(z * 0 + 3.14159265358979324, libdevice.tan(fraction * 3.14159265358979324))
-    value = tl.where(reflected, value - mirror, value)
-    infinity = tl.where(x != x, x, float("inf"))
-    value = tl.where(reflected & (fraction == 0), infinity - infinity, value)
-    value = tl.where(x == float("inf"), infinity, value)
-    return tl.where(x == 0, libdevice.copysign(infinity, x * -1), value)
-""",
-    ),
     # shifts by any amount; the mask keeps LLVM from leaving it to a shift that looks at the lower 32 bits of it alone
     "_shl": (
         (),
@@ -207,6 +179,7 @@ def _ushr(a, b, BITS: tl.constexpr):
     return tl.where(b < BITS, a >> (b & (BITS - 1)), a * 0)
 """,
     ),
+    **SPECIAL,
     # word `number` of the stream of a key: word number % 4 of Philox4x32-10's block number // 4
     "_philox_word": (
         (),

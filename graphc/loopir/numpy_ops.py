@@ -216,9 +216,11 @@ def _erfinv(y: float) -> float:
         z = math.sqrt(-math.log((1 - abs(y)) / 2))
         top = ((1.641345311 * z + 3.429567803) * z - 1.624906493) * z - 1.970840454
         x = math.copysign(top, y) / ((1.637067800 * z + 3.543889200) * z + 1)
-    for _ in range(3):
-        x -= (math.erf(x) - y) / (2 / math.sqrt(math.pi) * math.exp(-x * x))
-    return x
+    x = abs(x)
+    for _ in range(3):  # near 1 the error function has too few digits
+        miss = math.erf(x) - abs(y) if abs(y) <= 0.7 else (1 - abs(y)) - math.erfc(x)
+        x -= miss / (2 / math.sqrt(math.pi) * math.exp(-x * x))
+    return math.copysign(x, y)
 
 
 def _float_remainder(a: Array, b: Array) -> Array:

@@ -246,6 +246,13 @@ def _gradient_type(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Se
     return [q.type, k.type, v.type]
 
 
+OTHER_KEYS = 2.0**-14
+"""Weights of all keys but one, below which a query of 16 bits sees that one alone: its gradient is then below what the
+rounding of the result does to `delta`, and in truth 0 where the others are hidden."""
+_UNSURE = 2.0**-22
+"""What a weight may be off in units of the log-sum-exp that it is made of, a float32."""
+
+
 def _sum_heads(b: Builder, x: Value, like: Value, heads: Dim) -> Value:
     """(B * H, S, D) as the gradient of `like`; those of heads that several queries share are added up."""
     batch, own, length, depth = like.shape
@@ -264,6 +271,9 @@ def _expand_gradient(b: Builder, op: Op) -> Sequence[Value]:
     dv = b.op("matmul", b.op("permute", composite.cast(b, weights, q.dtype), dims=(0, 2, 1)), grad)
     slope = composite.wide(b, b.op("matmul", grad, b.op("permute", v, dims=(0, 2, 1))))
     delta = b.op("sum", b.op("mul", composite.wide(b, grad), composite.wide(b, out)), dims=(2,), keepdim=True)
+    if q.dtype.is_reduced:
+        limit = b.op("sub", 1 - OTHER_KEYS, b.op("mul", b.op("abs", rows), _UNSURE))
+        weights = b.op("where", b.op("lt", weights, limit), weights, 0.0)
     slope = b.op("mul", b.op("mul", b.op("sub", slope, delta), weights), float(op.attrs["scale"]))
     slope = composite.cast(b, slope, q.dtype)
     dq = b.op("matmul", slope, k)
@@ -279,8 +289,10 @@ def _reference_gradient(
     own, dtype = k.shape[1], q.dtype
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     grad, q, k, v, out = (t.to(compute) for t in (grad, q, k, v, out))
-    weights = torch.exp(_reference_scores(q, k, causal, scale) - lse.reshape(*q.shape[:3], 1))
-    slope = weights * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * scale
+    rows = lse.reshape(*q.shape[:3], 1)
+    weights = torch.exp(_reference_scores(q, k, causal, scale) - rows)
+    sloping = weights.where(weights < 1 - OTHER_KEYS - rows.abs() * _UNSURE, 0) if compute != dtype else weights
+    slope = sloping * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * scale
     found = slope @ k, slope.mT @ q, weights.mT @ grad
     groups = (t.reshape(t.shape[0], own, -1, *t.shape[2:]).sum(2) for t in found[1:])
     dq, dk, dv = (t.to(dtype) for t in (found[0], *groups))
@@ -319,7 +331,9 @@ register(
         GRADIENT,
         Kind.CONTRACTION,
         "The gradients of query, key and value for that of attention's output (operand 0), which is linear in it; "
-        "operands 1 to 5 are query, key, value, and both results of attention. causal, scale, library: as there.",
+        "operands 1 to 5 are query, key, value, and both results of attention. causal, scale, library: as there. "
+        "There is no mask: a log-sum-exp near the least float has no digit that tells how many keys such a mask hides. "
+        "A query of 16 bits that sees one key has no gradient.",
         _gradient_type,
         _reference_gradient,
         expand=_expand_gradient,

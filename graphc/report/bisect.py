@@ -23,8 +23,9 @@ from graphc.passes.group import Group
 from graphc.passes.nodes import Node
 from graphc.passes.pipeline import optimize
 from graphc.passes.plan import Planner
-from graphc.report.numerics import Fault, errors_of
+from graphc.report.numerics import Fault
 from graphc.report.repro import write_script
+from graphc.report.rounding import RandomRuns
 from graphc.report.widen import copied, widen, widen_data
 from graphc.settings import override
 
@@ -34,22 +35,22 @@ def exposed(graph: Graph, values: Sequence[Value]) -> Graph:
     return Graph(graph.name, graph.inputs, graph.ops, [], [Output(value) for value in values])
 
 
-def find_fault(compilation: Compilation, inputs: list[Any], exact: list[Any], folder: Path) -> Fault:
+def find_fault(compilation: Compilation, inputs: list[Any], runs: RandomRuns, folder: Path) -> Fault:
     """Find what makes a compiled graph miss the contract, when the graph as captured keeps it.
 
     Args:
         compilation: of the captured graph.
         inputs: its inputs; they are not changed.
-        exact: its outputs, and the inputs it writes, in float64.
+        runs: of the graph as captured, for its outputs and the inputs it writes.
         folder: where a program that shows the fault is written.
     """
-    of_pass = _find_pass(compilation.graph, inputs, exact, compilation.options, compilation.backend)
+    of_pass = _find_pass(compilation.graph, inputs, runs, compilation.options, compilation.backend)
     if of_pass is not None:
         return of_pass
     return _Kernels(compilation, inputs, folder).find()
 
 
-def _find_pass(graph: Graph, inputs: list[Any], exact: list[Any], options: Options, backend: str) -> Fault | None:
+def _find_pass(graph: Graph, inputs: list[Any], runs: RandomRuns, options: Options, backend: str) -> Fault | None:
     """The first pass after which the graph, run op by op, misses the contract."""
     found: list[Fault] = []
     top = graph.copy()
@@ -58,11 +59,10 @@ def _find_pass(graph: Graph, inputs: list[Any], exact: list[Any], options: Optio
     def examine(name: str, after: Graph) -> None:
         if found or after is not top:
             return
-        for number, (mine, eager, precise) in enumerate(zip(outcome(after, by_op(after), inputs), expected, exact)):
-            miss = errors_of(mine, eager, precise).miss
-            if miss:
+        for number, measured in enumerate(runs.errors(outcome(after, by_op(after), inputs), expected)):
+            if measured.miss:
                 op = after.outputs[number].value.op if number < len(after.outputs) else None
-                found.append(Fault(f"pass {name}", _text(op), _place(op), miss))
+                found.append(Fault(f"pass {name}", _text(op), _place(op), measured.miss))
                 return
 
     context = PassContext(numerics=options.numerics, target="gpu" if backend == "triton" else "cpu", on_pass=examine)
@@ -122,9 +122,9 @@ class _Kernels:
             compiled = driver.compile_graph(shown, self.options).execute(_fresh(inputs))
         eager = interpret(shown, _fresh(inputs))
         exact = interpret(widen(shown), widen_data(inputs))
-        found = zip(values, compiled, eager, exact, strict=True)
-        measured = {value: errors_of(mine, theirs, precise).miss for value, mine, theirs, precise in found}
-        return {value: miss for value, miss in measured.items() if miss}
+        runs = RandomRuns(lambda: interpret(shown, _fresh(inputs)), exact)
+        measured = zip(values, runs.errors(compiled, eager), strict=True)
+        return {value: found.miss for value, found in measured if found.miss}
 
     def _in_node(self, node: Node, value: Value, miss: str) -> Fault:
         """The op of a kernel, or of a library call, that is wrong on operands that are right."""

@@ -19,11 +19,14 @@ class Errors:
         ours: of the compiled program.
         eager: of eager.
         miss: how the contract is broken; empty when it is kept.
+        by_rounding: what random rounding makes of eager's error, where its own is small by chance and that had to
+            explain ours; else 0.
     """
 
     ours: float
     eager: float
     miss: str = ""
+    by_rounding: float = 0.0
 
 
 def errors(actual: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor | None = None) -> Errors:
@@ -151,5 +154,7 @@ class NumericsReport:
         for output in self.outputs:
             found = output.errors
             line = f"  {output.name:{width}}  {output.type}  error {found.ours:.2e}, eager's {found.eager:.2e}"
+            if found.by_rounding:
+                line += f" by chance, else up to {found.by_rounding:.2e}"
             lines.append(f"{line}  {found.miss}".rstrip())
         return "\n".join(lines + ([str(self.fault)] if self.fault is not None else []))

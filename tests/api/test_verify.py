@@ -77,15 +77,49 @@ def test_half_precision_in_kernels_is_right() -> None:
     assert graphc.verify(lambda x: torch.softmax(x * 3, -1).sum(), torch.randn(6, 5).bfloat16()).right
 
 
-def one_percent_off(name: str) -> registry.OpDef:
+def cancelling(x):
+    """Nothing is left of both but rounding, of which eager's own may be nil."""
+    return (x * 1.1).sum() - (x.flip(0) * 1.1).sum(), ((x - x.mean()) / 3).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rounding_is_no_fault(dtype: torch.dtype) -> None:
+    reports = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        reports.append(graphc.verify(cancelling, torch.randn(1000, dtype=dtype)))
+    assert all(report.right for report in reports), reports
+    assert any(" by chance, else up to " in str(report) for report in reports)
+
+
+def test_a_gradient_of_nothing_but_rounding_is_no_fault() -> None:
+    for seed in range(9, 12):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.GELU())
+        report = graphc.verify(net, torch.randn(5, 4))
+        assert report.right, report
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1 + 1e-5), (torch.float64, 1 + 1e-13)], ids=str)
+def test_what_is_more_than_rounding_is_a_fault(monkeypatch, dtype: torch.dtype, factor: float) -> None:
+    monkeypatch.setitem(registry._REGISTRY, "tanh", off("tanh", factor))
+    report = graphc.verify(wavy, torch.randn(6, 5, dtype=dtype), 0.7)
+    assert not report.right and report.fault is not None and report.fault.op.startswith("tanh("), report
+
+
+def off(name: str, factor: float) -> registry.OpDef:
     """An op whose kernels are wrong."""
     right = registry.get(name)
 
     def lower(ctx, op, index):
         value = right.lower(ctx, op, index)
-        return ctx.compute("mul", value, ctx.constant(1.01, op.results[0].dtype), dtype=op.results[0].dtype)
+        return ctx.compute("mul", value, ctx.constant(factor, op.results[0].dtype), dtype=op.results[0].dtype)
 
     return replace(right, lower=lower)
+
+
+def one_percent_off(name: str) -> registry.OpDef:
+    return off(name, 1.01)
 
 
 def test_a_broken_kernel(monkeypatch) -> None:

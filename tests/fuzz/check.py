@@ -17,9 +17,9 @@ from torch._prims_common import suggest_memory_format
 import graphc
 from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from graphc.report.numerics import errors_of
+from graphc.report.rounding import RandomRounding, draws
 from graphc.settings import override
 from tests.fuzz.program import NARROW, WIDE, Module, Program
-from tests.suites.rounding import RandomRounding, draws
 from tests.suites.verdicts import RAISES, REFUSED, RIGHT, WRONG, TooSlow, Verdict, limited
 
 BATCH = 50

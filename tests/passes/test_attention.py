@@ -6,7 +6,7 @@ The library is the CPU's here, asked for as that of a GPU would be: the same pas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -413,7 +413,6 @@ def test_calls_of_a_split_program_may_be_written_out_again() -> None:
 def test_the_gradient_op_is_what_autograd_gives(causally: bool, groups: int) -> None:
     """Reference and expansion, in float64."""
     from graphc import ops
-    from tests.ops.expansion import graph_of
 
     q = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(2, groups, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -426,15 +425,40 @@ def test_the_gradient_op_is_what_autograd_gives(causally: bool, groups: int) -> 
         tensors = [t.detach() for t in (q, k, v)]
         results = ops.get("attention").reference(*tensors, mask=False, **attrs)
         given = [grad, *tensors, *results]
-        found = ops.get("attention_gradient").reference(*given, **attrs)
-        graph, _, op = graph_of("attention_gradient", given, attrs)
-    for mine, true in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, true)
-    expand = ops.get("attention_gradient").expand
-    assert expand is not None
-    from graphc.ir.graph import Builder, Output
+        for found in _both_ways("attention_gradient", given, attrs):
+            for mine, true in zip(found, expected, strict=True):
+                torch.testing.assert_close(mine, true)
 
-    written = expand(Builder(graph, ops.infer), op)
-    graph.outputs = [Output(value) for value in written]
-    for mine, true in zip(run(graph, given), expected, strict=True):
-        torch.testing.assert_close(mine, true)
+
+def _both_ways(name: str, given: list[T], attrs: dict[str, Any]) -> tuple[Sequence[T], Sequence[T]]:
+    """Results of an op by its reference and by its expansion."""
+    from graphc import ops
+    from graphc.ir.graph import Builder, Output
+    from tests.ops.expansion import graph_of
+
+    definition = ops.get(name)
+    assert definition.expand is not None
+    graph, _, op = graph_of(name, given, attrs)
+    graph.outputs = [Output(value) for value in definition.expand(Builder(graph, ops.infer), op)]
+    return definition.reference(*given, **attrs), run(graph, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("keys", "causally", "size"), [(16, True, 1.0), (1, False, 1.0), (16, False, 1000.0)])
+def test_a_query_that_sees_one_key_has_no_gradient(dtype: torch.dtype, keys: int, causally: bool, size: float) -> None:
+    """The first one behind a causal mask, those with one key, and those for which one key weighs all but nothing."""
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 3, rows, 32).to(dtype) for rows in (16, keys, keys, 16))
+    q, attrs = q * size, {"causal": causally, "scale": 0.2}
+    scores = q.double() @ k.double().mT * 0.2
+    if causally:
+        scores = scores.masked_fill(torch.ones(16, keys).triu(1).bool(), -torch.inf)
+    first, second = [*scores.topk(min(2, keys), -1).values.unbind(-1), scores.new_full((), -torch.inf)][:2]
+    single = first - second > 110 + first.abs() / 64  # also where scores are rounded, and to the last of a float32
+    forward = _both_ways("attention", [q, k, v], {**attrs, "mask": False})
+    for way, results in enumerate(forward):
+        dq, dk, _ = _both_ways("attention_gradient", [grad, q, k, v, *results], attrs)[way]
+        assert single.any() and not dq[single].any()
+        assert bool(dk.any()) == bool(dq.any()) == (keys > 1)
+        dq = _both_ways("attention_gradient", [grad * torch.inf, q, k, v, *results], attrs)[way][0]
+        assert not dq[single].isfinite().any(), "infinities show"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.suites.rounding import DRAWS, RandomRounding, draws
+from graphc.report.rounding import DRAWS, RandomRounding, draws
 
 
 def _drawn(fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -30,8 +30,20 @@ def test_results_lie_around_the_exact_one(dtype: torch.dtype) -> None:
     assert drawn.dtype == dtype and len({tuple(map(complex, row)) for row in drawn.tolist()}) == DRAWS
 
 
-def test_what_is_exact_stays_so() -> None:
-    x = torch.tensor([1.0, -2.5, 0.0, torch.inf, torch.nan], dtype=torch.float16)
+def test_doubles_lie_around_themselves() -> None:
+    """As far as float32's error says: half a unit for one call, more for a long sum."""
+    x = torch.linspace(0.1, 3.0, 1000, dtype=torch.float64)
+    unit = torch.finfo(torch.float64).eps
+    error = (_drawn(torch.sin, x) - x.sin()).abs() / x.sin()
+    assert bool((error <= 1.5 * unit).all()) and bool((error.amax(0) > 0.2 * unit).float().mean() > 0.5)
+    for fn in (torch.cumsum, torch.cumprod):
+        exact, drawn = fn(x, 0), _drawn(lambda x, fn=fn: fn(x, 0), x)
+        assert float((drawn[:, -1] / exact[-1] - 1).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_what_is_exact_stays_so(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, -2.5, 0.0, torch.inf, torch.nan], dtype=dtype)
 
     def fn(x: torch.Tensor) -> torch.Tensor:
         y = x.reshape(5, 1).expand(5, 2) * 2

@@ -23,7 +23,7 @@ from rich.table import Table
 import graphc
 from graphc.errors import FallbackWarning, GraphcError
 from graphc.frontend import tree
-from tests.suites.rounding import WIDE, draws
+from graphc.report.rounding import WIDE, draws
 from tests.support import assert_contract
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"

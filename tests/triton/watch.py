@@ -112,11 +112,18 @@ def install() -> list[str]:
 
     load, store, rmw = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
 
+    semantic, said = interpreter.TritonSemantic, [False]
+    plain_load = semantic.load
+
+    def load_with(self: Any, ptr: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
+        said[0] = other is not None  # what is said is not passed on below where it is one 0, which counts as false
+        return plain_load(self, ptr, mask, other, *rest, **more)
+
     @functools.wraps(load)
     def noted_load(ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
         note("loads", ptrs, mask)
         found = load(ptrs, mask, other, *rest, **more)
-        if other is None:  # what a mask hides is then anything
+        if other is None and not said[0]:  # what a mask hides is then anything
             found.data.view(np.uint8).reshape(*mask.data.shape, -1)[~mask.data.astype(bool)] = RUBBISH
         return found
 
@@ -131,7 +138,7 @@ def install() -> list[str]:
         return rmw(op, ptr, value, mask, *rest, **more)
 
     builder.create_masked_load, builder.create_masked_store = noted_load, noted_store
-    builder.create_atomic_rmw = noted_rmw
+    builder.create_atomic_rmw, semantic.load = noted_rmw, load_with
     plain = executor.__call__
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -60,6 +60,35 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     return F.softmax((q @ k.mT).masked_fill(mask, float("-inf")), -1) @ v
 
 
+def _guarded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, zeros: bool = True) -> torch.Tensor:
+    """A softmax by hand, whose shift is 0 for rows without a score."""
+    scores = (q @ k.mT * 0.4).masked_fill(mask, float("-inf"))
+    peak = scores.amax(-1, keepdim=True)
+    exponential = (scores - torch.where(peak == float("-inf"), 0.0, peak)).exp()
+    weights = exponential / exponential.sum(-1, keepdim=True)
+    return (torch.where(peak == float("-inf"), 0.0, weights) if zeros else weights) @ v
+
+
+def _unmasked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return _guarded(q, k, v, torch.zeros((), dtype=torch.bool), zeros=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_a_shift_that_is_0_for_rows_without_a_score(dtype: torch.dtype) -> None:
+    q, k, v = inputs("plain", dtype)
+    mask = torch.rand(21, 37) < 0.3
+    mask[4] = True
+    for form, others in ((_guarded, (mask,)), (_guarded, (mask, False)), (_unmasked, ())):
+        args = [q, k, v, *others]
+        with override(templates="always", cache=False):
+            compiled = graphc.compile(form, backend="triton")
+            found = compiled(*args)
+            assert compiled.explain(*args).stats["gemm_calls"] == 0
+        assert_contract(
+            found, form(*args), form(*(x.double() if x.is_floating_point() else x for x in args[:3]), *others)
+        )
+
+
 def test_rows_that_are_masked_whole_are_as_in_eager() -> None:
     q, k, v = inputs("plain")
     mask = torch.rand(21, 37) < 0.3

@@ -80,6 +80,11 @@ def test_what_a_mask_hides_is_rubbish_unless_it_is_told() -> None:
     assert torch.equal(y[:8], x[:8]) and (y[8:32] != 0).all() and (y[8:32] != 1).all()
     assert found("tl.store(y_ptr + x, tl.load(x_ptr + x, mask=x < 8, other=2.0))", x, y) == []
     assert (y[8:32] == 2).all()
+    # one number each: the interpreter itself drops an `other` that is 0
+    assert found("tl.store(y_ptr + tl.program_id(0), tl.load(x_ptr, mask=tl.program_id(0) < 2, other=0.0))", x, y) == []
+    assert y[:4].tolist() == [1, 1, 0, 0]
+    assert found("tl.store(y_ptr + tl.program_id(0), tl.load(x_ptr, mask=tl.program_id(0) < 2))", x, y) == []
+    assert y[:2].tolist() == [1, 1] and (y[2:4] != 0).all()
 
 
 def test_a_row_that_programs_share_is_not_read_behind_its_update() -> None:
