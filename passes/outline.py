@@ -54,11 +54,25 @@ def stored_by_another_name(ops: Sequence[Op], stored: set[Value]) -> set[Value]:
         if op is None or value in seen:
             continue
         seen.add(value)
-        if op.name in _CHOICES or get(op.name).kind is Kind.VIEW:
-            sources = [item for item in op.inputs if item.dtype == value.dtype]
-            found.update(item for item in sources if users[item] > 1)
-            stack.extend(sources)
+        sources = _chosen_from(op)
+        found.update(item for item in sources if users[item] > 1)
+        stack.extend(sources)
+    exact = set[Value]()  # what is chosen from rounded numbers is rounded
+    for op in ops:
+        sources = _chosen_from(op)
+        if sources and all(item.op is None or item in exact for item in sources):
+            exact.update(op.results)
+            found.difference_update(op.results)
+        else:
+            exact.update(value for value in op.results if value in found or value in stored)
     return found
+
+
+def _chosen_from(op: Op) -> list[Value]:
+    """Operands of which a result is one, but for a sign."""
+    if op.name not in _CHOICES and get(op.name).kind is not Kind.VIEW:
+        return []
+    return [item for item in op.inputs if item.dtype == op.results[0].dtype]
 
 
 class Outline:
