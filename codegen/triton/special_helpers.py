@@ -40,6 +40,7 @@ def _digamma(x):
     value = tl.where(reflected, value - (_divide(r * 0 + 1, r) - r * rest), value)
     infinity = tl.where(x != x, x, float("inf"))
     value = tl.where(reflected & (r == 0), infinity - infinity, value)
+    value = tl.where(x == float("inf"), infinity, value)
     return tl.where(x == 0, libdevice.copysign(infinity, x * -1), value)
 """,
     ),
