@@ -13,21 +13,24 @@ pytest.importorskip("triton")
 
 FOLDER = Path(__file__).parent / "interpreted"
 ROOT = Path(__file__).parents[2]
+ATTENTION = sorted([*FOLDER.glob("test_attention*.py"), FOLDER / "test_mask_edges.py"])
+"""Run by `test_interpreted_attention.py`, so that two processes share the tests."""
+
+elsewhere = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the tests are collected in this process"
+)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the tests are collected in this process")
-def test_in_the_interpreter() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "--import-mode=importlib",
-        "-p",
-        "no:cacheprovider",
-        FOLDER,
-    ]
+def run_interpreted(*arguments: str | Path) -> None:
+    """Run tests under TRITON_INTERPRET=1; they are to pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--import-mode=importlib", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@elsewhere
+def test_in_the_interpreter() -> None:
+    run_interpreted(FOLDER, *(f"--ignore={file}" for file in ATTENTION))

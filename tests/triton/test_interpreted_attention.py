@@ -1,0 +1,10 @@
+"""Runs the tests of attention that need Triton's interpreter in a process of its own, beside `test_interpreted.py`."""
+
+from __future__ import annotations
+
+from tests.triton.test_interpreted import ATTENTION, elsewhere, run_interpreted
+
+
+@elsewhere
+def test_attention_in_the_interpreter() -> None:
+    run_interpreted(*ATTENTION)
