@@ -22,6 +22,8 @@ from graphc.ops.registry import Kind, get
 from graphc.passes.group import Group, group_of
 from graphc.passes.layout import int_shape
 
+_GLANCE = 16
+"""Values that are looked at from one product."""
 WIDEST = 256
 """Elements of the inner sums, and columns of the result: a program holds them whole."""
 
@@ -74,6 +76,20 @@ def find_chains(ops: Sequence[Op], kept: set[Value], takes: Callable[[int, int, 
             if chain is not None:
                 found.append(chain)
     return _closed(_apart([chain for chain in found if takes(*_size(chain))]), users, kept)
+
+
+def may_be_weighted(product: Op) -> bool:
+    """Whether an operand of a product seems to be made of a softmax, as captured: at a glance."""
+    stack, left = list(product.inputs), _GLANCE
+    while stack and left:
+        op, left = stack.pop().op, left - 1
+        if op is None or len(op.results) != 1:
+            continue
+        if op.name == "softmax":
+            return True
+        if get(op.name).kind in (Kind.POINTWISE, Kind.VIEW):
+            stack += [item for item in op.inputs if _count(item) == _count(op.result)]
+    return False
 
 
 def _apart(found: list[Chain]) -> list[Chain]:

@@ -15,8 +15,9 @@ from graphc.ir.graph import Input, Value
 from graphc.ops.extern import effect
 from graphc.passes.commits import set_stages
 from graphc.passes.fused import Fusion, Library
-from graphc.passes.group import Group, group_of
+from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place
+from graphc.passes.schedule import SENDS, WAITS
 from graphc.passes.updates import copy_op, updated_positions
 
 Node: TypeAlias = Group | Library
@@ -195,3 +196,14 @@ class Nodes:
                     heappush(ready, (later.position, number[later]))
         assert len(found) == len(nodes), "dependencies form a cycle"
         return found
+
+
+def rank_of(node: Node) -> int:
+    """Whether a call works between the CPU and another device; see `graphc.passes.schedule.Task`."""
+    if isinstance(node, Group) or node.fills or not node.results:
+        return 0
+    given = {device_of(value) != "cpu" for value in node.op.inputs}
+    made = {device_of(value) != "cpu" for value in node.results}
+    if given == {True} and made == {False}:
+        return WAITS
+    return SENDS if given == {False} and made == {True} else 0

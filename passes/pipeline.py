@@ -14,7 +14,7 @@ from graphc.passes.attention import FindAttention
 from graphc.passes.base import Pass, PassContext
 from graphc.passes.canonicalize import Canonicalize
 from graphc.passes.carry_layout import CarryLayout
-from graphc.passes.chains import find_chains
+from graphc.passes.chains import find_chains, may_be_weighted
 from graphc.passes.channels_last import ChannelsLast
 from graphc.passes.convolutions import ConvolutionsAsProducts
 from graphc.passes.cse import EliminateCommonSubexpressions
@@ -189,16 +189,17 @@ def _scores(graph: Graph, ctx: PassContext) -> set[Op]:
     Everything is written out for that, in place, where kernels that never store the weights are to be had: also the
     sums over rows of weights and their gradients, which are those of results and theirs.
     """
-    if ctx.templates is None or not any(op.name == "softmax" for op in graph.ops):
+    if ctx.templates is None or not any(op.name == "matmul" and may_be_weighted(op) for op in graph.ops):
         return set()
     trial = graph.copy()
-    for target in (trial, graph):
-        for item in (*PREPARE, *CLEAN_UP, *ATTENTION):
-            run_pass(item, target, ctx)
-        chains = find_chains(target.ops, target.live_out(), ctx.templates.takes_chain)
-        if not any(chain.statistics for chain in chains):
-            return set()
-    return {op for chain in chains if chain.statistics for op in chain.products}
+    for item in (*PREPARE, *CLEAN_UP, *ATTENTION):
+        run_pass(item, trial, ctx)
+    chains = find_chains(trial.ops, trial.live_out(), ctx.templates.takes_chain)
+    inside = {op for chain in chains if chain.statistics for op in chain.products}
+    if inside:
+        graph.inputs, graph.ops = trial.inputs, trial.ops
+        graph.writes, graph.outputs = trial.writes, trial.outputs
+    return inside
 
 
 def lay_out(graph: Graph, ctx: PassContext) -> list[PassRecord]:

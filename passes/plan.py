@@ -25,10 +25,10 @@ from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import Failure, Lowered, Lowering
 from graphc.passes.merge import merge_groups
-from graphc.passes.nodes import Node, Nodes
+from graphc.passes.nodes import Node, Nodes, rank_of
 from graphc.passes.outline import memory_dtype, stored_by_another_name
 from graphc.passes.rows_apart import mark_rows
-from graphc.passes.schedule import SENDS, WAITS, Task, order_tasks
+from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic, without_lead
 from graphc.passes.templates import NEVER, Templates
@@ -339,22 +339,12 @@ class Planner:
             after = frozenset(number[item] for item in self.nodes.previous[node] if item in number)
             makes = tuple(self.buffer_of[v] for v in self._made(node) if self.nodes.head(v) is v)
             uses = tuple(self.buffer_of[v] for v in self.nodes.reads(node) if v in self.buffer_of)
-            tasks.append(Task(after, makes, uses, self._rank(node)))
+            tasks.append(Task(after, makes, uses, rank_of(node)))
         sizes = {spec.index: spec.nbytes for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
         kept = frozenset(self.buffer_of[value] for value in self.live if value in self.buffer_of)
         order = order_tasks(tasks, sizes, kept)
         cut = [group for _, group in self.cut]
         self.order = commits_last(self.nodes, [self.order[at] for at in order], cut)
-
-    def _rank(self, node: Node) -> int:
-        """Whether a call works between the CPU and another device; see `Task`."""
-        if isinstance(node, Group) or node.fills or not node.results:
-            return 0
-        given = {device_of(value) != "cpu" for value in node.op.inputs}
-        made = {device_of(value) != "cpu" for value in node.results}
-        if given == {True} and made == {False}:
-            return WAITS
-        return SENDS if given == {False} and made == {True} else 0
 
     # steps
 

@@ -53,6 +53,7 @@ class Stage:
         steps: numbers of the steps behind these.
         launches: launches and library calls in them.
         finds: buffers of the CPU that calls in it fill.
+        handed_on: tensors on the device that its calls return and a recorded stage reads: they need an address.
     """
 
     reason: str = ""
@@ -61,6 +62,7 @@ class Stage:
     steps: list[int] = field(default_factory=list)
     launches: int = 0
     finds: set[int] = field(default_factory=set)
+    handed_on: set[int] = field(default_factory=set)
 
 
 def stages_of(program: TritonProgram, refused: Mapping[int, str] = MappingProxyType({})) -> tuple[list[Stage], str]:
@@ -82,7 +84,7 @@ def stages_of(program: TritonProgram, refused: Mapping[int, str] = MappingProxyT
             stage.reason = f"{stage.launches} launches, which a replay would not make quicker"
     if all(stage.reason for stage in stages):
         return [], first or (stages[0].reason if stages else "0 launches, which a replay would not make quicker")
-    return stages, _repeated(program, stages)
+    return stages, _hand_on(program, stages)
 
 
 def _refusal(program: TritonProgram) -> str:
@@ -108,23 +110,18 @@ def _refusal(program: TritonProgram) -> str:
     return ""
 
 
-def handed_on(program: TritonProgram, stages: Sequence[Stage]) -> list[set[int]]:
-    """Per stage the tensors on the device that its calls return and a recorded stage reads: they need an address."""
+def _hand_on(program: TritonProgram, stages: Sequence[Stage]) -> str:
+    """Say of stages what they hand on; why that cannot be done, or ""."""
     buffers = program.memory.buffers
     used = {i for stage in stages if not stage.reason for n in stage.steps for i in step_buffers(program.steps[n])}
-    found = []
-    for stage in stages:
-        calls = (program.steps[n] for n in stage.steps) if stage.reason else ()
-        made = {index for step in calls if isinstance(step, AtenStep) for index in step.outs if index >= 0}
-        found.append({i for i in made & used if buffers[i].kind == EXTERNAL and find_device(buffers[i].device)})
-    return found
-
-
-def _repeated(program: TritonProgram, stages: Sequence[Stage]) -> str:
-    for index in sorted(set().union(*handed_on(program, stages))):
-        spec = program.memory.buffers[index]
-        if any(size > 1 and not stride for size, stride in zip(spec.shape, spec.strides, strict=True)):
-            return "a call that is made every time returns a tensor with several elements at one place"
+    for stage in (stage for stage in stages if stage.reason):
+        calls = [step for n in stage.steps if isinstance(step := program.steps[n], AtenStep)]
+        for spec in (buffers[index] for step in calls for index in step.outs if index in used):
+            if spec.kind != EXTERNAL or find_device(spec.device) is None:
+                continue
+            if any(size > 1 and not stride for size, stride in zip(spec.shape, spec.strides, strict=True)):
+                return "a call that is made every time returns a tensor with several elements at one place"
+            stage.handed_on.add(spec.index)
     return ""
 
 

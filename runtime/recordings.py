@@ -45,7 +45,8 @@ class Recorded:
 
     Attributes:
         recordings: to be replayed, per stage; None for a stage that is launched.
-        made: per stage what it leaves for stages that are launched, by buffer; last what there is before all of them.
+        given: memory of outputs that stages which are launched work with, by buffer.
+        made: per stage what it leaves for stages that are launched, by buffer.
         fixed: what calls between recordings return, as recordings find it, by buffer.
         results: buffers that are returned, as tensors of their own, by buffer.
         lent: the large ones among them.
@@ -58,6 +59,7 @@ class Recorded:
     """
 
     recordings: list[Recording | None] = field(default_factory=list)
+    given: dict[int, torch.Tensor] = field(default_factory=dict)
     made: list[dict[int, torch.Tensor]] = field(default_factory=list)
     fixed: dict[int, torch.Tensor] = field(default_factory=dict)
     results: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class Recorded:
     def tensors(self) -> list[torch.Tensor]:
         """All memory of its own."""
         block = [] if self.block is None else [self.block]
-        made = [tensor for found in self.made for tensor in found.values()]
+        made = [tensor for found in (self.given, *self.made) for tensor in found.values()]
         return [*self.results.values(), *self.fixed.values(), *made, *block, *self.tables.values()]
 
 

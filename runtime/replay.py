@@ -39,7 +39,7 @@ from graphc.program.plan import INPUT, OUTPUT, AtenStep, BufferSpec
 from graphc.runtime.device import find_device
 from graphc.runtime.frame import Frame, Working, cell_dtype
 from graphc.runtime.host_list import HostRun
-from graphc.runtime.recordable import Stage, handed_on, stages_of
+from graphc.runtime.recordable import Stage, stages_of
 from graphc.runtime.recordings import Lent, ReadyStage, Recorded, Recorder
 from graphc.runtime.tensors import staged, torch_dtype
 
@@ -343,7 +343,11 @@ class Replay:
             recorder.part = -1
 
         made.recordings[number] = self.device.record(self.index, recorder.pool, run)
-        made.made[number] = {i: tensor for i, tensor in frame.made.items() if i in self._needed and self._is_there(i)}
+        made.made[number] = self._shared(frame)
+
+    def _shared(self, frame: Frame) -> dict[int, torch.Tensor]:
+        """What of a recorded call stages that are launched read and write."""
+        return {i: tensor for i, tensor in frame.made.items() if i in self._needed and self._is_there(i)}
 
     def _refuse(self, part: int, reason: str) -> None:
         """Launch a library call in every call from now on, and record what lies around it; else give up."""
@@ -363,7 +367,7 @@ class Replay:
         """Where a recording reads and writes: working memory that all recordings share, and results of its own."""
         assert self.device is not None
         count, place = len(self._stages), self.device.place(self.index)
-        made = Recorded([None] * count, [{} for _ in range(count + 1)])
+        made = Recorded([None] * count, made=[{} for _ in range(count)])
         made.block = torch.zeros(len(self._numbers), dtype=torch.uint8, device=place)
         made.numbers = bytes(len(self._numbers))
         for number, start in self._slots.items():
@@ -374,7 +378,7 @@ class Replay:
             made.tables[number] = torch.from_numpy(table.plain).to(place)
         frame = self._memory.begin(bound)
         self._memory.allocate_outputs(frame)
-        made.made[-1] = {i: tensor for i, tensor in frame.made.items() if i in self._needed and self._is_there(i)}
+        made.given = self._shared(frame)
         if self._working is None:
             self._working = self._memory.working()
         self._memory.use_working(frame, self._working)
@@ -404,7 +408,7 @@ class Replay:
             memory.put(frame, spec.index, memory.empty(spec))
         assert self._working is not None
         memory.use_working(frame, self._working)
-        for index, tensor in recorded.made[-1].items():
+        for index, tensor in recorded.given.items():
             memory.put(frame, index, tensor)
         for number, stage in enumerate(self._stages):
             if recorder is not None and stage.is_recorded and recorder.failure is None:
@@ -475,7 +479,7 @@ class Replay:
         copies = {number: (start + at, self._slot_dtype(number).itemsize) for number, at in self._slots.items()}
         known = {number for number in copies if self._buffers[number].kind == INPUT}
         found = []
-        for stage, handed in zip(stages, handed_on(program, stages), strict=True):
+        for stage in stages:
             here = self._copied(sorted(known), copies)
             before: list[Callable[[Frame], None]] = [here]
             for part in (program.parts[number] for number in stage.before):
@@ -491,7 +495,7 @@ class Replay:
                     {number: program.parts[number] for number in stage.parts},
                     not stage.reason,
                     [number for number in stage.steps if number in program.tables],
-                    sorted(handed),
+                    sorted(stage.handed_on),
                     stage.launches,
                 )
             )

@@ -216,7 +216,7 @@ class DeviceKernel:
 def load_binary(compiled: Any) -> None:
     """Bring a compiled kernel to the current device, as Triton does before a launch of its own, without its launcher.
 
-    That is C code which some versions of Triton compile per signature, in as much time as the kernel itself takes.
+    That is C code, which some versions of Triton compile once per signature.
 
     Raises:
         OutOfResources: it asks for more than the device has.
