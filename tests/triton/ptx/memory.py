@@ -91,10 +91,20 @@ def space_of(addresses: Array, instruction: Instruction) -> tuple[str, Array]:
     raise instruction.unknown("generic addresses of shared memory, or of several spaces")
 
 
-def load(instruction: Instruction) -> Step:
+def _plain_access(instruction: Instruction) -> Access:
+    """What a load or a store says of itself.
+
+    Raises:
+        PtxError: more than is known.
+    """
     what = access_of(instruction)
     if what.rest or what.kind in ("pred", "f16x2", "bf16x2"):
         raise instruction.unknown()
+    return what
+
+
+def load(instruction: Instruction) -> Step:
+    what = _plain_access(instruction)
     if what.space == "param":
         return _load_parameter(instruction, what)
     read = address_reader(instruction.operands[1], instruction)
@@ -135,9 +145,7 @@ def _loaded(
 
 
 def store(instruction: Instruction) -> Step:
-    what = access_of(instruction)
-    if what.rest or what.kind in ("pred", "f16x2", "bf16x2"):
-        raise instruction.unknown()
+    what = _plain_access(instruction)
     if what.space == "param":
         return _store_parameter(instruction, what)
     read, sources = address_reader(instruction.operands[0], instruction), _elements(instruction.operands[1])
