@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format lint types layers bench gpu gpu-static suites fusion fuzz clean
+.PHONY: demo test check format lint types layers bench gpu simulated gpu-static suites fusion fuzz clean
 
 demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and compiled, compare, dump every stage to out/demo
 	$(BIN)/python examples/demo.py --out out/demo
@@ -31,6 +31,9 @@ bench: $(STAMP)  ## the tables of benchmarks/README.md
 
 gpu:  ## on a machine with a GPU, nothing installed: its tests, then eager, graphc and torch.compile; within eight minutes
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --tests
+
+simulated:  ## without a GPU, by a Python whose torch is built for CUDA: the tests for GPUs and a dry run, on simulated ones
+	PYTHONPATH=. $(PYTHON) -m pytest -q -m suite tests/triton/test_simulated.py
 
 gpu-static: $(STAMP)  ## compile every kernel of the benchmark programs for four GPUs, without one, and judge the machine code
 	$(BIN)/python benchmarks/gpu_static.py --out benchmarks/results

@@ -1,7 +1,7 @@
 """Speed on the GPU of this machine: eager, graphc and torch.compile in one run, against float64, within minutes.
 
     python benchmarks/gpu.py [--tests] [--seconds N] [--out FOLDER] [PROGRAM ...]
-    python benchmarks/gpu.py --dry [PROGRAM ...]      a rehearsal on the CPU: small sizes, eager and graphc only
+    python benchmarks/gpu.py --dry [PROGRAM ...]      a rehearsal: small sizes, eager and graphc only; needs no GPU
 
 Programs run in child processes, so that one that dies takes no other with it: it is tried again without the contender
 that it died of. Of each program the contenders take turns round by round; a time is the median over rounds between CUDA
@@ -299,7 +299,7 @@ def main() -> int:
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=", ".join(CASES))
     parser.add_argument("--tests", action="store_true", help="the tests marked gpu first")
     parser.add_argument("--seconds", type=float, default=BENCH_SECONDS, help="for all programs together")
-    parser.add_argument("--dry", action="store_true", help="a rehearsal on the CPU, at small sizes")
+    parser.add_argument("--dry", action="store_true", help="a rehearsal at small sizes, on a CPU where there is no GPU")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--without", default="", help=argparse.SUPPRESS)

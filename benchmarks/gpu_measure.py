@@ -249,7 +249,7 @@ def run_child(jobs: Sequence[str], small: bool, deadline: float, without: Collec
         jobs: `PHASE:PROGRAM`.
         without: `PROGRAM:CONTENDER`, left out.
     """
-    device = torch.device("cpu" if small else "cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() or not small else "cpu")
     if not small:
         _say({"machine": measure_machine()})
     for job in jobs:

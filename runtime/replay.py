@@ -403,7 +403,7 @@ class Replay:
             recorder: with it stages are recorded first.
         """
         program, memory = self.program, self._memory
-        frame = Frame(bound, memory.places)
+        frame = memory.begin(bound)
         for spec in self._cpu_outputs:
             memory.put(frame, spec.index, memory.empty(spec))
         assert self._working is not None
@@ -445,6 +445,8 @@ class Replay:
 
     def _launch_stage(self, stage: ReadyStage, recorded: Recorded, frame: Frame) -> None:
         frame.kept = recorded.kept
+        for number, tensor in recorded.kept.items():
+            frame.table[number] = tensor.data_ptr()
         self.program.run(frame, list(stage.parts.values()))
         frame.kept = {}
 

@@ -135,7 +135,9 @@ def net() -> nn.Sequential:
 
 def data(seed: int, *shape: int) -> torch.Tensor:
     """Reproducible numbers that do not draw from torch's own generator."""
-    return torch.randn(*(shape or (5, 4)), generator=torch.Generator().manual_seed(seed))
+    device = torch.get_default_device()
+    generator = torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(seed)
+    return torch.randn(*(shape or (5, 4)), generator=generator)
 
 
 @dataclass(frozen=True)

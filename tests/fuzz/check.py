@@ -188,7 +188,7 @@ def _outcome(
         return Outcome(error)
     tensors = [tensor for group in (*results, *arguments) for tensor in group]
     gradients = [arg.grad for group in arguments for arg in group if arg.is_leaf]
-    state = torch.rand(1)
+    state = torch.rand(1, device="cpu")
     seen = [_tracked(t) for t in tensors]
     facts = [[_layout(t) for t in (*tensors, *gradients)], _sharing(tensors), seen, [g is None for g in gradients]]
     return Outcome(None, [t.detach() for t in (*tensors, *gradients) if t is not None] + [state], facts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.errors import BackendUnavailableError, CompilerError
 from graphc.ir.types import bf16, f32, f64
+from graphc.program.plan import View
 from graphc.program.triton_kernel import TritonKernel
 from graphc.runtime import triton_launcher, triton_program
 from graphc.runtime.device import register
@@ -135,6 +138,35 @@ class Device:
 
     def cannot_record(self) -> str:
         return "it cannot"
+
+
+class Recording(Device):
+    """Records launches, too."""
+
+    def cannot_record(self) -> str:
+        return ""
+
+    def is_recording(self, index: int) -> bool:
+        return False
+
+    def pool(self) -> None:
+        return None
+
+    def record(self, index: int, pool: Any, run: Callable[[], None]) -> Any:
+        before = len(self.launched)
+        run()
+        taken = self.launched[before:]
+        del self.launched[before:]
+        return SimpleNamespace(replay=lambda: self.launched.extend(taken))
+
+    def note_used(self, index: int, tensor: torch.Tensor) -> None:
+        pass
+
+    def mark(self, index: int, old: Any = None) -> None:
+        return None
+
+    def wait(self, index: int, mark: Any) -> None:
+        pass
 
 
 def launch(device: Device, made: TritonKernel, *calls: list[int]) -> Launches:
@@ -401,6 +433,29 @@ def test_python_numbers_are_brought_to_the_device(monkeypatch: pytest.MonkeyPatc
     program = TritonProgram(record(b))
     program([0.5, x]), program([-2.0, x])
     assert seen == [0.5, -2.0]
+
+
+def test_launches_between_recordings_get_the_addresses_of_inputs_and_of_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Recording(monkeypatch)
+    x, y = torch.randn(9), torch.randn(4, 6)
+    b = TritonPlan()
+    number, source, other = b.number(f64), b.input(x), b.input(y)
+    scaled, item = b.output(f32, (9,)), b.cell(f32)
+    b.launch(scale_by_host(9), source, number, scaled)
+    b.aten("aten._local_scalar_dense.default", (View(source, f32, (), (), 1),), (item,))
+    middle = b.arena(f32, (4, 6))
+    for from_, to in ((other, middle), (middle, middle), (middle, middle), (middle, b.output(f32, (4, 6)))):
+        b.launch(softmax(4, 6), from_, to)
+    program = TritonProgram(record(b))
+    for _ in range(4):
+        device.launched.clear()
+        program([0.5, x, y])
+        (_, *_, first), (_, *_, second), *rest = device.launched
+        assert first[0] == x.data_ptr() and second[0] == y.data_ptr() and len(rest) == 3
+        assert all(address for *_, pointers in device.launched for address in pointers)
+    assert re.search("3 replays.*1 launches, which a replay would not make quicker", program.report()["replay"])
 
 
 def test_storage_that_has_been_emptied_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

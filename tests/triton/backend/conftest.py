@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from graphc.runtime.device import Device, find_device
 from graphc.settings import override
-from tests.triton.backend.register import OwnMemoryDevice, build, register
+from tests.triton.backend.register import IS_CUDA, OwnMemoryDevice, build, register
 from tests.triton.watch import install
 
-IS_ALONE = os.environ.get("GRAPHC_MADE_UP_BACKEND") == "1"
+IS_ALONE = os.environ.get("GRAPHC_MADE_UP_BACKEND") in ("1", "cuda")
 IS_PTX = os.environ.get("GRAPHC_TEST_PTX") == "1" and os.environ.get("TRITON_INTERPRET") != "1"
-WRONG = install() if IS_ALONE and not IS_PTX else []
-if IS_ALONE and IS_PTX:
+WRONG = install() if IS_ALONE and not IS_PTX and not IS_CUDA else []
+if IS_ALONE and IS_PTX and not IS_CUDA:
     from tests.triton.ptx.kernels import install as run_machine_code
 
     run_machine_code()
@@ -30,15 +31,20 @@ collect_ignore_glob = [] if IS_ALONE else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def registered() -> OwnMemoryDevice:
+def registered() -> Device:
+    if IS_CUDA:
+        found = find_device("cuda")
+        assert found is not None
+        return found
     with tempfile.TemporaryDirectory() as folder:
         return register(build(Path(folder)))
 
 
 @pytest.fixture
-def device(registered: OwnMemoryDevice) -> Iterator[OwnMemoryDevice]:
+def device(registered: Device) -> Iterator[Device]:
     """The device, with nothing in its log; every launch is watched for what no GPU could run."""
-    registered.log.clear()
+    if isinstance(registered, OwnMemoryDevice):
+        registered.log.clear()
     WRONG.clear()
     with override(cache=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,9 +1,13 @@
-"""Builds the device of `madeup.cpp` and makes it known to torch and to graphc; for good, so in a process of its own."""
+"""Builds the device of `madeup.cpp` and makes it known to torch and to graphc; for good, so in a process of its own.
+
+The tests run on a GPU instead, simulated or real, where GRAPHC_MADE_UP_BACKEND is `cuda`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import subprocess
 import types
 from collections.abc import Sequence
@@ -16,7 +20,8 @@ import torch
 from graphc.runtime import triton_launcher
 from tests.triton.made_up_device import MadeUpDevice
 
-KIND = MadeUpDevice.kind
+IS_CUDA = os.environ.get("GRAPHC_MADE_UP_BACKEND") == "cuda"
+KIND = "cuda" if IS_CUDA else MadeUpDevice.kind
 _SOURCE = Path(__file__).parent / "madeup.cpp"
 
 
@@ -80,6 +85,8 @@ def here(value: Any) -> Any:
         return [here(item) for item in value]
     if not isinstance(value, torch.Tensor) or value.device.type == "cpu":
         return value
+    if IS_CUDA:
+        return value.detach().cpu()
     storage = value.untyped_storage()
     memory = _memory(storage.data_ptr(), storage.nbytes() // value.element_size() * value.element_size(), value.dtype)
     found = memory.as_strided(value.shape, value.stride(), value.storage_offset() if memory.numel() else 0)

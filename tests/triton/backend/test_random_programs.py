@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from graphc.runtime.device import Device
 from tests.fuzz.check import RIGHT, WRONG, judge
 from tests.fuzz.generate import generate
-from tests.triton.backend.register import KIND, OwnMemoryDevice, here
+from tests.triton.backend.register import IS_CUDA, KIND, here
 
 torch.set_num_threads(1)
+DRAWS = re.compile(r"rand|dropout|normal_|bernoulli|uniform_|exponential_|geometric_|cauchy_")
 
 
 @pytest.mark.parametrize("first", range(0, 400, 50))
-def test_as_on_a_cpu(first: int, device: OwnMemoryDevice) -> None:
+def test_as_on_a_cpu(first: int, device: Device) -> None:
     """What data eager refuses is refused by the next call on a device, so programs that are to fail are left out."""
     programs = [program for seed in range(first, first + 50) if not (program := generate(seed)).fails]
+    if IS_CUDA:  # torch draws other numbers there
+        programs = [program for program in programs if not DRAWS.search(program.script())]
     found = [
         judge([program.script()], "auto", [str(program.seed)], lambda: torch.device(KIND), here) for program in programs
     ]

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 import torch
 
@@ -20,20 +18,12 @@ from graphc.program.triton_kernel import Launch, TritonKernel
 from graphc.runtime import triton_launcher, triton_program
 from graphc.runtime.triton_cross import gpu_target
 from graphc.runtime.triton_launcher import compile_launch, torch_type, unaligned_of
+from tests.triton.ptx.assembler import without_assembler
 from tests.triton.ptx.machine import Code
 from tests.triton.ptx.parse import PtxError, parse
 
 TARGET = os.environ.get("GRAPHC_PTX_TARGET", "cuda:80")
 """What kernels are compiled for. Of newer chips, asynchronous products and copies of blocks are not known here."""
-_NO_ASSEMBLER = "machine code is executed as PTX"
-
-
-def _without_assembler(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str] | None:
-    """Triton's hook on its stages: no cubin is made, and what is made is kept apart from what has one."""
-    if backend is None:
-        return _NO_ASSEMBLER, hashlib.sha256(_NO_ASSEMBLER.encode()).hexdigest()
-    stages["cubin"] = lambda source, metadata: source.encode() if isinstance(source, str) else source
-    return None
 
 
 def compile_ptx(kernel: TritonKernel, launch: Launch, unaligned: Sequence[int] = ()) -> tuple[str, int]:
@@ -41,7 +31,7 @@ def compile_ptx(kernel: TritonKernel, launch: Launch, unaligned: Sequence[int] =
     from triton import knobs
 
     old = knobs.runtime.add_stages_inspection_hook
-    knobs.runtime.add_stages_inspection_hook = _without_assembler
+    knobs.runtime.add_stages_inspection_hook = without_assembler
     try:
         compiled = compile_launch(kernel, launch, gpu_target(TARGET), unaligned)
     finally:

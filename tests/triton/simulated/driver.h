@@ -1,0 +1,26 @@
+// What the tests ask of the simulated driver.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct CUstream_st;
+
+extern "C" {
+
+// Executes a kernel: its function, its PTX, grid and block, bytes of shared memory, and its arguments in words of eight
+// bytes. Gives 0, or 1 when it did what no GPU can do.
+typedef int (*simulated_launcher_t)(void* function, const char* text, const unsigned* shape, unsigned shared,
+                                     const uint64_t* values, size_t count);
+void simulated_set_launcher(simulated_launcher_t run);
+
+// Does what waits in a stream.
+void simulated_drain(CUstream_st* stream);
+
+// Work for a stream, or for the graph that it records; gives an error of the runtime.
+int simulated_enqueue(CUstream_st* stream, void (*run)(void*), void* data, void (*drop)(void*));
+
+// Start and bytes of all memory, as far as there is room for; gives their number.
+size_t simulated_blocks(uint64_t* found, size_t room);
+}
