@@ -82,6 +82,7 @@ def test_program_on_a_side_stream() -> None:
     b.launch(softmax(64, 32), product, b.output(f32, (64, 32)))
     program = TritonProgram(b.record("cuda:0"))
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         (found,) = program([x, w])
     stream.synchronize()

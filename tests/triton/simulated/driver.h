@@ -18,8 +18,8 @@ void simulated_set_launcher(simulated_launcher_t run);
 // Does what waits in a stream.
 void simulated_drain(CUstream_st* stream);
 
-// Work for a stream, or for the graph that it records; gives an error of the runtime.
-int simulated_enqueue(CUstream_st* stream, void (*run)(void*), void* data, void (*drop)(void*));
+// Work for a stream, or for the graph that it records, which gives 0, or 1 when it failed; gives an error of the runtime.
+int simulated_enqueue(CUstream_st* stream, int (*run)(void*), void* data, void (*drop)(void*));
 
 // Start and bytes of all memory, as far as there is room for; gives their number.
 size_t simulated_blocks(uint64_t* found, size_t room);

@@ -1,8 +1,9 @@
 // torch's operators on a simulated GPU: each one runs on the CPU, in the order of its stream.
 //
-// Outside of a capture an operator waits for what its stream has to do, then runs. Inside, it is told how large its
-// results are by a run on zeros, and it runs at each replay, on the addresses of the recording, which keeps nothing
-// alive. What is no kernel (memory, views, copies between devices, scalars) stays torch's own.
+// A run on zeros tells how large the results are. The operator itself runs when its stream gets there, or at each replay
+// of a graph, on the addresses of then: nothing is kept alive for it. One whose results are as many as the data says
+// waits for its stream instead, which captures refuse. What is no kernel (memory, views, copies between devices, scalars)
+// stays torch's own.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -10,12 +11,14 @@
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/native/Copy.h>
 #include <ATen/ops/copy_native.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <cstdio>
 #include <optional>
 #include <set>
 #include <string>
@@ -29,28 +32,30 @@ using at::Tensor;
 using Stack = torch::jit::Stack;
 const c10::Device HERE(c10::kCPU);
 
+// A tensor with what another one is beside its numbers.
+Tensor alike(const Tensor& t, Tensor found) {
+  if (t.unsafeGetTensorImpl()->is_wrapped_number()) found.unsafeGetTensorImpl()->set_wrapped_number(true);
+  if (t.is_conj() != found.is_conj()) found._set_conj(t.is_conj());
+  if (t.is_neg() != found.is_neg()) found._set_neg(t.is_neg());
+  return found;
+}
+
 // The same memory as a tensor of the CPU, which does not keep it alive.
 Tensor here(const Tensor& t) {
   if (!t.defined() || !t.is_cuda() || t.layout() != c10::kStrided) return t;
+  const c10::InferenceMode usual(false);  // written later, in whatever mode
   c10::Storage storage(c10::Storage::use_byte_size_t(), t.storage().nbytes(),
                        c10::DataPtr(t.storage().mutable_data(), HERE), c10::GetAllocator(c10::kCPU), true);
   auto found = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
                                                         t.dtype());
-  auto* impl = found.unsafeGetTensorImpl();
-  impl->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
-  if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
-  if (t.is_conj()) found._set_conj(true);
-  if (t.is_neg()) found._set_neg(true);
-  return found;
+  found.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
+  return alike(t, found);
 }
 
 Tensor zeros_as(const Tensor& t) {
   if (!t.defined() || t.layout() != c10::kStrided) return t;
-  auto found = at::empty_strided(t.sizes(), t.strides(), t.options().device(HERE)).zero_();
-  if (t.unsafeGetTensorImpl()->is_wrapped_number()) found.unsafeGetTensorImpl()->set_wrapped_number(true);
-  if (t.is_conj()) found._set_conj(true);
-  if (t.is_neg()) found._set_neg(true);
-  return found;
+  const c10::InferenceMode usual(false);
+  return alike(t, at::empty_strided(t.sizes(), t.strides(), t.options().device(HERE)).zero_());
 }
 
 // A value with each tensor in it replaced.
@@ -113,12 +118,14 @@ struct Call {
 
   // Gives the results of the CPU.
   Stack run(Stack stack) const {
+    const c10::InferenceMode usual(false);
     at::AutoDispatchBelowADInplaceOrView below;
     seeded.run([&] { op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack); });
     return stack;
   }
 
-  void replay() const {
+  // Gives 1 when the operator failed, as a GPU does that cannot say why.
+  int replay() const try {
     Stack found = run(arguments);
     size_t at = 0;
     for (const auto& value : found)
@@ -127,11 +134,15 @@ struct Call {
         ++at;
         return t;
       });
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "simulated GPU: %s: %s\n", op.operator_name().name.c_str(), error.what());
+    return 1;
   }
 };
 
 const std::set<std::string> READS = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
-                                     "bincount", "equal", "nonzero_numpy", "unique_dim_consecutive"};
+                                     "bincount", "equal", "repeat_interleave", "_ctc_loss"};
 // Operators whose results are as many as the data says.
 
 // The GPU that a call is for, which becomes the current one: of its tensors, or what it says.
@@ -154,82 +165,115 @@ c10::IValue adapted(const c10::IValue& value) {
   return value;
 }
 
+// Whether the CPU has to wait for the data: for how many results there are.
+bool reads(const std::string& name, const Stack& given) {
+  if (READS.count(name)) return true;
+  for (const auto& value : given)
+    if (value.isOptionalTensorList())
+      for (const std::optional<Tensor>& t : value.toOptionalTensorVector())
+        if (t.has_value() && t->defined() && (t->scalar_type() == at::kBool || t->scalar_type() == at::kByte)) return true;
+  return false;
+}
+
+// One call on its way: now, or when its stream gets there.
+class Issued {
+ public:
+  Issued(const c10::OperatorHandle& op, const Stack& given, c10::Device device)
+      : device_(device), call_(new Call{op, Seeded(op, given), {}, {}}) {
+    for (const auto& value : given) {
+      changed(value, [&](const Tensor& t) { return originals_.push_back(t), t; });
+      // what lies with the CPU is read when the call is made
+      call_->arguments.push_back(changed(
+          adapted(value), [&](const Tensor& t) { return t.defined() && !t.is_cuda() ? alike(t, t.clone()) : here(t); }));
+    }
+  }
+
+  Stack now() { return finished(call_->run(arguments(false)), false); }
+
+  Stack later(c10::cuda::CUDAStream stream) {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    const auto old = generator.get_state();
+    Stack found = arguments(true);
+    {
+      at::AutoDispatchBelowADInplaceOrView below;
+      call_->op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &found);
+    }
+    generator.set_state(old);
+    found = finished(found, true);
+    auto run = [](void* data) { return static_cast<Call*>(data)->replay(); };
+    auto drop = [](void* data) { delete static_cast<Call*>(data); };
+    C10_CUDA_CHECK(static_cast<cudaError_t>(simulated_enqueue(stream.stream(), run, call_.release(), drop)));
+    return found;
+  }
+
+ private:
+  const c10::Device device_;
+  std::unique_ptr<Call> call_;
+  std::vector<Tensor> originals_, held_;
+  std::unordered_map<c10::TensorImpl*, Tensor> known_;  // what tensors of the CPU stand for, which `held_` keeps
+
+  Stack arguments(bool zeros) {
+    Stack found;
+    size_t at = 0;
+    for (const auto& value : call_->arguments)
+      found.push_back(changed(value, [&](const Tensor& t) {
+        const Tensor& original = originals_[at++];
+        Tensor used = zeros && original.defined() && original.is_cuda() ? zeros_as(t) : t;
+        if (used.defined()) known_.emplace(used.unsafeGetTensorImpl(), original);
+        held_.push_back(used);
+        return used;
+      }));
+    return found;
+  }
+
+  // Results on the GPU for those of the CPU, which are written later or are there.
+  Stack finished(const Stack& found, bool later) {
+    Stack results;
+    for (const auto& value : found)
+      results.push_back(changed(value, [&](const Tensor& t) -> Tensor {
+        std::optional<Tensor> written;  // what a replay has to write
+        Tensor mine = t;
+        auto one = t.defined() ? known_.find(t.unsafeGetTensorImpl()) : known_.end();
+        if (one != known_.end()) {
+          mine = one->second;
+          const bool stays = t.sizes() == mine.sizes() && t.strides() == mine.strides();
+          if (mine.is_cuda() && !stays) mine.resize_(t.sizes());  // `out=` of another size
+          if (mine.is_cuda() && (!stays || (!later && mine.numel() && t.data_ptr() != mine.data_ptr()))) written = here(mine);
+        } else if (t.defined()) {
+          mine = at::empty_strided(t.sizes(), t.strides(), t.options().device(device_));
+          written = here(mine);
+        }
+        if (written && !later) written->copy_(t);
+        call_->results.push_back(written);
+        return mine;
+      }));
+    return results;
+  }
+};
+
 void by_the_cpu(const c10::OperatorHandle& op, Stack* stack) {
-  const auto& schema = op.schema();
-  const size_t first = stack->size() - schema.arguments().size();
+  const size_t first = stack->size() - op.schema().arguments().size();
   Stack given(stack->begin() + first, stack->end());
   const auto device = device_of(given);
   const c10::cuda::CUDAGuard guard(device);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const bool captured = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-  const auto& name = op.operator_name().name.substr(6);  // behind aten::
-  if (captured && READS.count(name)) C10_CUDA_CHECK(cudaStreamSynchronize(stream));
-  auto call = std::make_unique<Call>(Call{op, Seeded(op, given), {}, {}});
-  std::unordered_map<c10::TensorImpl*, Tensor> known;  // tensors of the CPU by what they stand for
-  for (const auto& value : given)
-    call->arguments.push_back(changed(adapted(value), [&](const Tensor& t) { return here(t); }));
-
-  Stack run;
-  size_t at = 0;
-  std::vector<Tensor> originals;
-  for (const auto& value : given)
-    changed(value, [&](const Tensor& t) { return originals.push_back(t), t; });
-  for (const auto& value : call->arguments)
-    run.push_back(changed(value, [&](const Tensor& t) {
-      Tensor used = captured && originals[at].defined() && originals[at].is_cuda() ? zeros_as(t) : t;
-      if (used.defined()) known.emplace(used.unsafeGetTensorImpl(), originals[at]);
-      ++at;
-      return used;
-    }));
-  std::vector<Tensor> held;  // keeps what `known` names
-  for (const auto& value : run) changed(value, [&](const Tensor& t) { return held.push_back(t), t; });
-
-  if (!captured) simulated_drain(stream.stream());
+  const bool waits = reads(op.operator_name().name.substr(6), given);  // behind aten::
+  if (waits) C10_CUDA_CHECK(cudaStreamSynchronize(stream));
+  stack->resize(first);
   Stack found;
-  {
-    Stack copy = run;
-    if (captured) {
-      at::AutoDispatchBelowADInplaceOrView below;
-      auto generator = at::detail::getDefaultCPUGenerator();
-      const auto old = generator.get_state();
-      op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &copy);
-      generator.set_state(old);
-      found = std::move(copy);
-    } else {
-      found = call->run(std::move(copy));
+  if (waits) {
+    found = Issued(op, given, device).now();
+  } else {
+    try {
+      found = Issued(op, given, device).later(stream);
+    } catch (const c10::Error&) {  // wrong, or with zeros only
+      if (captured) throw;
+      simulated_drain(stream.stream());
+      found = Issued(op, given, device).now();
     }
   }
-
-  stack->resize(first);
-  for (const auto& value : found)
-    stack->push_back(changed(value, [&](const Tensor& t) -> Tensor {
-      if (!t.defined()) return call->results.push_back(std::nullopt), t;
-      auto one = known.find(t.unsafeGetTensorImpl());
-      if (one != known.end()) {
-        const Tensor& mine = one->second;
-        if (!mine.is_cuda()) return call->results.push_back(std::nullopt), mine;
-        const bool stays = t.sizes() == mine.sizes() && t.strides() == mine.strides();
-        if (!stays) {  // `out=` of another size
-          mine.resize_(t.sizes());
-          if (!captured) here(mine).copy_(t);
-          call->results.push_back(here(mine));
-        } else {
-          if (!captured && mine.numel() && t.data_ptr() != mine.data_ptr()) here(mine).copy_(t);
-          call->results.push_back(std::nullopt);
-        }
-        return mine;
-      }
-      Tensor mine = at::empty_strided(t.sizes(), t.strides(), t.options().device(device));
-      Tensor theirs = here(mine);
-      if (!captured) theirs.copy_(t);
-      call->results.push_back(theirs);
-      return mine;
-    }));
-  if (captured) {
-    auto run_again = [](void* data) { static_cast<Call*>(data)->replay(); };
-    auto drop = [](void* data) { delete static_cast<Call*>(data); };
-    C10_CUDA_CHECK(static_cast<cudaError_t>(simulated_enqueue(stream.stream(), run_again, call.release(), drop)));
-  }
+  stack->insert(stack->end(), found.begin(), found.end());
 }
 
 const char* const OWN[] = {

@@ -74,25 +74,21 @@ Stream* find(cudaStream_t stream) {
   return streams.count(found) ? found : nullptr;
 }
 
-void drain_until(Event& event, unsigned long long version) {
-  while (event.done < version && event.where && !event.where->queue.empty()) {
-    Stream* where = event.where;
+void drain_until(const Point& point) {
+  Stream* where = point.where;
+  while (!point.reached && !where->queue.empty()) {
     Item item = std::move(where->queue.front());
     where->queue.pop_front();
-    if (item.wait) drain_until(*item.wait, item.version);
+    if (item.wait) drain_until(*item.wait);
     if (item.run) item.run();
-    if (item.record && item.record->done < item.version) {
-      item.record->done = item.version;
-      item.record->at = now();
+    if (item.reach) {
+      item.reach->reached = true;
+      item.reach->at = now();
     }
   }
 }
 
-void drain(Stream* stream) {
-  Event all;
-  all.where = stream;
-  drain_until(all, ~0ull);
-}
+void drain(Stream* stream) { drain_until(Point{stream}); }
 
 void drain_device(int device) {
   for (Stream* stream : std::vector<Stream*>(streams.begin(), streams.end()))

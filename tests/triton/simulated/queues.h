@@ -41,18 +41,23 @@ struct Capture {
   bool broken = false;
 };
 
-struct Event {
-  unsigned long long recorded = 0, done = 0;
-  Stream* where = nullptr;
-  std::shared_ptr<Capture> capture;
+// A place in a stream: where an event has been recorded.
+struct Point {
+  Stream* where;
+  bool reached = false;
   double at = 0;
+};
+
+struct Event {
+  std::shared_ptr<Point> last;        // null: it has not been recorded
+  Stream* where = nullptr;            // of the newest record, captured ones too
+  std::shared_ptr<Capture> capture;
   int asked = 0;
 };
 
 struct Item {
   Work run;
-  std::shared_ptr<Event> record, wait;
-  unsigned long long version = 0;
+  std::shared_ptr<Point> reach, wait;
 };
 
 struct Stream {
@@ -95,9 +100,9 @@ bool is_default(cudaStream_t stream);
 Stream* default_stream(int device);
 Stream* find(cudaStream_t stream);  // null: there is none
 
-// Do what waits: in a stream, in front of a record of an event, on a device.
+// Do what waits: in a stream, in front of a place in it, on a device.
 void drain(Stream* stream);
-void drain_until(Event& event, unsigned long long version);
+void drain_until(const Point& point);
 void drain_device(int device);
 
 // What the default stream of old is ordered with: its work waits for that of blocking streams, and theirs for its own.

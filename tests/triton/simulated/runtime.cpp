@@ -37,10 +37,12 @@ void simulated_drain(cudaStream_t stream) {
   drain(find(stream));
 }
 
-int simulated_enqueue(cudaStream_t stream, void (*run)(void*), void* data, void (*drop)(void*)) {
+int simulated_enqueue(cudaStream_t stream, int (*run)(void*), void* data, void (*drop)(void*)) {
   Locked locked;
   std::shared_ptr<void> held(data, drop);
-  return enqueue(find(stream), [run, held] { run(held.get()); });
+  return enqueue(find(stream), [run, held] {
+    if (!broken && run(held.get())) broken = cudaErrorAssert;
+  });
 }
 
 size_t simulated_blocks(uint64_t* found, size_t room) {
@@ -279,7 +281,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t which, unsigned
     found->capture->broken = true;
     return say(cudaErrorStreamCaptureIsolation);
   }
-  if (event->recorded > event->done) found->queue.push_back({nullptr, nullptr, event, event->recorded});
+  if (event->last && !event->last->reached) found->queue.push_back({nullptr, nullptr, event->last});
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t run, void* data) {
@@ -316,7 +318,8 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t which, cudaStream_t stream, uns
   event->asked = 0;
   if (found->capture) return found->capture->joined.insert(found), cudaSuccess;
   order(found);
-  found->queue.push_back({nullptr, event, nullptr, ++event->recorded});
+  event->last = std::make_shared<Point>(Point{found});
+  found->queue.push_back({nullptr, event->last, nullptr});
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -331,9 +334,9 @@ cudaError_t cudaEventQuery(cudaEvent_t which) {
     return say(cudaErrorCapturedEvent);
   }
   if (auto code = unsafe()) return code;
-  if (event->done >= event->recorded) return cudaSuccess;
+  if (!event->last || event->last->reached) return cudaSuccess;
   if (++event->asked % POLLS) return cudaErrorNotReady;
-  drain_until(*event, event->recorded);
+  if (event->last) drain_until(*event->last);
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t which) {
@@ -342,17 +345,17 @@ cudaError_t cudaEventSynchronize(cudaEvent_t which) {
   auto event = events[which];
   if (event->capture && captures.count(event->capture)) return say(cudaErrorCapturedEvent);
   if (auto code = unsafe()) return code;
-  drain_until(*event, event->recorded);
+  if (event->last) drain_until(*event->last);
   return say(broken);
 }
 cudaError_t cudaEventElapsedTime(float* found, cudaEvent_t first, cudaEvent_t second) {
   Locked locked;
   if (!events.count(first) || !events.count(second)) return say(cudaErrorInvalidResourceHandle);
   for (auto& event : {events[first], events[second]}) {
-    if (!event->recorded) return say(cudaErrorInvalidResourceHandle);
-    if (event->done < event->recorded) return cudaErrorNotReady;
+    if (!event->last) return say(cudaErrorInvalidResourceHandle);
+    if (!event->last->reached) return cudaErrorNotReady;
   }
-  *found = (events[second]->at - events[first]->at) * 1e3;
+  *found = (events[second]->last->at - events[first]->last->at) * 1e3;
   return cudaSuccess;
 }
 

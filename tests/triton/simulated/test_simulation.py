@@ -106,6 +106,7 @@ def test_a_kernel_of_torch_is_an_error_that_names_it(capfd: pytest.CaptureFixtur
 
 def test_several_threads() -> None:
     x = torch.ones(64, device="cuda")
+    torch.cuda.synchronize()
 
     def work(_: int) -> float:
         with torch.cuda.stream(torch.cuda.Stream()):
