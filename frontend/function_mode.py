@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from graphc.errors import GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, replay
@@ -20,6 +21,7 @@ from graphc.frontend.watched import look_into
 _TENSOR = torch.Tensor
 _TRACED_ELEMENTS = 64
 _NO_DATA = "its data is not allocated yet"  # torch, where C++ asks a traced tensor for its memory
+_NO_NUMBERS = "expected to contain only concrete integers"  # torch, where a size must be known
 
 
 class FunctionMode(TorchFunctionMode):
@@ -44,9 +46,25 @@ class FunctionMode(TorchFunctionMode):
             raise
         except Exception as error:  # torch checks some arguments before any operator runs
             where = self.recorder.locator.here()
+            if _NO_NUMBERS in str(error) and self.recorder.decider is not None:
+                return func(*(_sizes(self.recorder, item) for item in args), **_sizes(self.recorder, kwargs or {}))
             if _NO_DATA in str(error):
                 raise host.refuse(f"{_named(func)}, which reads numbers in a tensor,", where) from None
             raise replay.with_location(error, where) from None
+
+
+def _sizes(recorder: Recorder, value: Any) -> Any:
+    """An argument, with numbers from data in its lists decided on: `interpolate(x, size=(height, width))`."""
+
+    def known(element: Any) -> Any:
+        if isinstance(element, torch.SymInt):
+            return int(element)
+        whole = isinstance(element, _TENSOR) and not element.dim() and not element.is_floating_point()
+        return _number(recorder, _TENSOR.__int__, (element,), {}) if whole else element
+
+    if isinstance(value, dict):
+        return {name: _sizes(recorder, item) for name, item in value.items()}
+    return tree_map_only((torch.SymInt, _TENSOR), known, value) if isinstance(value, (list, tuple)) else value
 
 
 def _item(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

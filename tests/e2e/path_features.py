@@ -356,3 +356,17 @@ def case_branch_on_a_gradient_of_an_argument(c: Compiler) -> Any:
 
     x = data(0).requires_grad_()
     return [(f(x, data(i)), x.grad.clone()) for i in range(5)]
+
+
+@program()
+def case_sizes_from_data(c: Compiler) -> Any:
+    """Sizes that are tensors, where C++ wants numbers."""
+
+    @c
+    def f(x, mask):
+        rows, columns = mask.sum(1)[:, 0], mask.sum(2)[:, 0]
+        return [F.interpolate(x, size=(a, b), mode="bilinear") for a, b in zip(rows, columns, strict=True)]
+
+    x = data(0, 1, 2, 4, 4)
+    masks = torch.arange(20).reshape(1, 4, 5) >= 0, torch.arange(12).reshape(1, 3, 4) >= 0
+    return [f(x, mask.long()) for mask in (*masks, *masks)]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan_op
 
 import graphc
 from graphc.frontend.capture import capture
@@ -288,3 +289,18 @@ def test_parameters_that_a_module_has_while_it_runs() -> None:
     net = nn.Linear(2, 2)
     own = {name: parameter.detach() + 1 for name, parameter in net.named_parameters()}
     check(lambda x: torch.func.functional_call(net, own, (x,)), torch.randn(3, 2))
+
+
+def test_an_associative_scan_is_ordinary_operators() -> None:
+    def decay(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    def fn(a, b):
+        return associative_scan_op(lambda *leaves: decay(leaves[:2], leaves[2:]), [a, b], ())[1]
+
+    a, b = torch.rand(7, 3), torch.randn(7, 3)
+    state, wanted = torch.zeros(3), []
+    for one, other in zip(a, b, strict=True):
+        state = one * state + other
+        wanted.append(state)
+    torch.testing.assert_close(graphc.compile(fn, backend="interpret")(a, b), torch.stack(wanted))

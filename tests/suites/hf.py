@@ -128,7 +128,8 @@ def gradients(model: torch.nn.Module, inputs: Inputs) -> Any:
             leaf for leaf in tree.flatten(plain(results))[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad
         ]
         loss = sum(
-            (leaf * torch.linspace(-1, 1, leaf.numel(), dtype=leaf.dtype).reshape(leaf.shape)).sum() for leaf in floats
+            (leaf * torch.linspace(-1, 1, leaf.numel(), dtype=leaf.dtype, device=leaf.device).reshape(leaf.shape)).sum()
+            for leaf in floats
         )
     loss.backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -27,8 +27,8 @@ UNINITIALISED = frozenset((
 FORMS = ("forward", "in-place", "method", "strided", "backward", "outside", "erroneous")
 
 
-def operators(dtype: torch.dtype, form: str = "forward") -> list[Any]:
-    """The operators that eager has for a dtype on CPU, in a form."""
+def operators(dtype: torch.dtype, form: str = "forward", device: str = "cpu") -> list[Any]:
+    """The operators that eager has for a dtype on a device, in a form."""
     from torch.testing._internal import common_methods_invocations, common_utils
     from torch.testing._internal.opinfo import core
 
@@ -37,9 +37,9 @@ def operators(dtype: torch.dtype, form: str = "forward") -> list[Any]:
     common_utils.set_rng_seed = seed
     # random ones come wrapped in a call that seeds the generator, which is no part of an operator
     common_methods_invocations.wrapper_set_seed = lambda op, *args, **kwargs: op(*args, **kwargs)
-    found = [op for op in common_methods_invocations.op_db if dtype in op.supported_dtypes("cpu")]
+    found = [op for op in common_methods_invocations.op_db if dtype in op.supported_dtypes(device)]
     if form in ("backward", "outside"):
-        return [op for op in found if op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")]
+        return [op for op in found if op.supports_autograd and dtype in op.supported_backward_dtypes(device)]
     if form == "erroneous":
         return [op for op in found if op.error_inputs_func is not None]
     return [op for op in found if _variant(op, form) is not None]
@@ -50,14 +50,16 @@ def label(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def calls(op: Any, dtype: torch.dtype, form: str = "forward", count: int | None = None) -> list[Call]:
+def calls(
+    op: Any, dtype: torch.dtype, form: str = "forward", count: int | None = None, device: str = "cpu"
+) -> list[Call]:
     """The first samples of an operator in a form, all made before any is run."""
     seed()
     if form == "erroneous":
-        samples = [erroneous.sample_input for erroneous in itertools.islice(op.error_inputs("cpu"), count)]
+        samples = [erroneous.sample_input for erroneous in itertools.islice(op.error_inputs(device), count)]
     else:
         graded = form in ("backward", "outside")
-        samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=graded), count))
+        samples = list(itertools.islice(op.sample_inputs(device, dtype, requires_grad=graded), count))
     if form == "strided":
         samples = [sample.noncontiguous() for sample in samples if _is_strided(sample)]
     make = {"backward": _inside, "outside": _outside}.get(form, _plain)
@@ -126,11 +128,11 @@ def _given(call: Call) -> list[torch.Tensor]:
 
 def sweep(
     tally: Tally, op: Any, backend: str, dtype: torch.dtype, form: str = "forward", count: int | None = None,
-    explain: bool = False,
+    explain: bool = False, device: str = "cpu",
 ) -> None:  # fmt: skip
     """Judge the first samples of one operator in a form."""
     with timed(tally), torch.set_grad_enabled(form in ("backward", "outside")):
-        found = calls(op, dtype, form, count)
+        found = calls(op, dtype, form, count, device)
         size = 1 if form == "erroneous" else SIZE
         values = op.name not in UNINITIALISED
         tally.verdicts += judge_all(found, backend, values=values, explain=explain, size=size)
@@ -141,11 +143,19 @@ def sweep(
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="Forms of operators; all by default.")
 @click.option("--samples", "count", default=None, type=int, help="Samples of each operator; all by default.")
 @click.option("--backend", default="c", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where tensors lie.")
 @click.option("--only", default="", help="Operators whose name starts so.")
 @click.option("--part", default="0/1", show_default=True, help="i/n: every n-th operator, from the i-th.")
 @click.option("--explain", is_flag=True, help="Count the operators with no ATen call left in their programs.")
 def main(
-    dtype: str, forms: tuple[str, ...], count: int | None, backend: str, only: str, part: str, explain: bool
+    dtype: str,
+    forms: tuple[str, ...],
+    count: int | None,
+    backend: str,
+    device: str,
+    only: str,
+    part: str,
+    explain: bool,
 ) -> None:
     """Compare every operator with eager; exits with 1 when an answer is wrong."""
     torch.set_num_threads(1)
@@ -154,9 +164,9 @@ def main(
     tallies = []
     for form in forms or FORMS:
         tally = Tally(f"operators, {form}, {dtype}, {backend}{first_samples(count)}")
-        for op in operators(kind, form)[first::step]:
+        for op in operators(kind, form, device)[first::step]:
             if op.name.startswith(only):
-                sweep(tally, op, backend, kind, form, count, explain)
+                sweep(tally, op, backend, kind, form, count, explain, device)
         if explain:
             tally.notes.append("{} of {} operators have no ATen call left in any program".format(*fused(tally)))
         tallies.append(tally)

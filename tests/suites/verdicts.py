@@ -102,12 +102,14 @@ def first_samples(count: int | None) -> str:
 
 
 def seed(number: int = 0) -> None:
-    """Every generator that samples or operators on a CPU draw from.
+    """Every generator that samples or operators draw from.
 
-    `torch.manual_seed` would seed those of all other devices too: where there are none it notes down each time, with
-    the text of the stack, that this is to be done.
+    `torch.manual_seed` would seed those of all devices: where there are none it notes down each time, with the text of
+    the stack, that this is to be done.
     """
     torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     random.seed(number)
     np.random.seed(number)
 

@@ -1,4 +1,4 @@
-"""Operators that torch has on GPUs only, of plain ones: cells of recurrent networks and attention by libraries."""
+"""Operators that torch has on GPUs only, of plain ones: cells of recurrent networks, attention, and more."""
 
 from __future__ import annotations
 
@@ -131,7 +131,13 @@ def cudnn_backward(
     return _attention_backward(grad, q, k, v, out, sums.squeeze(-1), causal, scale)
 
 
+def histc(x: T, bins: int = 100, low: float = 0, high: float = 0) -> T:
+    """Of whole numbers, too."""
+    return torch.histc(x.double().cpu(), bins, low, high).to(x)
+
+
 _OPERATORS = {
+    "histc": histc,
     "_thnn_fused_lstm_cell": lstm,
     "_thnn_fused_lstm_cell_backward_impl": lstm_backward,
     "_thnn_fused_gru_cell": gru,

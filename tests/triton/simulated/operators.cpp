@@ -142,8 +142,9 @@ struct Call {
 };
 
 const std::set<std::string> READS = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
-                                     "bincount", "equal", "repeat_interleave", "_ctc_loss"};
-// Operators whose results are as many as the data says.
+                                     "bincount", "equal", "repeat_interleave", "_ctc_loss",
+                                     "linalg_ldl_solve", "linalg_lu_solve", "lu_unpack", "ormqr"};
+// Operators whose results are as many as the data says, or which cannot be run on zeros.
 
 // The GPU that a call is for, which becomes the current one: of its tensors, or what it says.
 c10::Device device_of(const Stack& given) {
