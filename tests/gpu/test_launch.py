@@ -276,3 +276,37 @@ def test_each_gpu_has_a_program_of_its_own() -> None:
             assert found[0].device == torch.device(device)
             assert_heads(found, x, w)
     assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_whose_layers_lie_on_two_gpus() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.LayerNorm(32)).to("cuda:0")
+            self.second = nn.Sequential(nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 4)).to("cuda:1")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x.to("cuda:0")).to("cuda:1"))
+
+    def training(net: nn.Module) -> Callable[..., torch.Tensor]:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), y.to("cuda:1"))
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    torch.manual_seed(0)
+    net = Parts()
+    other = copy.deepcopy(net)
+    step, eager = graphc.compile(training(net)), training(other)
+    for _ in range(5):
+        data = torch.randn(5, 8), torch.randint(0, 4, (5,))
+        torch.testing.assert_close(step(*data), eager(*data), rtol=1e-3, atol=1e-5)
+    for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -287,7 +287,7 @@ const char* const OWN[] = {
 void copy_boxed(const c10::OperatorHandle& op, Stack* stack) {
   const auto& from = torch::jit::peek(*stack, 1, 3);
   const auto& to = torch::jit::peek(*stack, 0, 3);
-  if (to.toTensor().is_cuda() && from.toTensor().is_cuda()) return by_the_cpu(op, stack);
+  if (to.toTensor().is_cuda() && to.toTensor().device() == from.toTensor().device()) return by_the_cpu(op, stack);
   Tensor self = to.toTensor(), source = from.toTensor();
   const bool non_blocking = torch::jit::peek(*stack, 2, 3).toBool();
   at::native::copy_(self, source, non_blocking);
