@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graphc.errors import BackendUnavailableError, FallbackWarning, UnsupportedError
@@ -102,6 +102,18 @@ def choose_backend(graph: Graph, options: Options) -> str:
         )
         return "interpret"
     return backend
+
+
+def for_part(graph: Graph, options: Options) -> Options:
+    """The options for one program of a path: beside a GPU, what lies with the CPU alone is not Triton's to run."""
+    from graphc.ir.types import HOST
+    from graphc.runtime.device import present_device
+    from graphc.runtime.triton_module import is_interpreting
+
+    if options.backend != "triton" or present_device() is None or is_interpreting():
+        return options
+    on_cpu = all(value.type.device in ("cpu", HOST) for value in graph.values())
+    return replace(options, backend="auto") if on_cpu else options
 
 
 def pass_context(options: Options, backend: str, templates: Templates | None = None) -> PassContext:

@@ -11,7 +11,7 @@ from graphc import driver
 from graphc.compilation import Compilation, Report
 from graphc.errors import AssumptionError, UnsupportedError
 from graphc.frontend.segments import Oracle, Regrow, Step
-from graphc.options import Options
+from graphc.options import Options, for_part
 from graphc.paths import Node, PathTree, RunEager
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class PathCalls:
     def compile_path(self, graph: Graph, number: int) -> Compilation:
         """Compile one program of a tree."""
         self._stats.compiles += 1
-        return driver.compile_graph(graph, self._numbered(number))
+        return driver.compile_graph(graph, for_part(graph, self._numbered(number)))
 
     def compile_differentiable(
         self, captured: Captured, number: int

@@ -248,6 +248,15 @@ def test_a_tensor_of_another_device_is_an_error() -> None:
         compiled(torch.randn(4, device="cuda"), torch.randn(4))
 
 
+def test_a_part_of_a_path_that_lies_with_the_cpu_is_no_error() -> None:
+    def run(x: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2 if (number + 1).sum() > 3 else x.cos()
+
+    compiled, x = graphc.compile(run, backend="triton"), torch.randn(4, device="cuda")
+    for number in (torch.tensor([5]), torch.tensor([1]), torch.tensor([5])):
+        torch.testing.assert_close(compiled(x, number), run(x, number))
+
+
 def test_what_does_not_fit_is_not_started() -> None:
     total = torch.cuda.mem_get_info()[1]
     rows = total // (4 << 20) + 1

@@ -13,10 +13,12 @@ import torch
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.errors import BackendUnavailableError, CodegenError, CompilerError
+from graphc.frontend.capture import capture
 from graphc.ir.dims import symbol
 from graphc.ir.types import bf16, c64, f32, i16
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import Axis, Buffer, Kernel
+from graphc.options import Options, for_part
 from graphc.program.triton_kernel import Launch, TritonKernel
 from graphc.runtime.triton_cross import compile_for
 from graphc.runtime.triton_launcher import InterpretedKernel
@@ -34,6 +36,20 @@ def test_cpu_tensors_need_the_interpreter() -> None:
     b.launch(softmax(2, 3), b.input(torch.zeros(2, 3)), b.output(f32, (2, 3)))
     with pytest.raises(BackendUnavailableError, match="TRITON_INTERPRET=1 must be set before Python starts"):
         TritonProgram(b.record())
+
+
+@pytest.mark.parametrize(
+    ("place", "is_there", "backend"), [("cpu", True, "auto"), ("cpu", False, "triton"), ("cuda:0", True, "triton")]
+)
+def test_beside_a_gpu_parts_of_a_path_that_lie_with_the_cpu_are_not_tritons(
+    place: str, is_there: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphc.runtime.device.present_device", lambda: object() if is_there else None)
+    x = torch.randn(3)
+    graph = capture(lambda x: x.sin(), (x,)).graph
+    for value in graph.values():
+        value.type = dataclasses.replace(value.type, device=place)
+    assert for_part(graph, Options("run", backend="triton")).backend == backend
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
