@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch._higher_order_ops.associative_scan import associative_scan_op, generic_associative_scan
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
@@ -268,10 +267,6 @@ def _as_is(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _higher_order(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func is associative_scan_op:  # by ordinary operators, in as many steps as the size has binary digits
-        combine, xs, more = args
-        with CaptureMode(recorder):
-            return tuple(generic_associative_scan(combine, list(xs), 0, tuple(more)))
     raise UnsupportedError(
         f"the higher-order operator {func} (torch.cond, flex_attention, ...) is not supported; write the "
         "function without it"

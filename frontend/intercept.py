@@ -24,6 +24,7 @@ from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.math_functions import traced_math
 from graphc.frontend.recorder import Recorder, Uninitialized
+from graphc.frontend.scans import written_out_scans
 from graphc.frontend.training_objects import watching_training
 
 _running = threading.local()
@@ -262,7 +263,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
             plain, torch.autograd.set_multithreading_enabled(False), _without_saved_tensors_hooks(),
             _packing_detached(), _force_original_view_tracking(True),
             batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
-            watching_training(recorder, _current), grouped,
+            watching_training(recorder, _current), grouped, written_out_scans(_current),
             _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
         ):  # fmt: skip
             yield

@@ -298,9 +298,12 @@ def test_an_associative_scan_is_ordinary_operators() -> None:
     def fn(a, b):
         return associative_scan_op(lambda *leaves: decay(leaves[:2], leaves[2:]), [a, b], ())[1]
 
-    a, b = torch.rand(7, 3), torch.randn(7, 3)
+    a, b = (torch.rand(7, 3, requires_grad=True) for _ in range(2))
     state, wanted = torch.zeros(3), []
     for one, other in zip(a, b, strict=True):
         state = one * state + other
         wanted.append(state)
-    torch.testing.assert_close(graphc.compile(fn, backend="interpret")(a, b), torch.stack(wanted))
+    found, eager = graphc.compile(fn, backend="interpret")(a, b), torch.stack(wanted)
+    torch.testing.assert_close(found, eager)
+    for mine, theirs in zip(*(torch.autograd.grad(x.square().sum(), (a, b)) for x in (found, eager)), strict=True):
+        torch.testing.assert_close(mine, theirs)
