@@ -89,7 +89,7 @@ def _headers() -> Path | None:
 def _compile(library: Path, sources: list[Path], headers: list[str], libraries: list[str]) -> None:
     if library.exists():
         return
-    made = library.with_suffix(".new")
+    made = library.with_suffix(f".{os.getpid()}")  # others may be at it, too
     command = ["g++", "-std=c++20", "-O1", "-g1", "-shared", "-fPIC", *headers, *map(str, sources), "-o", str(made)]
     subprocess.run([*command, *libraries], check=True)
     made.rename(library)
