@@ -38,9 +38,11 @@ thread_local cudaError_t last = cudaSuccess;
 cudaError_t broken = cudaSuccess;
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
+bool has_python() { return Py_IsInitialized && Py_IsInitialized() && PyGILState_Check(); }
+
 Locked::Locked() {
   if (mutex.try_lock()) return;
-  void* state = Py_IsInitialized && Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+  void* state = has_python() ? PyEval_SaveThread() : nullptr;
   mutex.lock();
   if (state) PyEval_RestoreThread(state);
 }
@@ -179,8 +181,12 @@ cudaError_t give(void* address) {
   auto found = blocks.find(reinterpret_cast<uintptr_t>(address));
   if (found == blocks.end()) return say(cudaErrorInvalidValue);
   if (found->second.device >= 0) used[found->second.device] -= found->second.size;
-  blocks.erase(found);
-  std::free(address);
+  std::shared_ptr<void> held(address, [](void* memory) {
+    blocks.erase(reinterpret_cast<uintptr_t>(memory));
+    std::free(memory);
+  });
+  for (Stream* stream : streams)
+    if (!stream->queue.empty()) stream->queue.push_back({[held] {}});
   return cudaSuccess;
 }
 

@@ -119,9 +119,13 @@ cudaError_t wait_for(Stream* stream);
 
 const Block* block_of(const void* address);
 cudaError_t take(void** found, size_t size, int device);
-cudaError_t give(void* address);
+cudaError_t give(void* address);  // it stays until what waits now has been done
 cudaError_t copy(void* to, const void* from, size_t size, cudaStream_t where);
 
 double now();  // seconds
+
+// Whether this thread has Python's lock. Work is not done for one that may hold a lock of torch's without it: another
+// thread may wait for that with Python's lock in hand.
+bool has_python();
 
 }  // namespace simulated

@@ -155,7 +155,6 @@ cudaError_t cudaFree(void* address) {
   Locked locked;
   if (!address) return cudaSuccess;
   if (auto code = unsafe()) return code;
-  for (int device = 0; device < devices; ++device) drain_device(device);
   return give(address);
 }
 cudaError_t cudaHostAlloc(void** found, size_t size, unsigned) {
@@ -166,7 +165,6 @@ cudaError_t cudaHostAlloc(void** found, size_t size, unsigned) {
 cudaError_t cudaFreeHost(void* address) {
   Locked locked;
   if (auto code = unsafe()) return code;
-  for (int device = 0; device < devices; ++device) drain_device(device);
   return give(address);
 }
 cudaError_t cudaHostRegister(void* address, size_t size, unsigned) {
@@ -260,7 +258,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   Stream* found = find(stream);
   if (!found) return say(cudaErrorInvalidResourceHandle);
   if (found->capture) return found->capture->broken = true, say(cudaErrorStreamCaptureUnsupported);
-  if (!found->queue.empty() && ++found->asked % POLLS) return cudaErrorNotReady;
+  if (!found->queue.empty() && (++found->asked % POLLS || !has_python())) return cudaErrorNotReady;
   drain(found);
   return cudaSuccess;
 }
@@ -335,8 +333,8 @@ cudaError_t cudaEventQuery(cudaEvent_t which) {
   }
   if (auto code = unsafe()) return code;
   if (!event->last || event->last->reached) return cudaSuccess;
-  if (++event->asked % POLLS) return cudaErrorNotReady;
-  if (event->last) drain_until(*event->last);
+  if (++event->asked % POLLS || !has_python()) return cudaErrorNotReady;
+  drain_until(*event->last);
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t which) {
