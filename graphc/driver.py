@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph
 from graphc.errors import BackendUnavailableError, CodegenError, CompilerError, FallbackWarning, LoweringError
-from graphc.options import Options, cache_key, choose_backend, machine, pass_context, templates_for
+from graphc.options import Options, cache_key, choose_backend, for_part, machine, pass_context, templates_for
 from graphc.settings import or_else, settings
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
                 graph, reached = _backward_for(split.backward, joint.question, strides)
         if graph is None:
             return None
-        forward.backward = compile_graph(graph, replace(options, name=split.backward.name))
+        forward.backward = compile_graph(graph, for_part(graph, replace(options, name=split.backward.name)))
         forward.backwards += 1
         return forward.backward.execute, reached
 

@@ -127,7 +127,8 @@ class PathCalls:
     ) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
         """Compile the last program of a path whose results can be differentiated."""
         self._stats.compiles += 1
-        return driver.differentiable(captured, self._numbered(number))
+        assert captured.joint is not None
+        return driver.differentiable(captured, for_part(captured.joint.graph, self._numbered(number)))
 
     def _numbered(self, number: int) -> Options:
         return replace(self.options, name=f"{self.options.name}_{number}" if number else self.options.name)

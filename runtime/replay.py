@@ -382,9 +382,8 @@ class Replay:
         if self._working is None:
             self._working = self._memory.working()
         self._memory.use_working(frame, self._working)
-        frame.kept, frame.sent, frame.words = made.kept, made.tables, made.words
-        for number, tensor in made.kept.items():
-            frame.table[number] = tensor.data_ptr()
+        frame.sent, frame.words = made.tables, made.words
+        _read_kept(frame, made)
         return made, frame
 
     # --------------------------------------------------------------------------------------------------- replaying
@@ -403,7 +402,8 @@ class Replay:
             recorder: with it stages are recorded first.
         """
         program, memory = self.program, self._memory
-        frame = memory.begin(bound)
+        launches = recorder is not None or self._needed  # recordings hold the addresses of what they read
+        frame = memory.begin(bound) if launches else Frame(bound, memory.places)
         for spec in self._cpu_outputs:
             memory.put(frame, spec.index, memory.empty(spec))
         assert self._working is not None
@@ -444,9 +444,7 @@ class Replay:
         return index >= 0 and find_device(self._buffers[index].device) is not None
 
     def _launch_stage(self, stage: ReadyStage, recorded: Recorded, frame: Frame) -> None:
-        frame.kept = recorded.kept
-        for number, tensor in recorded.kept.items():
-            frame.table[number] = tensor.data_ptr()
+        _read_kept(frame, recorded)
         self.program.run(frame, list(stage.parts.values()))
         frame.kept = {}
 
@@ -570,6 +568,13 @@ def make_room(found: weakref.ref[Replay]) -> bool:
         return False
     mine.device.give_back(mine.index)
     return True
+
+
+def _read_kept(frame: Frame, recorded: Recorded) -> None:
+    """Have kernels find numbers of the CPU where a recording has them."""
+    frame.kept = recorded.kept
+    for number, tensor in recorded.kept.items():
+        frame.table[number] = tensor.data_ptr()
 
 
 def _failure(error: Exception) -> str:

@@ -256,6 +256,15 @@ def test_a_part_of_a_path_that_lies_with_the_cpu_is_no_error() -> None:
     for number in (torch.tensor([5]), torch.tensor([1]), torch.tensor([5])):
         torch.testing.assert_close(compiled(x, number), run(x, number))
 
+    def choose(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y * 2 if x.sum() > 0 else y.sin()
+
+    chosen, y = graphc.compile(choose, backend="triton"), torch.randn(4, requires_grad=True)
+    for sign in (1, -1, 1):
+        x = torch.full((4,), sign, device="cuda")
+        (mine,), (theirs,) = (torch.autograd.grad(f(x, y).sum(), y) for f in (chosen, choose))
+        torch.testing.assert_close(mine, theirs)
+
 
 def test_what_does_not_fit_is_not_started() -> None:
     total = torch.cuda.mem_get_info()[1]

@@ -40,7 +40,7 @@ class Loop:
 
 LOOPS: dict[str, tuple[Callable[[str], Loop], str]] = {}
 """What makes a loop on a device, and what `explain` says of how its step is launched."""
-WHOLE = r"[12] recordings of \d+ launches, [1-7] replays"
+WHOLE = r"[12] recordings of \d+ launches, [1-7] replays" if IS_CUDA else r"1 recordings of \d+ launches, [1-4] replays"
 
 
 def loop(said: str = WHOLE) -> Callable[[Callable[[str], Loop]], Callable[[str], Loop]]:

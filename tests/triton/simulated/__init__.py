@@ -2,8 +2,9 @@
 
     python -m tests.triton.simulated COMMAND...     runs a command and its children where `torch.cuda` finds such GPUs
 
-`driver.cpp` is loaded before the real runtime and takes its place: memory, streams, events, captures and launches, with
-what the documentation refuses refused and everything else done as late as it allows. `operators.cpp` runs torch's
+`runtime.cpp` and `driver.cpp` are loaded before the real ones and take their place: memory, streams, events, captures
+and launches, with what the documentation refuses refused and everything else done as late as it allows (`queues.cpp`).
+`operators.cpp` runs torch's
 operators on the CPU in the order of their streams, `start` executes generated kernels from their machine code (see
 `tests.triton.ptx`). Everything above is the real thing: torch's allocator and graphs, Triton's compiler and driver, and
 all of graphc. It needs a torch built for CUDA, the headers of CUDA and g++; `build` says what is missing.

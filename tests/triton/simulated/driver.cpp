@@ -65,7 +65,7 @@ CUresult launch(CUfunction which, const unsigned* grid, const unsigned* block, u
   const std::array<unsigned, 6> shape{grid[0], grid[1], grid[2], block[0], block[1], block[2]};
   auto code = enqueue(stream, [=] {
     if (broken || !launcher) return;
-    if (launcher(function, function->text.c_str(), shape.data(), shared, held->data(), held->size()))
+    if (launcher(function->text.c_str(), shape.data(), shared, held->data(), held->size()))
       broken = cudaErrorIllegalAddress;
   });
   return static_cast<CUresult>(code);

@@ -9,9 +9,9 @@ struct CUstream_st;
 
 extern "C" {
 
-// Executes a kernel: its function, its PTX, grid and block, bytes of shared memory, and its arguments in words of eight
+// Executes a kernel: its PTX, grid and block, bytes of shared memory, and its arguments in words of eight
 // bytes. Gives 0, or 1 when it did what no GPU can do.
-typedef int (*simulated_launcher_t)(void* function, const char* text, const unsigned* shape, unsigned shared,
+typedef int (*simulated_launcher_t)(const char* text, const unsigned* shape, unsigned shared,
                                      const uint64_t* values, size_t count);
 void simulated_set_launcher(simulated_launcher_t run);
 

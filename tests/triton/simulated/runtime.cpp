@@ -25,6 +25,11 @@ namespace {
 std::map<const void*, std::string> torch_kernels;
 unsigned long long capture_count = 0;
 
+std::shared_ptr<Event> known(cudaEvent_t event) {
+  auto found = events.find(event);
+  return found == events.end() ? nullptr : found->second;
+}
+
 }  // namespace
 
 extern "C" {
@@ -265,7 +270,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t which, unsigned) {
   Locked locked;
   Stream* found = find(stream);
-  auto event = events.count(which) ? events[which] : nullptr;
+  auto event = known(which);
   if (!found || !event) return say(cudaErrorInvalidResourceHandle);
   if (auto code = implicit(found)) return code;
   if (event->capture) {
@@ -308,7 +313,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t which, cudaStream_t stream, unsigned) {
   Locked locked;
   Stream* found = find(stream);
-  auto event = events.count(which) ? events[which] : nullptr;
+  auto event = known(which);
   if (!found || !event) return say(cudaErrorInvalidResourceHandle);
   if (auto code = implicit(found)) return code;
   event->where = found;
@@ -325,8 +330,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t which) {
   Locked locked;
-  if (!events.count(which)) return say(cudaErrorInvalidResourceHandle);
-  auto event = events[which];
+  auto event = known(which);
+  if (!event) return say(cudaErrorInvalidResourceHandle);
   if (event->capture && captures.count(event->capture)) {
     event->capture->broken = true;
     return say(cudaErrorCapturedEvent);
@@ -339,8 +344,8 @@ cudaError_t cudaEventQuery(cudaEvent_t which) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t which) {
   Locked locked;
-  if (!events.count(which)) return say(cudaErrorInvalidResourceHandle);
-  auto event = events[which];
+  auto event = known(which);
+  if (!event) return say(cudaErrorInvalidResourceHandle);
   if (event->capture && captures.count(event->capture)) return say(cudaErrorCapturedEvent);
   if (auto code = unsafe()) return code;
   if (event->last) drain_until(*event->last);
@@ -348,12 +353,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t which) {
 }
 cudaError_t cudaEventElapsedTime(float* found, cudaEvent_t first, cudaEvent_t second) {
   Locked locked;
-  if (!events.count(first) || !events.count(second)) return say(cudaErrorInvalidResourceHandle);
-  for (auto& event : {events[first], events[second]}) {
-    if (!event->last) return say(cudaErrorInvalidResourceHandle);
+  for (auto& event : {known(first), known(second)}) {
+    if (!event || !event->last) return say(cudaErrorInvalidResourceHandle);
     if (!event->last->reached) return cudaErrorNotReady;
   }
-  *found = (events[second]->last->at - events[first]->last->at) * 1e3;
+  *found = (known(second)->last->at - known(first)->last->at) * 1e3;
   return cudaSuccess;
 }
 

@@ -58,10 +58,10 @@ def _places() -> list[tuple[int, int]]:
 
 
 @ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint,
+    ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint,
     ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t,
 )  # fmt: skip
-def _launch(function: int, text: bytes, shape: Any, shared: int, values: Any, count: int) -> int:
+def _launch(text: bytes, shape: Any, shared: int, values: Any, count: int) -> int:
     name = text.partition(b".entry ")[2].partition(b"(")[0].decode()
     try:
         code = _code(text)
