@@ -105,7 +105,7 @@ def choose_backend(graph: Graph, options: Options) -> str:
 
 
 def for_part(graph: Graph, options: Options) -> Options:
-    """The options of one program of several, of a path or backward: one of the CPU alone is not Triton's beside a GPU."""
+    """Options of one program of several, of a path or backward: one of the CPU alone is not Triton's beside a GPU."""
     from graphc.ir.types import HOST
     from graphc.runtime.device import present_device
     from graphc.runtime.triton_module import is_interpreting
