@@ -122,6 +122,8 @@ class Build:
         except OSError as error:
             raise CompilerError(f"{command[0]} could not be started: {error}") from None
         self._running.add(process)
+        if self._is_over:  # since before it was among those that are stopped
+            _kill(process)
         try:
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

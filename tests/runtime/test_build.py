@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,13 +68,16 @@ def test_a_compiler_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> N
     compiler = fake_compiler(tmp_path, f"sleep 60 &\necho $! > {pid_file}\nwait")
     with override(cc=compiler), pytest.raises(CompilerError, match=r"stopped: it ran out of time after 0\.5 s"):
         build_library(program(), timeout=0.5)
-    child = int(pid_file.read_text())
-    gone = threading.Event()
+    assert _ends(int(pid_file.read_text()))
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process that was sent a signal is soon no more: only its parent is waited for."""
     for _ in range(50):
-        if not _alive(child):
-            break
-        gone.wait(0.1)
-    assert not _alive(child)
+        if not _alive(pid):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _alive(pid: int) -> bool:
@@ -131,6 +138,28 @@ def test_leaving_a_build_stops_the_compiler(tmp_path: Path) -> None:
         for _ in range(100):
             if pid_file.exists() and pid_file.read_text():
                 break
-            threading.Event().wait(0.05)
+            time.sleep(0.05)
         raise ZeroDivisionError
-    assert not _alive(int(pid_file.read_text()))
+    assert _ends(int(pid_file.read_text()))
+
+
+def test_a_compiler_started_while_its_build_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no running one yet when those are stopped."""
+    left = threading.Event()
+
+    def start_late(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        left.wait(5.0)
+        return popen(*arguments, **options)
+
+    def shutdown(pool: ThreadPoolExecutor, wait: bool = True, cancel_futures: bool = False) -> None:
+        if wait:  # asked for once the running compilers are stopped
+            left.set()
+        stop(pool, wait=wait, cancel_futures=cancel_futures)
+
+    popen, stop = subprocess.Popen, ThreadPoolExecutor.shutdown
+    monkeypatch.setattr(subprocess, "Popen", start_late)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    with override(cc=fake_compiler(tmp_path, f"sleep 2; touch {tmp_path}/done")), Build(()) as build:
+        build.start("a.c", "")
+        time.sleep(0.2)  # its thread is about to start the compiler
+    assert not (tmp_path / "done").exists()
