@@ -46,6 +46,7 @@ from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
 from graphc.loopir.kernel import Store
+from graphc.program import torch_text
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import LoopStep
 from graphc.program.plan import (
@@ -152,8 +153,8 @@ class _NativeWriter:
         self.symbols: dict[str, str] = {}
         if exported("aoti_torch_get_data_ptr"):
             self.symbols.update({**text.INPUT_SYMBOLS, **text.CALL_SYMBOLS})
-            if exported(text.REQUIRES_GRAD):
-                self.symbols.update(text.GUARD_SYMBOLS)
+            if exported(torch_text.REQUIRES_GRAD):
+                self.symbols.update(torch_text.GUARD_SYMBOLS)
         self.table = StepTable()
         self.kernels: dict[str, EmittedKernel] = {}
         self.gemm_one: set[str] = set()
@@ -351,7 +352,7 @@ class _NativeWriter:
             found = found.replace(word, value)
         if len(runs) == 1:
             found += "\n" + text.CALL.replace("ENTRY", "graphc_run_0")
-        return found if text.GUARD_SYMBOLS.keys() - self.symbols.keys() else f"{found}\n{text.GUARD}"
+        return found if torch_text.GUARD_SYMBOLS.keys() - self.symbols.keys() else f"{found}\n{torch_text.GUARD}"
 
     def _run_function(self, segment: Segment, lines: list[str | None]) -> str:
         rows = "\n".join(f"    {line}" for line in lines)
@@ -374,7 +375,7 @@ class _NativeWriter:
         plan = self.plan
         parts = [f"/* {_safe(plan.name)}: {len(plan.steps)} steps, {len(self.kernels)} kernels. Made by graphc. */\n"]
         parts += [prelude(_helpers(here)), text.TYPES, _buffer_table(plan)]
-        parts.append("".join(f"static {proto.replace('NAME', f'(*{s})')};\n" for s, proto in self.symbols.items()))
+        parts.append(torch_text.declarations(self.symbols))
         parts += [kernel.text for kernel in here]
         parts.append("".join(f"{_HIDDEN} {kernel.prototype};\n" for kernel in elsewhere))
         for dtype in (f32, f64):
@@ -403,7 +404,7 @@ class _NativeWriter:
         if self.uses_matmul_aten:
             parts.append(text.MATMUL_ATEN)
         parts += [self.table.functions_text(), *runs, self._call_functions(runs)]
-        parts.append(_bind_function(self.symbols))
+        parts.append(torch_text.bind_function(self.symbols))
         return "\n".join(part for part in parts if part)
 
     def _asked(self) -> list[tuple[tile_text.Blocking, bool]]:
@@ -438,12 +439,6 @@ def _kernel_file(kernels: list[EmittedKernel]) -> str:
     """Kernels as a file of their own: there they are not static but hidden in the library."""
     texts = [re.sub(r"^static ", f"{_HIDDEN} ", kernel.text, count=1, flags=re.MULTILINE) for kernel in kernels]
     return "\n".join((prelude(_helpers(kernels)), *texts))
-
-
-def _bind_function(symbols: Iterable[str]) -> str:
-    body = "".join(f"  {symbol} = functions[{i}];\n" for i, symbol in enumerate(symbols))
-    head = "STRAIGHT void graphc_bind(void *const *functions)"
-    return f"/* where the functions of libtorch are */\n{head} {{\n{body}}}\n"
 
 
 def _segments(lines: list[str | None], apart: bool) -> list[Segment]:

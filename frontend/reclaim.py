@@ -9,6 +9,9 @@ it for anything until the new one is stored there.
 
 Only memory that nobody else can see is taken: one reference to the tensor, one to its storage. When the call fails, the
 gradients that it has not written to yet are put back; the others are gone, as in eager after `zero_grad`.
+
+A program that lends its own memory to those who hold its results finds out by itself whether anybody still does. For
+that one, old gradients are dropped and no more.
 """
 
 from __future__ import annotations
@@ -35,17 +38,29 @@ class Reclaimer:
     Args:
         effects: of a capture.
         leaves: the outputs they take.
+
+    Attributes:
+        lent: whether the program lends the memory of these gradients.
     """
 
     def __init__(self, effects: Sequence[Effect], leaves: Sequence[OutputLeaf]) -> None:
         dropped = [effect for effect in effects if isinstance(effect, GradientEffect) and effect.dropped]
         self._tensors = [(leaves[e.number].number, e.tensor) for e in dropped if e.number >= 0]
+        self.lent = False
 
     def __bool__(self) -> bool:
         return bool(self._tensors)
 
+    def numbers(self) -> list[int]:
+        """The outputs that take the place of gradients which are dropped."""
+        return [number for number, _ in self._tensors]
+
     def take(self, spare: Spare) -> None:
         """Add the memory of gradients that end here. Those parameters have none until the program has run."""
+        if self.lent:
+            for _, tensor in self._tensors:
+                tensor.grad = None
+            return
         for number, tensor in self._tensors:
             grad = tensor.grad
             if grad is not None and sys.getrefcount(grad) == _ALONE and _is_unshared(grad):

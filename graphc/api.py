@@ -171,7 +171,7 @@ class CompiledFunction(PathCalls):
         spare: Spare = {}
         try:
             entry.reclaimer.take(spare)
-            return entry.execute(inputs, spare)
+            return entry.execute(inputs, spare) if spare else entry.execute(inputs)
         except BaseException:
             entry.reclaimer.put_back(spare)
             raise
@@ -265,8 +265,11 @@ class CompiledFunction(PathCalls):
         if checker is not None:
             captured.guards.use(checker)
         reclaimer = None
-        if execute is None and hasattr(compilation.execute, "spare_outputs"):
+        if execute is None and (hasattr(compilation.execute, "spare_outputs") or hasattr(compilation.execute, "lend")):
             reclaimer = Reclaimer(captured.effects, captured.effect_leaves)
+            if hasattr(compilation.execute, "lend"):
+                reclaimer.lent = True
+                compilation.execute.lend(reclaimer.numbers())
         return _Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
 
     def _changed_scalars(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:

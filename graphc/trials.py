@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -235,7 +236,7 @@ class TritonBench:
                 return
             with ThreadPoolExecutor(_PREPARED) as pool:
                 plans = [[plan_of([(trial, form)]) for form in trial.forms] for trial in some]
-                built = [[pool.submit(self._build, plan) for plan in own] for own in plans]
+                built = [[pool.submit(copy_context().run, self._build, plan) for plan in own] for own in plans]
             for trial, own, futures in zip(some, plans, built, strict=True):
                 if is_over():
                     return

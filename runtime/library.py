@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from graphc.errors import BackendUnavailableError
@@ -45,6 +46,18 @@ def address_of(symbol: str) -> int:
     except AttributeError:
         raise BackendUnavailableError(f"this torch exports no {symbol}; compile the program again") from None
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def bind(library: ctypes.CDLL, symbols: Sequence[str]) -> None:
+    """Tell a library, in the order of its text, where functions are; see `graphc.program.torch_text`.
+
+    Raises:
+        BackendUnavailableError: libtorch does not export one of them.
+    """
+    functions = (ctypes.c_void_p * max(len(symbols), 1))(*map(address_of, symbols))
+    library.graphc_bind.argtypes = [ctypes.c_void_p]
+    library.graphc_bind.restype = None
+    library.graphc_bind(ctypes.addressof(functions))
 
 
 def openmp_libraries(maps: str | None = None) -> list[str]:

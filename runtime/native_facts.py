@@ -1,4 +1,4 @@
-"""Guards on tensors and tables, checked by a program's own C in nanoseconds each.
+"""Guards on tensors and tables, checked in C in nanoseconds each: a program's own, or that of a small library.
 
 The C function knows nothing beforehand: what it compares is a table made here, for every capture that the program runs.
 """
@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from graphc.errors import BackendUnavailableError, CompilerError
 from graphc.program.facts import EntryFact, FactCheck, TensorFact
-from graphc.runtime.library import key_set_offset, libtorch, tensor_offset, type_offset
+from graphc.program.torch_text import GUARD_LIBRARY, GUARD_SYMBOLS
+from graphc.runtime.library import bind, key_set_offset, libtorch, tensor_offset, type_offset
+from graphc.runtime.small_library import small_library
 
+_FLAGS = ("-O2", "-shared", "-fPIC")
 _MOST_ARGUMENTS = 64  # each is compared with all tensors, since none may be given twice
 
 
@@ -28,7 +32,7 @@ class _Metadata(ctypes.Structure):
         ("rank", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
         ("requires_grad", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("device", ctypes.c_int32),
         ("sizes", ctypes.c_void_p),
         ("strides", ctypes.c_void_p),
     )
@@ -58,18 +62,18 @@ def native_check(library: ctypes.CDLL, entries: Sequence[EntryFact], tensors: Se
 
     Returns:
         None where that is not possible: the library has no such function, this torch keeps its tensors in another way
-        than can be found out, a tensor is not in main memory, or there are too many arguments.
+        than can be found out, or there are too many arguments.
     """
     places = (type_offset(), tensor_offset(), key_set_offset())
     arguments = sum(fact.tensor is None for fact in tensors)
     if not hasattr(library, "graphc_guard") or None in places or arguments > _MOST_ARGUMENTS:
         return None
-    if any(fact.device.type != "cpu" or _dtype_code(fact.dtype) is None for fact in tensors):
+    if any(_dtype_code(fact.dtype) is None for fact in tensors):
         return None
     shared: dict[Any, _Metadata] = {}  # tensors that are alike share one record: less memory to walk through
     rows = []
     for fact in tensors:
-        alike = (fact.cls, fact.keys, fact.dtype, fact.shape, fact.strides, fact.requires_grad)
+        alike = (fact.cls, fact.keys, fact.dtype, fact.device, fact.shape, fact.strides, fact.requires_grad)
         record = shared.get(alike) or shared.setdefault(alike, _metadata(fact))
         rows.append(_Expected(None if fact.tensor is None else id(fact.tensor), ctypes.addressof(record)))
     entries = _in_table_order(entries)
@@ -84,12 +88,32 @@ def native_check(library: ctypes.CDLL, entries: Sequence[EntryFact], tensors: Se
     return functools.partial(function, ctypes.byref(facts))
 
 
+def guard_library() -> ctypes.CDLL | None:
+    """A library that checks guards and does nothing else, compiled once and kept in the disk cache.
+
+    Returns:
+        None where there is no C compiler, or this torch lacks a function that it calls.
+    """
+    try:
+        return _guard_library()
+    except (CompilerError, BackendUnavailableError):
+        return None
+
+
+@functools.cache
+def _guard_library() -> ctypes.CDLL:
+    found = small_library("guards", GUARD_LIBRARY, _FLAGS)
+    bind(found, tuple(GUARD_SYMBOLS))
+    return found
+
+
 def _metadata(fact: TensorFact) -> _Metadata:
     rank = len(fact.shape)
     numbers = (ctypes.c_int64 * (2 * rank))(*fact.shape, *fact.strides)
     sizes = ctypes.addressof(numbers)
     grad = -1 if fact.requires_grad is None else int(fact.requires_grad)
-    record = _Metadata(id(fact.cls), fact.keys, rank, _dtype_code(fact.dtype), grad, 0, sizes, sizes + 8 * rank)
+    device = -1 if fact.device.index is None else fact.device.index  # of which kind it is, the keys say
+    record = _Metadata(id(fact.cls), fact.keys, rank, _dtype_code(fact.dtype), grad, device, sizes, sizes + 8 * rank)
     record.kept = numbers
     return record
 

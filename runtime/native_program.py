@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from graphc.errors import LoweringError, add_location
 from graphc.program.facts import EntryFact, FactCheck, TensorFact
@@ -39,11 +40,10 @@ from graphc.program.record import NATIVE, Program, Segment
 from graphc.runtime.arena import Pool, allocate
 from graphc.runtime.aten_calls import AtenCall, run_aten, run_call, run_gemm
 from graphc.runtime.checks import Cells, raise_failed
-from graphc.runtime.library import address_of, last_error, libtorch, tensor_offset
+from graphc.runtime.library import bind, last_error, libtorch, tensor_offset
 from graphc.runtime.native_facts import native_check
 from graphc.runtime.spare import SpareOutputs
 from graphc.runtime.tensors import (
-    bump_versions,
     copied,
     empty_strided,
     same_strides,
@@ -267,7 +267,7 @@ class NativeProgram:
             raise
         else:
             if self._written:
-                bump_versions([inputs[index] for index in self._written])
+                increment_version([inputs[index] for index in self._written])
             return outputs
         finally:
             frame.clear()
@@ -488,10 +488,7 @@ def _views(step: Step) -> Iterable[View]:
 def _load(path: Path, symbols: Sequence[str]) -> ctypes.CDLL:
     libtorch()
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
-    functions = (ctypes.c_void_p * max(len(symbols), 1))(*map(address_of, symbols))
-    library.graphc_bind.argtypes = [ctypes.c_void_p]
-    library.graphc_bind.restype = None
-    library.graphc_bind(ctypes.addressof(functions))
+    bind(library, symbols)
     return library
 
 

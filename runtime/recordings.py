@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from graphc.runtime.triton_program import Part
 
 _storage_use_count = torch._C._storage_Use_Count
+_use_count = torch.Tensor._use_count  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Recorded:
         made: per stage what it leaves for stages that are launched, by buffer.
         fixed: what calls between recordings return, as recordings find it, by buffer.
         results: buffers that are returned, as tensors of their own, by buffer.
-        lent: the large ones among them.
+        copied: those of which the user gets copies, by buffer.
+        lent: the others.
         kept: numbers that the CPU knows and kernels read, by buffer: views of `block`.
         block: all of them, as bytes.
         numbers: what is in it.
@@ -63,6 +66,7 @@ class Recorded:
     made: list[dict[int, torch.Tensor]] = field(default_factory=list)
     fixed: dict[int, torch.Tensor] = field(default_factory=dict)
     results: dict[int, torch.Tensor] = field(default_factory=dict)
+    copied: dict[int, torch.Tensor] = field(default_factory=dict)
     lent: list[Lent] = field(default_factory=list)
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
     block: torch.Tensor | None = None
@@ -77,7 +81,7 @@ class Recorded:
 
     def is_intact(self) -> bool:
         """Whether the memory of the results is where it was: users may resize storages."""
-        return all(item.storage.data_ptr() == item.address for item in self.lent)
+        return all(item.is_intact() for item in self.lent)
 
     def tensors(self) -> list[torch.Tensor]:
         """All memory of its own."""
@@ -87,19 +91,73 @@ class Recorded:
 
 
 class Lent:
-    """A result that the user may hold: the tensor, a view of it, or its storage."""
+    """A result that the user may hold: the tensor, a view of it, or its storage.
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.storage = tensor.untyped_storage()
-        self.address = self.storage.data_ptr()
+    Args:
+        index: its buffer.
+        own: the recording's own tensor.
+        is_dropped: the user drops it before each call, as old gradients: while it is as it was made, the very tensor is
+            handed out again and again.
+    """
+
+    def __init__(self, index: int, own: torch.Tensor, is_dropped: bool = False) -> None:
+        self.index, self._own, self._is_dropped = index, own, is_dropped
+        self._storage = own.untyped_storage()
+        self._address, self._start = self._storage.data_ptr(), own.data_ptr()
+        self._layout = own.storage_offset(), own.shape, own.stride()
+        self._given: torch.Tensor | None = None
         self._alone = self._references()
+
+    def tensor(self) -> torch.Tensor:
+        """What the user gets, once it is free."""
+        if self._given is not None:
+            return self._given
+        made = torch.empty(0, dtype=self._own.dtype, device=self._own.device)
+        made.set_(self._storage, *self._layout)
+        if self._is_dropped:
+            self._given = made
+        return made
 
     def is_free(self) -> bool:
         """Whether nobody holds it."""
-        return self._references() == self._alone
+        given = self._given
+        if given is not None:
+            if sys.getrefcount(given) != _KEPT or _use_count(given) != 1:
+                return False
+            if not self._is_as_made(given):
+                self._given = given = None
+        storages, objects = self._alone
+        return self._references() == (storages + (given is not None), objects)
+
+    def is_intact(self) -> bool:
+        """Whether its memory is where it was."""
+        return self._storage.data_ptr() == self._address
+
+    def _is_as_made(self, given: torch.Tensor) -> bool:
+        """Whether users have left nothing at a tensor that nobody holds, nor can tell that it comes again."""
+        return (
+            given.data_ptr() == self._start
+            and given.stride() == self._layout[2]
+            and given.shape == self._layout[1]
+            and not given.requires_grad
+            and given.grad is None
+            and not vars(given)
+            and not weakref.getweakrefcount(given)
+        )
 
     def _references(self) -> tuple[int, int]:
-        return _storage_use_count(self.storage._cdata), sys.getrefcount(self.storage)
+        return _storage_use_count(self._storage._cdata), sys.getrefcount(self._storage)
+
+
+def _references_kept() -> int:
+    """What `sys.getrefcount` says of a tensor that one attribute and one variable hold."""
+    item = Lent(0, torch.empty(1), is_dropped=True)
+    item.tensor()
+    given = item._given
+    return sys.getrefcount(given)
+
+
+_KEPT = _references_kept()
 
 
 @dataclass

@@ -15,7 +15,8 @@ between two recordings return.
 
 Results belong to whoever holds them. Small ones are copied; of large ones the recording hands out its own memory, and
 is not replayed while anybody holds that: another recording is made, with results of its own, or the program is launched
-step by step. What cannot be recorded is launched so in every call, and `explain` says why.
+step by step. So it does of small ones that take the place of gradients which are dropped, unless they turn out to be
+held. What cannot be recorded is launched so in every call, and `explain` says why.
 
 Memory of recordings stays with the program for its next call. Where another program of this process finds too little,
 all that are not running give theirs back, and record anew.
@@ -27,11 +28,11 @@ import ctypes
 import math
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from graphc.program.lifetimes import step_buffers
@@ -41,7 +42,7 @@ from graphc.runtime.frame import Frame, Working, cell_dtype
 from graphc.runtime.host_list import HostRun
 from graphc.runtime.recordable import Stage, stages_of
 from graphc.runtime.recordings import Lent, ReadyStage, Recorded, Recorder
-from graphc.runtime.tensors import staged, torch_dtype
+from graphc.runtime.tensors import staged, staged_bytes, torch_dtype
 
 if TYPE_CHECKING:
     from graphc.runtime.triton_program import TritonProgram
@@ -101,6 +102,8 @@ class Replay:
         self._previous: list[int] = []
         self._newest: _Binding | None = None
         self._moves: dict[int, int] = {}
+        self._watched = self._inputs  # those that recordings read where they lie
+        self._dropped: set[int] = set()
         self._returned = self._returned_buffers()
         made = [spec for spec in self._buffers if spec.kind == OUTPUT and not spec.host]
         self._cpu_outputs = [spec for spec in made if find_device(spec.device) is None]
@@ -123,6 +126,12 @@ class Replay:
         self._stages = self._ready(stages)
         launched = {n for stage in stages if stage.reason for n in stage.steps}
         self._needed = {i for n in launched for i in step_buffers(program.steps[n])}
+
+    def lend(self, numbers: Sequence[int]) -> None:
+        """Users drop these outputs before they call again: hand out memory of the recording even if it is little."""
+        outputs = self.program.program.outputs
+        kept = {output.buffer for number, output in enumerate(outputs) if number not in numbers}
+        self._dropped = {outputs[number].buffer for number in numbers} - kept
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any] | None:
         """Answer a call by a replay; None when it is to be launched step by step."""
@@ -148,10 +157,8 @@ class Replay:
             return False
         try:
             kept = self._working is not None or bool(self._copies)
-            self._bindings.clear()
-            self._copies.clear()
+            self._forget()
             self._moves.clear()
-            self._newest = self._working = None
             return kept
         finally:
             self._lock.release()
@@ -195,24 +202,30 @@ class Replay:
         return sorted({spec.source for spec in used if find_device(spec.device) is not None})
 
     def _answer(self, inputs: Sequence[Any]) -> list[Any] | None:
-        addresses = [inputs[number].data_ptr() for number in self._inputs]
+        addresses = [inputs[number].data_ptr() for number in self._watched]
         binding = self._newest
         if binding is None or addresses != self._previous:
             binding = self._newest = self._find(inputs, addresses)
             if binding is None:
                 return None
+        if any(inputs[number].device.type != copy.device.type for number, copy in self._copies.items()):
+            return None
         binding.calls += 1
-        bound = self._bound(inputs)
+        given = self._copied_in(inputs)
         if binding.calls == 1:
-            return self._launch(bound, inputs)
-        binding.recordings = [item for item in binding.recordings if item.is_intact()]
-        for item in binding.recordings:
+            return self._launch(given, inputs)
+        for item in list(binding.recordings):
             if item.is_free():
-                return self._replayed(item, bound, inputs)
-        if len(binding.recordings) >= MOST_RECORDINGS:
-            self._held += 1
-            return self._launch(bound, inputs)
-        return self._recorded(binding, bound, inputs)
+                if item.is_intact():
+                    return self._replayed(item, given, inputs)
+                binding.recordings.remove(item)
+        if len(binding.recordings) < MOST_RECORDINGS:
+            return self._recorded(binding, given, inputs)
+        self._held += 1
+        if self._dropped:  # not all that is said to be dropped is
+            self._dropped.clear()
+            binding.recordings.clear()
+        return self._launch(given, inputs)
 
     def _find(self, inputs: Sequence[Any], addresses: list[int]) -> _Binding | None:
         """What is known of a call's addresses, which are not those of the call before; None to give up, or for now."""
@@ -221,26 +234,22 @@ class Replay:
         if any(inputs[number].device.type != kind for number in self._inputs):
             return None  # attention leaves its seeds with the CPU unless it is recorded: they would be constants
         self._note_moved(inputs, addresses)
-        copies = self._copies
-        key = tuple(0 if number in copies else at for number, at in zip(self._inputs, addresses, strict=True))
+        key = tuple([0 if number in self._copies else inputs[number].data_ptr() for number in self._inputs])
         binding = self._binding(key)
         return None if self.reason else binding
 
-    def _launch(self, bound: Sequence[Any], inputs: Sequence[Any]) -> list[Any] | None:
+    def _launch(self, given: Sequence[Any], inputs: Sequence[Any]) -> list[Any] | None:
         """Step by step, on inputs as a recording would find them: variants of kernels for these are loaded then."""
         self._plain += 1
-        if bound is inputs:
+        if given is inputs:
             return None
-        return self._as_given(self.program.launch(bound), bound, inputs)
+        return self._as_given(self.program.launch(given), given, inputs)
 
     def _note_moved(self, inputs: Sequence[Any], addresses: list[int]) -> None:
         """Copy from now on what lies elsewhere than in the call before, where that can be done and costs little."""
         if self._previous:
-            moved = [
-                number
-                for number, old, new in zip(self._inputs, self._previous, addresses, strict=True)
-                if old != new and number not in self._copies
-            ]
+            places = zip(self._watched, self._previous, addresses, strict=True)
+            moved = [number for number, old, new in places if old != new]
             written = {inputs[number].untyped_storage().data_ptr() for number in self._written} if moved else set()
             for number in moved:
                 tensor = inputs[number]
@@ -253,7 +262,16 @@ class Replay:
                     self._copies[number] = _like(tensor)
             if any(number in self._copies for number in moved):
                 self._bindings.clear()  # recordings that read these where they lay
+                self._watched = [number for number in self._inputs if number not in self._copies]
+                addresses = [inputs[number].data_ptr() for number in self._watched]
         self._previous = addresses
+
+    def _forget(self) -> None:
+        """Keep no memory."""
+        self._bindings.clear()
+        self._copies.clear()
+        self._watched, self._previous = self._inputs, []
+        self._newest = self._working = None
 
     def _binding(self, key: Key) -> _Binding:
         found = self._bindings.pop(key, None)
@@ -268,7 +286,7 @@ class Replay:
         self._bindings[key] = found  # the newest is the last
         return found
 
-    def _bound(self, inputs: Sequence[Any]) -> Sequence[Any]:
+    def _copied_in(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The inputs, with copies in the place of those that are copied."""
         if not self._copies:
             return inputs
@@ -295,9 +313,7 @@ class Replay:
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
-        self._bindings.clear()
-        self._copies.clear()
-        self._newest = self._working = None
+        self._forget()
 
     # ---------------------------------------------------------------------------------------------------- recording
 
@@ -464,11 +480,13 @@ class Replay:
         found = dict(recorder.frame.made)
         recorder.frame.made.clear()
         made.results = {spec.index: found[spec.index] for spec in self._returned if spec.index in found}
-        made.lent = [
-            Lent(made.results[spec.index])
-            for spec in self._returned
-            if spec.index in made.results and spec.nbytes > SMALL_RESULT
-        ]
+        places = Counter(tensor.untyped_storage()._cdata for tensor in made.results.values())
+        for index, result in made.results.items():
+            is_dropped = index in self._dropped and places[result.untyped_storage()._cdata] == 1
+            if is_dropped or self._buffers[index].nbytes > SMALL_RESULT:
+                made.lent.append(Lent(index, result, is_dropped))
+            else:
+                made.copied[index] = result
 
     def _ready(self, stages: Sequence[Stage]) -> list[ReadyStage]:
         """The stages, with what the CPU does in them, in order; numbers that kernels read end in `_numbers`.
@@ -517,7 +535,7 @@ class Replay:
         data = self._numbers.raw
         if recorded.numbers != data:
             assert recorded.block is not None
-            recorded.block.copy_(staged(np.frombuffer(bytearray(data), np.uint8), recorded.block.device), True)
+            recorded.block.copy_(staged_bytes(self._numbers, recorded.block.device), True)
             recorded.numbers = data
 
     def _send_tables(self, stage: ReadyStage, frame: Frame, recorded: Recorded) -> None:
@@ -532,22 +550,13 @@ class Replay:
 
     def _hand_out(self, frame: Frame, recorded: Recorded) -> None:
         """Results that the user may hold: copies of the small ones, the recording's own memory of the others."""
-        fresh, own = [], []
-        for spec in self._returned:
-            result = recorded.results.get(spec.index)
-            if result is None:
-                continue
-            if spec.nbytes <= SMALL_RESULT:
-                copy = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device)
-                fresh.append(copy)
-                own.append(result)
-                frame.made[spec.index] = copy
-            else:
-                alias = torch.empty(0, dtype=result.dtype, device=result.device)
-                alias.set_(result.untyped_storage(), result.storage_offset(), result.shape, result.stride())
-                frame.made[spec.index] = alias
-        if fresh:
+        for item in recorded.lent:
+            frame.made[item.index] = item.tensor()
+        if recorded.copied:
+            own = list(recorded.copied.values())
+            fresh = [result.new_empty_strided(result.shape, result.stride()) for result in own]
             torch._foreach_copy_(fresh, own)
+            frame.made.update(zip(recorded.copied, fresh, strict=True))
 
 
 _ALL: weakref.WeakSet[Replay] = weakref.WeakSet()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,6 +22,14 @@ def staged(words: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> torch
     """Words in memory from which a device copies while the CPU goes on."""
     made = torch.from_numpy(words)
     return made if device.type == "cpu" else made.pin_memory()
+
+
+def staged_bytes(data: ctypes.Array[Any], device: torch.device) -> torch.Tensor:
+    """Bytes likewise."""
+    size = ctypes.sizeof(data)
+    made = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=device.type != "cpu")
+    ctypes.memmove(made.data_ptr(), data, size)
+    return made
 
 
 EmptyStrided: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]
@@ -78,10 +87,3 @@ def copied(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     at = tuple(slice(None) if stride else slice(0, 1) for stride in strides)
     copy[at].copy_(tensor[at])
     return copy
-
-
-def bump_versions(tensors: list[torch.Tensor]) -> None:
-    """Tell autograd that these have been written to; tensors made in inference mode keep no count."""
-    counted = [tensor for tensor in tensors if not tensor.is_inference()]
-    if counted:
-        torch.autograd.graph.increment_version(counted)

@@ -11,15 +11,18 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from graphc.errors import BackendUnavailableError, UnsupportedError, add_location
 from graphc.ir.types import HOST, Location, f64, i64
+from graphc.program.facts import EntryFact, FactCheck, TensorFact
 from graphc.program.lifetimes import last_external_uses
 from graphc.program.loops import unroll
 from graphc.program.plan import (
@@ -44,8 +47,9 @@ from graphc.runtime.frame import Frame, Memory
 from graphc.runtime.host_kernels import array_at, numpy_dtype
 from graphc.runtime.host_list import HostLibrary, HostRun
 from graphc.runtime.launches import Launches
+from graphc.runtime.native_facts import guard_library, native_check
 from graphc.runtime.replay import Replay, make_room
-from graphc.runtime.tensors import bump_versions, torch_dtype
+from graphc.runtime.tensors import torch_dtype
 from graphc.runtime.triton_foreach import TableStep, over_blocks
 from graphc.runtime.triton_launcher import DeviceKernel, InterpretedKernel, require_interpreter, torch_type
 from graphc.runtime.triton_module import is_interpreting
@@ -87,15 +91,12 @@ class TritonProgram:
         library: its kernels that the CPU runs.
         brought: what the CPU keeps and kernels on the device read: Python numbers and 0-d tensors, by buffer.
         launch_count: launches and library calls on the device, made one by one.
-        spare_outputs: it takes old gradients that nobody else holds, to free them.
 
     Raises:
         BackendUnavailableError: triton is missing, the device is too old, or there are CPU tensors and the interpreter
             is off.
         CompilerError: a kernel does not compile.
     """
-
-    spare_outputs = True
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -155,21 +156,27 @@ class TritonProgram:
             builds.append(self.library.prepare)
         if self._lists:
             builds.append(launch_list.prepare)
+        builds.append(guard_library)
         if len(builds) > 1:
             with ThreadPoolExecutor(_BUILD_THREADS) as pool:
-                list(pool.map(lambda build: build(), builds))
+                running = [pool.submit(copy_context().run, build) for build in builds]  # with this thread's settings
+                for one in running:
+                    one.result()
         for launches in self._lists:
             launches.finish()
             self.memory.scratch_bytes = max(self.memory.scratch_bytes, launches.scratch_bytes)
         if self.device is not None:
             self.memory.scratch_device = self.device.place(self.index)
 
-    def __call__(self, inputs: Sequence[Any], spare: dict[int, torch.Tensor] | None = None) -> list[Any]:
+    def lend(self, numbers: Sequence[int]) -> None:
+        """Users drop these outputs, as old gradients, before they call again."""
+        self._replay.lend(numbers)
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program.
 
         Args:
             inputs: one tensor or Python number per graph input, as the guards have checked them.
-            spare: per number of an output a tensor that nobody else holds and that may be freed.
 
         Returns:
             One tensor or number per graph output; tensors may still be being computed on the current stream.
@@ -180,8 +187,6 @@ class TritonProgram:
             torch.OutOfMemoryError: with the program's own peak added.
         """
         raise_failed(self.memory.cells.values())
-        if spare:
-            spare.clear()
         written = self.program.written
         was_enabled = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
@@ -191,7 +196,7 @@ class TritonProgram:
         finally:
             torch._C._set_grad_enabled(was_enabled)
             if written:
-                bump_versions([inputs[index] for index in written])
+                increment_version([inputs[index] for index in written])
 
     def launch(self, inputs: Sequence[Any]) -> list[Any]:
         """Run it step by step."""
@@ -227,6 +232,11 @@ class TritonProgram:
         with torch._C._DisableAutocast():
             for part in parts:
                 part.run(frame)
+
+    def fact_check(self, entries: Sequence[EntryFact], tensors: Sequence[TensorFact]) -> FactCheck | None:
+        """A check of guards in C, or None where that cannot be; see `FactChecker`."""
+        library = guard_library()
+        return None if library is None else native_check(library, entries, tensors)
 
     def fetch(self) -> None:
         """Have the device tell the CPU what kernels found in data, when it gets there."""

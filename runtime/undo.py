@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch.autograd.graph import increment_version
 
 from graphc.program.record import Program
-from graphc.runtime.tensors import bump_versions
 
 Before: TypeAlias = tuple[list[torch.Tensor], torch.Tensor | None]
 """Copies of inputs, and torch's random state."""
@@ -45,7 +45,7 @@ class Undo:
             if state is not None:
                 torch.set_rng_state(state)
         if self._exposed:
-            bump_versions([inputs[number] for number in self._exposed])
+            increment_version([inputs[number] for number in self._exposed])
 
     def _inputs(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         return tuple(inputs[number] for number in self._copied if not inputs[number].is_inference())

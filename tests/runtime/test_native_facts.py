@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from graphc.ir.types import f32
 from graphc.program.facts import EntryFact, FactCheck, TensorFact
 from graphc.runtime import tensors as runtime_tensors
 from graphc.runtime.library import key_set_offset, tensor_offset, type_offset
+from graphc.runtime.native_facts import guard_library, native_check
 from tests.runtime.plans import PlanBuilder, load
 
 COPY = """static void copy(const float *x, float *y) {
@@ -21,8 +24,19 @@ COPY = """static void copy(const float *x, float *y) {
 """
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Any:
+class Small:
+    """What programs do that have no C text of their own."""
+
+    def fact_check(self, entries: Sequence[EntryFact], tensors: Sequence[TensorFact]) -> FactCheck | None:
+        library = guard_library()
+        assert library is not None
+        return native_check(library, entries, tensors)
+
+
+@pytest.fixture(scope="module", params=["its own", "a small library"])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if request.param == "a small library":
+        return Small()
     builder = PlanBuilder()
     out = builder.output(f32, (4,))
     builder.kernel("copy", COPY, builder.input(torch.empty(4)), out)
@@ -106,6 +120,15 @@ def test_ranks_and_dtypes(program: Any) -> None:
         ]
 
 
+def test_devices(program: Any) -> None:
+    here, elsewhere = torch.ones(2), torch.empty(2, device="meta")
+    for one, wanted in ((here, (1, 0)), (elsewhere, (0, 1))):
+        holds = checked(program, [], [fact(one, argument=True)])
+        assert (holds((here.clone(),)), holds((elsewhere.clone(),))) == wanted
+    numbered = replace(fact(here, argument=True), device=torch.device("cpu", 1))  # the CPU's tensors have no number
+    assert checked(program, [], [numbered])((here.clone(),)) == 0
+
+
 def test_a_tensor_may_be_given_once(program: Any) -> None:
     held = torch.ones(2)
     holds = checked(program, [], [fact(held, argument=True), fact(held, argument=True), fact(held)])
@@ -124,7 +147,6 @@ def test_what_is_left_to_python(program: Any, monkeypatch: pytest.MonkeyPatch) -
     many = [fact(torch.ones(1), argument=True) for _ in range(65)]
     assert program.fact_check([], many[:64]) is not None
     assert program.fact_check([], many) is None
-    assert program.fact_check([], [fact(torch.empty(2, device="meta"))]) is None
     for name in ("type_offset", "tensor_offset", "key_set_offset"):
         with monkeypatch.context() as patch:
             patch.setattr(f"graphc.runtime.native_facts.{name}", lambda: None)

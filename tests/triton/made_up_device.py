@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graphc.codegen.triton.program import generate
 from graphc.driver import capture, plan_for
 from graphc.frontend.captured import Captured
+from graphc.frontend.reclaim import Reclaimer
 from graphc.options import Options
 from graphc.program.record import Program
 from graphc.report.placed import place
@@ -208,11 +209,15 @@ class Placed:
         place(self.captured.graph, NAME)
         record = generate(plan_for(self.captured.graph, options, "triton"))
         self.program = TritonProgram(Program.from_json(record.to_json()))
+        self.reclaimer = Reclaimer(self.captured.effects, self.captured.effect_leaves)
+        self.reclaimer.lent = True
+        self.program.lend(self.reclaimer.numbers())
 
     def __call__(self, *args: Any) -> Any:
         inputs = self.captured.match(args, {})
         assert inputs is not None, self.captured.explain_miss(args, {})
-        return self.captured.rebuild(self.program(inputs, {}), inputs, (args, {}))
+        self.reclaimer.take({})
+        return self.captured.rebuild(self.program(inputs), inputs, (args, {}))
 
     @property
     def replay(self) -> str:

@@ -102,6 +102,60 @@ def test_a_training_step_is_replayed_as_a_whole(name: str, layers: int, device: 
     assert "5 replays, 3 calls launch by launch; inputs copied: 2" in placed.replay
 
 
+def gradients(net: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in net.parameters() if p.grad is not None]
+
+
+def test_gradients_that_are_dropped_are_the_memory_of_the_recording(device: MadeUpDevice) -> None:
+    net, _, step = training(OPTIMIZERS["adam"])
+    placed = Placed(step, *batch())
+    for _ in range(4):
+        placed(*batch())
+    places = [grad.data_ptr() for grad in gradients(net)]
+    for _ in range(3):
+        placed(*batch())
+        assert [grad.data_ptr() for grad in gradients(net)] == places
+    assert "1 recordings" in placed.replay
+
+
+MEDDLING: dict[str, Callable[[torch.Tensor], object]] = {
+    "held": lambda grad: grad,
+    "a view of it is held": lambda grad: grad.view(-1)[1:],
+    "its storage is held": lambda grad: grad.untyped_storage(),
+    "an array of it is held": lambda grad: grad.numpy(),
+    "written to": lambda grad: (grad.mul_(3.0), None)[1],
+    "transposed in place": lambda grad: (grad.t_(), None)[1],
+    "made to need gradients": lambda grad: (grad.requires_grad_(), None)[1],
+    "given a gradient": lambda grad: setattr(grad, "grad", torch.ones_like(grad)),
+    "marked": lambda grad: setattr(grad, "mark", 1),
+    "known by weak reference": lambda grad: weakref.ref(grad),
+    "made to look elsewhere": lambda grad: setattr(grad, "data", torch.zeros_like(grad)),
+}
+
+
+@pytest.mark.parametrize("how", MEDDLING)
+def test_whatever_users_do_with_gradients(how: str) -> None:
+    """Ones that are held keep their values, and new ones show nothing of what was done to old ones."""
+    net, _, step = training(lambda p: torch.optim.SGD(p, lr=1e-2))
+    other, _, eager = training(lambda p: torch.optim.SGD(p, lr=1e-2))
+    placed = Placed(step, *batch())
+    kept: list[tuple[object, torch.Tensor]] = []
+    for _ in range(9):
+        data = batch()
+        placed(*data), eager(*data)
+        weight, wanted = net[0].weight.grad, other[0].weight.grad
+        torch.testing.assert_close(weight, wanted, rtol=1e-5, atol=1e-6)
+        assert not vars(weight) and weight.grad is None and weight.is_leaf and not weight.requires_grad
+        assert all(item() is not weight for item, _ in kept if isinstance(item, weakref.ref))
+        kept.append((MEDDLING[how](weight), wanted.clone()))
+        del weight
+    for item, wanted in kept:
+        if isinstance(item, torch.Tensor):
+            torch.testing.assert_close(item, wanted if item.dim() == 2 else wanted.view(-1)[1:], rtol=1e-5, atol=1e-6)
+    if how == "held":
+        assert " 7 replays" not in placed.replay and int(re.search(r"(\d+) replays", placed.replay)[1]) >= 3
+
+
 def test_random_numbers_go_on_from_replay_to_replay() -> None:
     def run(replays: bool) -> list[torch.Tensor]:
         with override(replay=replays):
@@ -273,8 +327,8 @@ def test_all_numbers_that_changed_travel_in_one_copy(monkeypatch: pytest.MonkeyP
     numbers = (0.5, 2.5)
     placed = Placed(scaled, x, w, *numbers)
     sent: list[int] = []
-    staged = replay.staged
-    monkeypatch.setattr(replay, "staged", lambda words, device: sent.append(words.nbytes) or staged(words, device))
+    staged = replay.staged_bytes
+    monkeypatch.setattr(replay, "staged_bytes", lambda data, device: sent.append(len(data)) or staged(data, device))
     counts = []
     for given in (numbers, numbers, numbers, (0.5, 4.5), (1.5, 3.5), (1.5, 3.5)):
         found = placed(x, w, *given)
