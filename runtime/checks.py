@@ -53,6 +53,9 @@ class DeviceCells:
             if is_apart
             else self.values
         )
+        self._words = (ctypes.c_int64 * len(checks)).from_address(self.seen.data_ptr())
+        self._bytes = (ctypes.c_char * (8 * len(checks))).from_address(self.seen.data_ptr())
+        self._unfailed = self._bytes.raw
 
     def fetch(self) -> None:
         """Have the device copy the cells to the CPU when it gets there; nothing waits for it."""
@@ -66,15 +69,16 @@ class DeviceCells:
 
     def has_failed(self) -> bool:
         """Whether anything has been seen to have failed."""
-        return any(value != UNFAILED for value in self.seen.tolist())
+        return self._bytes.raw != self._unfailed
 
     def take(self) -> Failed:
         """What has been seen to have failed; after this nothing has."""
-        found = _failed(self.checks, self.seen.tolist())
-        if found:
-            self.wait()
-            self.values.fill_(UNFAILED)
-            self.seen.fill_(UNFAILED)
+        if not self.has_failed():
+            return []
+        found = _failed(self.checks, self._words)
+        self.wait()
+        self.values.fill_(UNFAILED)
+        self.seen.fill_(UNFAILED)
         return found
 
 

@@ -151,15 +151,15 @@ class CudaDevice:
                     gc.enable()
 
     def note_used(self, index: int, tensor: torch.Tensor) -> None:
-        tensor.record_stream(torch.cuda.current_stream(index))
+        tensor.record_stream(_current_stream(index))
 
     def mark(self, index: int, old: torch.cuda.Event | None = None) -> torch.cuda.Event:
         event = torch.cuda.Event() if old is None else old
-        event.record(torch.cuda.current_stream(index))
+        event.record(_current_stream(index))
         return event
 
     def wait(self, index: int, mark: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(index).wait_event(mark)
+        _current_stream(index).wait_event(mark)
 
     def model(self, index: int) -> str:
         return torch.cuda.get_device_name(index)
@@ -173,6 +173,16 @@ class CudaDevice:
             end.record()
             end.synchronize()
             return start.elapsed_time(end) / 1e3 / repeats
+
+
+def _current_stream(index: int) -> torch.cuda.Stream:
+    return _stream(*torch._C._cuda_getCurrentStream(index))
+
+
+@functools.lru_cache(256)
+def _stream(stream_id: int, index: int, kind: int) -> torch.cuda.Stream:
+    """Torch's object for a stream, which takes longer to make than an event takes to be recorded."""
+    return torch.cuda.Stream(stream_id=stream_id, device_index=index, device_type=kind)
 
 
 def _captured(index: int, pool: Any, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
