@@ -18,6 +18,7 @@ from graphc.passes.group import MAX_ARGUMENTS, MAX_VISITS, Group, bare, iteratio
 from graphc.passes.layout import int_shape
 from graphc.passes.matching import match, match_chains, match_product, space_of, take_over
 from graphc.passes.nodes import Node, Nodes
+from graphc.passes.one_pass import takes_no_other_pass
 from graphc.passes.updates import overwrites_its_input, scatters
 
 REACH = 256
@@ -135,10 +136,11 @@ class _Merger:
             merged = match(first, second, at_first, at_second, shape)
         if merged is None or not self._is_sound(merged, first, second):
             return None
-        if _is_walked_again(merged, first, second, at_first, at_second, vertical) and not worth_rows(
-            merged.extent(merged.parallel), merged.extent(merged.rows), ROW_LIMITS[self.fusion.backend]
-        ):
-            return None
+        if _is_walked_again(merged, first, second, at_first, at_second, vertical):
+            count, row = merged.extent(merged.parallel), merged.extent(merged.rows)
+            in_one = vertical and self.fusion.backend == "triton" and takes_no_other_pass(second, value)
+            if not in_one and not worth_rows(count, row, ROW_LIMITS[self.fusion.backend]):
+                return None
         self._commit(first, second, merged, between)
         return merged
 

@@ -205,6 +205,23 @@ graph f(%x: f32[2000] arg "x") {
     assert len(kernel_calls(plan)) == 1
 
 
+@pytest.mark.parametrize("backend, squared, kernels", [("triton", "%2", 1), ("triton", "%x", 2), ("c", "%2", 2)])
+def test_mean_and_variance_of_few_long_rows(backend: str, squared: str, kernels: int) -> None:
+    """Triton's kernels add up both in one pass; anything else that waits for the mean takes another one."""
+    graph = parse(f"""
+graph f(%x: f32[3, 200000] arg "x") {{
+  %0: f32[3, 1] = sum(%x) {{dims=[1], keepdim=True}}
+  %1: f32[3, 1] = div(%0, 200000.0)
+  %2: f32[3, 200000] = sub(%x, %1)
+  %3: f32[3, 200000] = mul(%2, {squared})
+  %4: f32[3] = sum(%3) {{dims=[1], keepdim=False}}
+  %5: f32[3] = rsqrt(%4)
+  %6: f32[3] = reshape(%1) {{shape=[3]}}
+  return %5, %6
+}}""")
+    assert len(kernel_calls(make_plan(graph, backend=backend))) == kernels
+
+
 def test_views_between_ops_are_index_arithmetic() -> None:
     plan = check_plan(
         """
