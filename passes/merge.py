@@ -100,11 +100,16 @@ class _Merger:
             if total < SHARED_BYTES or not 2 <= len(readers) <= MAX_SHARERS:
                 continue
             readers.sort(key=self.place.__getitem__)
-            current = readers[0]
-            for reader in readers[1:]:
-                merged = self._try(current, reader, value, vertical=False)
-                joined |= merged is not None
-                current = reader if merged is None else merged
+            met: list[Group] = []
+            for reader in readers:
+                for at in reversed(range(len(met))):  # what lies between may depend on one and be no part of the other
+                    merged = self._try(met[at], reader, value, vertical=False)
+                    if merged is not None:
+                        met[at], joined = merged, True
+                        met.sort(key=self.place.__getitem__)
+                        break
+                else:
+                    met.append(reader)
         return joined
 
     def _try(self, first: Group, second: Group, value: Value, vertical: bool) -> Group | None:
