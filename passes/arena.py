@@ -99,8 +99,7 @@ class _Placer:
         self._move(housed)
         self.steps[:] = insert_allocations(self.steps, wanted)
         owners = [spec for spec in owners if spec.index not in housed]
-        offsets, arena_bytes = place_blocks([blocks[spec.index] for spec in owners])
-        where = {spec.index: offset for spec, offset in zip(owners, offsets, strict=True)}
+        where, arena_bytes = self._place(owners, blocks)
         for spec in arena:
             if spec.index in housed:  # no step names it any more
                 self.buffers[spec.index] = replace(spec, shape=(0,), strides=(1,), nbytes=0, arena_offset=0)
@@ -110,6 +109,17 @@ class _Placer:
                 )
         self.buffers[:] = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
         return ArenaSize(arena_bytes, plain_bytes)
+
+    def _place(self, owners: list[BufferSpec], blocks: Mapping[int, Block]) -> tuple[dict[int, int], int]:
+        """Offsets by buffer, in one arena per device, and the bytes of all arenas."""
+        where: dict[int, int] = {}
+        total = 0
+        for device in sorted({spec.device for spec in owners}):
+            here = [spec.index for spec in owners if spec.device == device]
+            offsets, size = place_blocks([blocks[index] for index in here])
+            where |= zip(here, offsets, strict=True)
+            total += size
+        return where, total
 
     def _house(
         self,
@@ -245,6 +255,8 @@ class _Placer:
         if other not in self.open or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
             return False
         if dying.dtype.itemsize != fresh.dtype.itemsize or fresh.nbytes == 0 or fresh.host != dying.host:
+            return False
+        if dying.device != fresh.device:
             return False
         places = [p for p, index in enumerate(step.buffers) if index == other]
         stored = step.buffers.index(made)

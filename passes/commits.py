@@ -103,16 +103,19 @@ def may_merge(first: Group, second: Group) -> bool:
     return LAST not in (first.stage, second.stage) and {first.stage, second.stage} != {EARLY, LATE}
 
 
-def commits_last(nodes: Nodes, order: Sequence[Node], cut: Iterable[Node]) -> list[Node]:
+def commits_last(nodes: Nodes, order: Sequence[Node], cut: Iterable[Node]) -> tuple[list[Node], list[Node]]:
     """The order with writes to inputs behind everything that can fail, where that does not depend on them.
 
     Args:
         order: a valid one.
         cut: kernels whose checks have been made kernels of their own.
+
+    Returns:
+        What comes up to the last node that can fail, and what comes behind.
     """
     writers = {node for node in order if node.overwrites and commits(nodes, node)}
     if not writers:
-        return list(order)
+        return list(order), []
     unchecked = set(cut)
     fallible = {node for node in order if node not in unchecked and may_fail(node)}
     leads = _leading_to(nodes, fallible)
@@ -122,7 +125,7 @@ def commits_last(nodes: Nodes, order: Sequence[Node], cut: Iterable[Node]) -> li
         if (node in writers and node not in leads) or not late.isdisjoint(nodes.previous[node]):
             late.add(node)
     early = [node for node in order[: last + 1] if node not in late]
-    return [*early, *(node for node in order[: last + 1] if node in late), *order[last + 1 :]]
+    return early, [*(node for node in order[: last + 1] if node in late), *order[last + 1 :]]
 
 
 def exposed_inputs(

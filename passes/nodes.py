@@ -17,7 +17,7 @@ from graphc.passes.commits import set_stages
 from graphc.passes.fused import Fusion, Library
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place
-from graphc.passes.schedule import SENDS, WAITS
+from graphc.passes.schedule import BETWEEN, SENDS, WAITS
 from graphc.passes.updates import copy_op, updated_positions
 
 Node: TypeAlias = Group | Library
@@ -207,3 +207,11 @@ def rank_of(node: Node) -> int:
     if given == {True} and made == {False}:
         return WAITS
     return SENDS if given == {False} and made == {True} else 0
+
+
+def runs_on(node: Node) -> str:
+    """The device that a node runs on; see `graphc.passes.schedule.Task`."""
+    if isinstance(node, Group):
+        return "" if node.device == "cpu" else node.device
+    found = {device_of(value) for value in (*node.op.inputs, *node.results)} - {"cpu"}
+    return BETWEEN if len(found) > 1 else next(iter(found), "")

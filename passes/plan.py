@@ -16,6 +16,7 @@ from graphc.ops.foreach import NUMBER, rows_of
 from graphc.passes.arena import place_arena
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.counts import call_counts
+from graphc.passes.devices import group_devices
 from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import fuse
 from graphc.passes.fused import Library
@@ -25,7 +26,7 @@ from graphc.passes.layout import Place, int_shape, span, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import Failure, Lowered, Lowering
 from graphc.passes.merge import merge_groups
-from graphc.passes.nodes import Node, Nodes, rank_of
+from graphc.passes.nodes import Node, Nodes, rank_of, runs_on
 from graphc.passes.outline import memory_dtype, stored_by_another_name
 from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import Task, order_tasks
@@ -333,18 +334,19 @@ class Planner:
         self.kinds[value] = kind
 
     def _schedule(self) -> None:
-        number = {node: at for at, node in enumerate(self.order)}
+        nodes, number = self.order, {node: at for at, node in enumerate(self.order)}
         tasks: list[Task] = []
-        for node in self.order:
+        for node in nodes:
             after = frozenset(number[item] for item in self.nodes.previous[node] if item in number)
             makes = tuple(self.buffer_of[v] for v in self._made(node) if self.nodes.head(v) is v)
             uses = tuple(self.buffer_of[v] for v in self.nodes.reads(node) if v in self.buffer_of)
-            tasks.append(Task(after, makes, uses, rank_of(node)))
+            tasks.append(Task(after, makes, uses, rank_of(node), runs_on(node)))
         sizes = {spec.index: spec.nbytes for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
         kept = frozenset(self.buffer_of[value] for value in self.live if value in self.buffer_of)
         order = order_tasks(tasks, sizes, kept)
-        cut = [group for _, group in self.cut]
-        self.order = commits_last(self.nodes, [self.order[at] for at in order], cut)
+        early, late = commits_last(self.nodes, [nodes[at] for at in order], [group for _, group in self.cut])
+        order, places = [number[node] for node in (*early, *late)], [spec.device for spec in self.buffers]
+        self.order = [nodes[at] for at in group_devices(tasks, order, len(early), sizes, places, kept)]
 
     # steps
 

@@ -15,14 +15,17 @@ class Task(NamedTuple):
         makes: storages that come into being with it.
         uses: storages that it reads or writes.
         rank: SENDS, WAITS or 0.
+        device: the one that it runs on; "" for the CPU, BETWEEN for what works on several.
     """
 
     after: frozenset[int]
     makes: tuple[int, ...]
     uses: tuple[int, ...]
     rank: int = 0
+    device: str = ""
 
 
+BETWEEN = "*"
 SENDS, WAITS = -1, 1
 """Ranks of tasks: it sends something from the CPU to another device, before anything else; the CPU waits for what
 another device has computed, when there is nothing else left to launch."""

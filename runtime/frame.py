@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from graphc.errors import LoweringError
+from graphc.errors import LoweringError, add_location
 from graphc.ir.types import f64, i64
 from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, OUTPUT, AtenStep, BufferSpec, View
 from graphc.program.record import Program
@@ -39,9 +39,13 @@ class Frame:
         words: per step over a table of rows the words of that table.
         kept: what the CPU keeps and kernels read that is on the device already, by buffer: what a recording reads.
         sent: tables of rows that are on the device already, likewise.
+        scratch: memory for the launches of one kernel, by device.
+        fixed: where copies store what they make, by buffer, when a recording reads it there.
     """
 
-    __slots__ = ("arenas", "cells", "inputs", "kept", "made", "numbers", "sent", "streams", "table", "words")
+    __slots__ = (
+        "arenas", "cells", "fixed", "inputs", "kept", "made", "numbers", "scratch", "sent", "streams", "table", "words"
+    )  # fmt: skip
 
     def __init__(self, inputs: Sequence[Any], places: int) -> None:
         self.inputs = inputs
@@ -54,6 +58,8 @@ class Frame:
         self.words: dict[int, Any] = {}
         self.kept: dict[int, torch.Tensor] = {}
         self.sent: dict[int, torch.Tensor] = {}
+        self.scratch: dict[torch.device, torch.Tensor] = {}
+        self.fixed: dict[int, torch.Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,14 @@ class Working:
 
     Args:
         arenas: by device.
-        scratch: for the launches of one kernel.
+        scratch: for the launches of one kernel, by device.
     """
 
     arenas: dict[str, torch.Tensor]
-    scratch: torch.Tensor | None
+    scratch: dict[torch.device, torch.Tensor]
 
     def tensors(self) -> list[torch.Tensor]:
-        return [*self.arenas.values(), *([] if self.scratch is None else [self.scratch])]
+        return [*self.arenas.values(), *self.scratch.values()]
 
 
 class Memory:
@@ -80,8 +86,7 @@ class Memory:
 
     Attributes:
         cells: per buffer of checks its cells.
-        scratch_place, places: where in a table scratch memory is, and the length of the table so far.
-        scratch_bytes: scratch memory of a call, on the device `scratch_device`.
+        places: the length of a table so far.
         nowhere: a place in tables that holds 0.
         computed: Python numbers that kernels on the CPU compute.
         make_room: has other programs give memory back that they only keep for reuse; says whether any did.
@@ -100,10 +105,9 @@ class Memory:
             name: max(spec.arena_offset + spec.nbytes for spec in arena if spec.device == name)
             for name in self._arena_devices
         }
-        self.scratch_place = len(self.buffers)
-        self._arena_places = {name: self.scratch_place + 1 + at for at, name in enumerate(self._arena_devices)}
-        self.places = self.scratch_place + 1 + len(self._arena_devices)
-        self.scratch_bytes, self.scratch_device = 0, torch.device("cpu")
+        self._arena_places = {name: len(self.buffers) + at for at, name in enumerate(self._arena_devices)}
+        self.places = len(self.buffers) + len(self._arena_devices)
+        self._scratch: dict[torch.device, tuple[int, int]] = {}
         self.nowhere = self.more_places(1)
         self.computed: set[int] = set()
         self.make_room: Callable[[], bool] = lambda: False
@@ -121,6 +125,12 @@ class Memory:
         """Make a call's table longer, and say where the new part begins."""
         self.places += count
         return self.places - count
+
+    def scratch_place(self, device: torch.device, nbytes: int = 0) -> int:
+        """Where in a table scratch memory of a device is, which has so many bytes at least."""
+        place, known = self._scratch.get(device) or (self.more_places(1), 0)
+        self._scratch[device] = place, max(known, nbytes)
+        return place
 
     def in_table(self, index: int, offset: int) -> tuple[int, int]:
         """Where an argument of a kernel is found: a place in the table, and bytes.
@@ -203,18 +213,21 @@ class Memory:
             name: torch.empty(nbytes, dtype=torch.uint8, device=self.place_of(name))
             for name, nbytes in self._arena_bytes.items()
         }
-        if not self.scratch_bytes:
-            return Working(arenas, None)
-        return Working(arenas, torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.scratch_device))
+        scratch = {
+            device: torch.empty(nbytes, dtype=torch.uint8, device=device)
+            for device, (_, nbytes) in self._scratch.items()
+            if nbytes
+        }
+        return Working(arenas, scratch)
 
     def use_working(self, frame: Frame, working: Working) -> None:
         """Have a call work there."""
         frame.arenas = working.arenas
         for name, arena in working.arenas.items():
             frame.table[self._arena_places[name]] = arena.data_ptr()
-        if working.scratch is not None:
-            frame.made[-1] = working.scratch
-            frame.table[self.scratch_place] = working.scratch.data_ptr()
+        frame.scratch = working.scratch
+        for device, scratch in working.scratch.items():
+            frame.table[self._scratch[device][0]] = scratch.data_ptr()
 
     def allocate_outputs(self, frame: Frame) -> None:
         """Make the outputs of a call."""
@@ -234,11 +247,7 @@ class Memory:
     def peak(self, name: str) -> int:
         """Bytes that a call allocates on a device at once, besides what library calls return."""
         fresh = sum(spec.nbytes for spec in self._fresh if spec.device == name)
-        return (
-            fresh
-            + self._arena_bytes.get(name, 0)
-            + (self.scratch_bytes if self.place_of(name) == self.scratch_device else 0)
-        )
+        return fresh + self._arena_bytes.get(name, 0) + self._scratch.get(self.place_of(name), (0, 0))[1]
 
     def _needs(self) -> str:
         outputs = sum(spec.nbytes for spec in self._fresh)
@@ -360,6 +369,18 @@ class Memory:
             self.put(frame, index, with_strides(result, spec.strides))
         else:
             self.put(frame, index, copied(result, spec.strides))
+
+    def copy(self, frame: Frame, step: AtenStep) -> None:
+        """Do what a call of `_to_copy` asks for, straight to where its result is read."""
+        (index,), target = step.outs, frame.fixed[step.outs[0]]
+        assert isinstance(step.args[0], View)
+        waits_not = bool(dict(step.kwargs).get("non_blocking"))
+        try:
+            target.copy_(self.view(frame, step.args[0]), non_blocking=waits_not)
+        except Exception as error:
+            add_location(error, step.location)
+            raise
+        self.put(frame, index, target)
 
 
 def cell_dtype(spec: BufferSpec) -> torch.dtype:

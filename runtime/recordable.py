@@ -7,6 +7,17 @@
 A recording holds launches on one device with their addresses. What Python or the CPU does in between would be done once
 only. So what the CPU does goes before all launches of its stage, where these leave alone what it works on; else there a
 new stage begins, as it does where a call looks at data, or works with memory of the CPU.
+
+A program on several devices has stages of each, and between them what works on several:
+
+    stage 0   forward on device 0                recorded there
+    stage 1   copy of what it made to device 1   launched in every call
+    stage 2   forward, backward, update          recorded on device 1
+    stage 3   copy of the gradient to device 0   launched in every call
+    stage 4   backward, update                   recorded on device 0
+
+Nothing else orders devices among each other: a copy waits on the current streams of both for what came before, and what
+comes after waits for it.
 """
 
 from __future__ import annotations
@@ -22,7 +33,7 @@ import torch
 from graphc.program.lifetimes import step_buffers
 from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, AtenStep, ForeachStep, GemmStep, KernelStep, Step
 from graphc.runtime.aten_calls import overload
-from graphc.runtime.device import find_device
+from graphc.runtime.device import find_device, index_of
 from graphc.runtime.triton_module import is_interpreting
 from graphc.settings import settings
 
@@ -48,6 +59,7 @@ class Stage:
 
     Attributes:
         reason: why they are launched in every call; "" when they are recorded.
+        device: number of the device that they work on; None: on several, or on none.
         before: numbers of the parts that the CPU does first.
         parts: numbers of the parts that follow.
         steps: numbers of the steps behind these.
@@ -57,6 +69,7 @@ class Stage:
     """
 
     reason: str = ""
+    device: int | None = None
     before: list[int] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -65,16 +78,21 @@ class Stage:
     handed_on: set[int] = field(default_factory=set)
 
 
-def stages_of(program: TritonProgram, refused: Mapping[int, str] = MappingProxyType({})) -> tuple[list[Stage], str]:
+def stages_of(
+    program: TritonProgram,
+    refused: Mapping[int, str] = MappingProxyType({}),
+    lost: Mapping[int, str] = MappingProxyType({}),
+) -> tuple[list[Stage], str]:
     """The stages of a program in order; none, and why, when nothing can be recorded or is worth it.
 
     Args:
         refused: numbers of parts that could not be recorded when that was tried, with what was said.
+        lost: likewise numbers of devices.
     """
     reason = _refusal(program)
     if reason:
         return [], reason
-    cutter = _Cutter(program, refused)
+    cutter = _Cutter(program, refused, lost)
     stages, reason = cutter.stages()
     if reason:
         return [], reason
@@ -100,9 +118,9 @@ def _refusal(program: TritonProgram) -> str:
     if reason:
         return reason
     buffers = program.memory.buffers
-    names = {spec.device for spec in buffers if not spec.host and find_device(spec.device) is not None}
-    if len(names) > 1:
-        return f"it has tensors on {' and '.join(sorted(names))}"
+    kinds = {found.kind for spec in buffers if not spec.host and (found := find_device(spec.device)) is not None}
+    if len(kinds) > 1:
+        return f"it has tensors on devices of kinds {' and '.join(sorted(kinds))}"
     if any(
         buffers[output.buffer].kind == ARENA and not buffers[output.buffer].host for output in program.program.outputs
     ):
@@ -133,8 +151,8 @@ class _Cutter:
         read: buffers of the CPU that launches of the newest stage read.
     """
 
-    def __init__(self, program: TritonProgram, refused: Mapping[int, str]) -> None:
-        self.program, self.buffers, self.refused = program, program.memory.buffers, refused
+    def __init__(self, program: TritonProgram, refused: Mapping[int, str], lost: Mapping[int, str]) -> None:
+        self.program, self.buffers, self.refused, self.lost = program, program.memory.buffers, refused, lost
         self.known = {spec.index for spec in self.buffers if spec.kind in (INPUT, CHECKS)}
         self.read: set[int] = set()
         self.found: list[Stage] = []
@@ -166,10 +184,17 @@ class _Cutter:
             self.found.append(Stage())
         return self.found[-1]
 
-    def _begin(self, reason: str = "") -> Stage:
+    def _begin(self, reason: str = "", device: int | None = None) -> Stage:
         self.read = set()
-        self.found.append(Stage(reason))
+        self.found.append(Stage(reason, device))
         return self.found[-1]
+
+    def _devices_of(self, steps: list[Step]) -> dict[int, str]:
+        """The devices that steps work on, by number; for numbers alone the program's own."""
+        assert self.program.device is not None
+        names = {self.buffers[i].device for step in steps for i in step_buffers(step) if not self.has(i)}
+        found = {index_of(name, self.program.device): name for name in sorted(names)}
+        return found or {self.program.index: self.program.device.kind}
 
     def _do_here(self, number: int, steps: list[Step]) -> str:
         """Work of the CPU goes before the launches of the newest stage, if it may."""
@@ -202,13 +227,19 @@ class _Cutter:
         for step in steps:
             if isinstance(step, KernelStep) and not used <= self.known:
                 return _located(f"kernel {step.kernel} computes a Python number", step)
+        devices = self._devices_of(steps)
+        device = next(iter(devices)) if len(devices) == 1 else None
         reason = self.refused.get(number) or next((why for step in steps if (why := self._why_not(step))), "")
+        if device is None:
+            reason = reason or _located(f"{_called(steps[0])} works on {' and '.join(devices.values())}", steps[0])
+        else:
+            reason = reason or self.lost.get(device, "")
         stage = self._newest()
         has_launches = any(self._steps[part] for part in stage.parts)
         if not has_launches and not stage.finds:
-            stage.reason = reason
-        elif bool(reason) != bool(stage.reason) or used & stage.finds:
-            stage = self._begin(reason)
+            stage.reason, stage.device = reason, device
+        elif device != stage.device or bool(reason) != bool(stage.reason) or used & stage.finds:
+            stage = self._begin(reason, device)
         stage.parts.append(number)
         stage.steps += self._steps[number]
         stage.launches += sum(self.program.launches_of[n] for n in self._steps[number])
@@ -243,6 +274,8 @@ class _Cutter:
 
 
 def _called(step: Step) -> str:
+    if isinstance(step, AtenStep):
+        return step.op
     return f"kernel {step.kernel}" if isinstance(step, KernelStep) else "an update of many tensors"
 
 

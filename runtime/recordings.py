@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ import torch
 from graphc.runtime.frame import Frame
 
 if TYPE_CHECKING:
-    from graphc.runtime.device import Recording
+    from graphc.runtime.device import Device, Recording
+    from graphc.runtime.sent_numbers import Sent
     from graphc.runtime.triton_program import Part
 
 _storage_use_count = torch._C._storage_Use_Count
@@ -31,6 +32,7 @@ class ReadyStage:
         tables: steps over tables of rows in it.
         handed_on: buffers that its calls return, and that later recordings read.
         launches: launches and library calls in it.
+        device: number of the device that it works on; None: on several, or on none.
     """
 
     before: list[Callable[[Frame], None]]
@@ -39,6 +41,7 @@ class ReadyStage:
     tables: list[int]
     handed_on: list[int]
     launches: int
+    device: int | None
 
 
 @dataclass
@@ -53,9 +56,7 @@ class Recorded:
         results: buffers that are returned, as tensors of their own, by buffer.
         copied: those of which the user gets copies, by buffer.
         lent: the others.
-        kept: numbers that the CPU knows and kernels read, by buffer: views of `block`.
-        block: all of them, as bytes.
-        numbers: what is in it.
+        numbers: what the CPU knows and kernels read, by device.
         words: per step over a table of rows the words with the addresses.
         tables: the tables on the device.
         sent: what is in them.
@@ -68,9 +69,7 @@ class Recorded:
     results: dict[int, torch.Tensor] = field(default_factory=dict)
     copied: dict[int, torch.Tensor] = field(default_factory=dict)
     lent: list[Lent] = field(default_factory=list)
-    kept: dict[int, torch.Tensor] = field(default_factory=dict)
-    block: torch.Tensor | None = None
-    numbers: bytes = b""
+    numbers: dict[int, Sent] = field(default_factory=dict)
     words: dict[int, Any] = field(default_factory=dict)
     tables: dict[int, torch.Tensor] = field(default_factory=dict)
     sent: dict[int, bytes] = field(default_factory=dict)
@@ -85,9 +84,9 @@ class Recorded:
 
     def tensors(self) -> list[torch.Tensor]:
         """All memory of its own."""
-        block = [] if self.block is None else [self.block]
+        blocks = [sent.block for sent in self.numbers.values()]
         made = [tensor for found in (self.given, *self.made) for tensor in found.values()]
-        return [*self.results.values(), *self.fixed.values(), *made, *block, *self.tables.values()]
+        return [*self.results.values(), *self.fixed.values(), *made, *blocks, *self.tables.values()]
 
 
 class Lent:
@@ -165,15 +164,32 @@ class Recorder:
     """What recordings of one call are made with.
 
     Args:
-        pool: memory for what library calls return.
+        device: where recordings are made.
         frame: the call as recordings know it: its memory is theirs.
+        pools: memory for what library calls return, by number of a device.
         part: number of the part that is being recorded, -1 between parts.
+        index: number of the device that is recorded on.
         failure: why a stage could not be recorded; it and what follows is launched instead.
         has_room: that was too little memory, of which there is more now.
     """
 
-    pool: Any
+    device: Device
     frame: Frame
+    pools: dict[int, Any] = field(default_factory=dict)
     part: int = -1
+    index: int = 0
     failure: Exception | None = None
     has_room: bool = False
+
+    def record(self, index: int, parts: Mapping[int, Part], run: Callable[[Part], None]) -> Recording:
+        """Record parts of a program on a device; nothing of them is carried out."""
+        self.index = index
+        if index not in self.pools:
+            self.pools[index] = self.device.pool()
+
+        def run_all() -> None:
+            for self.part, part in parts.items():
+                run(part)
+            self.part = -1
+
+        return self.device.record(index, self.pools[index], run_all)

@@ -5,7 +5,8 @@
     call 3.. replayed
 
 Where a call looks at data or works with the CPU's memory, there are several recordings, one per stage of the program,
-and in each call what lies in between is launched: see `graphc.runtime.recordable`.
+and in each call what lies in between is launched: see `graphc.runtime.recordable`. So it is with a program on several
+devices: recordings on each, made on the caller's current stream of that device, copies from one to another in between.
 
 A recording holds addresses. Inputs are bound as they lie: parameters and the state of optimizers stay where they are.
 Inputs that lie elsewhere in every call, such as a batch, are copied to memory of the recording, if they are small and
@@ -24,12 +25,10 @@ all that are not running give theirs back, and record anew.
 
 from __future__ import annotations
 
-import ctypes
-import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +37,11 @@ import torch
 from graphc.program.lifetimes import step_buffers
 from graphc.program.plan import INPUT, OUTPUT, AtenStep, BufferSpec
 from graphc.runtime.device import find_device
-from graphc.runtime.frame import Frame, Working, cell_dtype
-from graphc.runtime.host_list import HostRun
-from graphc.runtime.recordable import Stage, stages_of
+from graphc.runtime.frame import Frame, Working
+from graphc.runtime.recordable import stages_of
 from graphc.runtime.recordings import Lent, ReadyStage, Recorded, Recorder
-from graphc.runtime.tensors import staged, staged_bytes, torch_dtype
+from graphc.runtime.sent_numbers import Numbers
+from graphc.runtime.tensors import copy_all, staged
 
 if TYPE_CHECKING:
     from graphc.runtime.triton_program import TritonProgram
@@ -62,9 +61,6 @@ MOST_REFUSED = 8
 """Library calls that could not be recorded, after which the program is not recorded any more."""
 MOST_REBINDINGS = 12
 """Recordings thrown away for new addresses after which the program is not recorded any more."""
-
-_SLOT = 16
-"""Bytes from one number to the next: kernels take pointers to be aligned so."""
 
 Key = tuple[int, ...]
 
@@ -88,13 +84,13 @@ class Replay:
     """
 
     def __init__(self, program: TritonProgram) -> None:
-        self.program, self.device, self.index = program, program.device, program.index
+        self.program, self.device, self.indices = program, program.device, program.indices
         self._memory, self._buffers = program.memory, program.memory.buffers
         self._lock = threading.Lock()
         self._replays = self._made = self._plain = self._held = self._rebound = 0
         self._bindings: dict[Key, _Binding] = {}
-        self._mark: Any = None
-        self._last_stream = -1
+        self._marks: dict[int, Any] = {}
+        self._streams: dict[int, int] = {}
         self._working: Working | None = None
         self._inputs = self._device_inputs()
         self._written = set(program.program.written)
@@ -110,20 +106,19 @@ class Replay:
         moved = sum(program.program.stats.get(name, 0) for name in ("bytes_read", "bytes_written"))
         self._largest_copy = max(LARGEST_COPY, moved // COPIED_PART)
         self._refused: dict[int, str] = {}
+        self._lost: dict[int, str] = {}
+        self._numbers = Numbers(program)
         self._lay_out()
         _ALL.add(self)
 
     def _lay_out(self) -> None:
         """Cut the program into stages."""
         program = self.program
-        stages, self.reason = stages_of(program, self._refused)
+        stages, self.reason = stages_of(program, self._refused, self._lost)
         if self.reason:
             return
-        single = [i for i in program.brought if self._buffers[i].host or math.prod(self._buffers[i].shape) == 1]
-        self._slots = {number: _SLOT * at for at, number in enumerate(sorted(single))}
-        self._numbers = (ctypes.c_char * (_SLOT * max(len(self._slots), 1)))()
         self._why = list(dict.fromkeys(stage.reason for stage in stages if stage.reason and stage.launches))
-        self._stages = self._ready(stages)
+        self._stages = self._numbers.ready(stages)
         launched = {n for stage in stages if stage.reason for n in stage.steps}
         self._needed = {i for n in launched for i in step_buffers(program.steps[n])}
 
@@ -137,18 +132,21 @@ class Replay:
         """Answer a call by a replay; None when it is to be launched step by step."""
         if self.reason:
             return None
-        assert self.device is not None
-        if self.device.is_recording(self.index):  # somebody else's: the launches become part of that
+        device = self.device
+        assert device is not None
+        if any(map(device.is_recording, self.indices)):  # somebody else's: the launches become part of that
             return None
-        with self._lock, self.device.guard(self.index):
-            stream = self.device.stream(self.index)
-            if self._mark is not None and stream != self._last_stream:
-                self.device.wait(self.index, self._mark)  # recordings share working memory
+        with self._lock, device.guard(self.indices[0]):
+            streams = {index: device.stream(index) for index in self.indices}
+            moved = [index for index in self._marks if streams[index] != self._streams[index]]
+            for index in moved:
+                device.wait(index, self._marks[index])  # recordings share working memory
             outputs = self._answer(inputs)
             if outputs is not None:
-                if self._mark is not None and stream != self._last_stream:
-                    self._note_stream()
-                self._mark, self._last_stream = self.device.mark(self.index, self._mark), stream
+                for index in moved:
+                    self._note_stream(index)
+                self._streams = streams
+                self._marks = {index: device.mark(index, self._marks.get(index)) for index in self.indices}
             return outputs
 
     def release(self) -> bool:
@@ -163,11 +161,13 @@ class Replay:
         finally:
             self._lock.release()
 
-    def _note_stream(self) -> None:
+    def _note_stream(self, index: int) -> None:
         """Tell torch's allocator that another stream works in memory which calls on several streams share."""
         assert self.device is not None
+        place = self.device.place(index)
         for tensor in self._all_memory():
-            self.device.note_used(self.index, tensor)
+            if tensor.device == place:
+                self.device.note_used(index, tensor)
 
     def _all_memory(self) -> list[torch.Tensor]:
         found = list(self._copies.values())
@@ -184,15 +184,28 @@ class Replay:
             return f"none: {self.reason}"
         held = f", {self._held} of them because earlier results were held" if self._held else ""
         copied = f"; inputs copied: {len(self._copies)}" if self._copies else ""
-        stages = sum(stage.is_recorded for stage in self._stages)
-        count = sum(stage.launches for stage in self._stages if stage.is_recorded)
-        parts = f" in {stages} parts" if stages > 1 else ""
+        stages = [stage for stage in self._stages if stage.is_recorded]
+        count = sum(stage.launches for stage in stages)
+        parts = f" in {len(stages)} parts" if len(stages) > 1 else ""
+        if len(self.indices) > 1:
+            parts += f" ({self._launches_by_device(stages)})"
         others = self.program.launch_count - count
         apart = f"; {others} launched in every call: {'; '.join(self._why)}" if others else ""
         return (
             f"{self._made} recordings of {count} launches{parts}, {self._replays} replays, "
             f"{self._plain} calls launch by launch{held}{copied}{apart}"
         )
+
+    def _launches_by_device(self, stages: Sequence[ReadyStage]) -> str:
+        found = dict.fromkeys(self.indices, 0)
+        for stage in stages:
+            assert stage.device is not None
+            found[stage.device] += stage.launches
+        return ", ".join(f"{count} on {self._named(index)}" for index, count in found.items())
+
+    def _named(self, index: int) -> str:
+        assert self.device is not None
+        return f"{self.device.kind}:{index}"
 
     # ------------------------------------------------------------------------------------------------------ binding
 
@@ -230,7 +243,7 @@ class Replay:
     def _find(self, inputs: Sequence[Any], addresses: list[int]) -> _Binding | None:
         """What is known of a call's addresses, which are not those of the call before; None to give up, or for now."""
         assert self.device is not None
-        kind = self.device.place(self.index).type
+        kind = self.device.place(self.indices[0]).type
         if any(inputs[number].device.type != kind for number in self._inputs):
             return None  # attention leaves its seeds with the CPU unless it is recorded: they would be constants
         self._note_moved(inputs, addresses)
@@ -291,7 +304,7 @@ class Replay:
         if not self._copies:
             return inputs
         found, targets, sources = list(inputs), list(self._copies.values()), [inputs[n] for n in self._copies]
-        torch._foreach_copy_(targets, sources)
+        copy_all(targets, sources)
         for number, copy in self._copies.items():
             found[number] = copy
         return found
@@ -336,12 +349,12 @@ class Replay:
             return self._launch(bound, inputs)
         # Memory for what library calls return is of this recording alone: it holds results, and other recordings of
         # the program must not work in it.
-        recorder = Recorder(self.device.pool(), frame)
+        recorder = Recorder(self.device, frame)
         outputs = self._run(made, bound, inputs, recorder)
         if recorder.failure is not None:
             self._plain += 1
             if not recorder.has_room:
-                self._refuse(recorder.part, _failure(recorder.failure))
+                self._refuse(recorder)
             return outputs
         self._made += 1
         self._replays += 1
@@ -350,29 +363,34 @@ class Replay:
 
     def _record(self, made: Recorded, number: int, recorder: Recorder) -> None:
         """Record a stage; nothing of it runs."""
-        assert self.device is not None
-        frame, parts = recorder.frame, self._stages[number].parts
-
-        def run() -> None:
-            for recorder.part, part in parts.items():
-                self.program.run(frame, [part])
-            recorder.part = -1
-
-        made.recordings[number] = self.device.record(self.index, recorder.pool, run)
+        frame, stage = recorder.frame, self._stages[number]
+        assert stage.device is not None
+        made.numbers[stage.device].read_by(frame)
+        made.recordings[number] = recorder.record(
+            stage.device, stage.parts, lambda part: self.program.run(frame, [part])
+        )
         made.made[number] = self._shared(frame)
 
     def _shared(self, frame: Frame) -> dict[int, torch.Tensor]:
         """What of a recorded call stages that are launched read and write."""
         return {i: tensor for i, tensor in frame.made.items() if i in self._needed and self._is_there(i)}
 
-    def _refuse(self, part: int, reason: str) -> None:
-        """Launch a library call in every call from now on, and record what lies around it; else give up."""
-        steps = [self.program.steps[n] for n, parts in enumerate(self.program.parts_of) if part in parts]
+    def _refuse(self, recorder: Recorder) -> None:
+        """Launch what could not be recorded in every call from now on, and record what lies around it.
+
+        That is a library call, or else all that one of several devices does; or else there are no more recordings.
+        """
+        assert recorder.failure is not None
+        reason = _failure(recorder.failure)
+        steps = [self.program.steps[n] for n, parts in enumerate(self.program.parts_of) if recorder.part in parts]
         calls = [step for step in steps if isinstance(step, AtenStep)]
-        if not calls or len(self._refused) >= MOST_REFUSED:
+        if calls and len(self._refused) < MOST_REFUSED:
+            self._refused[recorder.part] = f"{calls[0].op}: {reason}"
+        elif len(self.indices) > 1:
+            self._lost[recorder.index] = f"{self._named(recorder.index)}: {reason}"
+        else:
             self._give_up(reason)
             return
-        self._refused[part] = f"{calls[0].op}: {reason}"
         self._bindings.clear()
         self._newest = None
         self._lay_out()
@@ -382,16 +400,12 @@ class Replay:
     def _own_memory(self, bound: Sequence[Any]) -> tuple[Recorded, Frame]:
         """Where a recording reads and writes: working memory that all recordings share, and results of its own."""
         assert self.device is not None
-        count, place = len(self._stages), self.device.place(self.index)
+        count = len(self._stages)
         made = Recorded([None] * count, made=[{} for _ in range(count)])
-        made.block = torch.zeros(len(self._numbers), dtype=torch.uint8, device=place)
-        made.numbers = bytes(len(self._numbers))
-        for number, start in self._slots.items():
-            dtype = self._slot_dtype(number)
-            made.kept[number] = made.block[start : start + dtype.itemsize].view(dtype)
+        made.numbers = {index: self._numbers.on(self.device.place(index)) for index in self.indices}
         for number, table in self.program.tables.items():
             made.words[number] = table.plain.copy()
-            made.tables[number] = torch.from_numpy(table.plain).to(place)
+            made.tables[number] = torch.from_numpy(table.plain).to(table.device)
         frame = self._memory.begin(bound)
         self._memory.allocate_outputs(frame)
         made.given = self._shared(frame)
@@ -399,7 +413,6 @@ class Replay:
             self._working = self._memory.working()
         self._memory.use_working(frame, self._working)
         frame.sent, frame.words = made.tables, made.words
-        _read_kept(frame, made)
         return made, frame
 
     # --------------------------------------------------------------------------------------------------- replaying
@@ -439,11 +452,11 @@ class Replay:
                             memory.put(frame, index, tensor)
             for run in stage.before:
                 run(frame)
-            self._send_numbers(recorded)
+            if stage.device is not None:
+                self._numbers.send(recorded.numbers[stage.device])
             recording = recorded.recordings[number]
             if recording is None:
-                self._launch_stage(stage, recorded, frame)
-                self._hand_on(stage, recorded, frame, recorder)
+                self._launch_stage(stage, recorded, frame, recorder)
                 continue
             self._send_tables(stage, frame, recorded)
             recording.replay()
@@ -459,21 +472,23 @@ class Replay:
         """Whether the frame of a call holds a buffer on the device under this number, and not something of its own."""
         return index >= 0 and find_device(self._buffers[index].device) is not None
 
-    def _launch_stage(self, stage: ReadyStage, recorded: Recorded, frame: Frame) -> None:
-        _read_kept(frame, recorded)
-        self.program.run(frame, list(stage.parts.values()))
-        frame.kept = {}
-
-    def _hand_on(self, stage: ReadyStage, recorded: Recorded, frame: Frame, recorder: Recorder | None) -> None:
-        """Have what calls returned where recordings read it."""
-        for index in stage.handed_on:
-            if recorder is not None:
+    def _launch_stage(self, stage: ReadyStage, recorded: Recorded, frame: Frame, recorder: Recorder | None) -> None:
+        """Launch a stage, and have what its calls return where recordings read it."""
+        if stage.device is not None:
+            recorded.numbers[stage.device].read_by(frame)
+        if recorder is not None:
+            for index in stage.handed_on:
                 with torch.inference_mode(False), torch.no_grad():
                     recorded.fixed[index] = self._memory.empty(self._buffers[index])
                 self._memory.put(recorder.frame, index, recorded.fixed[index])
+        frame.fixed = {index: recorded.fixed[index] for index in stage.handed_on}
+        self.program.run(frame, list(stage.parts.values()))
+        frame.kept, frame.fixed = {}, {}
+        for index in stage.handed_on:
             own = recorded.fixed[index]
-            own.copy_(frame.made[index])
-            self._memory.put(frame, index, own)
+            if frame.made[index] is not own:
+                own.copy_(frame.made[index])
+                self._memory.put(frame, index, own)
 
     def _keep_results(self, made: Recorded, recorder: Recorder) -> None:
         """Results that the recordings have memory for; what calls between them return is new in every call."""
@@ -487,56 +502,6 @@ class Replay:
                 made.lent.append(Lent(index, result, is_dropped))
             else:
                 made.copied[index] = result
-
-    def _ready(self, stages: Sequence[Stage]) -> list[ReadyStage]:
-        """The stages, with what the CPU does in them, in order; numbers that kernels read end in `_numbers`.
-
-        They are copied there as soon as they are known, for their memory may be used for something else later.
-        """
-        start, program = ctypes.addressof(self._numbers), self.program
-        copies = {number: (start + at, self._slot_dtype(number).itemsize) for number, at in self._slots.items()}
-        known = {number for number in copies if self._buffers[number].kind == INPUT}
-        found = []
-        for stage in stages:
-            here = self._copied(sorted(known), copies)
-            before: list[Callable[[Frame], None]] = [here]
-            for part in (program.parts[number] for number in stage.before):
-                if isinstance(part.run, HostRun):
-                    here.extend(part.run, copies)
-                    continue
-                here = self._copied(part.writes, copies)
-                before += [part.run, here]
-            known = stage.finds & set(copies)
-            found.append(
-                ReadyStage(
-                    [run for run in before if not isinstance(run, HostRun) or run.items],
-                    {number: program.parts[number] for number in stage.parts},
-                    not stage.reason,
-                    [number for number in stage.steps if number in program.tables],
-                    sorted(stage.handed_on),
-                    stage.launches,
-                )
-            )
-        return found
-
-    def _copied(self, numbers: Iterable[int], copies: Mapping[int, tuple[int, int]]) -> HostRun:
-        here = HostRun(self._memory, self.program.library)
-        for number in numbers:
-            if number in copies:
-                here.add_copy(number, *copies[number])
-        return here
-
-    def _slot_dtype(self, number: int) -> torch.dtype:
-        spec = self._buffers[number]
-        return cell_dtype(spec) if spec.host else torch_dtype(spec.dtype)
-
-    def _send_numbers(self, recorded: Recorded) -> None:
-        """Have numbers in the recording's memory, all of them by one copy where one has changed."""
-        data = self._numbers.raw
-        if recorded.numbers != data:
-            assert recorded.block is not None
-            recorded.block.copy_(staged_bytes(self._numbers, recorded.block.device), True)
-            recorded.numbers = data
 
     def _send_tables(self, stage: ReadyStage, frame: Frame, recorded: Recorded) -> None:
         for number in stage.tables:
@@ -555,7 +520,7 @@ class Replay:
         if recorded.copied:
             own = list(recorded.copied.values())
             fresh = [result.new_empty_strided(result.shape, result.stride()) for result in own]
-            torch._foreach_copy_(fresh, own)
+            copy_all(fresh, own)
             frame.made.update(zip(recorded.copied, fresh, strict=True))
 
 
@@ -569,21 +534,17 @@ def make_room(found: weakref.ref[Replay]) -> bool:
         found: the program that needs it.
     """
     mine = found()
-    if mine is None or mine.device is None or mine.device.is_recording(mine.index):  # which nothing may wait within
+    if mine is None or mine.device is None:
         return False
-    there = mine.device, mine.index
-    released = [other.release() for other in list(_ALL) if other is not mine and (other.device, other.index) == there]
+    if any(map(mine.device.is_recording, mine.indices)):  # which nothing may wait within
+        return False
+    there = [other for other in list(_ALL) if other.device is mine.device and set(other.indices) & set(mine.indices)]
+    released = [other.release() for other in there if other is not mine]
     if not any(released):
         return False
-    mine.device.give_back(mine.index)
+    for index in mine.indices:
+        mine.device.give_back(index)
     return True
-
-
-def _read_kept(frame: Frame, recorded: Recorded) -> None:
-    """Have kernels find numbers of the CPU where a recording has them."""
-    frame.kept = recorded.kept
-    for number, tensor in recorded.kept.items():
-        frame.table[number] = tensor.data_ptr()
 
 
 def _failure(error: Exception) -> str:

@@ -87,3 +87,14 @@ def copied(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     at = tuple(slice(None) if stride else slice(0, 1) for stride in strides)
     copy[at].copy_(tensor[at])
     return copy
+
+
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy tensors, each to one on its own device, by one call per device."""
+    devices = dict.fromkeys(tensor.device for tensor in targets)
+    if len(devices) == 1:
+        torch._foreach_copy_(targets, sources)
+        return
+    for device in devices:
+        pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].device == device]
+        torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])

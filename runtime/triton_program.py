@@ -55,6 +55,8 @@ from graphc.runtime.triton_launcher import DeviceKernel, InterpretedKernel, requ
 from graphc.runtime.triton_module import is_interpreting
 
 _BUILD_THREADS = 8
+_COPY = "aten._to_copy.default"
+"""A call whose result can as well be stored where it is wanted."""
 
 Runner = Callable[[Frame], None]
 TableRunner = Callable[[Frame, torch.Tensor, bool], None]
@@ -82,7 +84,9 @@ class TritonProgram:
         program: the record; `sources` and `kernels` as `graphc.codegen.triton.program` makes them.
 
     Attributes:
-        device, index: the accelerator that the program is for, None and 0 when all its tensors are the CPU's.
+        device, index: the accelerator that the program is for, None and 0 when all its tensors are the CPU's; of
+            several the first one.
+        indices: numbers of all devices that it has tensors on, or the one that it runs on.
         memory: its buffers.
         parts: its steps, in order.
         parts_of: numbers of the parts that each step is in.
@@ -105,12 +109,13 @@ class TritonProgram:
             for name, plain in program.kernels.items()
         }
         self._buffers = program.buffers
-        self.device, self.index = self._find_device()
+        self.device, self.indices = self._find_devices()
+        self.index = self.indices[0]
         self.memory = Memory(program)
         self._interpreted: dict[str, InterpretedKernel] = {}
         self.library = HostLibrary(program)
         self._compiled: dict[tuple[str, int], DeviceKernel] = {}
-        self._lists: list[Launches] = []
+        self._lists: list[_Run] = []
         self.tables: dict[int, TableStep] = {}
         self.brought: set[int] = set()
         self.launch_count = 0
@@ -133,21 +138,24 @@ class TritonProgram:
         self._replay = Replay(cast(TritonProgram, weakref.proxy(self)))
         self.memory.make_room = partial(make_room, weakref.ref(self._replay))
 
-    def _find_device(self) -> tuple[Device | None, int]:
-        """Of several devices the first one; where arithmetic on Python numbers alone is to run, the machine's own."""
-        names = sorted(
-            {spec.device for spec in self._buffers if not spec.host and find_device(spec.device) is not None}
-        )
-        for name in names:
+    def _find_devices(self) -> tuple[Device | None, list[int]]:
+        """Their kind and numbers; where arithmetic on Python numbers alone is to run, the machine's own."""
+        found: dict[int, Device] = {}
+        for name in sorted({spec.device for spec in self._buffers if not spec.host}):
             device = find_device(name)
-            assert device is not None
-            refusal = "" if is_interpreting() else device.refusal(0 if name == device.kind else index_of(name, device))
+            if device is None:
+                continue
+            index = 0 if name == device.kind else index_of(name, device)
+            refusal = "" if is_interpreting() else device.refusal(index)
             if refusal:
                 raise BackendUnavailableError(f"{self.program.name}: {refusal}")
-            return device, index_of(name, device)
+            found[index_of(name, device)] = device
+        if found:
+            first = next(iter(found))
+            return found[first], [number for number in found if found[number] is found[first]]
         has_tensors = any(not spec.host for spec in self._buffers)
-        device = None if has_tensors or is_interpreting() else present_device()
-        return device, device.current() if device is not None else 0
+        present = None if has_tensors or is_interpreting() else present_device()
+        return present, [present.current() if present is not None else 0]
 
     def _prepare(self) -> None:
         """Compile the kernels with all pointers aligned, several at a time: the assembler is a process of its own."""
@@ -164,9 +172,7 @@ class TritonProgram:
                     one.result()
         for launches in self._lists:
             launches.finish()
-            self.memory.scratch_bytes = max(self.memory.scratch_bytes, launches.scratch_bytes)
-        if self.device is not None:
-            self.memory.scratch_device = self.device.place(self.index)
+            launches.tell_scratch()
 
     def lend(self, numbers: Sequence[int]) -> None:
         """Users drop these outputs, as old gradients, before they call again."""
@@ -283,7 +289,12 @@ class TritonProgram:
         call = AtenCall(step)  # type: ignore[arg-type]  # loops have been unrolled
         moves = reads_whole_accesses(call.step.op)
 
+        is_copy = step.op == _COPY and isinstance(step.args[0], View)  # type: ignore[union-attr]
+
         def run(frame: Frame) -> None:
+            if is_copy and call.step.outs[0] in frame.fixed:
+                memory.copy(frame, call.step)
+                return
             tensor_of = memory.tensor_of(frame)
             find = (lambda view: at_whole_accesses(tensor_of(view))) if moves else tensor_of
             results = run_call(call, find) if call.step.mutates else memory.with_room(lambda: run_call(call, find))
@@ -465,7 +476,7 @@ class TritonProgram:
             places = [(first, 0), (first + 1, 0), *(self.memory.in_table(i, 0) for i in shared)]
             launches.add(kernel, places, step.location)
             runs.append(launches)
-            self.memory.scratch_bytes = max(self.memory.scratch_bytes, launches.scratch_bytes)
+            launches.tell_scratch()
         self._compiled[f"{name} over {count} blocks of {rows} rows", index] = kernel
         self._lists.append(runs[True])  # the other one is compiled when it is needed
 
@@ -526,9 +537,13 @@ class _Run(Launches):
     """
 
     def __init__(self, device: Device, index: int, memory: Memory) -> None:
-        super().__init__(device, index, memory.scratch_place)
+        super().__init__(device, index, memory.scratch_place(device.place(index)))
         self.device, self.index, self._memory = device, index, memory
         self.brought: set[int] = set()
+
+    def tell_scratch(self) -> None:
+        """Have calls make as much scratch memory as its kernels need."""
+        self._memory.scratch_place(self.device.place(self.index), self.scratch_bytes)
 
     def __call__(self, frame: Frame) -> None:
         for number in self.brought:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +21,14 @@ from graphc.codegen.triton.program import generate
 from graphc.driver import capture, plan_for
 from graphc.frontend.captured import Captured
 from graphc.frontend.reclaim import Reclaimer
+from graphc.ir.graph import Graph, Op, Ref, Value, Write, regions
 from graphc.options import Options
 from graphc.program.record import Program
 from graphc.report.placed import place
 from graphc.runtime.device import register
 from graphc.runtime.triton_program import TritonProgram
 
-NAME = "madeup:0"
+NAME, OTHER = "madeup:0", "madeup:1"
 _FRESH = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided")
 
 
@@ -195,18 +198,52 @@ class _Recorder(TorchDispatchMode):
         return results
 
 
+def spread(graph: Graph, chance: random.Random) -> None:
+    """Have the ops of a graph on the device change at random to a second one and back, with copies in between."""
+    elsewhere: dict[tuple[Value, str], Value] = {}
+    ops: list[Op] = []
+
+    def brought(value: Value, home: str) -> Value:
+        if value.device not in (NAME, OTHER) or value.device == home:
+            return value
+        if (value, home) not in elsewhere:
+            kind = replace(value.type, device=home)
+            attrs = {"op": "aten.clone.default", "args": (Ref(0),), "kwargs": {}}
+            ops.append(Op("extern", [value], attrs, [kind], result_names=[f"copy{len(elsewhere)}"]))
+            elsewhere[value, home] = ops[-1].result
+        return elsewhere[value, home]
+
+    home = NAME
+    for op in list(graph.ops):
+        if chance.random() < 0.4:
+            home = OTHER if home == NAME else NAME
+        at = NAME if regions(op) else home
+        op.operands = [brought(item, at) if isinstance(item, Value) else item for item in op.operands]
+        if op.attrs.get("device") == NAME:
+            op.attrs["device"] = at
+        for result in op.results:
+            if result.device == NAME:
+                result.type = replace(result.type, device=at)
+        ops.append(op)
+    graph.writes = [Write(item.target, brought(item.value, item.target.device)) for item in graph.writes]
+    graph.ops = ops
+
+
 class Placed:
     """A function compiled for the device that is made up; calls like the function.
 
     Args:
         fn: the function.
         args: example arguments.
+        chance: with it the program is spread over two devices.
     """
 
-    def __init__(self, fn: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, fn: Callable[..., Any], *args: Any, chance: random.Random | None = None) -> None:
         options = Options(getattr(fn, "__name__", "fn").strip("<>"), backend="triton")
         self.captured: Captured = capture(fn, args, {}, options, frozenset({0, 1, 2, 3}))
         place(self.captured.graph, NAME)
+        if chance is not None:
+            spread(self.captured.graph, chance)
         record = generate(plan_for(self.captured.graph, options, "triton"))
         self.program = TritonProgram(Program.from_json(record.to_json()))
         self.reclaimer = Reclaimer(self.captured.effects, self.captured.effect_leaves)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from graphc.errors import GraphcError
+from graphc.passes import devices
 from graphc.program.plan import Step
 from graphc.runtime import recordable, replay
 from graphc.settings import override
@@ -58,8 +59,10 @@ def alike(found: list[Any], wanted: list[Any]) -> bool:
     return all(same(one, other) if isinstance(one, torch.Tensor) else one == other for one, other in pairs)
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one device", "two"])
 @pytest.mark.parametrize("first", range(0, 96, 24))
-def test_replays_are_launches(first: int, device: MadeUpDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_are_launches(first: int, several: bool, device: MadeUpDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two devices steps have changed places as well."""
     recorded = cut = 0
     for seed in range(first, first + 24):
         names = Module(generate(seed).script(), str(seed)).names
@@ -67,9 +70,12 @@ def test_replays_are_launches(first: int, device: MadeUpDevice, monkeypatch: pyt
         with monkeypatch.context() as patches:
             cut_at_random(seed, patches)
             try:
-                replayed = Placed(names["program"], *made["first"]())
+                replayed = Placed(names["program"], *made["first"](), chance=random.Random(seed) if several else None)
+                patches.setattr(devices, "REACHES", ())
                 with override(replay=False):
-                    launched = Placed(names["program"], *made["first"]())
+                    launched = Placed(
+                        names["program"], *made["first"](), chance=random.Random(seed) if several else None
+                    )
             except GraphcError:
                 continue
             except Exception as error:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import graphc.options
 from graphc.program.plan import AtenStep
-from graphc.runtime import frame, replay, triton_program
+from graphc.runtime import frame, replay, sent_numbers, triton_program
 from graphc.settings import override
 from tests.support import assert_contract
 from tests.triton.attentions import causal
@@ -327,8 +327,10 @@ def test_all_numbers_that_changed_travel_in_one_copy(monkeypatch: pytest.MonkeyP
     numbers = (0.5, 2.5)
     placed = Placed(scaled, x, w, *numbers)
     sent: list[int] = []
-    staged = replay.staged_bytes
-    monkeypatch.setattr(replay, "staged_bytes", lambda data, device: sent.append(len(data)) or staged(data, device))
+    staged = sent_numbers.staged_bytes
+    monkeypatch.setattr(
+        sent_numbers, "staged_bytes", lambda data, device: sent.append(len(data)) or staged(data, device)
+    )
     counts = []
     for given in (numbers, numbers, numbers, (0.5, 4.5), (1.5, 3.5), (1.5, 3.5)):
         found = placed(x, w, *given)
@@ -412,7 +414,7 @@ def test_a_saved_value_that_lies_elsewhere_is_not_recorded() -> None:
             return torch.device("meta")
 
     found: Any = replay.Replay.__new__(replay.Replay)
-    found.device, found.index, found._inputs = Elsewhere(), 0, [1]
+    found.device, found.indices, found._inputs = Elsewhere(), [0], [1]
     assert found._find([1.0, torch.zeros(())], [7]) is None
 
 
