@@ -78,6 +78,10 @@ class Recorded:
         """Whether nobody holds results of an earlier replay."""
         return all(item.is_free() for item in self.lent)
 
+    def keeps_what_is_dropped(self) -> bool:
+        """Whether somebody holds results that users are said to drop."""
+        return any(item.is_dropped and not item.is_free() for item in self.lent)
+
     def is_intact(self) -> bool:
         """Whether the memory of the results is where it was: users may resize storages."""
         return all(item.is_intact() for item in self.lent)
@@ -100,7 +104,7 @@ class Lent:
     """
 
     def __init__(self, index: int, own: torch.Tensor, is_dropped: bool = False) -> None:
-        self.index, self._own, self._is_dropped = index, own, is_dropped
+        self.index, self._own, self.is_dropped = index, own, is_dropped
         self._storage = own.untyped_storage()
         self._address, self._start = self._storage.data_ptr(), own.data_ptr()
         self._layout = own.storage_offset(), own.shape, own.stride()
@@ -113,7 +117,7 @@ class Lent:
             return self._given
         made = torch.empty(0, dtype=self._own.dtype, device=self._own.device)
         made.set_(self._storage, *self._layout)
-        if self._is_dropped:
+        if self.is_dropped:
             self._given = made
         return made
 

@@ -235,8 +235,8 @@ class Replay:
         if len(binding.recordings) < MOST_RECORDINGS:
             return self._recorded(binding, given, inputs)
         self._held += 1
-        if self._dropped:  # not all that is said to be dropped is
-            self._dropped.clear()
+        if self._dropped and any(item.keeps_what_is_dropped() for item in binding.recordings):
+            self._dropped.clear()  # from now on the user gets copies of these
             binding.recordings.clear()
         return self._launch(given, inputs)
 
