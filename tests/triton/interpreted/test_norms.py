@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import nn
 
+import graphc
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.types import bf16
@@ -76,3 +79,25 @@ def test_long_rows_are_held_where_they_are_little_per_element() -> None:
     check(kernel, limits)
     assert choose_tiling(group_norm(2, 3, 8, 32), limits).looped
     assert choose_tiling(group_norm_gradient(2, 3, 4, 32), limits).looped  # x and g
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_of_few_long_channels(layout: torch.memory_format) -> None:
+    """Mean and variance in one pass over numbers far from zero, and both parameters' gradients in another."""
+    torch.manual_seed(0)
+    norm, exact = nn.BatchNorm2d(3), nn.BatchNorm2d(3).double()
+    x = (1000.0 + torch.randn(8, 3, 56, 56)).to(memory_format=layout)
+    cotangent = torch.randn_like(x)
+
+    def step(net: nn.Module, x: torch.Tensor, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x.detach().requires_grad_()
+        y = net(x)
+        return y.detach(), *torch.autograd.grad(y, (x, *net.parameters()), cotangent)
+
+    compiled = graphc.compile(lambda x, cotangent: step(norm, x, cotangent), backend="triton")
+    found = compiled(x, cotangent)
+    wanted = step(exact, x.double(), cotangent.double())
+    for one, other in zip((*found, *norm.buffers()), (*wanted, *exact.buffers()), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=5e-4 * float(other.abs().max()))
+    plan = compiled.graph(x, cotangent, stage="scheduled")
+    assert sum("reduce" in str(kernel) for kernel in plan.kernels.values()) == 2
