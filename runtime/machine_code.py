@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 # st.global.v4.b32, ld.global.L1::evict_first.v4.b32; group 2: vector length, group 3: bits of an element
 _PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d+))?\.[bfsu](\d+)\b")
+# cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;
+_PTX_COPY = re.compile(
+    r"\bcp\.async\.c[ag]\.shared\.global(?:\.[\w:]+)*\s+\[[^]]*\], *\[ *(?P<from>%\w+)[^]]*\], *(?P<bytes>\w+)"
+)
 _PTX_MATRIX = re.compile(r"^\s*(?:@!?%p\d+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", re.MULTILINE)
 _PTX_PARAMETER = re.compile(r"ld\.param\S*\s+(%\w+), \[\w+_param_(\d+)\]")
 _PTX_ADDRESS = re.compile(r"\[\s*(%\w+)")
@@ -40,7 +44,7 @@ class MachineCode:
     """What the text of one function shows.
 
     Args:
-        loads, stores: number of global accesses by width in bytes.
+        loads, stores: number of global accesses by width in bytes; loads to shared memory, too.
         tensor_core: number of matrix instructions.
         widths: per position of a pointer parameter the widths of the accesses through it; -1: through no parameter.
     """
@@ -56,12 +60,15 @@ def read_ptx(ptx: str) -> MachineCode:
     counts: dict[str, Counter[int]] = {"ld": Counter(), "st": Counter()}
     for kind, lanes, bits in _PTX_ACCESS.findall(ptx):
         counts[kind][int(lanes or 1) * int(bits) // 8] += 1
+    copies = [(found["from"], int(found["bytes"], 0)) for found in _PTX_COPY.finditer(ptx)]
+    counts["ld"].update(width for _, width in copies)
     body = ptx[ptx.index("{") :].splitlines()
     roots = {name: int(at) for name, at in _PTX_PARAMETER.findall(ptx)}
     moves = (
         registers
         for line in body
-        if "ld." not in line and "st." not in line and len(registers := _REGISTER.findall(line.partition("//")[0])) > 1
+        if not any(name in line for name in ("ld.", "st.", "cp.async"))
+        and len(registers := _REGISTER.findall(line.partition("//")[0])) > 1
     )
     accesses = [
         (address[1], int(access[2] or 1) * int(access[3]) // 8)
@@ -69,7 +76,7 @@ def read_ptx(ptx: str) -> MachineCode:
         if (access := _PTX_ACCESS.search(line)) and (address := _PTX_ADDRESS.search(line))
     ]
     matrix = len(_PTX_MATRIX.findall(ptx))
-    return MachineCode(dict(counts["ld"]), dict(counts["st"]), matrix, _widths(roots, moves, accesses))
+    return MachineCode(dict(counts["ld"]), dict(counts["st"]), matrix, _widths(roots, moves, [*accesses, *copies]))
 
 
 def stack_of_ptx(ptx: str) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TypeVar
 
 from graphc.codegen.triton.body import Body, neutral
@@ -40,11 +41,16 @@ from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.tiles import ChainTile, Choice
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
+from graphc.ir.dims import symbols
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Kernel, Reduce, Scan, Store
+from graphc.loopir.kernel import Define, Kernel, Load, Reduce, Scan, Store, is_value
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
 _Tile = TypeVar("_Tile", Choice, ChainTile)
+
+_MOST_STAGES = 4
+_PIPELINED_BYTES = 32 << 10
+"""Shared memory of a program for steps of loops that are on their way: several programs share a processor."""
 
 _RESERVED = frozenset(keyword.kwlist) | {
     "tl", "triton", "libdevice", "range", "float", "part", "parts", "row_start"
@@ -259,7 +265,9 @@ class _Writer:
         if self.tiling.split > 1:
             length = part_length(row)
             first = f"part * {length} + row_start"
-        body.line(f"for row_start in range(0, {length}, {row.constexpr}):")
+        stages = self._stages(statements)
+        steps = f"tl.range(0, {length}, {row.constexpr}, num_stages={stages})" if stages > 1 else ""
+        body.line(f"for row_start in {steps or f'range(0, {length}, {row.constexpr})'}:")
         body.depth += 1
         body.line(f"{row.name} = {first} + {body.lanes(row)}", _describe(row))
         body.mask_variable(row)
@@ -275,6 +283,22 @@ class _Writer:
             body.store(store)
         body.depth -= 1
         body.values, body.shapes = outer
+
+    def _stages(self, statements: Sequence[Define]) -> int:
+        """Steps of a loop along a row whose loads are on their way at once, by way of shared memory.
+
+        Registers hold those of one step where a loop computes or stores much: less than the latency of memory lets
+        through.
+        """
+        loads = [s for s in statements if isinstance(s, Load) and s.id in self.in_row]
+        if any(s.mask is not None or any(map(is_value, symbols(s.index))) for s in loads):
+            return 1  # what is loaded may say what is loaded next
+        step = 0
+        for s in loads:
+            domain = self.kernel.domains[s.id]
+            along = (dim.block for dim in self.tiling.dims if any(axis.name in domain for axis in dim.axes))
+            step += prod(along) * s.dtype.itemsize
+        return min(_MOST_STAGES, _PIPELINED_BYTES // step) if step else 1
 
     def _open(self, body: Body, s: Reduce, passes: Passes) -> None:
         """Accumulators before the loop, one per lane."""

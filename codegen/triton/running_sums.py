@@ -3,8 +3,9 @@
     v2 = reduce max x;  v3 = x - v2;  v4 = exp v3;  v5 = reduce sum v4
 
 As written, v5 waits for v2 and takes a pass of its own. Here each lane sums relative to the largest of its elements so
-far, and scales its sum down when a larger one comes. Lanes are brought to one maximum at the end; so are programs that
-share a row. What sums are relative to is never below the lowest finite number, so that nothing is taken from -inf.
+far, and scales its sum down when a larger one comes: that takes one exponential, of minus the distance, either way.
+Lanes are brought to one maximum at the end; so are programs that share a row. What sums are relative to is never below
+the lowest finite number, so that nothing is taken from -inf.
 The form of `logsumexp` is found too:
 
     v3 = isinf v2;  v5 = where v3 0.0 v2;  v6 = x - v5;  v7 = exp v6;  v8 = reduce sum v7
@@ -52,11 +53,11 @@ class RunningSum:
 
     def update(self, body: Body, row: TileDim) -> None:
         name = self.second.id
-        body.line(f"{name}_next = {self._finite(body, f'{self.first.id}_acc')}")
-        kept = self._exp(body, f"({name}_base - {name}_next)")
-        new = self._exp(body, f"({body.inside(self.value, 'max')} - {name}_next)")
-        body.line(f"{name}_acc = {name}_acc * {kept} + {new}")
-        body.line(f"{name}_base = {name}_next")
+        body.line(f"{name}_apart = {body.inside(self.value, 'max')} - {name}_base")
+        body.line(f"{name}_less = {self._exp(body, f'(-tl.abs({name}_apart))')}")
+        larger, smaller = f"{name}_acc * {name}_less + 1.0", f"{name}_acc + {name}_less"
+        body.line(f"{name}_acc = tl.where({name}_apart > 0.0, {larger}, {smaller})")
+        body.line(f"{name}_base = {self._finite(body, f'{self.first.id}_acc')}")
 
     def close(self, body: Body, row: TileDim, first: str) -> str:
         name = self.second.id

@@ -97,8 +97,15 @@ def test_indices_beyond_32_bits_are_wide() -> None:
 def test_looped_form_computes_values_again_in_each_pass() -> None:
     kernel = layer_norm(8, 100)
     text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=1))).text
-    assert text.count("for row_start in range(0, 100, RBLOCK):") == 2  # mean and variance in one
+    assert text.count("for row_start in tl.range(0, 100, RBLOCK, num_stages=4):") == 2  # mean and variance in one
     assert text.count("tl.load(x_ptr") == 2
+
+
+@pytest.mark.parametrize("loop, stages", [(1024, 4), (4096, 2), (16384, 0)])
+def test_steps_on_their_way_fit_in_shared_memory(loop: int, stages: int) -> None:
+    kernel = column_sum(65536, 64)
+    text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(loop=loop, split=1))).text
+    assert "for row_start in " in text and (f"num_stages={stages})" in text) == (stages > 0)
 
 
 @pytest.mark.parametrize("name", CASES)

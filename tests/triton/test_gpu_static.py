@@ -245,12 +245,14 @@ def test_widths_are_told_by_pointer() -> None:
   ld.global.b64 { %rd7 }, [ %rd1 + 64 ];
   @%p1 st.global.b16 [ %rd2 + 0 ], { %rs1 };
   ld.global.v2.b32 { %r5, %r6 }, [ %rd7 + 0 ];
+  cp.async.ca.shared.global [ %r9 + 0 ], [ %rd2 + 512 ], 0x8, %r10;
+  ld.shared.b32 %r11, [ %r9 ];
   mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %f1 }, { %r1 }, { %r2 }, { %f2 };
 }
 """
     code = read_ptx(ptx)
-    assert code.widths == {-1: (8,), 0: (8, 16), 1: (2,)}
-    assert (code.loads, code.stores, code.tensor_core) == ({16: 1, 8: 2}, {2: 1}, 1)
+    assert code.widths == {-1: (8,), 0: (8, 16), 1: (2, 8)}
+    assert (code.loads, code.stores, code.tensor_core) == ({16: 1, 8: 3}, {2: 1}, 1)
     llvm = """
 define amdgpu_kernel void @f(ptr addrspace(1) inreg readonly captures(none) %0, ptr addrspace(1) inreg %1) {
   %.pre = getelementptr i8, ptr addrspace(1) %0, i64 %2

@@ -63,7 +63,7 @@ def test_large_products_copy_operands_ahead() -> None:
     (kernel,) = plan_of(WIDE, torch.bfloat16).kernels.values()
     (compiled,) = compile_for(emit_kernel(kernel, target="cuda:80"), "cuda:80")
     # through registers go the bias and the result, no operand
-    assert "cp.async" in assembly(compiled) and compiled.widths == {0: (4,), 3: (16,)}, compiled
+    assert "cp.async" in assembly(compiled) and compiled.widths == {0: (4,), 1: (16,), 2: (16,), 3: (16,)}
 
 
 @compiles
