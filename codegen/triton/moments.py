@@ -75,6 +75,8 @@ class Moments:
         # all relative to the first element of one of the lanes
         body.line(f"{name}_mean = {pivot} - {body.reduced_text('max', pivots, self.second.dtype)}")
         body.line(f"{name}_mean += {self._divided(far, counts)}", "of a lane")
+        if not row.is_exact:  # a part behind the end of the row has no lane to be relative to
+            body.line(f"{name}_mean = tl.where({name}_count > 0.0, {name}_mean, 0.0)")
         total = body.reduced_text("sum", f"{name}_count * {name}_mean", self.second.dtype)
         body.line(f"{name}_apart = {name}_mean - {self._divided(f'({total})', whole)}")
         own = f"{squares} - {far} * {self._divided(far, counts)}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.moments import part_length
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.loopir.kernel import Kernel
 from graphc.loopir.verifier import verify
@@ -22,6 +23,7 @@ FORMS = {
     "looped": Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=1, split=1),
     "split": Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=8, split=3),
 }
+MANY_PARTS = Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=64, split=8)
 ROW_CASES = [name for name, make in CASES.items() if make().row_axes]
 
 
@@ -78,6 +80,15 @@ def test_variance_of_numbers_far_from_zero(form: str, length: int) -> None:
     # parts of a row hand on their sums, rounded, as their means; x itself is rounded to a thousandth
     tolerance = 2e-4 if form == "split" else 2e-5
     torch.testing.assert_close(v.double(), x.double().var(1, correction=0), rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("make", [softmax, log_sum_exp, row_moments])
+def test_parts_that_lie_behind_the_end_of_a_row(make: Callable[[int, int], Kernel]) -> None:
+    """33 steps by eight programs are five each: seven programs, and one with nothing to do."""
+    kernel = make(3, 525)
+    row = choose_tiling(kernel, MANY_PARTS).row
+    assert row is not None and row.parts == 8 and part_length(row) * 7 >= 525
+    check(kernel, MANY_PARTS)
 
 
 @pytest.mark.parametrize("form", ["looped", "split"])
