@@ -52,7 +52,7 @@ int64_t graphc_launch(driver_t driver, const launch_t *launches, const argument_
       unaligned |= (uint64_t)((values[i] & {ALIGNMENT - 1}) != 0) << i;
     }}
     if (unaligned != one->unaligned) return at;
-    values[one->count] = values[one->count + 1] = 0;  /* Triton's own scratch memory, of which these kernels ask none */
+    values[one->count] = values[one->count + 1] = 0;  /* Triton's own memory: that of descriptors is an argument */
     *code = driver(one->function, one->grid[0], one->grid[1], one->grid[2], one->threads, 1, 1, one->shared, stream,
                    pointers, 0);
     if (*code) return at;

@@ -11,7 +11,7 @@ import contextvars
 import functools
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -32,7 +32,8 @@ DEFAULT_STAGES = 3
 """Of the software pipeline where a launch says nothing: Triton's own."""
 TENSOR_COLUMNS = 512
 """Of the memory beside the matrix units of compute capability 10.0, as Triton has it."""
-_SCRATCH_ALIGNMENT = 256
+SCRATCH_ALIGNMENT = 256
+"""Bytes to which the parts of scratch memory are aligned."""
 _UNKNOWN = Location()
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
@@ -132,10 +133,7 @@ class DeviceKernel:
         self._variants: dict[int, tuple[Bound, ...]] = {}
         self._lock = threading.Lock()
         self.active = [launch for launch in kernel.launches if prod(launch.grid)]
-        self._scratch_sizes = [item.size * ITEMSIZE[item.dtype] for item in kernel.scratch]
-        if kernel.descriptors:
-            self._scratch_sizes.append(kernel.descriptor_bytes)
-        self.scratch_bytes = sum(map(_padded, self._scratch_sizes))
+        self._scratch_offsets, self.scratch_bytes = scratch_places(kernel)
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         """Launch by Triton's launcher on a stream of the device, which must be the current one.
@@ -154,12 +152,8 @@ class DeviceKernel:
             bound(pointers, stream)
 
     def scratch_offsets(self) -> list[int]:
-        """Where in a kernel's scratch memory its parts begin, in bytes; that of descriptors comes last."""
-        found, offset = [], 0
-        for size in self._scratch_sizes:
-            found.append(offset)
-            offset += _padded(size)
-        return found
+        """Where in a kernel's scratch memory its parts begin, see `scratch_places`."""
+        return self._scratch_offsets
 
     def prepare(self, unaligned: int = 0) -> tuple[Bound, ...]:
         """Compile, or take from Triton's cache, the variant whose pointers `unaligned` (a bit set) lack alignment."""
@@ -189,7 +183,7 @@ class DeviceKernel:
             ) from error
         constants = tuple(value for _, value in launch.constexprs)
         taken, place = len(self.kernel.signature), self.device.place(self.index)
-        binary = _binary(compiled, self.kernel.descriptors * DESCRIPTOR)
+        binary = _binary(compiled, self.kernel)
         launcher = functools.cache(functools.partial(launcher_of, compiled))
         return Bound(launch, launcher, compiled.function, compiled.packed_metadata, constants, binary, taken, place)
 
@@ -197,20 +191,28 @@ class DeviceKernel:
         """The binary on the device; with fewer stages where that has less shared memory than those take."""
         from triton.runtime.errors import OutOfResources
 
-        wanted = stages = launch.num_stages or DEFAULT_STAGES
-        while True:
-            compiled = compile_launch(self.kernel, launch, None, positions)
+        for fewer in with_fewer_stages(launch):
+            compiled = compile_launch(self.kernel, fewer, None, positions)
             try:
                 load_binary(compiled)
             except OutOfResources as error:
-                if error.name != "shared memory" or stages == 1:
+                if error.name != "shared memory" or fewer.num_stages == 1:
                     raise
-                stages -= 1
-                launch = replace(launch, num_stages=stages)
                 continue
-            if stages < wanted:
-                self.notes.append(f"{launch.function}: {stages} of {wanted} stages fit the device's shared memory")
+            if fewer != launch:
+                wanted = launch.num_stages or DEFAULT_STAGES
+                self.notes.append(
+                    f"{launch.function}: {fewer.num_stages} of {wanted} stages fit the device's shared memory"
+                )
             return compiled
+        raise AssertionError("the last one raises")
+
+
+def with_fewer_stages(launch: Launch) -> Iterator[Launch]:
+    """The launch, and what takes less and less shared memory in its place."""
+    yield launch
+    for stages in range((launch.num_stages or DEFAULT_STAGES) - 1, 0, -1):
+        yield replace(launch, num_stages=stages)
 
 
 def load_binary(compiled: Any) -> None:
@@ -255,16 +257,21 @@ def launcher_of(compiled: Any) -> Any:
     return driver.active.launcher_cls(compiled.src, compiled.metadata)
 
 
-def _binary(compiled: Any, memory: int) -> Binary | None:
-    """What the driver needs, where a launch takes a grid, threads, shared memory, and `memory` for each program."""
+def _binary(compiled: Any, kernel: TritonKernel) -> Binary | None:
+    """What the driver needs, where a launch takes a grid, threads, shared memory, and what `fits_memory` says."""
     metadata = compiled.metadata
     plain = metadata.num_ctas == 1 and not any(
         getattr(metadata, name, 0) for name in ("launch_cooperative_grid", "launch_pdl", "profile_scratch_size")
     )
-    plain &= (getattr(metadata, "global_scratch_size", 0) or 0) <= memory
-    if not plain or not isinstance(compiled.function, int):
+    if not plain or not fits_memory(compiled, kernel) or not isinstance(compiled.function, int):
         return None
     return Binary(compiled.function, metadata.num_warps * metadata.target.warp_size, metadata.shared)
+
+
+def fits_memory(compiled: Any, kernel: TritonKernel) -> bool:
+    """Whether Triton takes no more memory for its own use than a kernel has for the descriptors of a program."""
+    wanted = getattr(compiled.metadata, "global_scratch_size", 0) or 0
+    return bool(wanted <= kernel.descriptors * DESCRIPTOR)
 
 
 def unaligned_of(pointers: Sequence[int]) -> int:
@@ -315,8 +322,15 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
         ) from error
 
 
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
+def scratch_places(kernel: TritonKernel) -> tuple[list[int], int]:
+    """Where in a kernel's scratch memory its parts begin, that of descriptors last, and the bytes of all of them."""
+    sizes = [item.size * ITEMSIZE[item.dtype] for item in kernel.scratch]
+    sizes += [kernel.descriptor_bytes] if kernel.descriptors else []
+    found, offset = [], 0
+    for size in sizes:
+        found.append(offset)
+        offset += -(-size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    return found, offset
 
 
 class InterpretedKernel:

@@ -109,4 +109,10 @@ def with_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     monkeypatch.setattr(tiles, "MOST_SUMS", tile.rows * tile.columns // (32 * tile.warps) // pieces)
     monkeypatch.setattr(tiles, "MOST_BESIDE", 1 << 20)
     monkeypatch.setattr(tiles, "SCALAR_TILES", (tile,))
-    monkeypatch.setitem(tiles.MACHINES, "cuda:90", replace(tiles.MACHINES["cuda:90"], tiles=(tile,)))
+    with_tile(monkeypatch, tile)
+
+
+def with_tile(monkeypatch: pytest.MonkeyPatch, tile: Tile, **machine: int) -> None:
+    """Have every product take one tile, on a chip that is another one in some ways."""
+    found = replace(tiles.MACHINES["cuda:90"], tiles=(tile,), **machine)  # type: ignore[arg-type]
+    monkeypatch.setitem(tiles.MACHINES, "cuda:90", found)

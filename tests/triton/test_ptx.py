@@ -28,9 +28,10 @@ def _run(*arguments: str, **more: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-def test_what_the_interpreter_runs() -> None:
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_what_the_interpreter_runs(target: str) -> None:
     _run("pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "tests/triton/interpreted",
-         GRAPHC_TEST_PTX="1")  # fmt: skip
+         GRAPHC_TEST_PTX="1", GRAPHC_PTX_TARGET=target)  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the device is C++")

@@ -39,6 +39,13 @@ def test_of_a_gpu(name: str) -> None:
     simulated("-m", "pytest", "-q", "-m", "gpu", *chosen, f"tests/gpu/test_{name}.py", GRAPHC_SIMULATED_GPUS="2")
 
 
+def test_templates_of_capability_90() -> None:
+    """Programs that stay, with blocks copied by descriptors; bytes, 8-bit floats, groups; attention. Replayed, too."""
+    for name, chosen in (("templates", "groups or 2052 or bytes or bit_floats"), ("attention", "always and odd")):
+        command = ("-m", "pytest", "-q", "-m", "gpu", "-k", chosen, f"tests/gpu/test_{name}.py")
+        assert " passed" in simulated(*command, GRAPHC_SIMULATED_CAPABILITY="90")
+
+
 def test_training_loops_and_random_programs() -> None:
     simulated("-m", "pytest", "-q", "--import-mode=importlib", "tests/triton/backend", GRAPHC_MADE_UP_BACKEND="cuda")
 

@@ -1,7 +1,8 @@
 """These tests need TRITON_INTERPRET=1 before triton is imported; `tests/triton/test_interpreted.py` runs them so.
 
 Every launch that they make is watched for what no GPU could run: see `tests.triton.watch`. With GRAPHC_TEST_PTX=1
-instead, kernels run from their machine code for `cuda:80`: see `tests.triton.ptx`, which watches them by itself.
+instead, kernels run from their machine code for `cuda:80`, or what GRAPHC_PTX_TARGET says: see `tests.triton.ptx`,
+which watches them by itself.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ IS_PTX = os.environ.get("GRAPHC_TEST_PTX") == "1" and not IS_INTERPRETING
 WRONG = install() if IS_INTERPRETING else []
 NOT_IN_PTX = {
     "test_watch.py": "tests of the interpreter's own watch",
-    "float8_e4m3fn": "cuda:80 has no such numbers",
     "test_integers_wrap_as_in_eager": "its tile is too small for the chip's units",
 }
 """Parts of tests' names, and why machine code does not run them."""
 
 if IS_PTX:
+    from tests.triton.ptx.kernels import TARGET
     from tests.triton.ptx.kernels import install as run_machine_code
 
     run_machine_code()
+    NOT_IN_PTX |= {"float8_e4m3fn": "cuda:80 has no such numbers"} if TARGET == "cuda:80" else {}
 
 collect_ignore_glob = [] if IS_INTERPRETING or IS_PTX else ["test_*.py"]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.triton.ptx.exact import exactly
+from tests.triton.ptx.float8 import PAIRS8, convert_pair
 from tests.triton.ptx.floats import canonical, flush, mode_of, narrow, saturate, widen
 from tests.triton.ptx.integers import Function, stepping
 from tests.triton.ptx.parse import Instruction, Vector
@@ -25,6 +26,8 @@ def is_float(kind: str) -> bool:
 
 def convert(instruction: Instruction) -> Step:
     *flags, target, source = instruction.modifiers
+    if {target, source} & PAIRS8:
+        return convert_pair(instruction)
     if target.endswith("x2") and len(instruction.operands) == 3:
         return _convert_pair(instruction, set(flags), target, source)
     if set(flags) - set(_CVT_FLAGS.split()) or source not in KINDS or target not in KINDS:

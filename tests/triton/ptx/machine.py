@@ -2,7 +2,8 @@
 
 Threads that branch apart are groups, each with the number of its next instruction; the group that is furthest behind,
 by the order of `order`, goes on until it meets another one, so groups come together again where their ways do. A thread
-at a barrier waits until all threads of its program that have not returned are at one.
+at a barrier waits until all threads of its program that have not returned are at one; one that asks in vain whether an
+mbarrier has ended its phase asks again when no other can go on.
 
 Source: PTX ISA 8.7, 9.7.12 Control Flow, 9.7.13.1 bar, 10 Special Registers.
 """
@@ -10,16 +11,30 @@ Source: PTX ISA 8.7, 9.7.12 Control Flow, 9.7.13.1 bar, 10 Special Registers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.triton.ptx import conversions, floats, integers, matrices, memory, warps
+from tests.triton.ptx import (
+    conversions,
+    floats,
+    integers,
+    matrices,
+    mbarriers,
+    memory,
+    tensormaps,
+    warpgroups,
+    warps,
+)
+from tests.triton.ptx.mbarriers import Barrier as SharedBarrier
+from tests.triton.ptx.mbarriers import Poll
 from tests.triton.ptx.memory import Copy, Group
 from tests.triton.ptx.order import leaders_of, ranks_of
 from tests.triton.ptx.parse import Function, Instruction, Module, Name, PtxError, Register, Vector
 from tests.triton.ptx.registers import Array, Builder, Frame, Step
-from tests.triton.ptx.spaces import GlobalMemory, LocalMemory, SharedMemory
+from tests.triton.ptx.shared import SharedMemory
+from tests.triton.ptx.spaces import GlobalMemory, LocalMemory
+from tests.triton.ptx.tensormaps import Store
 from tests.triton.ptx.watching import Watch
 
 THREADS_AT_ONCE = 8192
@@ -29,7 +44,7 @@ MOST_STEPS = 2_000_000
 
 _BUILDERS: dict[str, Builder] = {
     **integers.BUILDERS, **floats.BUILDERS, **conversions.BUILDERS, **memory.BUILDERS, **warps.BUILDERS,
-    **matrices.BUILDERS,
+    **matrices.BUILDERS, **mbarriers.BUILDERS, **tensormaps.BUILDERS, **warpgroups.BUILDERS,
 }  # fmt: skip
 
 
@@ -74,7 +89,7 @@ class Call:
     arguments: tuple[str, ...]
 
 
-Action = Step | Jump | Barrier | Return | Call
+Action = Step | Jump | Barrier | Return | Call | Poll
 
 
 @dataclass(frozen=True)
@@ -102,14 +117,22 @@ def _action(instruction: Instruction, function: Function) -> Action:
         return Return()
     if name == "bar" and instruction.modifiers == ("sync",) and instruction.text.split()[-1] == "0":
         return Barrier()
+    if name == "cp" and instruction.modifiers[:2] == ("async", "bulk"):
+        return tensormaps.copy_in_bulk(instruction)
     if name == "bar" and instruction.modifiers == ("warp", "sync"):
         warps.members(instruction, 0)
         return lambda frame: None
+    if name == "mbarrier" and "wait" in instruction.modifiers[0]:
+        return mbarriers.poll(instruction)
     if name == "call":
         *results, called, arguments = operands if isinstance(operands[-1], Vector) else (*operands, Vector(()))
         found = tuple(item for operand in results for item in _names(operand, instruction))
         return Call(_names(called, instruction)[0], found, _names(arguments, instruction))
     return build(instruction)
+
+
+def _in_other_proxy(instruction: Instruction) -> bool:
+    return instruction.opcode == "wgmma" or instruction.modifiers[:2] == ("async", "bulk")
 
 
 class Code:
@@ -118,15 +141,19 @@ class Code:
     Args:
         module: what it says.
 
+    Attributes:
+        doubts: what a launch has had the assembler repair, or a chip bear, though the ISA does not allow it.
+
     Raises:
         PtxError: it holds an instruction that is not known.
     """
 
     def __init__(self, module: Module) -> None:
-        self.module = module
+        self.module, self.doubts = module, set[str]()
         self.lines = {name: self._lines(function) for name, function in module.functions.items()}
         self.leaders = {name: frozenset(leaders_of(function)) for name, function in module.functions.items()}
         self.ranks = {name: ranks_of(function) for name, function in module.functions.items()}
+        self.has_proxies = any(_in_other_proxy(i) for function in module.functions.values() for i in function.code)
         self.constants = {name: np.frombuffer(bytearray(raw), np.uint8) for name, raw in module.constants.items()}
 
     def _lines(self, function: Function) -> list[Line]:
@@ -162,6 +189,22 @@ class Code:
         return watch.judge()
 
 
+@dataclass
+class _Groups:
+    """Threads of a function that have parted, by the number of their next instruction.
+
+    Attributes:
+        waiting: at the barrier in front of it.
+        polling: it is to be asked again.
+        moves_at_last: what the batch had counted of barriers passed and questions answered when it was asked last.
+    """
+
+    ready: dict[int, Array]
+    waiting: dict[int, Array] = field(default_factory=dict)
+    polling: dict[int, Array] = field(default_factory=dict)
+    moves_at_last: int = -1
+
+
 class Batch:
     """Programs that run at the same time.
 
@@ -169,6 +212,10 @@ class Batch:
         program: which of them each thread belongs to.
         warp: the number of each thread's warp in its program.
         open_copies, groups: asynchronous copies on their way.
+        barriers: in shared memory, by program and address.
+        maps: addresses of descriptors that have been written, and not been acquired since.
+        stores: of blocks, on their way.
+        committed: groups of stores of blocks that each thread has made.
     """
 
     def __init__(
@@ -180,10 +227,14 @@ class Batch:
         self.program = np.repeat(np.arange(len(programs)), threads)
         inside = np.tile(np.arange(threads), len(programs))
         self.warp = inside // warps.WARP
-        self.shared, self.local = SharedMemory(len(programs), shared), LocalMemory(count)
+        self.shared, self.local = SharedMemory(len(programs), shared, code.has_proxies), LocalMemory(count)
+        self.barriers: dict[tuple[int, int], SharedBarrier] = {}
+        self.maps: set[int] = set()
+        self.stores: list[Store] = []
+        self.committed = np.zeros(count, np.int64)
         self.open_copies: list[Copy] = []
         self.groups: list[Group] = []
-        self.steps = 0
+        self.steps = self.moves = 0
         self._watch, self._numbers, self._epochs = watch, programs, np.zeros(len(programs), np.int64)
         numbers = np.repeat(programs, threads)
         zero = np.zeros(count, np.uint32)
@@ -197,11 +248,25 @@ class Batch:
         }  # fmt: skip
         self._special = {name: value.astype(np.uint32) for name, value in self._special.items()}
 
+    def doubt(self, what: str, instruction: Instruction) -> None:
+        """Tell what is no error only because chips, or the assembler, are known to be kind to it."""
+        self.code.doubts.add(f"{what}: {instruction.text}")
+
     def note(self, kind: str, threads: Array, addresses: Array, width: int, count: int) -> None:
         """Note accesses of threads to `count` elements of `width` bytes in global memory."""
         programs = self.program[threads]
         elements = addresses[:, None] + (width * np.arange(count)).astype(np.uint64)
         self._watch.note(kind, elements, self._numbers[programs], self.warp[threads], self._epochs[programs])
+
+    def note_rows(self, thread: int, addresses: Array, width: int, count: int) -> None:
+        """Note loads of many rows of elements by a thread."""
+        program = self.program[thread]
+        numbers = int(self._numbers[program]), int(self.warp[thread]), self.epoch_of(program)
+        self._watch.note_rows(addresses, width, count, *numbers)
+
+    def epoch_of(self, program: int) -> int:
+        """How many barriers a program has passed."""
+        return int(self._epochs[program])
 
     def _meet(self, programs: Array) -> None:
         """All threads of some programs are at a barrier."""
@@ -240,27 +305,28 @@ class Batch:
         self._execute(frame)
         if self.open_copies or any(group.copies for group in self.groups):
             raise PtxError(f"{function.name} ends before asynchronous copies have been waited for")
+        if any(barrier.copies for barrier in self.barriers.values()):
+            raise PtxError(f"{function.name} ends before copies of blocks have been waited for")
+        tensormaps.finish(self, function.name)
 
     def _execute(self, frame: Frame) -> None:
         """Run a function until all its threads have returned."""
         self.local.reach(frame.depot + 16 * len(frame.function.local) + frame.local_bytes)
         lines = self.code.lines[frame.function.name]
         frame.live = frame.active.copy()
-        ready: dict[int, Array] = {0: frame.active.copy()}
-        waiting: dict[int, Array] = {}
+        groups = _Groups({0: frame.active.copy()})
         ranks = self.code.ranks[frame.function.name]
-        while ready or waiting:
-            if not ready:
-                self._release(ready, waiting, lines)
-            at = min(ready, key=ranks.__getitem__)
-            self._go_on(frame, lines, at, ready.pop(at), ready, waiting)
+        while groups.ready or groups.waiting or groups.polling:
+            if not groups.ready:
+                self._release(frame, groups, lines)
+            at = min(groups.ready, key=ranks.__getitem__)
+            self._go_on(frame, lines, at, groups.ready.pop(at), groups)
+        warpgroups.finish(frame)
 
-    def _go_on(
-        self, frame: Frame, lines: list[Line], at: int, group: Array, ready: dict[int, Array], waiting: dict[int, Array]
-    ) -> None:
+    def _go_on(self, frame: Frame, lines: list[Line], at: int, group: Array, groups: _Groups) -> None:
         """Run a group until it jumps, parts, waits, or comes to a place where others may go first."""
         whole = bool((group == frame.live).all())
-        leaders, first = self.code.leaders[frame.function.name], at
+        leaders, first, ready = self.code.leaders[frame.function.name], at, groups.ready
         while not (ready and at in leaders and at != first):
             line = lines[at]
             self.steps += 1
@@ -284,13 +350,19 @@ class Batch:
             if isinstance(action, Call):
                 self._call(frame, action, line.instruction)
                 at += 1
+            elif isinstance(action, Poll):
+                group = self._poll(frame, action, at, group, groups)
+                if not group.any():
+                    return
+                whole = bool((group == frame.live).all())
+                at += 1
             elif isinstance(action, Barrier):
                 if chosen is not group:
                     raise line.instruction.unknown("a barrier that not all threads come to")
                 if self._all_there(frame, group):
                     at += 1
                     continue
-                _join(waiting, at + 1, group)
+                _join(groups.waiting, at + 1, group)
                 return
             else:
                 if isinstance(action, Return):
@@ -302,6 +374,18 @@ class Batch:
                 return
         _join(ready, at, group)
 
+    def _poll(self, frame: Frame, action: Poll, at: int, group: Array, groups: _Groups) -> Array:
+        """Those of a group that go on from an instruction which some threads have to repeat."""
+        done = action.succeeds(frame)
+        failed = frame.active & ~done
+        if done.any():
+            self.moves += 1
+            frame.active, frame.whole = frame.active & done, frame.whole and not failed.any()
+            action.step(frame)
+        if failed.any():
+            _join(groups.polling, at, failed)
+        return group & ~failed
+
     def _all_there(self, frame: Frame, group: Array) -> bool:
         """Whether a barrier holds nobody up."""
         by_program = group.reshape(-1, self.threads)
@@ -311,16 +395,27 @@ class Batch:
         self._meet(np.flatnonzero(some))
         return True
 
-    def _release(self, ready: dict[int, Array], waiting: dict[int, Array], lines: list[Line]) -> None:
-        """Let the programs go on whose threads all wait: all of them, when nothing else is to be done."""
-        met = np.zeros(len(self._numbers), np.int64)
-        for group in waiting.values():
+    def _release(self, frame: Frame, groups: _Groups, lines: list[Line]) -> None:
+        """Let the programs go on whose threads all wait at a barrier; those that poll ask again."""
+        met, waiting = np.zeros(len(self._numbers), np.int64), np.zeros(len(frame.live), bool)
+        for group in groups.waiting.values():
             met += group.reshape(-1, self.threads).any(1)
+            waiting |= group
         if (met > 1).any():
-            raise lines[min(waiting) - 1].instruction.unknown("threads of a program wait at different barriers")
-        self._meet(np.flatnonzero(met))
-        for at in list(waiting):
-            _join(ready, at, waiting.pop(at))
+            at = min(groups.waiting) - 1
+            raise lines[at].instruction.unknown("threads of a program wait at different barriers")
+        there = (waiting == frame.live).reshape(-1, self.threads).all(1) & (met > 0)
+        if there.any():
+            self._meet(np.flatnonzero(there))
+            self.moves += 1
+        released = np.repeat(there, self.threads)
+        for at, group in list(groups.waiting.items()):
+            _split(groups.waiting, groups.ready, at, group & released)
+        if groups.polling and self.moves == groups.moves_at_last:
+            raise lines[min(groups.polling)].instruction.unknown("threads wait for ever")
+        groups.moves_at_last = self.moves
+        for at in list(groups.polling):
+            _join(groups.ready, at, groups.polling.pop(at))
 
     def _call(self, frame: Frame, call: Call, instruction: Instruction) -> None:
         function = self.code.module.functions.get(call.name)
@@ -334,6 +429,15 @@ class Batch:
         for name, outer in zip(function.results, call.results, strict=True):
             old, new = frame.parameters.get(outer), inner.parameters[name]
             frame.parameters[outer] = new if old is None else np.where(frame.active, new, old)
+
+
+def _split(groups: dict[int, Array], others: dict[int, Array], at: int, chosen: Array) -> None:
+    """Move some threads of the group at a place."""
+    if chosen.any():
+        _join(others, at, chosen)
+        rest = groups.pop(at) & ~chosen
+        if rest.any():
+            groups[at] = rest
 
 
 def _join(groups: dict[int, Array], at: int, group: Array) -> None:

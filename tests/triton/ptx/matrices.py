@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tests.triton.ptx.float8 import KINDS8, widen8
 from tests.triton.ptx.floats import canonical, narrow, widen
 from tests.triton.ptx.parse import Instruction, Vector
 from tests.triton.ptx.registers import Array, Builder, Frame, Step, reader, writer
@@ -88,24 +89,27 @@ _SHAPES: dict[tuple[str, str], int] = {
 """Elements per register, by shape and operand."""
 
 
-def _values(kind: str, registers: Array) -> Array:
+def numbers(kind: str, held: Array) -> Array:
+    """Elements as numbers to calculate with, of their bits."""
+    if kind == "tf32":  # the lower bits are not looked at
+        return (held & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    if kind in ("s8", "u8"):
+        return held.view(np.int8 if kind == "s8" else np.uint8).astype(np.int64)
+    return widen8(kind, held) if kind in KINDS8 else widen(kind, held).astype(np.float64)
+
+
+def values_of(kind: str, registers: Array) -> Array:
     """The elements of registers (registers, ...) as numbers, (elements, ...)."""
     if kind == "f64":
         return registers.view(np.float64)
-    if kind == "tf32":  # the lower bits are not looked at
-        return (registers & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
-    size = 1 if kind in ("s8", "u8") else 2
-    parts = 4 // size
-    split = np.stack([(registers >> np.uint32(8 * size * at)).astype(f"u{size}") for at in range(parts)], 1)
-    flat = split.reshape(-1, *registers.shape[1:])
-    if size == 1:
-        return flat.view(np.int8 if kind == "s8" else np.uint8).astype(np.int64)
-    return widen(kind, flat).astype(np.float64)
+    size = 4 if kind == "tf32" else 1 if kind in ("s8", "u8", *KINDS8) else 2
+    split = [(registers >> np.uint32(8 * size * at)).astype(f"u{size}") for at in range(4 // size)]
+    return numbers(kind, np.stack(split, 1).reshape(-1, *registers.shape[1:]))
 
 
 def _accumulator(kind: str, registers: Array) -> Array:
     if kind == "f16":
-        return _values("f16", registers)
+        return values_of("f16", registers)
     return registers.view({"f32": np.float32, "s32": np.int32, "f64": np.float64}[kind])
 
 
@@ -150,7 +154,7 @@ def multiply(instruction: Instruction) -> Step:
         rows = whole_warps(frame, instruction)
         shape_of_threads = frame.active.shape
         held = [np.stack([np.broadcast_to(one(frame), shape_of_threads)[rows] for one in item]) for item in reads]
-        x, y = fragments[0].gather(_values(a, held[0])), fragments[1].gather(_values(b, held[1]))
+        x, y = fragments[0].gather(values_of(a, held[0])), fragments[1].gather(values_of(b, held[1]))
         old = fragments[2].gather(_accumulator(c, held[2]))
         total = np.matmul(x, y) + old.astype(x.dtype)
         made = _registers(d, fragments[2].scatter(_summed(total, d, saturates)))

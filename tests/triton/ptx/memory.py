@@ -391,7 +391,6 @@ BUILDERS: dict[str, Builder] = {
     "atom": atomic,
     "red": atomic,
     "cp": _copy,
-    "fence": nothing,
     "membar": nothing,
     "prefetch": nothing,
 }

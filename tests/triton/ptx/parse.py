@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 class PtxError(Exception):
@@ -44,8 +44,11 @@ class Vector:
 
 @dataclass(frozen=True)
 class Address:
+    """A place in memory; `index` are the coordinates of a block, where it is that of a described matrix."""
+
     base: Operand
     offset: int
+    index: tuple[Operand, ...] = ()
 
 
 Operand = Register | Number | Name | Vector | Address
@@ -203,6 +206,7 @@ class _Body:
         self.made, self.text, self.at = made, text, at
         self.scopes: list[dict[str, Register]] = [{}]
         self.prefixes: list[tuple[str, int]] = []
+        self._labels: list[tuple[int, dict[str, str]]] = [(0, {})]
         self._scratch = 0
 
     def read(self) -> int:
@@ -213,15 +217,33 @@ class _Body:
             label = _LABEL.match(self.text, self.at)
             if first in "{}":
                 self.at += 1
-                self.scopes.append({}) if first == "{" else self.scopes.pop()
+                self._open() if first == "{" else self._close()
             elif label is not None:
-                self.made.labels[label[1]] = len(self.made.code)
+                self._label(label[1])
                 self.at = label.end()
             else:
                 end = self.text.index(";", self.at)
                 self._statement(" ".join(self.text[self.at : end].split()))
                 self.at = end + 1
         return self.at
+
+    def _open(self) -> None:
+        self.scopes.append({})
+        self._labels.append((len(self.made.code), {}))
+
+    def _close(self) -> None:
+        """Leave a scope; jumps in it go to its own labels."""
+        self.scopes.pop()
+        first, own = self._labels.pop()
+        for at in range(first, len(self.made.code)) if own else ():
+            item = self.made.code[at]
+            if item.opcode == "bra" and isinstance(item.operands[0], Name) and item.operands[0].text in own:
+                self.made.code[at] = replace(item, operands=(Name(own[item.operands[0].text]),))
+
+    def _label(self, name: str) -> None:
+        unique = name if len(self._labels) == 1 else f"{name}#{len(self.made.labels)}"  # scopes may use a name again
+        self._labels[-1][1][name] = unique
+        self.made.labels[unique] = len(self.made.code)
 
     def _statement(self, text: str) -> None:
         declared, local = _DECLARED.fullmatch(text), _LOCAL.fullmatch(text)
@@ -283,14 +305,18 @@ class _Body:
             if token == "{":
                 yield Vector(tuple(self._list(tokens, "}")))
             elif token == "[":
-                yield self._address(list(tokens_until(tokens, "]")))
+                yield self._address(iter(list(tokens_until(tokens, "]"))))
             else:
                 yield self._atom(token)
 
-    def _address(self, tokens: list[str]) -> Address:
-        base, *rest = tokens
-        offset = sum(int(token.rstrip("U"), 0) for token in rest if token != "+")
-        return Address(self._atom(base), offset)
+    def _address(self, tokens: Iterator[str]) -> Address:
+        base, offset = self._atom(next(tokens)), 0
+        for token in tokens:
+            if token == ",":
+                coordinates = next(self._list(tokens, ""))
+                return Address(base, offset, coordinates.parts if isinstance(coordinates, Vector) else (coordinates,))
+            offset += int(token.rstrip("U"), 0) if token != "+" else 0
+        return Address(base, offset)
 
     def _atom(self, token: str) -> Operand:
         if token[:2] in ("0f", "0F") and len(token) == 10:

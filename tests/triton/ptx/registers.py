@@ -36,6 +36,33 @@ def width_of(kind: str) -> int:
     return 1 if kind == "pred" else 8 * np.dtype(KINDS[kind]).itemsize
 
 
+class InFlight:
+    """A register that an asynchronous product is still to bring, for some threads; others may use it.
+
+    Args:
+        frame: whose register it is.
+        name: of it.
+        bits: of all threads; those of threads that wait for it are old ones.
+        threads: that wait for it.
+        wait: has the active threads get it after all, as the assembler does when one is used too early.
+    """
+
+    def __init__(self, frame: Frame, name: str, bits: Array, threads: Array, wait: Callable[[Frame], None]) -> None:
+        self.frame, self.name, self.bits, self.threads, self.wait = frame, name, bits, threads, wait
+
+    def known(self) -> Array:
+        """The bits, of use to the active threads."""
+        if (self.frame.active & self.threads).any():
+            self.wait(self.frame)
+        return self.bits
+
+    def view(self, dtype: Any) -> Array:
+        return self.known().view(dtype)
+
+    def astype(self, dtype: Any) -> Array:
+        return self.known().astype(dtype)
+
+
 class Frame:
     """One call of a function by some threads.
 
@@ -51,6 +78,7 @@ class Frame:
         whole: all that are live are active.
         parameters: what has been stored to the param space, by name.
         carry: the condition code register.
+        in_flight: registers that are `InFlight`, by name.
     """
 
     def __init__(self, batch: Any, function: Function, active: Array, depot: int = 0) -> None:
@@ -59,6 +87,8 @@ class Frame:
         self.registers: dict[str, Array] = {}
         self.parameters: dict[str, Array] = {}
         self.carry: Array = np.zeros(len(active), np.uint8)
+        self.in_flight: dict[str, InFlight] = {}
+        self.products: Any = None  # of `warpgroups`
         self.local_bytes = sum(function.local.values())
 
     def held(self, register: Register) -> Array:
@@ -70,6 +100,11 @@ class Frame:
 
     def set(self, register: Register, bits: Array) -> None:
         """Give the active threads' registers new bits."""
+        if self.in_flight and register.name in self.in_flight:
+            awaited = self.in_flight[register.name]
+            awaited.bits = np.where(self.active, bits, awaited.known())
+            if register.name in self.in_flight:  # others wait for it
+                return
         if not self.whole:
             bits = np.where(self.active, bits, self.held(register))
         elif bits.shape != self.active.shape:

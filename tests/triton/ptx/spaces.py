@@ -1,11 +1,8 @@
-"""The memory that threads see: global with its bounds, shared with what warps do to each other there, local.
+"""The memory that threads see: global with its bounds, and local; `shared` has a module of its own.
 
-Global addresses are real ones, of the tensors that a launch was handed; an access elsewhere is an error. Shared memory
-knows, per byte, which warp stored it and which loaded it since the last barrier of the program: a load of what another
-warp has stored, a store over what another one has loaded or stored, and a load of bytes that an asynchronous copy is
-still to bring are errors. Two warps may store the same bits.
+Global addresses are real ones, of the tensors that a launch was handed; an access elsewhere is an error.
 
-Source: PTX ISA 8.7, 5.1 State Spaces, 8 Memory Consistency Model.
+Source: PTX ISA 8.7, 5.1 State Spaces.
 """
 
 from __future__ import annotations
@@ -17,8 +14,6 @@ import numpy as np
 
 from tests.triton.ptx.parse import Instruction
 from tests.triton.ptx.registers import RUBBISH, UNSIGNED, Array
-
-_NOBODY, _SEVERAL = -1, -2
 
 
 class GlobalMemory:
@@ -81,92 +76,20 @@ class GlobalMemory:
         for chosen, view, places in self._found(addresses, width, count, instruction):
             view[places] = values[chosen]
 
+    def block(
+        self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int, instruction: Instruction
+    ) -> Array:
+        """A part of a matrix as a view: elements of `width` bytes, the last dim side by side.
 
-class SharedMemory:
-    """The shared memory of some programs.
-
-    Args:
-        programs: how many run at a time.
-        size: bytes of each one.
-    """
-
-    def __init__(self, programs: int, size: int) -> None:
-        self.size = -(-max(size, 16) // 16) * 16
-        self.bytes = np.full(programs * self.size, RUBBISH, np.uint8)
-        self._writer, self._reader = (np.full(programs * self.size, _NOBODY, np.int16) for _ in range(2))
-        self._pending = np.zeros(programs * self.size, np.int16)
-
-    def places(self, programs: Array, addresses: Array, size: int, instruction: Instruction) -> Array:
-        """Where accesses of some bytes begin.
-
-        Raises:
-            PtxError: one is outside, or not aligned.
+        Args:
+            strides: bytes from one index of each other dim to the next.
         """
-        if (addresses.astype(np.uint64) + np.uint64(size) > self.size).any():
-            raise instruction.unknown(f"an access outside of the {self.size} bytes of shared memory")
-        if (addresses % addresses.dtype.type(size)).any():
-            raise instruction.unknown("an address that is not a multiple of what is accessed")
-        return programs * self.size + addresses.astype(np.int64)
-
-    def load(self, places: Array, width: int, count: int, warps: Array, instruction: Instruction) -> Array:
-        """`count` elements of `width` bytes from each place, which must be free of races."""
-        touched = places[:, None] + np.arange(width * count)
-        warp = warps[:, None].astype(np.int16)
-        writer, reader = self._writer[touched], self._reader[touched]
-        if ((writer != _NOBODY) & (writer != warp)).any():
-            raise instruction.unknown("a race: another warp has stored this since the last barrier")
-        if self._pending[touched].any():
-            raise instruction.unknown("a race: an asynchronous copy to here has not been waited for")
-        now = np.where((reader == _NOBODY) | (reader == warp), warp, np.int16(_SEVERAL))
-        self._reader[touched] = now
-        differs = self._reader[touched] != now
-        if differs.any():
-            self._reader[touched[differs]] = _SEVERAL
-        elements = self.bytes.view(UNSIGNED[8 * width])
-        return elements[places[:, None] // width + np.arange(count)]
-
-    def _claim(self, touched: Array, warps: Array, instruction: Instruction) -> None:
-        reader = self._reader[touched]
-        if ((reader != _NOBODY) & (reader != warps)).any():
-            raise instruction.unknown("a race: another warp has loaded what is stored over since the last barrier")
-        if self._pending[touched].any():
-            raise instruction.unknown("a race: an asynchronous copy to here has not been waited for")
-
-    def store(self, places: Array, values: Array, warps: Array, instruction: Instruction) -> None:
-        """Store a row of unsigned integers at each place, which must be free of races."""
-        values = np.ascontiguousarray(values)
-        raw = values.view(np.uint8).reshape(len(places), -1)
-        touched, warp = places[:, None] + np.arange(raw.shape[1]), warps[:, None].astype(np.int16)
-        self._claim(touched, warp, instruction)
-        writer = self._writer[touched]
-        others = (writer != _NOBODY) & (writer != warp)
-        if (others & (self.bytes[touched] != raw)).any():
-            raise instruction.unknown("a race: another warp has stored something else here since the last barrier")
-        self.bytes[touched] = raw
-        if (self.bytes[touched] != raw).any():
-            raise instruction.unknown("a race: threads store different values to one address")
-        self._writer[touched] = warp
-
-    def begin(self, places: Array, size: int, warps: Array, instruction: Instruction) -> None:
-        """An asynchronous copy to some places begins."""
-        touched, warp = places[:, None] + np.arange(size), warps[:, None].astype(np.int16)
-        self._claim(touched, warp, instruction)
-        writer = self._writer[touched]
-        if ((writer != _NOBODY) & (writer != warp)).any():
-            raise instruction.unknown("a race: another warp has stored here since the last barrier")
-        self._pending[touched] = 1
-
-    def end(self, places: Array, raw: Array, warps: Array) -> None:
-        """An asynchronous copy of bytes is over, for the warp that has waited for it."""
-        touched = places[:, None] + np.arange(raw.shape[1])
-        self.bytes[touched] = raw
-        self._pending[touched] = 0
-        self._writer[touched] = warps[:, None]
-
-    def barrier(self, programs: Array) -> None:
-        """Warps of some programs have met."""
-        for held in (self._writer, self._reader):
-            held.reshape(-1, self.size)[programs] = _NOBODY
+        size = sum((count - 1) * stride for count, stride in zip(shape, strides)) + shape[-1] * width
+        piece = int(np.searchsorted(self.starts, np.uint64(address), "right")) - 1
+        if address % width or piece < 0 or address + size > int(self.ends[piece]):
+            raise instruction.unknown(f"a block of {size} bytes that is not in memory, at {address:#x}")
+        start, view = self._view(piece, width)
+        return np.lib.stride_tricks.as_strided(view[(address - start) // width :], shape, (*strides, width))
 
 
 class LocalMemory:

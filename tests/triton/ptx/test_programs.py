@@ -22,6 +22,7 @@ from tests.support import assert_contract
 from tests.triton import grouped, products
 from tests.triton.attentions import FORMS, inputs
 from tests.triton.loops import lstm_by_hand, operands
+from tests.triton.products import with_tile
 
 pytest.importorskip("triton")
 from tests.triton.ptx.kernels import PtxKernel, from_machine_code
@@ -31,9 +32,18 @@ Tensors = list[torch.Tensor]
 
 
 @pytest.fixture(autouse=True)
-def machine_code() -> Iterator[None]:
-    with from_machine_code():
+def machine_code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of the target that a test names; of another one than usual with tiles of a warpgroup, on two processors."""
+    target = getattr(request, "param", "")
+    if target:
+        with_tile(monkeypatch, Tile(64, 32, 32, 4, 3, 1.0), processors=2)
+    with from_machine_code(target):
         yield
+
+
+on_all_targets = pytest.mark.parametrize(
+    "machine_code", ["", pytest.param("cuda:90", marks=pytest.mark.suite)], indirect=True, ids=["as usual", "cuda:90"]
+)
 
 
 def _list(found: Any) -> Tensors:
@@ -52,6 +62,7 @@ def _check(function: Callable[..., Any], args: list[Any], kernels: int = 0) -> N
         assert_contract(mine, theirs, true)
 
 
+@on_all_targets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_products_with_a_pipeline_of_copies(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -59,41 +70,48 @@ def test_products_with_a_pipeline_of_copies(dtype: torch.dtype) -> None:
     _check(lambda x, w, b: F.gelu(x @ w + b, approximate="tanh"), args, 1)
 
 
+@on_all_targets
 @pytest.mark.parametrize("name", products.CASES)
 def test_products(name: str) -> None:
     _check(products.CASES[name].function, products.CASES[name].inputs(torch.bfloat16))
 
 
-def _product(kinds: tuple[Any, Any], tf32: bool, shape: tuple[int, int, int], tile: Tile) -> PtxKernel:
-    (m, n, depth), (kind, target) = shape, kinds
+def _product(kinds: tuple[Any, Any], tf32: bool, shape: tuple[int, int, int], target: str) -> PtxKernel:
+    (m, n, depth), (kind, wide), tile = shape, kinds, Tile(64, 32, 32, 4, 2, 1.0)
     b, (i, j, k) = KernelBuilder((Axis("i", m), Axis("j", n), Axis("k", depth, ROW))), map(symbol, "ijk")
     left, right = b.load("a", kind, i * depth + k), b.load("b", kind, j + k * n)
-    if kind != target:
-        left, right = (b.compute("cast", x, dtype=target) for x in (left, right))
+    if kind != wide:
+        left, right = (b.compute("cast", x, dtype=wide) for x in (left, right))
     b.store("out", i * n + j, b.contract(left, right, tf32=tf32))
     buffers = (
         Buffer("a", kind, m * depth, "in"),
         Buffer("b", kind, depth * n, "in"),
-        Buffer("out", target, m * n, "out"),
+        Buffer("out", wide, m * n, "out"),
     )
-    return PtxKernel(emit_kernel(b.finish("product", buffers), choice=Choice(tile)))
+    return PtxKernel(emit_kernel(b.finish("product", buffers), choice=Choice(tile)), target)
 
 
-def test_products_of_integers_wrap() -> None:
+targets = pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+
+
+@targets
+def test_products_of_integers_wrap(target: str) -> None:
     a, b = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((20, 70), (70, 17)))
     out = torch.empty(20, 17, dtype=torch.int32)
-    _product((i8, i32), False, (20, 17, 70), Tile(32, 32, 32, 4, 2, 1.0))([a, b, out])
+    _product((i8, i32), False, (20, 17, 70), target)([a, b, out])
     assert torch.equal(out, a.int() @ b.int())
 
 
-def test_products_of_float32_in_tf32() -> None:
+@targets
+def test_products_of_float32_in_tf32(target: str) -> None:
     a, b = torch.randn(20, 70), torch.randn(70, 17)
     out = torch.empty(20, 17)
-    _product((f32, f32), True, (20, 17, 70), Tile(32, 32, 32, 4, 2, 1.0))([a, b, out])
+    _product((f32, f32), True, (20, 17, 70), target)([a, b, out])
     cut = [(x.view(torch.int32) & ~0x1FFF).view(torch.float32).double() for x in (a, b)]
     torch.testing.assert_close(out.double(), cut[0] @ cut[1], rtol=1e-5, atol=1e-5)
 
 
+@on_all_targets
 @pytest.mark.parametrize("name", grouped.CASES)
 def test_grouped_products(name: str) -> None:
     case = grouped.CASES[name]
@@ -117,12 +135,14 @@ def _with_gradients(form: Callable[..., torch.Tensor]) -> Callable[..., tuple[to
     return step
 
 
+@on_all_targets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["plain", "causal", "window"])
 def test_attention_and_its_gradients(name: str, dtype: torch.dtype) -> None:
     _check(_with_gradients(FORMS[name][0]), inputs(name, dtype, queries=70, keys=90))
 
 
+@on_all_targets
 def test_a_large_bias_is_added_to_the_whole_product() -> None:
     """Not to its accumulator, where each step would be rounded to the bias."""
     for seed in range(3):
@@ -131,6 +151,7 @@ def test_a_large_bias_is_added_to_the_whole_product() -> None:
         _check(lambda x, w, b: x @ w + b, [torch.randn(20, 16), torch.randn(16, 12), torch.randn(12) * 1000], 1)
 
 
+@on_all_targets
 def test_convolutions_and_their_gradients() -> None:
     def step(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, w, b = (t.detach().requires_grad_() for t in (x, w, b))
@@ -162,6 +183,7 @@ def test_a_table_of_parameters() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
+@on_all_targets
 def test_a_loop_over_time() -> None:
     args = operands(9, 16, 7, 20)
     with override(cache=False):

@@ -18,7 +18,7 @@ FUNCTIONS
 {
     .reg .pred %p<9>;
     .reg .b16 %rs<9>;
-    .reg .b32 %r<40>;
+    .reg .b32 %r<99>;
     .reg .b64 %rd<20>;
     ld.param.b64 %rd0, [kernel_param_0];
     mov.u32 %r0, %tid.x;
@@ -30,15 +30,19 @@ BODY
 """
 
 
-def run(body: str, memory: np.ndarray, threads: int = 32, programs: int = 1, functions: str = "") -> list[str]:
-    """Run a kernel on an array of 32-bit words, in place; what it leaves to chance.
+def run(
+    body: str, memory: np.ndarray, threads: int = 32, programs: int = 1, functions: str = "", shared: int = 1024
+) -> list[str]:
+    """Run a kernel on an array of 32-bit words, in place; what it leaves to chance, and `Code.doubts`.
 
     Args:
         body: its instructions: %r0 is the thread, %rd0 the array, %rd2 the thread's word of it.
+        shared: bytes of shared memory.
     """
     text = _HEAD.replace("THREADS", str(threads)).replace("BODY", body).replace("FUNCTIONS", functions)
     place = memory.ctypes.data, memory.nbytes
-    return Code(parse(text)).launch((programs, 1, 1), threads, 1024, [memory.ctypes.data], [place])
+    code = Code(parse(text))
+    return code.launch((programs, 1, 1), threads, shared, [memory.ctypes.data], [place]) + sorted(code.doubts)
 
 
 def words(body: str, threads: int = 32, start: np.ndarray | None = None, functions: str = "") -> np.ndarray:

@@ -2,8 +2,8 @@
 
 All threads that such an instruction names must execute it together, or it is an error.
 
-Source: PTX ISA 8.7, 9.7.9.6 shfl.sync, 9.7.13.10 vote.sync, 9.7.13.13 redux.sync, 9.7.14.5.15 ldmatrix,
-9.7.14.5.16 stmatrix.
+Source: PTX ISA 8.7, 9.7.9.6 shfl.sync, 9.7.13.10 vote.sync, 9.7.13.13 redux.sync, 9.7.13.17 elect.sync,
+9.7.14.5.15 ldmatrix, 9.7.14.5.16 stmatrix.
 """
 
 from __future__ import annotations
@@ -196,7 +196,23 @@ def active_mask(instruction: Instruction) -> Step:
     return step
 
 
+def elect(instruction: Instruction) -> Step:
+    """One thread of each warp: the last one, as any may be it."""
+    if instruction.modifiers != ("sync",) or len(instruction.operands) != 3:
+        raise instruction.unknown()
+    members(instruction, -1)
+    write, write_chosen = (writer(item, kind, instruction) for item, kind in zip(instruction.operands, ("u32", "pred")))
+
+    def step(frame: Frame) -> None:
+        whole_warps(frame, instruction)
+        write(frame, np.full(frame.active.shape, WARP - 1, np.uint32))
+        write_chosen(frame, np.arange(len(frame.active)) % WARP == WARP - 1)
+
+    return step
+
+
 BUILDERS: dict[str, Builder] = {
+    "elect": elect,
     "shfl": shuffle,
     "vote": vote,
     "redux": reduce,

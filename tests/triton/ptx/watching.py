@@ -24,6 +24,7 @@ class Watch:
         self._launch = Launch(name, [])
         self._within: dict[bool, list[tuple[Array, Array]]] = {False: [], True: []}
         self._noted = 0
+        self._rows: list[tuple[int, int, Array, Array, int]] = []
 
     def note(self, kind: str, addresses: Array, programs: Array, warps: Array, epochs: Array) -> None:
         """Note accesses.
@@ -34,6 +35,17 @@ class Watch:
             programs, warps: of each thread.
             epochs: how many barriers each thread's program has passed.
         """
+        self._noted += 1
+        self._note(kind, addresses, programs, warps, epochs, self._noted)
+
+    def note_rows(self, addresses: Array, width: int, count: int, program: int, warp: int, epoch: int) -> None:
+        """Note loads of rows of blocks by a thread, of which there are many: what nobody stores is of no interest."""
+        self._noted += 1
+        self._rows.append((width, count, addresses, np.array([program, warp, epoch]), self._noted))
+
+    def _note(
+        self, kind: str, addresses: Array, programs: Array, warps: Array, epochs: Array, number: int
+    ) -> None:  # fmt: skip
         count = addresses.shape[1]
         flat, owners = addresses.reshape(-1), np.repeat(programs, count)
         accesses = getattr(self._launch, kind)
@@ -41,16 +53,26 @@ class Watch:
         accesses.programs.append(owners.astype(np.uint64))
         if kind != "atomics":
             when = np.stack([flat.astype(np.int64), owners, np.repeat(epochs, count)])
-            self._noted += 1
-            made = np.stack([np.repeat(warps, count), np.full(len(flat), self._noted)])
+            made = np.stack([np.repeat(warps, count), np.full(len(flat), number)])
             self._within[kind == "stores"].append((when, made))
 
     def judge(self) -> list[str]:
         """What is wrong."""
+        self._note_rows_that_met()
         found = self._launch.judge()
         if self._within[True] and self._within[False] and self._warps_meet():
             found.append(f"{self._launch.name}: a warp loads what another one stores before the next barrier")
         return found
+
+    def _note_rows_that_met(self) -> None:
+        stored = np.sort(np.concatenate([kind.joined()[0] for kind in (self._launch.stores, self._launch.atomics)]))
+        for width, count, rows, who, number in self._rows:
+            ends = rows + np.uint64(width * count)
+            met = rows[np.searchsorted(stored, ends) > np.searchsorted(stored, rows)]
+            if len(met):
+                elements = met[:, None] + (width * np.arange(count)).astype(np.uint64)
+                self._note("loads", elements, *(np.full(len(met), one) for one in who), number)
+        self._rows = []
 
     def _warps_meet(self) -> bool:
         """Whether some address is loaded by one warp and stored by another one, of one program between two barriers."""

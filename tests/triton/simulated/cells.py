@@ -136,8 +136,19 @@ def histc(x: T, bins: int = 100, low: float = 0, high: float = 0) -> T:
     return torch.histc(x.double().cpu(), bins, low, high).to(x)
 
 
+def scaled_product(
+    x: T, w: T, a: T, b: T, bias: Maybe = None, result: Maybe = None, out_dtype: torch.dtype | None = None,
+    use_fast_accum: bool = False,
+) -> T:  # fmt: skip
+    """`_scaled_mm` with scales of matrices, or of rows and columns; the CPU's knows the first alone."""
+    assert result is None, "scales of results are not simulated"
+    made = _sum(x.float() @ w.float() * a * b, bias)
+    return made.to(x.dtype if out_dtype is None else out_dtype)
+
+
 _OPERATORS = {
     "histc": histc,
+    "_scaled_mm": scaled_product,
     "_thnn_fused_lstm_cell": lstm,
     "_thnn_fused_lstm_cell_backward_impl": lstm_backward,
     "_thnn_fused_gru_cell": gru,
