@@ -287,18 +287,15 @@ class _Writer:
     def _stages(self, statements: Sequence[Define]) -> int:
         """Steps of a loop along a row whose loads are on their way at once, by way of shared memory.
 
-        Registers hold those of one step where a loop computes or stores much: less than the latency of memory lets
-        through.
+        Registers hold those of one step where a loop computes or stores much. Of one array, that is less than the
+        latency of memory lets through; of several it is enough, and there are no registers to spare.
         """
         loads = [s for s in statements if isinstance(s, Load) and s.id in self.in_row]
-        if any(s.mask is not None or any(map(is_value, symbols(s.index))) for s in loads):
-            return 1  # what is loaded may say what is loaded next
-        step = 0
-        for s in loads:
-            domain = self.kernel.domains[s.id]
-            along = (dim.block for dim in self.tiling.dims if any(axis.name in domain for axis in dim.axes))
-            step += prod(along) * s.dtype.itemsize
-        return min(_MOST_STAGES, _PIPELINED_BYTES // step) if step else 1
+        if len(loads) != 1 or loads[0].mask is not None or any(map(is_value, symbols(loads[0].index))):
+            return 1
+        domain = self.kernel.domains[loads[0].id]
+        along = (dim.block for dim in self.tiling.dims if any(axis.name in domain for axis in dim.axes))
+        return min(_MOST_STAGES, _PIPELINED_BYTES // (prod(along) * loads[0].dtype.itemsize))
 
     def _open(self, body: Body, s: Reduce, passes: Passes) -> None:
         """Accumulators before the loop, one per lane."""
