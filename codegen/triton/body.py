@@ -7,11 +7,13 @@ last block is not full.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.joined_axes import int_extent
+from graphc.codegen.triton.narrow import narrow_values, render_fast
 from graphc.codegen.triton.ops import Context, Operand, cast, constant, literal, render, tl_dtype
 from graphc.codegen.triton.tiling import TileDim, Tiling
 from graphc.codegen.triton.tiling import stride as axis_stride
@@ -78,6 +80,11 @@ class Body:
         self.dim_of |= {name: name for name in blocked}
         self.ranges |= {dim.name: (0, max(0, dim.extent - 1)) for dim in blocked.values()}
         self.row, self.rows = self.tiling.row, self.tiling.rows
+
+    @functools.cached_property
+    def narrow(self) -> frozenset[str]:
+        """See `graphc.codegen.triton.narrow`."""
+        return narrow_values(self.tiling.kernel)
 
     # -------------------------------------------------------------------------------------------------- plain lines
 
@@ -186,7 +193,10 @@ class Body:
             text = self._index_value(s.expr)
         elif isinstance(s, Compute):
             shape = frozenset().union(*(self.shapes[name] for name in s.args))
-            text = render(self.context, s.op, s.dtype, [self.operand(name) for name in s.args])
+            args = [self.operand(name) for name in s.args]
+            text = (render_fast(s.op, args) if s.id in self.narrow else None) or render(
+                self.context, s.op, s.dtype, args
+            )
         else:
             raise CodegenError(f"{type(s).__name__} is no plain statement")
         self.bind(s, text, shape)

@@ -82,6 +82,8 @@ class RunningSum:
         return body.combined("max", text, f"tl.full([], {self._lowest}, {kind})", self.second.dtype)
 
     def _exp(self, body: Body, text: str) -> str:
+        if self.second.id in body.narrow:
+            return f"tl.exp({text})"
         return render(body.context, "exp", self.second.dtype, [Operand(text, self.second.dtype)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -14,7 +15,7 @@ from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.ir.dims import symbol
 from graphc.ir.types import DType, bf16, f16, f32, f64
 from graphc.loopir.builder import KernelBuilder
-from graphc.loopir.kernel import Axis, Kernel
+from graphc.loopir.kernel import ROW, Axis, Kernel
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.program.triton_kernel import TritonKernel
 from graphc.runtime.triton_cross import TARGETS, compile_for
@@ -114,6 +115,46 @@ def test_text_is_python_and_travels_as_plain_data(name: str) -> None:
     made = emit_kernel(CASES[name]())
     ast.parse(made.text)
     assert TritonKernel.from_plain(made.text, made.to_plain()) == made
+
+
+def _rounded(make: Callable[[KernelBuilder, str], str], dtype: DType) -> str:
+    """Text of a kernel that rounds what is made of a float32 in memory."""
+    b = KernelBuilder((Axis("i", 64), Axis("j", 8, ROW)))
+    made = make(b, b.load("x", f32, symbol("i") * 8 + symbol("j")))
+    b.store("y", symbol("i") * 8 + symbol("j"), b.compute("cast", made, dtype=dtype))
+    return emit_kernel(b.finish("f", (given("x", f32, 512), out("y", dtype, 512)))).text
+
+
+def _exp(b: KernelBuilder, x: str) -> str:
+    return b.compute("exp", x)
+
+
+ROUNDED: dict[str, tuple[Callable[[KernelBuilder, str], str], bool]] = {
+    "as it is": (_exp, True),
+    "quotient": (lambda b, x: b.compute("div", _exp(b, x), x), True),
+    "sum of positive numbers": (lambda b, x: b.compute("add", _exp(b, x), b.constant(1.0, f32)), True),
+    "chosen": (lambda b, x: b.compute("where", b.compute("lt", x, b.constant(0.0, f32)), _exp(b, x), x), True),
+    "sum of a row": (lambda b, x: b.reduce("sum", _exp(b, x)), True),
+    "difference": (lambda b, x: b.compute("sub", _exp(b, x), b.constant(1.0, f32)), False),
+    "sum that may be small": (lambda b, x: b.compute("add", _exp(b, x), x), False),
+    "logarithm": (lambda b, x: b.compute("log", _exp(b, x)), False),
+    "jump": (lambda b, x: b.compute("floor", _exp(b, x)), False),
+    "sum of a row of any sign": (lambda b, x: b.reduce("sum", b.compute("mul", _exp(b, x), x)), False),
+}
+
+
+@pytest.mark.parametrize("dtype", [bf16, f16, f32])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_is_rounded_to_16_bits_may_be_fast(name: str, dtype: DType) -> None:
+    make, may_be = ROUNDED[name]
+    text = _rounded(make, dtype)
+    is_fast = may_be and dtype != f32
+    assert ("tl.exp(" in text, "libdevice.exp(" in text) == (is_fast, not is_fast)
+
+
+def test_softmax_of_16_bits_divides_fast() -> None:
+    assert "tl.div_rn" in emit_kernel(softmax(8, 64)).text
+    assert "tl.div_rn" not in emit_kernel(softmax(8, 64, bf16)).text
 
 
 def test_awkward_names_become_python_names() -> None:
