@@ -10,7 +10,7 @@ demo: $(STAMP)  ## train the tutorials' CNN on handwritten digits, eager and com
 	$(BIN)/python examples/demo.py --out out/demo
 
 test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest -q -n auto --dist loadscope -m "not gpu and not suite"
+	$(BIN)/python -m pytest -q -n auto --dist loadscope --no-loadscope-reorder -m "not gpu and not suite"
 
 check: $(STAMP) format lint types layers test  ## what .ci/run runs
 

@@ -38,6 +38,7 @@ def test_python_blocks_run(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_shell_commands_run(tmp_path: Path) -> None:
     commands = [line for line in _blocks("docs/guide.md", "sh").splitlines() if line.strip()]
     assert commands

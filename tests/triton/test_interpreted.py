@@ -31,6 +31,7 @@ def run_interpreted(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.long
 @elsewhere
 def test_in_the_interpreter() -> None:
     run_interpreted(FOLDER, *(f"--ignore={file}" for file in ATTENTION))

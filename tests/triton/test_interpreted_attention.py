@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.triton.test_interpreted import ATTENTION, elsewhere, run_interpreted
 
 
+@pytest.mark.long
 @elsewhere
 def test_attention_in_the_interpreter() -> None:
     run_interpreted(*ATTENTION)

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent / "backend"
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the device is C++")
 def test_on_a_device_of_its_own() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--import-mode=importlib", "-p", "no:cacheprovider", FOLDER]
