@@ -4,8 +4,8 @@
     python -m tests.triton.simulated python benchmarks/gpu_host.py    without a GPU, see docs/architecture.md
 
 Small models are bound by that, whatever the GPU. Each call gets another batch, as from a loader; eager and graphc take
-turns. On a simulated GPU launches and copies are noted and carried out later, outside of what is timed: its host times
-lack the driver's own share, and torch's operators pay more for being noted than for being launched.
+turns. On a simulated GPU launches, copies and torch's operators are noted and carried out later, outside of what is
+timed: its host times have the noting in the place of the driver's own share.
 """
 
 from __future__ import annotations

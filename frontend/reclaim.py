@@ -38,15 +38,13 @@ class Reclaimer:
     Args:
         effects: of a capture.
         leaves: the outputs they take.
-
-    Attributes:
         lent: whether the program lends the memory of these gradients.
     """
 
-    def __init__(self, effects: Sequence[Effect], leaves: Sequence[OutputLeaf]) -> None:
+    def __init__(self, effects: Sequence[Effect], leaves: Sequence[OutputLeaf], lent: bool = False) -> None:
         dropped = [effect for effect in effects if isinstance(effect, GradientEffect) and effect.dropped]
         self._tensors = [(leaves[e.number].number, e.tensor) for e in dropped if e.number >= 0]
-        self.lent = False
+        self._lent = lent
 
     def __bool__(self) -> bool:
         return bool(self._tensors)
@@ -57,7 +55,7 @@ class Reclaimer:
 
     def take(self, spare: Spare) -> None:
         """Add the memory of gradients that end here. Those parameters have none until the program has run."""
-        if self.lent:
+        if self._lent:
             for _, tensor in self._tensors:
                 tensor.grad = None
             return

@@ -265,11 +265,11 @@ class CompiledFunction(PathCalls):
         if checker is not None:
             captured.guards.use(checker)
         reclaimer = None
-        if execute is None and (hasattr(compilation.execute, "spare_outputs") or hasattr(compilation.execute, "lend")):
-            reclaimer = Reclaimer(captured.effects, captured.effect_leaves)
-            if hasattr(compilation.execute, "lend"):
-                reclaimer.lent = True
-                compilation.execute.lend(reclaimer.numbers())
+        lend = getattr(compilation.execute, "lend", None)
+        if execute is None and (lend is not None or hasattr(compilation.execute, "spare_outputs")):
+            reclaimer = Reclaimer(captured.effects, captured.effect_leaves, lent=lend is not None)
+            if lend is not None:
+                lend(reclaimer.numbers())
         return _Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
 
     def _changed_scalars(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:

@@ -60,6 +60,8 @@ class Numbers:
         single = [i for i in program.brought if self._buffers[i].host or math.prod(self._buffers[i].shape) == 1]
         self._slots = {number: _SLOT * at for at, number in enumerate(sorted(single))}
         self._block = (ctypes.c_char * (_SLOT * max(len(self._slots), 1)))()
+        start = ctypes.addressof(self._block)
+        self._places = {number: (start + at, self._dtype(number).itemsize) for number, at in self._slots.items()}
 
     def on(self, place: torch.device) -> Sent:
         """Memory for them on a device."""
@@ -86,7 +88,7 @@ class Numbers:
             before: list[Callable[[Frame], None]] = [here]
             for part in (program.parts[number] for number in stage.before):
                 if isinstance(part.run, HostRun):
-                    here.extend(part.run, self._places())
+                    here.extend(part.run, self._places)
                     continue
                 here = self._copied(part.writes)
                 before += [part.run, here]
@@ -104,16 +106,11 @@ class Numbers:
             )
         return found
 
-    def _places(self) -> dict[int, tuple[int, int]]:
-        """By number where it is copied to, and its bytes."""
-        start = ctypes.addressof(self._block)
-        return {number: (start + at, self._dtype(number).itemsize) for number, at in self._slots.items()}
-
     def _copied(self, numbers: Iterable[int]) -> HostRun:
-        here, places = HostRun(self._program.memory, self._program.library), self._places()
+        here = HostRun(self._program.memory, self._program.library)
         for number in numbers:
-            if number in places:
-                here.add_copy(number, *places[number])
+            if number in self._places:
+                here.add_copy(number, *self._places[number])
         return here
 
     def _dtype(self, number: int) -> torch.dtype:

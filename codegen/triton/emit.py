@@ -287,8 +287,8 @@ class _Writer:
     def _stages(self, statements: Sequence[Define]) -> int:
         """Steps of a loop along a row whose loads are on their way at once, by way of shared memory.
 
-        Registers hold those of one step where a loop computes or stores much. Of one array, that is less than the
-        latency of memory lets through; of several it is enough, and there are no registers to spare.
+        Registers hold those of one step where a loop computes or stores much: few bytes where it reads one array. Where
+        it reads several, the assembler has no registers to spare for more.
         """
         loads = [s for s in statements if isinstance(s, Load) and s.id in self.in_row]
         if len(loads) != 1 or loads[0].mask is not None or any(map(is_value, symbols(loads[0].index))):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from graphc.codegen.triton.ops import Operand
 from graphc.ir.types import bf16, f16, f32
-from graphc.loopir.kernel import Compute, Const, Define, Kernel, Reduce, Statement, Store, operands
+from graphc.loopir.kernel import Compute, Const, Define, Kernel, Reduce, Statement, operands
 
 _KEEPING = frozenset(("mul", "div", "neg", "abs", "reciprocal", "sqrt", "rsqrt"))
 """Operators whose result is off by no more than their operands are, together, or half of it."""
@@ -35,7 +35,7 @@ def narrow_values(kernel: Kernel) -> frozenset[str]:
 
 def _keeps(use: Statement, name: str, by_id: Mapping[str, Define], found: set[str]) -> bool:
     """Whether what reads a value rounds it to 16 bits, or hands its relative error on to what does."""
-    if isinstance(use, Store) or not isinstance(use, (Compute, Reduce)):
+    if not isinstance(use, (Compute, Reduce)):
         return False
     if isinstance(use, Compute) and use.op == "cast":
         return use.dtype in (bf16, f16)
@@ -52,8 +52,6 @@ def _is_positive(name: str, by_id: Mapping[str, Define]) -> bool:
     s = by_id[name]
     if isinstance(s, Const):
         return s.value > 0
-    if isinstance(s, Compute) and s.op == "where":
-        return all(_is_positive(arg, by_id) for arg in s.args[1:])
     return isinstance(s, Compute) and s.op in ("exp", "exp2", "sigmoid")
 
 

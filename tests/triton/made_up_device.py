@@ -246,8 +246,7 @@ class Placed:
             spread(self.captured.graph, chance)
         record = generate(plan_for(self.captured.graph, options, "triton"))
         self.program = TritonProgram(Program.from_json(record.to_json()))
-        self.reclaimer = Reclaimer(self.captured.effects, self.captured.effect_leaves)
-        self.reclaimer.lent = True
+        self.reclaimer = Reclaimer(self.captured.effects, self.captured.effect_leaves, lent=True)
         self.program.lend(self.reclaimer.numbers())
 
     def __call__(self, *args: Any) -> Any:
