@@ -86,7 +86,7 @@ def markdown(lines: Sequence[Line], counts: Counts) -> str:
 def _table(lines: Sequence[Line]) -> str:
     columns = (
         "program", "function", "calls", "registers", "spills", "shared", "loads", "stores", "matrix", "moved / least",
-        "best", "faults",
+        "best", "busy", "in flight", "faults",
     )  # fmt: skip
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for line in lines:
@@ -95,9 +95,14 @@ def _table(lines: Sequence[Line]) -> str:
         widths = [" ".join(map(str, found)) for found in (line.loads, line.stores)]
         rows.append(
             f"| {line.program} | {line.function} | {line.calls} | {line.registers} | {line.spills} | {line.shared} | "
-            f"{widths[0]} | {widths[1]} | {line.tensor_core or ''} | {ratio} | {best} | {'; '.join(line.faults)} |"
+            f"{widths[0]} | {widths[1]} | {line.tensor_core or ''} | {ratio} | {best} | {_busy(line)} | "
+            f"{f'{line.flight / 1024:.0f} KiB' if line.unit else ''} | {'; '.join(line.faults)} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def _busy(line: Line) -> str:
+    return f"{line.busy:.0%} {line.unit}" if line.unit else ""
 
 
 def _megabytes(nbytes: int) -> str:

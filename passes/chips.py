@@ -24,6 +24,7 @@ class Chip:
         bandwidth: of its memory, bytes per second.
         flops: f32 operations per second outside tensor cores, a fused multiply-add counted as two.
         tensor_flops: bf16 operations per second in tensor cores.
+        processors: streaming multiprocessors, or compute units.
         multiplies_float8: tensor cores take torch's 8-bit floats as they are, at twice that rate.
     """
 
@@ -32,6 +33,7 @@ class Chip:
     bandwidth: float
     flops: float
     tensor_flops: float
+    processors: int
     multiplies_float8: bool = False
 
     def seconds(self, nbytes: int, work: int, matrix: int = 0) -> float:
@@ -47,11 +49,11 @@ class Chip:
 
 DEFAULT_TARGET = "cuda:90"
 CHIPS: tuple[Chip, ...] = (
-    Chip("A100 80GB", "cuda:80", 2.039e12, 19.5e12, 312e12),
-    Chip("H100", "cuda:90", 3.35e12, 67e12, 989e12, True),
-    Chip("H200", "cuda:90", 4.8e12, 67e12, 989e12, True),
-    Chip("B200", "cuda:100", 8.0e12, 75e12, 2250e12, True),
-    Chip("MI300X", "hip:gfx942", 5.3e12, 163.4e12, 1307e12),
+    Chip("A100 80GB", "cuda:80", 2.039e12, 19.5e12, 312e12, 108),
+    Chip("H100", "cuda:90", 3.35e12, 67e12, 989e12, 132, True),
+    Chip("H200", "cuda:90", 4.8e12, 67e12, 989e12, 132, True),
+    Chip("B200", "cuda:100", 8.0e12, 75e12, 2250e12, 148, True),
+    Chip("MI300X", "hip:gfx942", 5.3e12, 163.4e12, 1307e12, 304),
 )
 ATTENTION_RATES: dict[str, Mapping[str, float]] = {
     "cuda:90": {attention.CUDNN: 1.55, attention.FLASH: 0.95},

@@ -26,6 +26,7 @@ from graphc.passes.group_rows import NameGroupsOfRows
 from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
 from graphc.passes.mask_bounds import BoundMasks
+from graphc.passes.one_hot import ShrinkOneHots
 from graphc.passes.products import AccumulateProducts, MergeProducts, RoundOnce
 from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
@@ -86,6 +87,12 @@ SPLIT: tuple[Pass, ...] = (
     EliminateDeadCode(),  # the rest only where something was split: what is now made chunk by chunk
     Canonicalize(),  # slices of slices
 )
+LABELS: tuple[Pass, ...] = (
+    ShrinkOneHots(),  # after splitting, which follows a row through its sum
+    Canonicalize(),  # the rest only where there were such rows: views of labels
+    EliminateCommonSubexpressions(),  # a label may be looked at by several losses
+    EliminateDeadCode(),
+)
 LAY_OUT: tuple[Pass, ...] = (
     ChannelsLast(),  # last: which values there are is settled
     CarryLayout(),  # what lies between those that have a layout now
@@ -145,7 +152,7 @@ def optimize(graph: Graph, ctx: PassContext | None = None) -> list[PassRecord]:
             # each pass finds all there is for it in one walk, and none asks who reads a value
             if records[-1].modified and item.name != EliminateDeadCode.name:
                 pending.update(other for other in CLEAN_UP if other is not item)
-    for passes in (ATTENTION, REGROUP, SPLIT, ADD_UP, ROUND, BOUND):
+    for passes in (ATTENTION, REGROUP, SPLIT, LABELS, ADD_UP, ROUND, BOUND):
         for item in passes:
             records.append(run_pass(item, graph, context))
             if not records[-1].modified:

@@ -8,7 +8,7 @@ last block is not full.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from graphc.codegen.triton.indexing import index_text
@@ -53,6 +53,7 @@ class Body:
         tiling: of the kernel.
         context: collects helpers for the whole module.
         pointers: parameter name per buffer.
+        together: neighbours along a row that one lane of a reduction in a loop takes, by its id; one, where not told.
 
     Attributes:
         vectors: per outer row dimension its variables as vectors.
@@ -66,6 +67,7 @@ class Body:
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
     vectors: dict[str, dict[str, Dim]] = field(default_factory=dict)
+    together: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kernel = self.tiling.kernel
@@ -155,6 +157,22 @@ class Body:
 
     def shape_text(self, shape: Shape) -> str:
         return "[" + ", ".join(d.constexpr if n in shape else "1" for n, d in self.blocked.items()) + "]"
+
+    def lane_shape(self, name: str) -> str:
+        """The shape of what the lanes of a reduction in a loop keep."""
+        return f"[{', '.join(self._lane_extents(name))}]"
+
+    def in_lanes(self, name: str, text: str) -> str:
+        """A tensor over the full tile with a dimension more, behind the row, of the neighbours that a lane takes."""
+        extents = self._lane_extents(name)
+        extents.insert(self.row_axis + 1, str(self.together[name]))
+        return f"tl.reshape({text}, [{', '.join(extents)}])"
+
+    def _lane_extents(self, name: str) -> list[str]:
+        extents = [dim.constexpr for dim in self.blocked.values()]
+        if self.together.get(name, 1) > 1:
+            extents[self.row_axis] += f" // {self.together[name]}"
+        return extents
 
     def index_shape(self, index: Dim) -> Shape:
         found: set[str] = set()
@@ -304,9 +322,15 @@ class Body:
         covers = self.shapes[name] | set(ragged) == self.full
         return text if covers else f"tl.broadcast_to({text}, {self.shape_text(self.full)})"
 
+    def neighbours_reduced(self, name: str, op: str, text: str, dtype: DType) -> str:
+        """A tensor over the full tile, reduced along the neighbours that a lane takes."""
+        return self._reduced(op, self.in_lanes(name, text), dtype, f"{self.row_axis + 1}")
+
     def reduced_text(self, op: str, text: str, dtype: DType) -> str:
         """`text`, a tensor over the full tile, reduced along the row; not for argmax and argmin."""
-        axis = f"{self.row_axis}, keep_dims=True" if self.row_axis else f"{self.row_axis}"
+        return self._reduced(op, text, dtype, f"{self.row_axis}, keep_dims=True" if self.row_axis else "0")
+
+    def _reduced(self, op: str, text: str, dtype: DType, axis: str) -> str:
         if op in ("any", "all") or (dtype == bool_ and op in ("max", "min")):
             function = "tl.max" if op in ("any", "max") else "tl.min"
             return f"{function}({text}.to(tl.int32), {axis}) != 0"

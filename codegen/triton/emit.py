@@ -38,7 +38,8 @@ from graphc.codegen.triton.moments import part_length
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.persistent import emit_product
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.tiles import ChainTile, Choice
+from graphc.codegen.triton.running_sums import lanes_together
+from graphc.codegen.triton.tiles import ChainTile, Choice, machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
 from graphc.ir.dims import symbols
@@ -49,7 +50,7 @@ from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 _Tile = TypeVar("_Tile", Choice, ChainTile)
 
 _MOST_STAGES = 4
-_PIPELINED_BYTES = 32 << 10
+_PIPELINED_BYTES = 48 << 10
 """Shared memory of a program for steps of loops that are on their way: several programs share a processor."""
 
 _RESERVED = frozenset(keyword.kwlist) | {
@@ -65,7 +66,7 @@ def emit_kernel(
     Args:
         kernel: any verified kernel with known extents.
         tiling: how to cut it, by default `choose_tiling(kernel)`; not for products of matrices.
-        target: what tiles of products are chosen for, as in `graphc.codegen.triton.tiles`.
+        target: what tiles of products, and instructions, are chosen for, as in `graphc.codegen.triton.tiles`.
         choice: the tile of a product, by default the best by the model.
         form: instead, one of `kernel_forms(kernel, target)`, as a plan has it.
 
@@ -81,7 +82,7 @@ def emit_kernel(
     if kernel.contractions:
         choice = _named(product_tiles(kernel, target), form) if form else choice
         return emit_product(kernel, parameter_names(kernel), _function_name(kernel, PRODUCT_NAMES), target, choice)
-    writer = _Writer(kernel, tiling or choose_tiling(kernel))
+    writer = _Writer(kernel, tiling or choose_tiling(kernel), target)
     return writer.module()
 
 
@@ -106,9 +107,9 @@ class _Partial:
 
 
 class _Writer:
-    def __init__(self, kernel: Kernel, tiling: Tiling) -> None:
+    def __init__(self, kernel: Kernel, tiling: Tiling, target: str) -> None:
         self.source, self.tiling, self.kernel = kernel, tiling, tiling.kernel
-        self.context = Context()
+        self.context = Context(flushes_powers=bool(target) and machine_of(target).flushes_powers)
         self.pointers = parameter_names(kernel)
         self.functions: list[str] = []
         self.launches: list[Launch] = []
@@ -117,6 +118,7 @@ class _Writer:
         row_axes = {axis.name for axis in self.kernel.row_axes}
         self.in_row = {name for name, domain in self.kernel.domains.items() if domain & row_axes}
         self.row_axes = row_axes
+        self.together = lanes_together(tiling) if tiling.looped else {}
         self.name = _function_name(self.kernel)
 
     def module(self) -> TritonKernel:
@@ -223,7 +225,7 @@ class _Writer:
     # --------------------------------------------------------------------------------------------------------- parts
 
     def _body(self) -> Body:
-        return Body(self.tiling, self.context, self.pointers)
+        return Body(self.tiling, self.context, self.pointers, together=self.together)
 
     def _parallel_prologue(self, body: Body) -> None:
         """Index variables of the parallel dimensions, from the program number."""
@@ -265,7 +267,7 @@ class _Writer:
         if self.tiling.split > 1:
             length = part_length(row)
             first = f"part * {length} + row_start"
-        stages = self._stages(statements)
+        stages = self._stages(statements, length)
         steps = f"tl.range(0, {length}, {row.constexpr}, num_stages={stages})" if stages > 1 else ""
         body.line(f"for row_start in {steps or f'range(0, {length}, {row.constexpr})'}:")
         body.depth += 1
@@ -284,18 +286,24 @@ class _Writer:
         body.depth -= 1
         body.values, body.shapes = outer
 
-    def _stages(self, statements: Sequence[Define]) -> int:
+    def _stages(self, statements: Sequence[Define], length: int) -> int:
         """Steps of a loop along a row whose loads are on their way at once, by way of shared memory.
 
-        Registers hold those of one step where a loop computes or stores much: few bytes where it reads one array. Where
-        it reads several, the assembler has no registers to spare for more.
+        Registers would hold those of one step: few bytes where much is computed of each, as the assembler then asks for
+        one array after the other.
         """
         loads = [s for s in statements if isinstance(s, Load) and s.id in self.in_row]
-        if len(loads) != 1 or loads[0].mask is not None or any(map(is_value, symbols(loads[0].index))):
+        if not loads or any(s.mask is not None or any(map(is_value, symbols(s.index))) for s in loads):
             return 1
-        domain = self.kernel.domains[loads[0].id]
-        along = (dim.block for dim in self.tiling.dims if any(axis.name in domain for axis in dim.axes))
-        return min(_MOST_STAGES, _PIPELINED_BYTES // (prod(along) * loads[0].dtype.itemsize))
+        row = self.tiling.row
+        assert row is not None
+        step = sum(self._tile_size(s) * s.dtype.itemsize for s in loads)
+        return min(_MOST_STAGES, -(-length // row.block), _PIPELINED_BYTES // step)
+
+    def _tile_size(self, s: Load) -> int:
+        """Elements of a program's tile of a value."""
+        domain = self.kernel.domains[s.id]
+        return prod(dim.block for dim in self.tiling.dims if any(axis.name in domain for axis in dim.axes))
 
     def _open(self, body: Body, s: Reduce, passes: Passes) -> None:
         """Accumulators before the loop, one per lane."""
@@ -303,7 +311,8 @@ class _Writer:
             passes.joint[s.id].open(body)
             return
         dtype = self._arg_dtype(s)
-        body.line(f"{s.id}_acc = {_full(body, body.full, literal(neutral(s.op, dtype), dtype), dtype)}")
+        fill = literal(neutral(s.op, dtype), dtype)
+        body.line(f"{s.id}_acc = tl.full({body.lane_shape(s.id)}, {fill}, {tl_dtype(dtype)})")
         if s.op in ("argmax", "argmin"):
             index = body.index_dtype()
             body.line(f"{s.id}_at = {_full(body, body.full, str(2 ** (index.itemsize * 8 - 1) - 1), index)}")
@@ -318,7 +327,10 @@ class _Writer:
             self.context.helpers.add(f"_{s.op}")
             body.line(f"{s.id}_acc, {s.id}_at = _{s.op}({s.id}_acc, {s.id}_at, {value}, {body.row_index()})")
         else:
-            text = body.combined(s.op, f"{s.id}_acc", value, self._arg_dtype(s))
+            dtype = self._arg_dtype(s)
+            if self.together.get(s.id, 1) > 1:
+                value = body.neighbours_reduced(s.id, s.op, value, dtype)
+            text = body.combined(s.op, f"{s.id}_acc", value, dtype)
             body.line(f"{s.id}_acc = {text}")
 
     def _close(self, body: Body, s: Reduce, passes: Passes) -> None:

@@ -52,6 +52,14 @@ def _argmin(a, i, b, j):
     return tl.where(left, a, b), tl.where(left, i, j)
 """,
     ),
+    # where what is below 2^-126 may be 0
+    "_flushed_exp2": (
+        (),
+        """\
+def _flushed_exp2(a):
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1)
+""",
+    ),
     # inverses to multiply with: twice, so that neither factor leaves the range of normal numbers
     "_inverse": (
         (),

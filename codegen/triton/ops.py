@@ -98,10 +98,15 @@ class Operand:
 
 @dataclass
 class Context:
-    """What rendering has asked for so far: helper functions and whether libdevice is imported."""
+    """What rendering has asked for so far: helper functions and whether libdevice is imported.
+
+    Args:
+        flushes_powers: as in `graphc.codegen.triton.tiles.Machine`.
+    """
 
     helpers: set[str] = field(default_factory=set)
     libdevice: bool = False
+    flushes_powers: bool = False
 
     def helper(self, name: str, *args: str) -> str:
         from graphc.codegen.triton.helpers import needed, text_of
@@ -109,6 +114,13 @@ class Context:
         self.helpers.add(name)
         self.libdevice = self.libdevice or any("libdevice" in text_of({part}) for part in needed({name}))
         return f"{name}({', '.join(args)})"
+
+    def exp2(self) -> str:
+        """The function for powers of two of float32 where those below 2^-126 may be 0."""
+        if not self.flushes_powers:
+            return "tl.exp2"
+        self.helpers.add("_flushed_exp2")
+        return "_flushed_exp2"
 
     def device(self, name: str, *args: str) -> str:
         self.libdevice = True

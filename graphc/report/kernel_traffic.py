@@ -10,14 +10,15 @@ as they are made, though caches may serve the later ones; a 32-byte sector count
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, prod
+from math import prod
 
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.tiling import TileDim, Tiling, has_ragged_edge, stride
-from graphc.ir.dims import Dim, Expr, Sym, symbols
+from graphc.codegen.triton.tiling import Tiling, has_ragged_edge, stride
+from graphc.codegen.triton.widths import WIDEST, Access, run, widest
+from graphc.ir.dims import Dim, Expr, symbols
 from graphc.loopir.analysis import statement_cost
 from graphc.loopir.kernel import Buffer, Kernel, Load, Store, is_value
 from graphc.program.plan import ForeachStep, RowArgument
@@ -26,14 +27,10 @@ from graphc.report.product_work import work_of
 
 SECTOR = 32
 """Bytes that memory moves at once."""
-WIDEST = 16
-"""Bytes of the widest access of one thread."""
 TABLE = -1
 """In the place of a position: pointers that a kernel loads from a table."""
 SMALL = 1 << 20
 """Bytes of a buffer below which it does not matter how wide accesses to it are."""
-
-Access = Load | Store
 
 
 @dataclass(frozen=True)
@@ -141,68 +138,14 @@ def _repeats(tiling: Tiling) -> dict[str, int]:
     return found
 
 
-def _run(index: Dim, dim: TileDim) -> int:
-    """How many neighbours along a tile dimension lie next to each other in memory before a jump; 0 for none."""
-    run = 1
-    for axis in reversed(dim.axes):
-        if stride(index, axis.name) != run:
-            break
-        run *= int_extent(axis)
-    return 0 if run == 1 else run
-
-
 def _waste(tiling: Tiling, index: Dim, buffer: Buffer) -> float:
     """Bytes of sectors per byte used."""
     size = buffer.dtype.itemsize
     if not isinstance(index, Expr) or size >= SECTOR:
         return 1.0
-    run = max((min(dim.block, _run(index, dim)) for dim in tiling.blocked), default=0)
-    if not run:
+    longest = max((min(dim.block, run(index, dim)) for dim in tiling.blocked), default=0)
+    if not longest:
         # the same for a whole tile, or places that are data: whose neighbours are wanted is not known
         fixed = not any(stride(index, axis.name) for dim in tiling.blocked for axis in dim.axes)
         return 1.0 if fixed or any(is_value(name) for name in symbols(index)) else SECTOR / size
-    return max(1.0, SECTOR / (run * size))
-
-
-def widest(tiling: Tiling, s: Access, buffer: Buffer) -> int:
-    """Bytes of the widest access by which a thread can read or write its part of a tile.
-
-    It takes neighbours along a tile dimension, a start that is a multiple of the width in every row and program, and
-    enough elements for all threads.
-    """
-    size = buffer.dtype.itemsize
-    if not isinstance(s.index, Expr) or (isinstance(s, Store) and s.mode != "set"):
-        return size
-    for dim in reversed(tiling.blocked):
-        run = _run(s.index, dim)
-        if not run or (s.mask is not None and _varies(tiling, s.mask, dim)):
-            continue
-        others = [_alignment(monomial, c, dim, tiling) for monomial, c in s.index.terms if not _runs(monomial, dim)]
-        whole = run >= dim.extent
-        aligned = gcd(WIDEST, size * gcd(dim.block, *others, *(() if whole else (run,))))
-        elements = prod(d.block for d in tiling.blocked if _touches(s.index, d, tiling)) // (32 * tiling.num_warps)
-        return max(size, min(aligned, size * max(1, elements)))
-    return size
-
-
-def _touches(index: Dim, dim: TileDim, tiling: Tiling) -> bool:
-    own = {axis.name for axis in dim.axes}
-    names = symbols(index)
-    return any(name in own or (is_value(name) and tiling.kernel.domains[name] & own) for name in names)
-
-
-def _runs(monomial: tuple[object, ...], dim: TileDim) -> bool:
-    return any(isinstance(atom, Sym) and atom.name in {axis.name for axis in dim.axes} for atom in monomial)
-
-
-def _alignment(monomial: tuple[object, ...], coefficient: int, dim: TileDim, tiling: Tiling) -> int:
-    """A number that divides a term of an index that is the same along a dimension; 1 where it is not."""
-    names = symbols(Expr(((monomial, 1),))) if monomial else frozenset[str]()  # type: ignore[arg-type]
-    own = {axis.name for axis in dim.axes}
-    domains: Mapping[str, frozenset[str]] = tiling.kernel.domains
-    touched = set[str]().union(*(domains[n] if is_value(n) else {n} for n in names)) if names else set()
-    return 1 if touched & own else abs(coefficient)
-
-
-def _varies(tiling: Tiling, mask: str, dim: TileDim) -> bool:
-    return bool(tiling.kernel.domains[mask] & {axis.name for axis in dim.axes})
+    return max(1.0, SECTOR / (longest * size))

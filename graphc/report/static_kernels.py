@@ -22,11 +22,14 @@ from graphc.codegen.triton.program import triton_kernels, with_loop_kernels
 from graphc.codegen.triton.tiles import machine_of
 from graphc.codegen.triton.tiling import choose_tiling
 from graphc.ir.types import FLOAT8
-from graphc.passes.chips import CHIPS
+from graphc.passes.chips import CHIPS, Chip
 from graphc.program.loops import unroll
 from graphc.program.plan import AtenStep, ForeachStep, GemmStep, KernelStep, Plan, Step
-from graphc.program.triton_kernel import ITEMSIZE, Launch, TritonKernel
+from graphc.program.triton_kernel import ITEMSIZE, TABLE_BLOCK, Launch, TritonKernel
+from graphc.report import sass
+from graphc.report.bound import Bound, bound, turns_of
 from graphc.report.kernel_traffic import SMALL, TABLE, Traffic, kernel_traffic, table_traffic
+from graphc.report.sass import Turn
 from graphc.runtime.triton_cross import TARGETS, compile_for
 from graphc.runtime.triton_launcher import OPTIONS
 from graphc.settings import settings
@@ -49,8 +52,9 @@ class Candidate:
         calls: how often the program runs it.
         made: its code.
         traffic: of one call; None for a template, whose loops are its own.
-        others: its code for targets that it is another for: products of matrices.
+        others: its code by target, where it differs.
         only: the targets that have such a kernel; none named = all.
+        programs: of a launch over a table, whose grid is known when it is made.
     """
 
     program: str
@@ -59,6 +63,7 @@ class Candidate:
     traffic: Traffic | None
     others: Mapping[str, TritonKernel] = field(default_factory=dict)
     only: frozenset[str] = frozenset()
+    programs: int = 0
 
     def on(self, target: str) -> Candidate:
         """The same with its code for a target."""
@@ -77,6 +82,10 @@ class Line:
         tensor_core: number of matrix instructions.
         moved, least: bytes of all launches of one call of the kernel; 0 where not known.
         best: least time of one call in microseconds, by chip.
+        busy: how much of memory's time the busiest unit of the chip with the most bandwidth takes, see
+            `graphc.report.bound`; 0 where that is not known.
+        unit: which unit.
+        flight: bytes per processor that are on their way while it waits.
         faults: what is wrong.
     """
 
@@ -95,6 +104,9 @@ class Line:
     moved: int
     least: int
     best: dict[str, float] = field(default_factory=dict)
+    busy: float = 0.0
+    unit: str = ""
+    flight: float = 0.0
     faults: tuple[str, ...] = ()
 
 
@@ -121,14 +133,15 @@ def candidates(program: str, plan: Plan) -> list[Candidate]:
             for name, arguments in zip(step.kernels, step.arguments, strict=True):
                 if name in made:
                     traffic = table_traffic(plan.kernels[name], step, arguments)
-                    found.append(Candidate(program, 1, made[name], traffic))
+                    programs = sum(step.sizes) // TABLE_BLOCK
+                    found.append(Candidate(program, 1, made[name], traffic, programs=programs))
     for name, count in calls.items():
         kernel = plan.kernels.get(name)
         if kernel is None:
             found.append(Candidate(program, count, made[name], None))
             continue
         traffic = kernel_traffic(kernel, choose_tiling(kernel), made[name])
-        others = {target: emit_kernel(kernel, target=target) for target in TARGETS if kernel.contractions}
+        others = {target: emit_kernel(kernel, target=target) for target in TARGETS}
         holds_float8 = any(buffer.dtype in FLOAT8 for buffer in kernel.buffers)
         only = frozenset(chip.target for chip in CHIPS if chip.multiplies_float8) if holds_float8 else frozenset[str]()
         found.append(Candidate(program, count, made[name], traffic, others, only))
@@ -174,7 +187,9 @@ def _compile(job: tuple[TritonKernel, str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for compiled in compile_for(made, target):
         plain = {k: v for k, v in asdict(compiled).items() if k != "asm"}
-        found.append({**plain, **{k: {str(a): b for a, b in plain[k].items()} for k in ("loads", "stores", "widths")}})
+        turns = turns_of(compiled.asm["cubin"], target) if "cubin" in compiled.asm else []
+        counts = {k: {str(a): b for a, b in plain[k].items()} for k in ("loads", "stores", "widths")}
+        found.append({**plain, **counts, "turns": [turn.to_plain() for turn in turns]})
     path = _path(made, target)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}")
@@ -197,7 +212,8 @@ def _path(made: TritonKernel, target: str) -> Path:
 
     from graphc.runtime import machine_code
 
-    reader = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()[:8]
+    readers = b"".join(Path(str(module.__file__)).read_bytes() for module in (machine_code, sass))
+    reader = hashlib.sha256(readers).hexdigest()[:8]
     versions = f"{triton.__version__}-{reader}-{hashlib.sha256(repr(OPTIONS).encode()).hexdigest()[:8]}"
     return settings().cache_dir / "static_kernels" / versions / f"{_text_key(made)[:40]}-{target.replace(':', '')}.json"
 
@@ -206,21 +222,33 @@ def _lines(item: Candidate, target: str, facts: Sequence[dict[str, Any]]) -> lis
     traffic = item.traffic
     lines = []
     for launch, fact in zip(item.made.launches, facts, strict=True):
-        best = {
-            chip.name: chip.seconds(traffic.least, traffic.work, traffic.matrix) * 1e6
-            for chip in CHIPS
-            if chip.target == target and traffic is not None
-        }
+        chips = [chip for chip in CHIPS if chip.target == target]
+        best = {} if traffic is None else {chip.name: _best(chip, traffic) for chip in chips}
+        limit = _limit(item, launch, fact, chips)
         lines.append(
             Line(
                 item.program, item.made.name, launch.function, item.calls, target,
                 fact["registers"], fact["spills"], fact["stack"], fact["shared"],
                 tuple(sorted(map(int, fact["loads"]))), tuple(sorted(map(int, fact["stores"]))), fact["tensor_core"],
                 traffic.moved if traffic else 0, traffic.least if traffic else 0, best,
+                limit.busy if limit else 0.0, limit.unit if limit else "", limit.flight if limit else 0.0,
                 tuple(faults(item, launch, fact, target)),
             )
         )  # fmt: skip
     return lines
+
+
+def _best(chip: Chip, traffic: Traffic) -> float:
+    return chip.seconds(traffic.least, traffic.work, traffic.matrix) * 1e6
+
+
+def _limit(item: Candidate, launch: Launch, fact: dict[str, Any], chips: Sequence[Chip]) -> Bound | None:
+    """What bounds a launch on the chip with the most bandwidth."""
+    if item.traffic is None or not fact["turns"]:
+        return None
+    chip = max(chips, key=lambda chip: chip.bandwidth)
+    turns = [Turn.from_plain(plain) for plain in fact["turns"]]
+    return bound(turns, chip, launch, fact["registers"], fact["shared"], item.traffic.widths.keys(), item.programs)
 
 
 def faults(item: Candidate, launch: Launch, fact: dict[str, Any], target: str) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from graphc.ir import Graph, Location, parse, run, verify
 from graphc.passes.base import PassContext
-from graphc.passes.pipeline import ADD_UP, BOUND, CLEAN_UP, LAY_OUT, PREPARE, REGROUP, ROLL, ROUND, run_pass
+from graphc.passes.pipeline import ADD_UP, BOUND, CLEAN_UP, LABELS, LAY_OUT, PREPARE, REGROUP, ROLL, ROUND, run_pass
 from graphc.passes.row_chunks import ChunkRows
 from graphc.passes.templates import ALWAYS, NEVER, Templates
 from graphc.settings import Settings
@@ -20,7 +20,7 @@ from tests.support import assert_contract
 
 PASSES = {
     item.name: item
-    for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *ADD_UP, *ROUND, *BOUND, *LAY_OUT, ChunkRows(rows=2))
+    for item in (*ROLL, *PREPARE, *CLEAN_UP, *REGROUP, *LABELS, *ADD_UP, *ROUND, *BOUND, *LAY_OUT, ChunkRows(rows=2))
 }
 CASES = [case for path in sorted(Path(__file__).parent.glob("*.ir")) for case in load(path)]
 CONTEXT = PassContext(settings=Settings(verify_passes=True))

@@ -98,12 +98,11 @@ def test_indices_beyond_32_bits_are_wide() -> None:
 def test_looped_form_computes_values_again_in_each_pass() -> None:
     kernel = layer_norm(8, 100)
     text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=1))).text
-    assert text.count("for row_start in tl.range(0, 100, RBLOCK, num_stages=4):") == 1  # mean and variance
-    assert text.count("for row_start in range(0, 100, RBLOCK):") == 1  # three arrays
+    assert text.count("for row_start in tl.range(0, 100, RBLOCK, num_stages=4):") == 2  # mean and variance, result
     assert text.count("tl.load(x_ptr") == 2
 
 
-@pytest.mark.parametrize("loop, stages", [(1024, 4), (4096, 2), (16384, 0)])
+@pytest.mark.parametrize("loop, stages", [(1024, 4), (4096, 3), (16384, 0)])
 def test_steps_on_their_way_fit_in_shared_memory(loop: int, stages: int) -> None:
     kernel = column_sum(65536, 64)
     text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(loop=loop, split=1))).text
@@ -175,3 +174,27 @@ def test_triton_takes_a_literal_for_zero_so_its_negative_is_written_as_bits(dtyp
     assert f"tl.{word}).to({tl_dtype(dtype)}, bitcast=True)" in made.text
     if os.environ.get("TRITON_INTERPRET") != "1":
         assert all(compile_for(made, target) for target in TARGETS)
+
+
+def test_loops_that_read_several_arrays_load_ahead() -> None:
+    kernel = layer_norm(8, 100)
+    text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=1))).text
+    last = text[text.rindex("for row_start") :]
+    assert last.count("tl.load(") == 3 and last.startswith("for row_start in tl.range(0, 100, RBLOCK, num_stages=4):")
+
+
+@pytest.mark.parametrize("dtype, together", [(bf16, 8), (f32, 4), (f64, 1)])
+def test_neighbours_that_a_thread_loads_are_scaled_once(dtype: DType, together: int) -> None:
+    text = emit_kernel(softmax(256, 1 << 16, dtype)).text
+    loop = text[text.index("for row_start") : text.index("_part = ")]
+    assert loop.count(f", [RBLOCK // {together}, {together}])") == (2 if together > 1 else 0)
+    assert loop.count("tl.exp2(" if together > 1 else "libdevice.exp(") == (2 if together > 1 else 1)
+    odd = emit_kernel(softmax(256, (1 << 16) + 1, dtype)).text  # rows begin anywhere: one number after the other
+    assert "tl.reshape" not in odd
+
+
+def test_powers_of_two_of_a_chip_are_what_the_chip_has() -> None:
+    kernel = softmax(256, 1 << 16, bf16)
+    for target, name in (("cuda:90", "_flushed_exp2("), ("hip:gfx942", "tl.exp2("), ("", "tl.exp2(")):
+        text = emit_kernel(kernel, target=target).text
+        assert name in text and ("ex2.approx.ftz" in text) == target.startswith("cuda")
