@@ -23,6 +23,7 @@ from graphc.passes.group import ALWAYS, Group, RowLimits, group_of, iterations
 from graphc.passes.hoist import hoisted
 from graphc.passes.layout import Layouts, Place, int_shape, is_dense, same_strides, wanted_strides
 from graphc.passes.library_fusion import LibraryFusion
+from graphc.passes.pad_rows import values_with_gaps
 from graphc.passes.template_fusion import TemplateFusion
 from graphc.passes.templates import Templates
 from graphc.passes.update_fusion import UpdateFusion
@@ -65,7 +66,7 @@ class Fuser:
         self.graph, self.backend = graph, backend
         self.in_order = templates is not None and templates.deterministic
         self.products = TemplateFusion(self, templates, adds_in_library) if templates is not None else None
-        self.layouts = Layouts()
+        self.layouts = Layouts(values_with_gaps(graph))
         self.ops: list[Op] = list(graph.ops)
         self.live = {output.value for output in graph.outputs}
         self.stored: set[Value] = set(graph.inputs)

@@ -88,10 +88,7 @@ class KernelWriter:
                 if mode == "add":
                     added.add(number)
             builder.store(self.names[number], flat_index(index, place.strides), value, mode=mode)
-        buffers = tuple(
-            Buffer(self.names[number], memory_dtype(a.value), self.sizes[number], _access(a, number in added))
-            for number, a in enumerate(outline.arguments)
-        )
+        buffers = tuple(self._buffer(number, number in added) for number in range(len(outline.arguments)))
         if checks:
             buffers += (Buffer(self.cells, i64, len(checks), "inout"),)
         name = kernel_name(outline.ops, self.group) + ("_checks" if part == CHECKS_ONLY else "")
@@ -194,6 +191,14 @@ class KernelWriter:
         if not is_stored and self.numerics != "eager" and op.name != "cast":
             return result
         return self.compute("cast", self.compute("cast", result, dtype=dtype), dtype=dtype.compute)
+
+    def _buffer(self, number: int, is_added: bool) -> Buffer:
+        argument = self.outline.arguments[number]
+        gap, size = self.outline.gap(argument), self.sizes[number]
+        if gap is not None:
+            size = self.outline.layouts.room(argument.value)
+        access = _access(argument, is_added)
+        return Buffer(self.names[number], memory_dtype(argument.value), size, access, gap)
 
     def _load(self, value: Value, place: Place, index: Index, mask: str | None, other: bool | int | float) -> str:
         dtype = memory_dtype(value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from math import prod
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Input, Op, Value
 from graphc.ir.types import contiguous_strides
+from graphc.loopir.kernel import Gap
 
 Strides = tuple[int, ...]
 
@@ -62,6 +64,14 @@ def is_dense(shape: tuple[int, ...], strides: Strides) -> bool:
     return True
 
 
+def has_apart_rows(shape: tuple[int, ...], strides: Strides) -> bool:
+    """The plain order, but that there may be a gap behind each row."""
+    if len(shape) < 2 or strides[-1] != 1 or strides[-2] < shape[-1]:
+        return False
+    rows = contiguous_strides(shape[:-1])
+    return all(stride == step * strides[-2] for stride, step in zip(strides[:-1], rows, strict=True))
+
+
 def dense_like(shape: tuple[int, ...], strides: Strides) -> Strides:
     """Strides without gaps, dims in the order that they have in memory."""
     found, expected = [1] * len(shape), 1
@@ -72,20 +82,39 @@ def dense_like(shape: tuple[int, ...], strides: Strides) -> Strides:
 
 
 class Layouts:
-    """Strides of materialised values: inputs as they come, others as eager has them when dense, else contiguous.
+    """Strides of materialised values: inputs as they come, others as eager has them when dense, or but for gaps behind
+    rows, else contiguous.
 
     `chosen` overrides them for values whose layout a later step decides.
+
+    Args:
+        gaps: values whose rows have gaps behind them that are their own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gaps: Set[Value] = frozenset()) -> None:
         self.chosen: dict[Value, Strides] = {}
+        self.gaps = gaps
+
+    def gap(self, value: Value) -> Gap | None:
+        """What lies behind the rows of a value, where that is nobody's."""
+        shape, strides = int_shape(value), self.strides(value)
+        if value not in self.gaps or not has_apart_rows(shape, strides):
+            return None
+        return Gap(shape[-1], strides[-2])
+
+    def room(self, value: Value) -> int:
+        """Elements that its memory has."""
+        shape, gap = int_shape(value), self.gap(value)
+        return span(shape, self.strides(value)) if gap is None else prod(shape[:-1]) * gap.pitch
 
     def strides(self, value: Value) -> Strides:
         found = self.chosen.get(value)
         if found is not None:
             return found
         wanted = wanted_strides(value)
-        if not isinstance(value, Input) and value.strides is not None and not is_dense(int_shape(value), wanted):
+        shape = int_shape(value)
+        is_kept = isinstance(value, Input) or is_dense(shape, wanted) or has_apart_rows(shape, wanted)
+        if value.strides is not None and not is_kept:
             wanted = tuple(contiguous_strides(value.shape))  # type: ignore[arg-type]  # static
         self.chosen[value] = wanted
         return wanted
@@ -99,14 +128,14 @@ class Layouts:
         """
         chain: list[Op] = []
         base = value
-        while base.op is not None and base.op.name in _VIEWS and not any(base in values for values in own):
+        while base.op is not None and is_view(base.op) and not any(base in values for values in own):
             chain.append(base.op)
             operand = base.op.operands[0]
             assert isinstance(operand, Value)
             base = operand
         at = Place(base, int_shape(base), self.strides(base))
         for op in reversed(chain):
-            moved = _VIEWS[op.name](at, op)
+            moved = view_of(at, op)
             if moved is None:  # the op needs a copy, which is a buffer of its own
                 result = op.results[0]
                 moved = Place(result, int_shape(result), self.strides(result))
@@ -182,6 +211,15 @@ def _as_strided(at: Place, op: Op) -> Place | None:
 
 
 _VIEWS = {"reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "as_strided": _as_strided}
+
+
+def is_view(op: Op | None) -> bool:
+    return op is not None and op.name in _VIEWS
+
+
+def view_of(at: Place, op: Op) -> Place | None:
+    """What a view op gives of a place; None where it needs a copy."""
+    return _VIEWS[op.name](at, op)
 
 
 def before_merge(value: Value) -> Value | None:

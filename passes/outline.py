@@ -12,6 +12,7 @@ from typing import NamedTuple
 from graphc.errors import LoweringError
 from graphc.ir.graph import Op, Value
 from graphc.ir.types import HOST, DType, f64, i64
+from graphc.loopir.kernel import Gap
 from graphc.ops.registry import Kind, get
 from graphc.passes.access import attrs_key
 from graphc.passes.group import Group
@@ -175,6 +176,10 @@ class Outline:
             self.arguments.append(Argument(place.base, place.offset, stored))
         return found
 
+    def gap(self, argument: Argument) -> Gap | None:
+        """Behind the rows of all of a buffer."""
+        return None if argument.offset else self.layouts.gap(argument.value)
+
     def key(self) -> object:
         """Everything the kernel depends on."""
         group, number = self.group, self.number
@@ -204,7 +209,7 @@ class Outline:
                 (number[self.source(root)], group.roots[root], self.argument(place, True), place.shape, place.strides)
                 for root, place in self.stores.items()
             ),
-            tuple([memory_dtype(argument.value).name for argument in self.arguments]),
+            tuple([(memory_dtype(argument.value).name, self.gap(argument)) for argument in self.arguments]),
         )
 
 

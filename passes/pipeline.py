@@ -27,6 +27,7 @@ from graphc.passes.join_stacks import JoinStacks
 from graphc.passes.lift import LiftFromLoops
 from graphc.passes.mask_bounds import BoundMasks
 from graphc.passes.one_hot import ShrinkOneHots
+from graphc.passes.pad_rows import PadRows
 from graphc.passes.products import AccumulateProducts, MergeProducts, RoundOnce
 from graphc.passes.restack import RecomputeStacks
 from graphc.passes.roll import RollLoops
@@ -96,6 +97,7 @@ LABELS: tuple[Pass, ...] = (
 LAY_OUT: tuple[Pass, ...] = (
     ChannelsLast(),  # last: which values there are is settled
     CarryLayout(),  # what lies between those that have a layout now
+    PadRows(),  # of what is left in the plain order
 )
 ROLL_FROM = 32
 """Ops from which on a graph may hold a loop worth finding."""

@@ -22,7 +22,7 @@ from graphc.passes.fuse import fuse
 from graphc.passes.fused import Library
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.kernel_writer import CHECKS_ONLY, UNCHECKED
-from graphc.passes.layout import Place, int_shape, span, view_strides
+from graphc.passes.layout import Place, int_shape, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
 from graphc.passes.lower import Failure, Lowered, Lowering
 from graphc.passes.merge import merge_groups
@@ -324,7 +324,7 @@ class Planner:
     def _add_buffer(self, value: Value, kind: str, source: int) -> None:
         shape, strides, dtype = int_shape(value), self.layouts.strides(value), memory_dtype(value)
         number = len(self.buffers)
-        nbytes = span(shape, strides) * dtype.itemsize
+        nbytes = self.layouts.room(value) * dtype.itemsize
         is_host = value.device == HOST
         device = device_of(value)
         self.buffers.append(

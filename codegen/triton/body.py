@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from graphc.codegen.triton.gaps import gap_edges, row_with_gap
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.narrow import narrow_values, render_fast
@@ -57,6 +58,7 @@ class Body:
 
     Attributes:
         vectors: per outer row dimension its variables as vectors.
+        gaps: see `graphc.codegen.triton.gaps`.
     """
 
     tiling: Tiling
@@ -82,6 +84,7 @@ class Body:
         self.dim_of |= {name: name for name in blocked}
         self.ranges |= {dim.name: (0, max(0, dim.extent - 1)) for dim in blocked.values()}
         self.row, self.rows = self.tiling.row, self.tiling.rows
+        self.gaps = gap_edges(self.tiling)
 
     @functools.cached_property
     def narrow(self) -> frozenset[str]:
@@ -149,9 +152,13 @@ class Body:
         self.vectors[dim.name] = {name: symbol(f"{name}_lanes") for name in names}
 
     def mask_variable(self, dim: TileDim) -> None:
-        """Define `in_x`, true on lanes inside the extent, when some lane is not."""
+        """Define `in_x`, true on lanes inside the extent, when some lane is not; `by_x` on those behind it, too, that a
+        wide access may reach.
+        """
         if not dim.is_exact:
             self.line(f"in_{dim.name} = {dim.name} < {dim.extent}")
+            if dim.name in self.gaps:
+                self.line(f"by_{dim.name} = {dim.name} < {self.gaps[dim.name]}")
 
     # ------------------------------------------------------------------------------------------------------- shapes
 
@@ -193,8 +200,12 @@ class Body:
             return operand.text
         return f"tl.broadcast_to({operand.typed}, {self.shape_text(shape)})"
 
-    def edge_masks(self, shape: Shape) -> list[str]:
-        return [f"in_{name}" for name, dim in self.blocked.items() if name in shape and not dim.is_exact]
+    def edge_masks(self, shape: Shape, access: Load | Store | None = None) -> list[str]:
+        """Of lanes outside; of an access, those that reach where nothing may be read or written."""
+        ragged = [name for name, dim in self.blocked.items() if name in shape and not dim.is_exact]
+        along = None if access is None else row_with_gap(self.buffers[access.buffer], access)
+        wide = along[0] if along is not None and along[0] in self.gaps else None
+        return [f"{'by' if name == wide else 'in'}_{name}" for name in ragged]
 
     # --------------------------------------------------------------------------------------------------- statements
 
@@ -255,7 +266,7 @@ class Body:
     def _load(self, s: Load) -> tuple[str, Shape]:
         buffer = self.buffers[s.buffer]
         shape = self.index_shape(s.index)
-        masks = self.edge_masks(shape)
+        masks = self.edge_masks(shape, s)
         if s.mask is None and len(shape) == 1 and shape <= self.vectors.keys() and not _holds_data(s.index):
             return self._vector_load(s, self.blocked[next(iter(shape))]), shape
         if s.mask is not None:
@@ -286,7 +297,7 @@ class Body:
         if s.mode == "add":
             shape |= {dim.name for dim in self.tiling.parallel if dim.is_blocked}
         value = self.operand(s.value)
-        masks = [*([self.operand(s.mask).typed] if s.mask is not None else []), *self.edge_masks(shape)]
+        masks = [*([self.operand(s.mask).typed] if s.mask is not None else []), *self.edge_masks(shape, s)]
         converted = cast(value.typed, value.dtype, buffer.dtype)
         function = {"set": "tl.store", "put": "tl.store", "add": "tl.atomic_add", "max": "tl.atomic_max"}[s.mode]
         if s.mode == "add" and (buffer.dtype.itemsize < 4 and buffer.dtype.name != "f16"):

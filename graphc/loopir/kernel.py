@@ -50,6 +50,19 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Rows of a buffer, behind each of which lies memory that nobody reads: anything may be written there.
+
+    Args:
+        row: elements of a row.
+        pitch: elements from one row to the next; the buffer is a whole number of these.
+    """
+
+    row: int
+    pitch: int
+
+
+@dataclass(frozen=True)
 class Buffer:
     """A pointer argument. Strides are written into index expressions, so a buffer is flat.
 
@@ -58,12 +71,14 @@ class Buffer:
         dtype: element type in memory.
         size: elements reachable from the pointer, for bounds in the interpreter and the verifier.
         access: `in`, `out`, or `inout` (atomic or in-place accumulation).
+        gap: of its rows.
     """
 
     name: str
     dtype: DType
     size: Dim
     access: str
+    gap: Gap | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graphc.errors import ParseError
 from graphc.ir.dims import Dim, floordiv, mod, symbol
-from graphc.ir.types import DTYPES, DType
+from graphc.ir.types import DTYPES, DType, i64
 from graphc.loopir.kernel import (
     Axis,
     Buffer,
@@ -16,6 +16,7 @@ from graphc.loopir.kernel import (
     Const,
     Contract,
     Define,
+    Gap,
     Index,
     Kernel,
     Load,
@@ -149,7 +150,12 @@ class _Parser:
         self._expect("[")
         size = self._dim()
         self._expect("]")
-        return Buffer(name, dtype, size, access)
+        gap = None
+        if self._accept("rows"):
+            row = int(self._number(i64))
+            self._expect("of")
+            gap = Gap(row, int(self._number(i64)))
+        return Buffer(name, dtype, size, access, gap)
 
     def _axis(self) -> Axis:
         name = self._name("axis name")

@@ -6,7 +6,7 @@ import math
 
 from graphc.ir.dims import Dim
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Compute, Const, Contract, Index, Kernel, Load, Reduce, Scan, Statement, Store
+from graphc.loopir.kernel import Buffer, Compute, Const, Contract, Index, Kernel, Load, Reduce, Scan, Statement, Store
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -23,7 +23,7 @@ def print_kernel(kernel: Kernel) -> str:
 
 def kernel_lines(kernel: Kernel) -> list[str]:
     """Lines of `print_kernel`: header, one per note, one per statement (from `statement_line_offset` on)."""
-    buffers = ", ".join(f"{b.name}: {b.access} {b.dtype.name}[{b.size}]" for b in kernel.buffers)
+    buffers = ", ".join(f"{b.name}: {b.access} {b.dtype.name}[{b.size}]{_gap(b)}" for b in kernel.buffers)
     axes = ", ".join(f"{a.name}: {a.extent} {a.kind}" for a in kernel.axes)
     header = f"kernel {kernel.name}({buffers}) axes({axes}) {{"
     return [
@@ -32,6 +32,10 @@ def kernel_lines(kernel: Kernel) -> list[str]:
         *(f"  {print_statement(s)}" for s in kernel.body),
         "}",
     ]
+
+
+def _gap(buffer: Buffer) -> str:
+    return "" if buffer.gap is None else f" rows {buffer.gap.row} of {buffer.gap.pitch}"
 
 
 def statement_line_offset(kernel: Kernel) -> int:

@@ -6,12 +6,13 @@ import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
+from graphc.ir.types import DType, bf16, f32
 from graphc.loopir.kernel import Kernel
-from tests.triton.cases import CASES
+from tests.triton.cases import CASES, log_sum_exp, softmax
 from tests.triton.data import as_array, as_tensor, assert_same, expected, make_arrays
 
 pytest.importorskip("triton")
-from tests.triton.ptx.kernels import PtxKernel
+from tests.triton.ptx.kernels import TARGET, PtxKernel
 
 FORMS = {
     "looped": Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=1, split=1),
@@ -20,7 +21,7 @@ FORMS = {
 
 
 def _check(kernel: Kernel, limits: Limits, special: bool = False) -> None:
-    made = emit_kernel(kernel, tiling=choose_tiling(kernel, limits))
+    made = emit_kernel(kernel, tiling=choose_tiling(kernel, limits), target=TARGET)
     arrays = make_arrays(kernel, special=special)
     tensors = {b.name: as_tensor(arrays[b.name], b.dtype) for b in kernel.buffers}
     PtxKernel(made)(list(tensors.values()))
@@ -36,6 +37,18 @@ def test_kernels(name: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_long_rows(name: str, form: str) -> None:
     _check(CASES[name](), FORMS[form], special=True)
+
+
+@pytest.mark.parametrize("dtype", [bf16, f32])
+@pytest.mark.parametrize("split", [1, 2])
+def test_rows_whose_lanes_take_neighbours(dtype: DType, split: int) -> None:
+    for made in (softmax, log_sum_exp):
+        for length in (6144, 5128):  # the last step is whole, or has parts outside
+            kernel = made(3, length, dtype)
+            limits = Limits(persistent=8, loop=1024, fill=1 if split == 1 else 8, split=split)
+            tiling = choose_tiling(kernel, limits)
+            assert "tl.reshape" in emit_kernel(kernel, tiling=tiling).text
+            _check(kernel, limits, special=True)
 
 
 def test_addresses_that_are_no_multiple_of_16() -> None:
