@@ -30,6 +30,7 @@ ON_GPU = {
     "find-attention": CALLS,
     "bound-masks": GPU,
     "carry-layout": GPU,
+    "pad-rows": GPU,
     "convolutions-as-products": GPU,
     "name-groups-of-rows": GPU,
 }  # passes that do nothing for a CPU

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from graphc.ir.dims import Dim, symbol
 from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8, u32
 from graphc.loopir.builder import KernelBuilder
-from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
+from graphc.loopir.kernel import ROW, Axis, Buffer, Gap, Kernel
 from graphc.loopir.scalar import SCALAR_OPS
 from tests.random_kernels import RANDOM_CASES
 
@@ -57,6 +57,18 @@ def softmax(n: int, m: int, dtype: DType = f32, strided: bool = False) -> Kernel
     y = b.compute("div", e, b.reduce("sum", e))
     b.store("y", at, b.compute("cast", y, dtype=dtype))
     return b.finish("softmax", (given("x", dtype, n * m), out("y", dtype, n * m)), ("model.py:12",))
+
+
+def softmax_apart(n: int, m: int, pitch: int, dtype: DType) -> Kernel:
+    """Rows with gaps behind them, and their sums."""
+    b = rows(n, m)
+    x = load(b, "x", dtype, X * pitch + Y)
+    e = b.compute("exp", b.compute("sub", x, b.reduce("max", x)))
+    total = b.reduce("sum", e)
+    b.store("y", X * pitch + Y, b.compute("cast", b.compute("div", e, total), dtype=dtype))
+    b.store("total", X, total)
+    buffers = (Buffer(name, dtype, n * pitch, access, Gap(m, pitch)) for name, access in (("x", "in"), ("y", "out")))
+    return b.finish("softmax", (*buffers, out("total", f32, n)))
 
 
 def log_sum_exp(n: int, m: int, dtype: DType = f32) -> Kernel:
@@ -302,6 +314,8 @@ CASES: dict[str, Callable[[], Kernel]] = {
     "transpose_batch": lambda: transpose(20, 33, 3),
     "softmax": lambda: softmax(6, 128),
     "softmax_odd": lambda: softmax(5, 77),
+    "softmax_apart": lambda: softmax_apart(5, 77, 80, bf16),
+    "softmax_far_apart": lambda: softmax_apart(3, 61, 128, f32),
     "softmax_bf16": lambda: softmax(3, 50, bf16),
     "softmax_f64": lambda: softmax(3, 50, f64),
     "softmax_strided": lambda: softmax(70, 24, strided=True),
