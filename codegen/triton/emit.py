@@ -44,7 +44,7 @@ from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_rag
 from graphc.errors import CodegenError
 from graphc.ir.dims import symbols
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Define, Kernel, Load, Reduce, Scan, Store, is_value
+from graphc.loopir.kernel import Define, Kernel, Load, Reduce, Scan, Store, is_value, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
 _Tile = TypeVar("_Tile", Choice, ChainTile)
@@ -114,6 +114,7 @@ class _Writer:
         self.functions: list[str] = []
         self.launches: list[Launch] = []
         self.partials: dict[str, tuple[_Partial, ...]] = {}
+        self.settled: dict[str, _Partial] = {}
         self.scratch: list[Scratch] = []
         row_axes = {axis.name for axis in self.kernel.row_axes}
         self.in_row = {name for name, domain in self.kernel.domains.items() if domain & row_axes}
@@ -129,9 +130,7 @@ class _Writer:
         else:
             self._split()
         signature = [(self.pointers[b.name], pointer_type(b.dtype)) for b in self.kernel.buffers]
-        signature += [
-            (p.pointer, s.dtype) for p, s in zip((p for ps in self.partials.values() for p in ps), self.scratch)
-        ]
+        signature += [(p.pointer, s.dtype) for p, s in zip(self._memory(), self.scratch, strict=True)]
         imports = "import triton\nimport triton.language as tl\n"
         if self.context.libdevice:
             imports += "from triton.language.extra import libdevice\n"
@@ -201,14 +200,20 @@ class _Writer:
         for number in range(passes.count):
             for s in passes.reductions(number):
                 self._allocate(s)
+        if self.tiling.settles:
+            self._allocate_settled(passes)
         for number in range(passes.count):
             reductions = passes.reductions(number)
             last = number == passes.count - 1
+            ends_here = last and not reductions  # what is stored per row is known before the loop
             body = self._body()
+            if self.tiling.settles and number:
+                self._settle(passes, number, passes.row_stores if ends_here else [])
+                ends_here = False
             self._parallel_prologue(body)
-            self._earlier(body, passes, number)
+            self._earlier(body, passes, number, passes.wanted(number) | (passes.results() if ends_here else set()))
             body.line(f"part = {body.index_type('tl.program_id(1)')}")
-            if last and not reductions:
+            if ends_here:
                 self._row_stores_by_first(body, passes)  # what is stored need not be kept during the loop
             self._loop(body, passes, reductions, passes.element_stores if last else [])
             for s in reductions:
@@ -217,7 +222,7 @@ class _Writer:
         if passes.reductions(passes.count - 1):
             body = self._body()
             self._parallel_prologue(body)
-            self._earlier(body, passes, passes.count)
+            self._earlier(body, passes, passes.count, passes.results())
             for store in passes.row_stores:
                 body.store(store)
             self._finish(body, f"{self.name}_finish")
@@ -348,6 +353,32 @@ class _Writer:
 
     # --------------------------------------------------------------------------------------------------- split form
 
+    def _memory(self) -> list[_Partial]:
+        return [*(part for parts in self.partials.values() for part in parts), *self.settled.values()]
+
+    def _allocate_settled(self, passes: Passes) -> None:
+        for number in range(1, passes.count):
+            for s in passes.handed_on(number):
+                self.settled[s.id] = _Partial(f"{s.id}_row_ptr", s.dtype)
+                self.scratch.append(Scratch(pointer_type(s.dtype), max(1, _rows(self.tiling))))
+
+    def _settle(self, passes: Passes, number: int, stores: Sequence[Store]) -> None:
+        """A launch that makes the values per row that are known after `number` passes, and stores results."""
+        fresh = passes.handed_on(number)
+        body = self._body()
+        self._parallel_prologue(body)
+        roots = {s.id for s in fresh} | {name for store in stores for name in operands(store)}
+        self._earlier(body, passes, number, roots, making=number)
+        for s in fresh:
+            text = body.expanded(s.id, body.reduced)
+            body.line(f"tl.store({self.settled[s.id].pointer} + ({self._row_offset()}), {text}{_edge(body)})")
+        for store in stores:
+            body.store(store)
+        self._finish(body, f"{self.name}_rows{number}")
+
+    def _load_settled(self, body: Body, s: Define) -> None:
+        body.bind(s, f"tl.load({self.settled[s.id].pointer} + ({self._row_offset()}){_edge(body)})", body.reduced)
+
     def _allocate(self, s: Reduce) -> None:
         size = self.tiling.split * max(1, _rows(self.tiling))
         body = self._body()
@@ -374,24 +405,28 @@ class _Writer:
             body.line(f"{names} = tl.reduce(({s.id}_acc, {s.id}_at), {body.row_axis}, _{s.op}{keep})")
         else:
             body.line(f"{s.id}_part = {body.reduced_text(s.op, f'{s.id}_acc', parts[0].dtype)}")
-        masks = body.edge_masks(body.reduced)
-        mask = f", mask={' & '.join(masks)}" if masks else ""
         for partial, value in zip(parts, (f"{s.id}_part", f"{s.id}_part_at")):
             address = f"{partial.pointer} + (part * {_rows(self.tiling)} + {self._row_offset()})"
-            body.line(f"tl.store({address}, {value}{mask})")
+            body.line(f"tl.store({address}, {value}{_edge(body)})")
 
-    def _earlier(self, body: Body, passes: Passes, number: int) -> None:
-        """Reductions that launches before this one left in scratch memory, and the row values made of them."""
-        wanted = passes.wanted_rows(number)
+    def _earlier(self, body: Body, passes: Passes, number: int, roots: set[str], making: int = 0) -> None:
+        """What values are made of that launches before this one left in scratch memory, after `number` passes.
+
+        Args:
+            roots: the values.
+            making: this launch settles what is known after so many passes.
+        """
+        known = {name for name in self.settled if not making or passes.of[name] < making}
+        wanted = passes.made_of(roots, known)
         for earlier in range(number + 1):
             for s in passes.row_values(earlier):
                 if s.id in wanted:
-                    body.define(s)
+                    self._load_settled(body, s) if s.id in known else body.define(s)
             if earlier == number:
                 break
             for s in passes.reductions(earlier):
                 if s.id in wanted:
-                    self._load_partial(body, s, passes)
+                    self._load_settled(body, s) if s.id in known else self._load_partial(body, s, passes)
 
     def _load_partial(self, body: Body, s: Reduce, passes: Passes) -> None:
         places = f"tl.arange(0, {power_of_two(self.tiling.split)})"
@@ -433,12 +468,18 @@ class _Writer:
     def _finish(self, body: Body, name: str, parts: int = 1) -> None:
         used = "\n".join(body.lines)
         constexprs = tuple((dim.constexpr, dim.block) for dim in self.tiling.blocked)
-        parameters = [*self.pointers.values(), *(p.pointer for ps in self.partials.values() for p in ps)]
+        parameters = [*self.pointers.values(), *(item.pointer for item in self._memory())]
         parameters += [f"{constexpr}: tl.constexpr" for constexpr, _ in constexprs]
         header = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n"
         notes = "".join(f"    # src[{note}]\n" for note in self.source.notes)
         self.functions.append(header + notes + (used or "    pass") + "\n")
         self.launches.append(Launch(name, (self.tiling.programs, parts, 1), constexprs, self.tiling.num_warps))
+
+
+def _edge(body: Body) -> str:
+    """The mask argument of accesses to one number per row."""
+    masks = body.edge_masks(body.reduced)
+    return f", mask={' & '.join(masks)}" if masks else ""
 
 
 def _rows(tiling: Tiling) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from graphc.codegen.triton.body import needed
 from graphc.codegen.triton.joint import find_joint
 from graphc.ir.dims import symbols
-from graphc.loopir.kernel import Define, Kernel, Reduce, Store, operands
+from graphc.loopir.kernel import Const, Define, Kernel, Reduce, Store, operands
 
 
 class Passes:
@@ -57,10 +59,40 @@ class Passes:
         per_element = [s for s in self.kernel.defines if s.id in self.in_row]
         return needed(per_element, wanted)
 
-    def wanted_rows(self, number: int) -> set[str]:
-        """Ids of all values that launch `number` of the split form needs."""
-        last = number >= self.count - 1
-        roots: set[str] = {self.argument(s) for s in self.reductions(number)} if number < self.count else set()
-        stores = [*(self.element_stores if number == self.count - 1 else []), *(self.row_stores if last else [])]
-        roots |= {name for s in stores for name in operands(s)}
-        return {s.id for s in needed(self.kernel.defines, roots)}
+    def wanted(self, number: int) -> set[str]:
+        """Ids of what pass `number` reduces, or stores per element."""
+        found = {self.argument(s) for s in self.reductions(number)}
+        if number == self.count - 1:
+            found |= {name for s in self.element_stores for name in operands(s)}
+        return found
+
+    def results(self) -> set[str]:
+        """Ids of what is stored per row."""
+        return {name for s in self.row_stores for name in operands(s)}
+
+    def made_of(self, roots: Set[str], known: Set[str]) -> set[str]:
+        """Ids of all that values come from where programs share rows; not of what `known` ones come from."""
+        found = set(roots)
+        for s in reversed(self.operands):
+            if s in found and s not in known:
+                found.update(self.operands[s])
+                if s in self.joint:
+                    found.add(self.joint[s].first.id)
+        return found
+
+    def handed_on(self, number: int) -> list[Define]:
+        """Values per row that are known after exactly `number` passes, and that later passes, or values per row known
+        after these, are made of; and results, which are stored at the end.
+        """
+        fresh = {s.id: s for s in (*self.reductions(number - 1), *self.row_values(number)) if not isinstance(s, Const)}
+        roots = set[str]().union(*(self.wanted(later) for later in range(number, self.count)), self.results())
+        readers = needed(self.kernel.defines, roots)
+        late = [s for s in readers if s.id in self.in_row or self.of[s.id] > number]
+        used = {name for s in late for name in self.inputs_of(s)}
+        used |= {name for s in self.element_stores for name in operands(s)}
+        if number < self.count - 1 or self.reductions(number):
+            used |= self.results()
+        return [s for name, s in fresh.items() if name in used]
+
+    def inputs_of(self, s: Define) -> tuple[str, ...]:
+        return (self.argument(s),) if isinstance(s, Reduce) else self.operands[s.id]

@@ -36,6 +36,7 @@ class Limits:
         per_warp: elements per warp: eight per thread.
         fill: programs that fill a large GPU (two per processor of an H200).
         split: most programs that share a row.
+        settle: partial results of one program's rows from which on a launch of its own sums them up between passes.
         strided: columns per program where rows are not contiguous.
         transpose: side of the square tile of a pointwise kernel that transposes.
     """
@@ -47,6 +48,7 @@ class Limits:
     per_warp: int = 256
     fill: int = 264
     split: int = 256
+    settle: int = 1024
     strided: int = 64
     transpose: int = 32
 
@@ -102,6 +104,9 @@ class Tiling:
         looped: the row dimension is walked in steps of its block instead of held whole.
         num_warps: warps per program.
         wide: index arithmetic in 64 bits.
+        settles: where programs share rows, launches between two passes make what the second one needs of each row. Else
+            every program of that does, from what all programs of the first one have left: that may be more than its
+            part of the row, and takes registers that its loop could do without.
     """
 
     kernel: Kernel
@@ -109,6 +114,7 @@ class Tiling:
     num_warps: int
     looped: bool = False
     wide: bool = False
+    settles: bool = False
 
     @property
     def row(self) -> TileDim | None:
@@ -303,7 +309,8 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
     if not tiling.looped:
         return replace(tiling, dims=(*tiling.parallel, *_two_rows(kernel, dims[-1]))) if is_contiguous else tiling
     row = replace(dims[-1], parts=_split(tiling, limits))
-    return replace(tiling, dims=(*dims[:-1], replace(row, fixed=_fixed(kernel, row))))
+    settles = row.parts > 1 and power_of_two(row.parts) * block >= limits.settle
+    return replace(tiling, dims=(*dims[:-1], replace(row, fixed=_fixed(kernel, row))), settles=settles)
 
 
 def _longest_whole(kernel: Kernel, padded: int, limits: Limits) -> int:

@@ -198,3 +198,21 @@ def test_powers_of_two_of_a_chip_are_what_the_chip_has() -> None:
     for target, name in (("cuda:90", "_flushed_exp2("), ("hip:gfx942", "tl.exp2("), ("", "tl.exp2(")):
         text = emit_kernel(kernel, target=target).text
         assert name in text and ("ex2.approx.ftz" in text) == target.startswith("cuda")
+
+
+def test_what_many_programs_leave_of_a_row_is_summed_up_once() -> None:
+    kernel = softmax(512, 1 << 15, strided=True)
+    shared = Limits(loop=2048, fill=256, split=64)
+    tiling = choose_tiling(kernel, shared)
+    assert tiling.split * 64 >= shared.settle and tiling.settles
+    made = emit_kernel(kernel, tiling=tiling)
+    assert [launch.function for launch in made.launches] == ["softmax_pass1", "softmax_rows1", "softmax_pass2"]
+    last = made.text[made.text.index("def softmax_pass2") :]
+    assert "parts = " not in last and last.count("_row_ptr + (i))") == 2  # maximum and sum
+    rows, passes = made.launches[1:]
+    assert rows.grid[1] == 1 and passes.grid[1] == tiling.split
+    alone = choose_tiling(kernel, Limits(loop=2048, fill=256, split=64, settle=1 << 20))
+    assert [launch.function for launch in emit_kernel(kernel, tiling=alone).launches] == [
+        "softmax_pass1",
+        "softmax_pass2",
+    ]

@@ -23,6 +23,7 @@ FORMS = {
     "whole": Limits(pointwise=4096, row=8192, strided=256, fill=1),
     "looped": Limits(persistent=4, row=1 << 16, loop=32, strided=256, fill=1, split=1),
     "split": Limits(persistent=4, row=1 << 16, loop=16, strided=256, fill=4, split=3),
+    "settled": Limits(persistent=4, row=1 << 16, loop=16, strided=256, fill=4, split=3, settle=1),
 }
 
 

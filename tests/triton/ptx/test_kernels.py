@@ -17,6 +17,7 @@ from tests.triton.ptx.kernels import TARGET, PtxKernel
 FORMS = {
     "looped": Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=1, split=1),
     "split": Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=8, split=3),
+    "settled": Limits(pointwise=32, persistent=8, row=16, loop=16, strided=16, transpose=8, fill=8, split=3, settle=1),
 }
 
 
