@@ -33,6 +33,8 @@ class Limits:
         persistent: longest row that a program holds whole; twice that where it is little per element.
         row: elements that a program of a row kernel should have at least.
         loop: elements per step of a looped row kernel.
+        cached: bytes of a row beyond which the rows of all programs that run at once do not fit the cache: for six on
+            each of 132 processors, of 32 MB. Of four times as many they would not with fewer programs either.
         per_warp: elements per warp: eight per thread.
         fill: programs that fill a large GPU (two per processor of an H200).
         split: most programs that share a row.
@@ -45,6 +47,7 @@ class Limits:
     persistent: int = 16384
     row: int = 1024
     loop: int = 2048
+    cached: int = 40 << 10
     per_warp: int = 256
     fill: int = 264
     split: int = 256
@@ -295,7 +298,7 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
         block = max(1, limits.row // padded)
         while block > 1 and rows < block * limits.fill:
             block //= 2
-        inner = padded if padded <= whole else _step(kernel, limits)
+        inner = padded if padded <= whole else _step(kernel, length, limits)
     else:
         block = min(limits.strided, power_of_two(rows))
         inner = padded if block * padded <= whole // 4 else max(1, limits.loop // block)
@@ -352,12 +355,30 @@ def _two_rows(kernel: Kernel, row: TileDim) -> tuple[TileDim, ...]:
     return tuple(_flat(n, axes, b, c, is_row=True) for (n, c), axes, b in zip(names, parts, blocks, strict=True))
 
 
-def _step(kernel: Kernel, limits: Limits) -> int:
-    """Elements per step of a loop over contiguous rows: such that outer axes stand still, where it is no half of it."""
+def _step(kernel: Kernel, length: int, limits: Limits) -> int:
+    """Elements per step of a loop over contiguous rows: such that outer axes stand still, where it is no half of it.
+
+    Fewer programs with twice as many threads walk rows that are read again, where so many rows fit the cache.
+    """
     at = outer_axes(kernel)
     inner = prod(int_extent(axis) for axis in kernel.row_axes[at:])
-    even = gcd(inner, limits.loop)
-    return even if at and 2 * even >= limits.loop else limits.loop
+    again = _bytes_read_again(kernel, length)
+    loop = limits.loop * (2 if limits.cached < again <= 4 * limits.cached else 1)
+    even = gcd(inner, loop)
+    return even if at and 2 * even >= loop else loop
+
+
+def _bytes_read_again(kernel: Kernel, length: int) -> int:
+    """Bytes of a row that more than one pass reads: where elements are stored that wait for a reduction of the row.
+
+    Of one array: steps of several, twice as long, would not fit shared memory as often as they are to be on their way.
+    """
+    row = {axis.name for axis in kernel.row_axes}
+    stores = any(isinstance(s, Store) and not row.isdisjoint(symbols(s.index)) for s in kernel.body)
+    loads = [s for s in kernel.body if isinstance(s, Load) and is_per_element(kernel, s)]
+    if not stores or len(loads) != 1 or not any(isinstance(s, Reduce) for s in kernel.body):
+        return 0
+    return length * loads[0].dtype.itemsize
 
 
 def _fixed(kernel: Kernel, row: TileDim) -> int:

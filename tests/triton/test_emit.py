@@ -216,3 +216,9 @@ def test_what_many_programs_leave_of_a_row_is_summed_up_once() -> None:
         "softmax_pass1",
         "softmax_pass2",
     ]
+
+
+def test_rows_that_are_read_again_are_walked_by_fewer_programs_where_they_fit_the_cache() -> None:
+    warps = {length: choose_tiling(softmax(4096, length, bf16)).num_warps for length in (50304, 64000, 200_000)}
+    assert warps == {50304: 16, 64000: 16, 200_000: 8}
+    assert choose_tiling(column_sum(64000, 4096)).num_warps == 8
