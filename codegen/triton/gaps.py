@@ -18,17 +18,18 @@ from graphc.loopir.kernel import Buffer, Load, Scan, Store
 def gap_edges(tiling: Tiling) -> dict[str, int]:
     """By dimension along which accesses reach into gaps, where these end.
 
-    Products rely on zeros outside of their operands, and scans begin there when they go backwards.
+    A product of matrices relies on zeros behind the end of what it sums up, and scans begin there when they go backwards.
     """
     kernel = tiling.kernel
-    if kernel.contractions or any(isinstance(s, Scan) for s in kernel.defines):
+    if len(kernel.contractions) > 1 or any(isinstance(s, Scan) for s in kernel.defines):
         return {}
+    summed = {axis.name for axis in kernel.row_axes} if kernel.contractions else set()
     buffers = {buffer.name: buffer for buffer in kernel.buffers}
     accesses = [s for s in kernel.body if isinstance(s, (Load, Store)) and buffers[s.buffer].gap is not None]
     found: dict[str, int] = {}
     for dim in tiling.blocked:
         reached = [buffers[s.buffer] for s in accesses if row_with_gap(buffers[s.buffer], s) == (dim.name, dim.extent)]
-        if dim.is_exact or not reached:
+        if dim.is_exact or not reached or dim.name in summed:
             continue
         unit = max(WIDEST // buffer.dtype.itemsize for buffer in reached)
         edge = -(-dim.extent // unit) * unit
