@@ -18,7 +18,7 @@ from graphc.loopir.kernel import Buffer, Load, Scan, Store
 def gap_edges(tiling: Tiling) -> dict[str, int]:
     """By dimension along which accesses reach into gaps, where these end.
 
-    A product of matrices relies on zeros behind the end of what it sums up, and scans begin there when they go backwards.
+    A product of matrices relies on zeros behind the end of its sum, and scans begin there when they go backwards.
     """
     kernel = tiling.kernel
     if len(kernel.contractions) > 1 or any(isinstance(s, Scan) for s in kernel.defines):

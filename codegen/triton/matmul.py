@@ -30,11 +30,12 @@ from dataclasses import replace
 from math import prod
 
 from graphc.codegen.triton.body import Body
+from graphc.codegen.triton.described import Matrix, matrix
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.joined_axes import int_extent, join_axes
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
-from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles, precision_of
+from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles, machine_of, precision_of
 from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, needs_wide_index
 from graphc.errors import CodegenError
 from graphc.ir.types import FLOAT8, bool_
@@ -43,8 +44,8 @@ from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
 RESERVED = frozenset((
     "acc", "left", "right", "tile", "band", "height", "m_tile", "n_tile", "k_start", "part", "parts",
-    "later", "left_blocks", "right_blocks", "group", "groups", "first_group", "last_group", "member", "first", "last",
-    "halves", "half", "quarters", "quarter",
+    "later", "within", "left_blocks", "right_blocks", "group", "groups", "first_group", "last_group", "member",
+    "item", "items", "numbers", "count", "at", "step", "first", "last", "halves", "half", "quarters", "quarter",
 ))  # fmt: skip
 STARTS = {"MBLOCK": "m_tile * MBLOCK", "NBLOCK": "n_tile * NBLOCK"}
 STARTS["NHALF"] = STARTS["NBLOCK"] + " + half * NHALF"
@@ -53,8 +54,12 @@ STARTS["NQUARTER"] = STARTS["NHALF"] + " + quarter * NQUARTER"
 PIECES = (("halves", "half", "NHALF"), ("quarters", "quarter", "NQUARTER"))
 EXACT_STEPS = 128
 """Products of 8-bit floats that are added up before the sum is rounded as in f32: what the library does by default."""
+PARTS = "parts_ptr"
+"""Scratch memory of sums that several programs share."""
 RENAMED = 100_000
 """Number from which on statements are named anew."""
+LONG = 512
+"""Rows from which on a tile needs none of the next matrix: those that stay empty are few."""
 FINISH_ROWS, FINISH_COLUMNS = 32, 64
 """Block of the launch that adds parts."""
 
@@ -79,6 +84,8 @@ class Product:
         axes: the kernel's by what they are to the product: `b` batch, `m` rows, `n` columns, `k` summed over.
         group: the value that says by which matrix each row is multiplied, if there is one.
         limits: loaded bounds of the sum.
+        scratch: memory between launches, by the name of its parameter.
+        matrices: both operands as they lie in memory, when blocks of both can be copied by a chip that does that.
 
     Raises:
         CodegenError: dtypes that `tl.dot` does not take.
@@ -99,14 +106,12 @@ class Product:
         self.group: str | None = None
         self.axes = self._classes()
         self.limits = self._limits()
-        batch, rows, columns, inner = (prod(int_extent(axis) for axis in self.axes[kind]) for kind in "bmnk")
-        loops = [s for s in self._closure((self.left, self.right)) if isinstance(s, Load) and self._is_inner(s)]
-        self.candidates = [choice] if choice else candidate_tiles(
-            target, batch, rows, columns, inner, self.dtype, loaded=max((s.dtype.itemsize for s in loops), default=1),
-            scalar=self.dtype.name == "f32" and not found.tf32, groups=self._matrices(inner * columns),
-            stored=max((self._width(s) for s in self.kernel.body if isinstance(s, Store)), default=1),
-            beside=self._beside(),
-        )  # fmt: skip
+        whole = self.axes
+        self.matrices = self._in_memory(target)
+        self.candidates = [choice] if choice else self._candidates(target)
+        if self.axes != whole and not self.candidates[0].programs:
+            self.axes, self.matrices = whole, None
+            self.candidates = [choice] if choice else self._candidates(target)
         self.choice = self.candidates[0]
         if self.choice.parts > 1 and (self.group is not None or any(self.limits)):
             self.choice = replace(self.choice, parts=1)
@@ -116,6 +121,10 @@ class Product:
         self.n = _dim("n", self.axes["n"], tile.columns, "NBLOCK")
         self.k = _dim("k", self.axes["k"], tile.depth, "KBLOCK", self.choice.parts)
         self.wide = needs_wide_index(self.kernel, max(tile.rows, tile.columns))
+        self.scratch: dict[str, Scratch] = {}
+        if self.choice.parts > 1:
+            size = self.choice.parts * self.batch.extent * self.m.extent * self.n.extent
+            self.scratch[PARTS] = Scratch(POINTERS[self.contract.dtype.name], size)
         self.functions: list[str] = []
         self.launches: list[Launch] = []
 
@@ -151,6 +160,43 @@ class Product:
         outer = [axis.name for axis in self.axes["b"]]
         return bounds_of_sum(self.kernel, (self.left, self.right), self.axes["k"][0].name, outer)
 
+    def _candidates(self, target: str) -> list[Choice]:
+        batch, rows, columns, inner = (prod(int_extent(axis) for axis in self.axes[kind]) for kind in "bmnk")
+        loops = [s for s in self._closure((self.left, self.right)) if isinstance(s, Load) and self._is_inner(s)]
+        return candidate_tiles(
+            target, batch, rows, columns, inner, self.dtype, loaded=max((s.dtype.itemsize for s in loops), default=1),
+            scalar=self.dtype.name == "f32" and not self.contract.tf32, groups=self._matrices(inner * columns),
+            stored=max((self._width(s) for s in self.kernel.body if isinstance(s, Store)), default=1),
+            beside=self._beside(), may_stay=self.matrices is not None or self.has_items,
+        )  # fmt: skip
+
+    @property
+    def has_items(self) -> bool:
+        """Rows have groups that can be listed, see `graphc.codegen.triton.group_items`."""
+        return self.group is not None and not self.axes["b"]
+
+    def _in_memory(self, target: str) -> tuple[Matrix, Matrix] | None:
+        """Both operands, where a chip can copy blocks of both; what tiles need none of may become the batch for it."""
+        has_sum = all(int_extent(axis) for axis in self.axes["k"])
+        is_other = any(self.limits) or (self.group is not None and not self.has_items)
+        if not machine_of(target).describes or is_other or not has_sum:
+            return None
+        for axes in (self.axes, self._apart("m"), self._apart("n"), self._apart("mn")):
+            left = matrix(self.kernel, self.left, axes, "m", None)
+            right = matrix(self.kernel, self.right, axes, "n", self.group)
+            if left is not None and right is not None:
+                self.axes = axes
+                return left, right
+        return None
+
+    def _apart(self, kinds: str) -> dict[str, tuple[Axis, ...]]:
+        """The axes with rows, or columns, along the last of several alone, when that is long."""
+        moved = [axis for kind in kinds for axis in self.axes[kind][:-1] if int_extent(self.axes[kind][-1]) >= LONG]
+        if self.group is not None or not moved:
+            return self.axes
+        found = {kind: tuple(axis for axis in axes if axis not in moved) for kind, axes in self.axes.items()}
+        return found | {"b": (*self.axes["b"], *moved)}  # matrices that several share, one after the other
+
     def _matrices(self, size: int) -> int:
         """How many matrices rows may be multiplied by."""
         if self.group is None or not size:
@@ -183,27 +229,32 @@ class Product:
         tiling = Tiling(self.kernel, tuple(dims), self.choice.tile.warps, wide=self.wide)
         return Body(tiling, self.context, self.pointers, lines)
 
-    def _place(self, body: Body, m: TileDim, n: TileDim) -> None:
-        """Which block the program has: its place in the batch, rows and columns."""
+    def place(self, body: Body, m: TileDim, n: TileDim, tile: str = "tile") -> None:
+        """Where a tile is in the batch, and which rows and columns it has: tiles go in bands of `GROUP` rows."""
         rows, columns = m.programs, n.programs
-        body.line("tile = tl.program_id(0)")
         if self.batch.extent != 1:
-            number = body.index_type(f"(tile // {rows * columns})")
-            body.line(f"{self.batch.name} = {number}", f"{self.batch.extent}")
+            count, number = rows * columns, tile
+            if count != 1:
+                number = f"({tile} // {count})"
+                body.line(f"within = {tile} % {count}")
+            body.line(f"{self.batch.name} = {body.index_type(number)}", f"{self.batch.extent}")
             body.axis_variables(self.batch)
-            body.line(f"tile = tile % {rows * columns}")
-        self.place_tile(body, m, n)
+            tile = "within" if count != 1 else "0"
+        self.place_bands(body, rows, columns, tile, "m_tile")
 
-    def place_tile(self, body: Body, m: TileDim, n: TileDim, tile: str = "tile") -> None:
-        """Which rows and columns a tile has: tiles go in bands of `GROUP` rows."""
-        rows, columns = m.programs, n.programs
+    def place_bands(self, body: Body, rows: int | str, columns: int, tile: str, row: str) -> None:
+        """Which of the rows and columns of tiles a tile has, as `row` and `n_tile`.
+
+        Args:
+            rows: so many there are, a number or a variable.
+        """
         if rows == 1 or columns == 1:
-            body.line(f"m_tile = {tile if columns == 1 else '0'}")
+            body.line(f"{row} = {tile if columns == 1 else '0'}")
             body.line(f"n_tile = {tile if rows == 1 else '0'}")
         else:
             body.line(f"band = {tile} // {GROUP * columns} * {GROUP}")
             body.line(f"height = tl.minimum({rows} - band, {GROUP})")
-            body.line(f"m_tile = band + {tile} % {GROUP * columns} % height")
+            body.line(f"{row} = band + {tile} % {GROUP * columns} % height")
             body.line(f"n_tile = {tile} % {GROUP * columns} // height")
 
     def place_lanes(self, body: Body, *dims: TileDim) -> None:
@@ -294,26 +345,36 @@ class Product:
         main.line(f"last = {last}")
         return "first, last"
 
+    def groups_of_rows(self, body: Body) -> tuple[str, str]:
+        """The groups of a tile's rows, and a mask of the rows that there are, empty if these are all."""
+        assert self.group is not None
+        for s in self._closure((self.group,)):
+            if s.id not in body.values:
+                body.define(s)
+        return body.operand(self.group).typed, "" if self.m.is_exact else f"in_{self.m.name}"
+
+    def member(self, body: Body) -> str:
+        """A mask of the rows that belong to `group`, by its name."""
+        groups, inside = self.groups_of_rows(body)
+        body.line(f"member = ({groups} == group){f' & {inside}' if inside else ''}")
+        body.values["member"], body.shapes["member"] = Operand("member", bool_), frozenset((self.m.name,))
+        return "member"
+
     def _groups(self, lines: list[str], main: Body) -> None:
         """The product and its epilogue for each group among the program's rows."""
-        assert self.group is not None
         self.place_lanes(main, self.m)
-        for s in self._closure((self.group,)):
-            main.define(s)
-        groups = main.operand(self.group).typed
-        inside = "" if self.m.is_exact else f"in_{self.m.name}"
+        groups, inside = self.groups_of_rows(main)
         low, high = ((f"tl.where({inside}, {groups}, {fill})" if inside else groups) for fill in (INT32_LIMIT, -1))
         main.line(f"first_group = tl.min({low})")
         main.line(f"last_group = tl.max({high})")
         main.line("for group in range(first_group, last_group + 1):")
         main.depth += 1
-        main.line(f"member = ({groups} == group){f' & {inside}' if inside else ''}")
+        mask = self.member(main)
         main.line("if tl.max(member.to(tl.int32)) > 0:")
         main.depth += 1
         self.place_lanes(main, self.n)
         self.sum(lines, main)
-        main.values["member"], main.shapes["member"] = Operand("member", bool_), frozenset((self.m.name,))
-        self.epilogue(lines, main, "member")
+        self.epilogue(lines, main, mask)
 
     def epilogue(self, lines: list[str], main: Body, mask: str = "") -> None:
         """What follows the product; stores where `mask` holds."""
@@ -359,28 +420,25 @@ class Product:
         """The whole text."""
         lines: list[str] = []
         body = self.body(lines, self.m, self.n)
-        self._place(body, self.m, self.n)
+        body.line("tile = tl.program_id(0)")
+        self.place(body, self.m, self.n)
         if self.group is not None:
             self._groups(lines, body)
         else:
             self.place_lanes(body, self.m, self.n)
             self.sum(lines, body)
-        scratch: tuple[Scratch, ...] = ()
-        if self.choice.parts == 1:
-            if self.group is None:
-                self.epilogue(lines, body)
-        else:
-            size = self.choice.parts * self.batch.extent * self.m.extent * self.n.extent
-            scratch = (Scratch(POINTERS[self.contract.dtype.name], size),)
+        if self.choice.parts > 1:
             masks = body.edge_masks(body.full)
             mask = f", mask={' & '.join(masks)}" if masks else ""
             body.line(f"tl.store({self._scratch_place('part')}, acc{mask})")
+        elif self.group is None:
+            self.epilogue(lines, body)
         programs = self.batch.extent * self.m.programs * self.n.programs
         self.function(self.name, lines, self.constexprs)
         self.launch(self.name, self.constexprs, (programs, self.choice.parts))
-        if scratch:
+        if self.choice.parts > 1:
             self._finish()
-        return self.assembled(scratch)
+        return self.assembled()
 
     @property
     def constexprs(self) -> tuple[tuple[str, int], ...]:
@@ -394,26 +452,28 @@ class Product:
         """Names of the pieces, of one of them and of its size, for each time that a tile is cut in two."""
         return PIECES[: self.choice.pieces.bit_length() - 1]
 
-    def assembled(self, scratch: tuple[Scratch, ...] = (), descriptors: int = 0) -> TritonKernel:
+    def assembled(self, descriptors: int = 0) -> TritonKernel:
         """The module of all functions, with their launches."""
         signature = [(self.pointers[b.name], POINTERS[b.dtype.name]) for b in self.kernel.buffers]
-        signature += [("parts_ptr", item.dtype) for item in scratch]
+        signature += [(name, item.dtype) for name, item in self.scratch.items()]
         imports = "import triton\nimport triton.language as tl\n"
         if self.context.libdevice:
             imports += "from triton.language.extra import libdevice\n"
         text = imports + "\n\n" + text_of(self.context.helpers) + "\n\n".join(self.functions)
+        scratch = tuple(self.scratch.values())
         return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), scratch, descriptors)
 
     def _scratch_place(self, part: str) -> str:
         number = part if self.batch.extent == 1 else f"({part} * {self.batch.extent} + {self.batch.name})"
-        return f"parts_ptr + (({number} * {self.m.extent} + {self.m.name}) * {self.n.extent} + {self.n.name})"
+        return f"{PARTS} + (({number} * {self.m.extent} + {self.m.name}) * {self.n.extent} + {self.n.name})"
 
     def _finish(self) -> None:
         """The launch that adds the parts and runs the epilogue."""
         lines: list[str] = []
         m, n = replace(self.m, block=FINISH_ROWS), replace(self.n, block=FINISH_COLUMNS)
         body = self.body(lines, m, n)
-        self._place(body, m, n)
+        body.line("tile = tl.program_id(0)")
+        self.place(body, m, n)
         self.place_lanes(body, m, n)
         masks = body.edge_masks(body.full)
         mask = f", mask={' & '.join(masks)}" if masks else ""
@@ -427,7 +487,7 @@ class Product:
 
     def function(self, name: str, lines: list[str], constexprs: tuple[tuple[str, int], ...]) -> None:
         """Add a function to the module."""
-        parameters = [*self.pointers.values(), *(["parts_ptr"] if self.choice.parts > 1 else [])]
+        parameters = [*self.pointers.values(), *self.scratch]
         parameters += [f"{constexpr}: tl.constexpr" for constexpr, _ in constexprs]
         notes = "".join(f"    # src[{note}]\n" for note in self.source.notes)
         header = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n"

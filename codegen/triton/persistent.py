@@ -11,29 +11,29 @@
 Where a chip copies blocks of matrices told by a descriptor (TMA), no thread
 computes addresses or masks, and what lies outside of a matrix is zero. The two loops are one to the pipeline, so the
 blocks of the next tile are on their way while the epilogue of the last one runs; that counts tiles for itself, so as
-not to tie them.
+not to tie them. Tiles of a batch are counted through, one matrix after the other.
 
-An operand is described when it lies in memory as the product takes it: rows or columns side by side, the others a
-multiple of 16 bytes apart. Addresses that are no such multiple are seen when a call is made: a second function of the
-module, whose threads copy blocks, is launched for them. A batch, groups and bounds by data are left to programs of one
-tile.
+Where data say by which matrix rows are multiplied, there is a tile for each group that a block of rows has some of, as
+a list says (`graphc.codegen.triton.group_items`); blocks of the left operand hold rows of other groups as well, which
+are not stored. Such programs stay where threads copy blocks, too: a loop over groups inside of them takes registers.
+
+An operand is described when it lies in memory as the product takes it (`graphc.codegen.triton.described`): rows or
+columns side by side, the others, and matrices of a batch, a multiple of 16 bytes apart. Addresses that are no such
+multiple are seen when a call is made: a second function of the module, whose threads copy blocks, is launched for them.
+Sums whose bounds are data are left to programs of one tile.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from graphc.codegen.triton.joined_axes import int_extent
+from graphc.codegen.triton.body import Body
+from graphc.codegen.triton.described import BLOCKS, Matrix
+from graphc.codegen.triton.group_items import GroupItems
+from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.matmul import STARTS, Product
 from graphc.codegen.triton.tiles import Choice
-from graphc.codegen.triton.tiling import TileDim
-from graphc.codegen.triton.tiling import stride as axis_stride
-from graphc.ir.dims import Dim, substitute, symbols
-from graphc.loopir.kernel import Kernel, Load, is_value
-from graphc.program.triton_kernel import ALIGNMENT, TritonKernel
-
-MOST_LANES = 256
-"""Elements of a block along either dim that one copy takes."""
+from graphc.ir.dims import symbol
+from graphc.loopir.kernel import Kernel
+from graphc.program.triton_kernel import TritonKernel
 
 
 def emit_product(
@@ -52,124 +52,88 @@ def emit_product(
         CodegenError: dtypes that `tl.dot` does not take.
     """
     product = Product(kernel, pointers, name, target, choice)
-    operands = _described(product) if product.choice.programs else None
-    return product.module() if operands is None else _Persistent(product, *operands).module()
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """An operand as it lies in memory.
-
-    Args:
-        pointer: parameter.
-        offset: elements from there to its first one.
-        outer, inner: dimensions of the product; steps along the inner one are 1.
-        stride: elements from one index of the outer dimension to the next.
-    """
-
-    pointer: str
-    offset: int
-    outer: TileDim
-    inner: TileDim
-    stride: int
-
-    def description(self) -> str:
-        pointer = f"{self.pointer} + {self.offset}" if self.offset else self.pointer
-        shape = f"[{self.outer.extent}, {self.inner.extent}], [{self.stride}, 1]"
-        return f"tl.make_tensor_descriptor({pointer}, {shape}, [{self.outer.constexpr}, {self.inner.constexpr}])"
-
-    def block(self, name: str, starts: dict[str, str], first: TileDim) -> str:
-        """The block at given starts of dimensions, `first` of them being rows of the result."""
-        turned = "" if self.outer is first else ".T"
-        return f"{name}.load([{starts[self.outer.constexpr]}, {starts[self.inner.constexpr]}]){turned}"
-
-
-def _described(product: Product) -> tuple[_Matrix, _Matrix] | None:
-    """Both operands, when blocks of both can be copied by the chip."""
-    is_plain = product.batch.extent == 1 and product.choice.parts == 1 and product.k.extent > 0
-    if not is_plain or product.group is not None or any(product.limits):
-        return None
-    left = _matrix(product, product.left, product.m)
-    right = _matrix(product, product.right, product.n)
-    return None if left is None or right is None else (left, right)
-
-
-def _matrix(product: Product, name: str, own: TileDim) -> _Matrix | None:
-    s, k = product.by_id[name], product.k
-    if not isinstance(s, Load) or s.mask is not None or any(map(is_value, symbols(s.index))):
-        return None
-    buffer = next(b for b in product.kernel.buffers if b.name == s.buffer)
-    along, across = _step(s.index, own), _step(s.index, k)
-    rest = substitute(s.index, {axis.name: 0 for dim in (own, k) for axis in dim.axes})
-    blocks = max(own.block, k.block) <= MOST_LANES and min(own.block, k.block) * s.dtype.itemsize >= ALIGNMENT
-    if s.dtype != buffer.dtype or not isinstance(rest, int) or not blocks:
-        return None
-    for outer, inner, stride, unit in ((own, k, along, across), (k, own, across, along)):
-        if unit != 1 or not stride or stride < inner.extent:
-            continue
-        if any(elements * s.dtype.itemsize % ALIGNMENT for elements in (rest, stride)):
-            return None
-        if inner is own and s.dtype.itemsize != 2:
-            return None  # matrix units take operands of other widths along the sum only
-        return _Matrix(product.pointers[s.buffer], rest, outer, inner, stride)
-    return None
-
-
-def _step(index: Dim, dim: TileDim) -> int | None:
-    """How far apart in memory neighbours along a dimension are; None when that differs."""
-    below, step = 1, axis_stride(index, dim.axes[-1].name) if dim.axes else None
-    for axis in reversed(dim.axes):
-        if step is None or axis_stride(index, axis.name) != below * step:
-            return None
-        below *= int_extent(axis)
-    return step
+    choice, matrices = product.choice, product.matrices
+    blocks = {"m": choice.tile.rows, "n": choice.tile.columns, "k": choice.tile.depth}
+    if matrices is not None and not all(item.fits(blocks) for item in matrices):
+        matrices = None
+    if not choice.programs or choice.parts > 1 or (matrices is None and not product.has_items):
+        return product.module()
+    return _Persistent(product, matrices).module()
 
 
 class _Persistent:
-    def __init__(self, product: Product, left: _Matrix, right: _Matrix) -> None:
-        self.product, self.left, self.right = product, left, right
-        self.tiles = product.m.programs * product.n.programs
+    def __init__(self, product: Product, matrices: tuple[Matrix, Matrix] | None) -> None:
+        self.product, self.matrices = product, matrices
+        self.items = GroupItems(product) if product.group is not None else None
+        self.tiles = product.batch.extent * product.m.programs * product.n.programs
         self.programs = min(product.choice.programs, self.tiles)
 
     def module(self) -> TritonKernel:
-        """The function with descriptors, and that for other addresses."""
-        product = self.product
+        """The function with descriptors, if there are any, and that for other addresses."""
+        product, grid = self.product, (self.programs, 1)
+        if self.items is not None:
+            self.items.launch()
+        product.function(product.name, self._function(self.matrices), product.constexprs)
+        if self.matrices is None:
+            product.launch(product.name, product.constexprs, grid)
+            return product.assembled()
         unaligned = f"{product.name}_unaligned"
-        for name, is_described in ((product.name, True), (unaligned, False)):
-            product.function(name, self._function(is_described), product.constexprs)
-        product.launch(product.name, product.constexprs, (self.programs, 1), unaligned)
-        return product.assembled(descriptors=2)
+        product.function(unaligned, self._function(None), product.constexprs)
+        product.launch(product.name, product.constexprs, grid, unaligned)
+        return product.assembled(descriptors=len(self.matrices))
 
-    def _function(self, is_described: bool) -> list[str]:
-        product = self.product
+    def _function(self, matrices: tuple[Matrix, Matrix] | None) -> list[str]:
+        product, tiles = self.product, str(self.tiles)
         lines: list[str] = []
         body = product.body(lines, product.m, product.n)
-        if is_described:
-            body.line(f"left_blocks = {self.left.description()}")
-            body.line(f"right_blocks = {self.right.description()}")
+        for name, matrix in zip(("left", "right"), matrices or ()):
+            body.line(f"{name}_blocks = {matrix.description(product.pointers[matrix.buffer])}")
+        if self.items is not None:
+            tiles = self.items.number(body)
         body.line(f"later = tl.program_id(0) - {self.programs}")
-        flatten = ", flatten=True" if is_described else ""
-        body.line(f"for tile in tl.range(tl.program_id(0), {self.tiles}, {self.programs}{flatten}):")
+        flatten = ", flatten=True" if matrices is not None else ""
+        body.line(f"for tile in tl.range(tl.program_id(0), {tiles}, {self.programs}{flatten}):")
         body.depth += 1
-        product.place_tile(body, product.m, product.n)
-        if is_described:
-            self._sum(lines, body.depth)
+        self._place(body, "tile")
+        if matrices is not None:
+            self._sum(lines, body, *matrices)
         else:
+            if self.items is not None:
+                body.line("group = group.to(tl.int64)", "it is a part of addresses")
             product.place_lanes(body, product.m, product.n)
             product.sum(lines, body)
         body.line(f"later += {self.programs}")
-        product.place_tile(body, product.m, product.n, "later")
+        self._place(body, "later")
         product.place_lanes(body, product.m, *([product.n] if product.choice.pieces == 1 else []))
-        product.epilogue(lines, body)
+        product.epilogue(lines, body, product.member(body) if self.items is not None else "")
         return lines
 
-    def _sum(self, lines: list[str], depth: int) -> None:
-        product, indent = self.product, "    " * depth
-        starts = STARTS | {"KBLOCK": "k_start"}
+    def _place(self, body: Body, tile: str) -> None:
+        """Where a tile is."""
+        if self.items is None:
+            self.product.place(body, self.product.m, self.product.n, tile)
+        else:
+            self.items.place(body, tile)
+
+    def _sum(self, lines: list[str], main: Body, left: Matrix, right: Matrix) -> None:
+        """`acc`, as `Product.sum` has it, of blocks that are copied."""
+        product, indent = self.product, "    " * main.depth
+        starts = STARTS | {BLOCKS["k"]: "k_start"}
+        rows = left.block("left_blocks", self._places(main, left), starts, "m")
+        columns = right.block("right_blocks", self._places(main, right), starts, "k")
         lines += [
             f"{indent}{product.zeros()}",
             f"{indent}for k_start in range(0, {product.k.extent}, KBLOCK):",
-            f"{indent}    left = {self.left.block('left_blocks', starts, product.m)}",
-            f"{indent}    right = {self.right.block('right_blocks', starts, product.k)}",
+            f"{indent}    left = {rows}",
+            f"{indent}    right = {columns}",
             f"{indent}    {product.dot()}",
         ]
+
+    def _places(self, body: Body, matrix: Matrix) -> list[str]:
+        """Which matrix of several it is, as numbers of 32 bits."""
+        product, found = self.product, list[str]()
+        for number in matrix.numbers:
+            is_group = product.group is not None and number.place == symbol(product.group)
+            text = "group" if is_group else index_text(product.context, number.place, body.ranges)
+            found.append(f"tl.full([], {text}, tl.int32)" if product.wide and not is_group else text)
+        return found

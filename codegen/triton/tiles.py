@@ -140,8 +140,13 @@ MOST_SUMS, MOST_BESIDE = 64, 256
 """What follows a product is done on so many sums per thread at once, with so many bytes of other operands, at most: all
 sums of a large tile take half the registers already. Larger ones spilled."""
 MOST_PIECES = 4
+_PER_PROGRAM = 1 << 10
+"""Bytes of shared memory that the chip takes for each program. Source: CUDA C++ Programming Guide, compute capability
+9.x, shared memory."""
 BARRIERS = 512
 """Bytes of shared memory for what is no block."""
+WARPS = 8
+"""Of programs that stay on a processor side by side: registers are there for so many, whatever they compute."""
 MOST_CANDIDATES = 4
 """Tiles that are measured of one kernel."""
 MOST_PARTS, LEAST_STEPS = 16, 8
@@ -187,7 +192,7 @@ def _pieces(tile: Tile, beside: int) -> int:
 
 def candidate_tiles(
     target: str, batch: int, rows: int, columns: int, inner: int, dtype: DType, *, loaded: int, scalar: bool,
-    groups: int = 1, stored: int = 4, beside: int = 0,
+    groups: int = 1, stored: int = 4, beside: int = 0, may_stay: bool = False,
 ) -> list[Choice]:  # fmt: skip
     """The tiles of a product that may be the fastest, `MOST_CANDIDATES` at most, the best by the model first.
 
@@ -200,6 +205,8 @@ def candidate_tiles(
         groups: of rows that follow each other, each with a matrix of its own: every border is one more tile.
         stored: bytes of the widest element that is stored.
         beside: bytes that what follows the product loads per element of its result.
+        may_stay: programs may go from tile to tile on a chip that copies blocks: it can copy those of both operands, or
+            rows have groups.
     """
     machine = machine_of(target)
 
@@ -218,13 +225,16 @@ def candidate_tiles(
     def choice(tile: Tile) -> Choice:
         depth = min(depth_of(tile, dtype), max(16 if dtype.itemsize > 1 else 32, power_of_two(inner)))
         programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
-        stay = machine.processors if machine.describes and batch == 1 and programs > machine.processors else 0
+        stays = machine.describes and may_stay and programs > machine.processors
         # a program that stays loads the next tile while it stores one, through shared memory
         pieces = _pieces(tile, beside)
-        room = machine.shared - BARRIERS - (tile.rows * tile.columns // pieces * stored if stay else 0)
+        held = BARRIERS + (tile.rows * tile.columns // pieces * stored if stays else 0)
         stages, step = tile.stages, depth * (tile.rows + tile.columns) * max(loaded, dtype.itemsize)
-        while stages > 1 and stages * step > room:
+        while stages > 1 and stages * step > machine.shared - held:
             stages -= 1
+        together = min(WARPS // tile.warps, (machine.shared + _PER_PROGRAM) // (stages * step + held + _PER_PROGRAM))
+        stay = machine.processors * max(1, together) if stays else 0
+        stay = stay if programs > stay else 0
         steps = -(-inner // depth)
         parts = min(MOST_PARTS, machine.processors // max(1, programs), steps // LEAST_STEPS)
         return Choice(replace(tile, depth=depth, stages=stages), max(1, parts), stay, pieces if parts < 2 else 1)

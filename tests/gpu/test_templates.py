@@ -1,4 +1,4 @@
-"""Products as kernels on a real CUDA device: groups, programs that stay, bytes and 8-bit floats; replayed as well."""
+"""Products as kernels on a real CUDA device: groups, batches, programs that stay, bytes, 8-bit floats; replayed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import graphc
 from graphc.settings import override
 from tests.support import assert_contract
 from tests.triton import grouped, scaled
+from tests.triton.products import Case
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +39,34 @@ def test_groups(name: str, dtype: torch.dtype) -> None:
     given = [x.cuda() for x in case.inputs(dtype)]
     eager = case.function(grouped.exact, *given)
     _agrees(grouped.grouped(case), given, eager, case.function(grouped.exact, *_wide(given)))
+
+
+def test_groups_of_programs_that_stay() -> None:
+    """Tiles for more than all processors; groups end within them, one has no rows, some rows no group."""
+    case = grouped.Case(grouped.CASES["plain"].function, ((3400, 72), (4, 72, 1040)), (13, 13, 1700, 3300))
+    given = [x.cuda() for x in case.inputs(torch.bfloat16)]
+    eager = case.function(grouped.exact, *given)
+    _agrees(grouped.grouped(case), given, eager, case.function(grouped.exact, *_wide(given)))
+
+
+def _heads(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    queries, keys = (item.unflatten(-1, (8, 40)).transpose(1, 2) for item in (x, w))
+    return torch.relu(queries @ keys.mT)
+
+
+BATCHES = {
+    "small": Case(lambda x, w: torch.relu(x @ w), ((272, 72, 40), (272, 40, 56))),
+    "heads": Case(_heads, ((2, 264, 320), (2, 520, 320))),
+    "rows with gaps": Case(lambda x, w: torch.relu(x[:, :-8] @ w), ((7, 520, 40), (40, 1040))),
+}
+"""Of more tiles than processors."""
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches(name: str) -> None:
+    case = BATCHES[name]
+    given = [x.cuda() for x in case.inputs(torch.bfloat16)]
+    _agrees(case.function, given, case.function(*given), case.function(*_wide(given)))
 
 
 def _linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

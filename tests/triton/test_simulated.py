@@ -40,8 +40,11 @@ def test_of_a_gpu(name: str) -> None:
 
 
 def test_templates_of_capability_90() -> None:
-    """Programs that stay, with blocks copied by descriptors; bytes, 8-bit floats, groups; attention. Replayed, too."""
-    for name, chosen in (("templates", "groups or 2052 or bytes or bit_floats"), ("attention", "always and odd")):
+    """Programs that stay, with blocks copied by descriptors; batches, groups, bytes, 8-bit floats; attention."""
+    for name, chosen in (
+        ("templates", "groups or batches or 2052 or bytes or bit_floats"),
+        ("attention", "always and odd"),
+    ):
         command = ("-m", "pytest", "-q", "-m", "gpu", "-k", chosen, f"tests/gpu/test_{name}.py")
         assert " passed" in simulated(*command, GRAPHC_SIMULATED_CAPABILITY="90")
 

@@ -43,9 +43,7 @@ def test_an_odd_number_of_classes(dtype: torch.dtype, pitch: int, templates: str
         assert strides_inside(compiled, [x, w, y]) == {(pitch, 1)}
         source = "".join(text for name, text in compiled.source(x, w, y).items() if name.endswith(".py"))
     assert f"by_r0 = r0 < {pitch}" in source and "mask=by_r0)" in source
-    assert ("mask=in_i0 & by_i1)" in source) == (
-        templates == "always" and dtype == torch.bfloat16
-    )  # f32 has no template
+    assert ("mask=in_i0 & by_i1)" in source) == (templates == "always")
     exact = loss_and_gradients(x.detach().double().requires_grad_(), w.detach().double().requires_grad_(), y)
     for ours, eager, true in zip(found, loss_and_gradients(x, w, y), exact, strict=True):
         assert_contract(ours, eager, true)

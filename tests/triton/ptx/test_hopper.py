@@ -17,9 +17,9 @@ from graphc.codegen.triton.tiles import Choice, Tile
 from graphc.ir.types import DType, bf16, f16, f32
 from graphc.settings import override
 from tests.support import assert_contract
-from tests.triton import scaled
+from tests.triton import grouped, scaled
 from tests.triton.attentions import FORMS
-from tests.triton.persistent import LAYOUTS, product_kernel
+from tests.triton.persistent import BATCHED, LAYOUTS, grouped_kernel, product_kernel, unordered
 from tests.triton.products import with_tile
 
 pytest.importorskip("triton")
@@ -70,6 +70,34 @@ def test_blocks_of_all_layouts(layout: str, dtype: DType, tile: Tile) -> None:
     assert kernel.kernel.descriptors == 2 and not kernel.doubts
 
 
+def _change(monkeypatch: pytest.MonkeyPatch, pattern: str, other: str) -> None:
+    """Have what copies by descriptors compiled to something else."""
+
+    def changed(kernel: Any, *args: Any) -> tuple[str, int]:
+        text, shared = compile_ptx(kernel, *args)
+        if "cp.async.bulk.tensor" not in text:
+            return text, shared
+        text, count = re.subn(pattern, other, text)
+        assert count, pattern
+        return text, shared
+
+    monkeypatch.setattr(kernels, "compile_ptx", changed)
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether blocks are copied by descriptors, for each launch with a product that is compiled."""
+    found: list[bool] = []
+
+    def noted(kernel: Any, *args: Any) -> tuple[str, int]:
+        text, shared = compile_ptx(kernel, *args)
+        found.extend(["cp.async.bulk.tensor" in text] if "wgmma" in text else [])
+        return text, shared
+
+    monkeypatch.setattr(kernels, "compile_ptx", noted)
+    return found
+
+
 @pytest.mark.parametrize(
     ("pattern", "other", "message"),
     [
@@ -86,16 +114,110 @@ def test_blocks_of_all_layouts(layout: str, dtype: DType, tile: Tile) -> None:
 def test_what_triton_must_not_leave_out(
     pattern: str, other: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    def without(*args: Any) -> tuple[str, int]:
-        text, shared = compile_ptx(*args)
-        changed, count = re.subn(pattern, other, text)
-        assert count, pattern
-        return changed, shared
-
-    monkeypatch.setattr(kernels, "compile_ptx", without)
+    _change(monkeypatch, pattern, other)
     with pytest.raises(PtxError, match=message):
         kernel = _product((136, 200, 72), bf16, "rows", Choice(SMALL, programs=2))
         raise PtxError("; ".join(kernel.doubts))
+
+
+BATCHES = [
+    pytest.param(name, marks=[] if name in ("heads", "every second", "sums across memory") else suite)
+    for name in BATCHED
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=suite)], ids=str)
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches(
+    name: str, dtype: torch.dtype, compiles: Callable[..., Any], copies: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    with_tile(monkeypatch, SMALL, processors=1)
+    compiles(BATCHED[name].function, BATCHED[name].inputs(dtype))
+    assert copies == [True]
+
+
+def _between(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """NaN wherever the product of every second matrix is not to look."""
+    x[1::2], x[:, :8], w[::2] = float("nan"), float("nan"), float("nan")
+    w[:, :8], w[:, 48:] = float("nan"), float("nan")
+    return x, w
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_a_matrix_ends_before_the_next_one(
+    is_bounded: bool, compiles: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The sum of 40 is in blocks of 64."""
+    with_tile(monkeypatch, SMALL, processors=1)
+    given = _between(*BATCHED["every second"].inputs(torch.bfloat16))
+    if is_bounded:
+        compiles(BATCHED["every second"].function, list(given))
+        return
+    _change(monkeypatch, r"(mov\.b32\s+%r\d+), 40;", r"\1, 64;")
+    with pytest.raises(AssertionError, match="error nan"):
+        compiles(BATCHED["every second"].function, list(given))
+
+
+GROUPS = {
+    "plain": grouped.Case(grouped.CASES["plain"].function, ((200, 72), (4, 72, 144)), (13, 13, 140, 190)),
+    "transposed": grouped.Case(grouped.CASES["transposed"].function, ((200, 72), (4, 144, 72)), (64, 130, 131, 200)),
+    "gradients": grouped.Case(
+        grouped.CASES["gradients"].function, ((200, 72), (3, 72, 144), (200, 144)), (13, 130, 200), 3
+    ),
+    "slots": grouped.Case(
+        grouped.CASES["slots"].function, ((200, 72), (4, 72, 144), (200, 1)), (13, 13, 140, 190)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["plain", "transposed", "slots", pytest.param("gradients", marks=suite)])
+def test_groups(
+    name: str, compiles: Callable[..., Any], copies: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Groups that begin and end anywhere, and have no rows at all; rows of none."""
+    with_tile(monkeypatch, SMALL, processors=1)
+    case = GROUPS[name]
+    given = case.inputs(torch.bfloat16)
+    wide = [x.double() if x.is_floating_point() else x for x in given]
+    results = case.function(grouped.exact, *given)
+    compiles(grouped.grouped(case), given, case.function(grouped.exact, *wide), results)
+    assert sorted(copies) == ([False] if name == "slots" else [False, True, True][-case.kernels :])
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_groups_in_any_order(shift: int) -> None:
+    made = emit_kernel(grouped_kernel(200, 144, 72, 7, bf16), choice=Choice(SMALL, programs=3), target=TARGET)
+    torch.manual_seed(0)
+    groups, x, w = unordered(200, 7), torch.randint(-8, 9, (200, 72)) / 8, torch.randint(-8, 9, (7, 72, 144)) / 8
+    out = torch.full((200, 144), float("nan"), dtype=torch.bfloat16)
+    kernel = PtxKernel(made, TARGET)
+    kernel([groups, _laid(x.bfloat16(), True, 0, shift), w.bfloat16().view(-1), out.view(-1)])
+    right = torch.bmm(x.double()[:, None], w.double()[groups])[:, 0].bfloat16()
+    torch.testing.assert_close(out, right, rtol=0, atol=0)
+    assert made.descriptors == 2 and (shift or not kernel.doubts)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other", "message"),
+    [
+        (r"mbarrier\.try_wait\S+ complete, [^;]*;", "mov.pred complete, -1;", "copy to here has not been waited for"),
+        (r"bar\.sync\s+0;", "", "a race: another warp has"),
+        (r"@%p\d+ fence\.proxy\.tensormap\S+ [^;]*;", "", "no fence.proxy.tensormap has acquired"),
+    ],
+)
+@pytest.mark.parametrize("name", ["batch", "groups"])
+def test_what_triton_must_not_leave_out_of_batches_and_groups(
+    name: str, pattern: str, other: str, message: str, compiles: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tile(monkeypatch, SMALL, processors=1)
+    _change(monkeypatch, pattern, other)
+    case = GROUPS["plain"]
+    with pytest.raises(PtxError, match=message):
+        if name == "batch":
+            compiles(BATCHED["batch"].function, BATCHED["batch"].inputs(torch.bfloat16))
+        else:
+            given = case.inputs(torch.bfloat16)
+            compiles(grouped.grouped(case), given, case.function(grouped.exact, *given))
 
 
 @pytest.mark.parametrize("depth", [32, pytest.param(64, marks=suite)])
@@ -125,14 +247,16 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str
     """Compares a compiled function by the numerics contract and gives its statistics; two processors, small tiles."""
     with_tile(monkeypatch, SMALL, processors=2)
 
-    def check(function: Callable[..., Any], args: list[torch.Tensor], exact: Any = None) -> dict[str, Any]:
+    def check(
+        function: Callable[..., Any], args: list[torch.Tensor], exact: Any = None, eager: Any = None
+    ) -> dict[str, Any]:
         with override(templates="always", cache=False):
             compiled = graphc.compile(function, backend="triton")
             found = compiled(*args)
             stats = compiled.explain(*args).stats
         if exact is None:
             eager, exact = function(*args), function(*(x.double() if x.is_floating_point() else x for x in args))
-        else:  # not every version of torch has the operator on the CPU
+        elif eager is None:  # not every version of torch has the operator on the CPU
             eager = exact.to(found.dtype)
         pairs = [x if isinstance(x, tuple) else (x,) for x in (found, eager, exact)]
         for mine, theirs, right in zip(*pairs, strict=True):
