@@ -24,7 +24,7 @@ SMALL = (
     "pointwise_chain", "softmax", "layer_norm_grad", "transpose", "embedding_grad", "attention_grad", "adamw_200",
 )  # fmt: skip
 """What `make check` looks at."""
-AS_TEMPLATES = ("attention_grad", "float8_linear")
+AS_TEMPLATES = ("attention_grad", "float8_linear", "odd_vocabulary")
 """Planned with GRAPHC_TEMPLATES=always: kernels that a library's call would take the place of."""
 
 
@@ -126,6 +126,18 @@ def cross_entropy_grad() -> Program:
     """8,192 tokens, 50,304 classes."""
     logits, labels = half(8192, 50304), torch.zeros(8192, dtype=torch.int64)
     return gradients(F.cross_entropy), (logits, labels, torch.empty((), dtype=torch.bfloat16))
+
+
+@program
+def odd_vocabulary() -> Program:
+    """The last layer and the loss of GPT-2, with its own 50,257 words: rows of no even length."""
+
+    def step(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        wanted = [item.detach().requires_grad_() for item in (x, w)]
+        loss = F.cross_entropy(F.linear(*wanted), y)
+        return loss.detach(), *torch.autograd.grad(loss, wanted)
+
+    return step, (half(2048, 768), half(50257, 768), torch.zeros(2048, dtype=torch.int64))
 
 
 @program

@@ -75,8 +75,8 @@ def markdown(lines: Sequence[Line], counts: Counts) -> str:
         "code or counted. `moved / least` are bytes of one call; `best` is the least time of one call by data sheets,\n"
         "nothing is measured. Widths are those of global loads and stores, in bytes; spills are bytes of a thread on\n"
         "NVIDIA, registers on AMD. `busy` is the time of the busiest unit over that of memory, `in flight` are bytes\n"
-        "per processor that are on their way while it waits, both on the chip with the most bandwidth; of kernels that\n"
-        "access large buffers and multiply no matrices. See `graphc/report/bound.py`.\n"
+        "per processor that are on their way while it waits, both on the chip with the most bandwidth; of kernels\n"
+        "that access large buffers and multiply no matrices. See `graphc/report/bound.py`.\n"
     )
     for target in dict.fromkeys(line.target for line in lines):
         parts += [f"## {target}\n", _table([line for line in lines if line.target == target])]

@@ -25,8 +25,8 @@ is no room in registers for as many numbers that it loads, nor in shared memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from graphc.codegen.triton.body import Body
@@ -37,6 +37,8 @@ from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dt
 from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
 from graphc.codegen.triton.tiles import GROUP, Choice, candidate_tiles, machine_of, precision_of
 from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, needs_wide_index
+from graphc.codegen.triton.tiling import stride as axis_stride
+from graphc.codegen.triton.widths import WIDEST
 from graphc.errors import CodegenError
 from graphc.ir.types import FLOAT8, bool_
 from graphc.loopir.kernel import Axis, Compute, Define, Kernel, Load, Store, operands
@@ -54,6 +56,8 @@ STARTS["NQUARTER"] = STARTS["NHALF"] + " + quarter * NQUARTER"
 PIECES = (("halves", "half", "NHALF"), ("quarters", "quarter", "NQUARTER"))
 EXACT_STEPS = 128
 """Products of 8-bit floats that are added up before the sum is rounded as in f32: what the library does by default."""
+LAST_STEP = "k_start = "
+"""Begins the text of a last step that is apart from the loop."""
 PARTS = "parts_ptr"
 """Scratch memory of sums that several programs share."""
 RENAMED = 100_000
@@ -67,6 +71,23 @@ FINISH_ROWS, FINISH_COLUMNS = 32, 64
 def product_tiles(kernel: Kernel, target: str) -> list[Choice]:
     """The tiles that a kernel with a `contract` may have, as `candidate_tiles` says."""
     return Product(kernel, {}, kernel.name, target, None).candidates
+
+
+@dataclass(frozen=True)
+class _Side:
+    """An operand while it is written.
+
+    Args:
+        name: `left` or `right`.
+        body: its lines.
+        inside: statements that change along the sum.
+        text: its name among them.
+    """
+
+    name: str
+    body: Body
+    inside: list[Define]
+    text: str
 
 
 class Product:
@@ -289,31 +310,65 @@ class Product:
 
     def sum(self, lines: list[str], main: Body) -> None:
         """`acc`, the product's block, or its part of the sum."""
-        k = replace(self.k, parts=1, is_row=False)
-        left, right = self.body(lines, self.m, k), self.body(lines, k, self.n)
-        bounds = self._data_bounds(main) if any(self.limits) else f"0, {k.extent}"
-        if self.group is not None:
-            right.values["group"] = Operand("group", self.by_id[self.group].dtype)
-            right.shapes["group"] = frozenset()
-        parts = [self._factor_statements(name) for name in (self.left, self.right)]
-        for body, (before, _, _) in zip((left, right), parts, strict=True):
+        whole = self._whole_steps()
+        k = replace(self.k, parts=1, is_row=False, extent=whole)
+        bounds = self._data_bounds(main) if any(self.limits) else f"0, {whole}"
+        sides = self._sides(lines, main, k)
+        main.line(self.zeros())
+        parts = self.choice.parts if self.k.extent else 1
+        length = self._steps_per_part() * k.block
+        if parts > 1:
+            main.line("part = tl.program_id(1)")
+            bounds = f"part * {length}, tl.minimum(part * {length} + {length}, {whole})"
+        main.line(f"for k_start in range({bounds}, KBLOCK):")
+        main.depth += 1
+        self._step(main, sides)
+        main.depth -= 1
+        if whole == self.k.extent:
+            return
+        sides = self._sides(lines, main, replace(k, extent=self.k.extent))
+        if parts > 1:
+            main.line(f"if part == {whole // length}:")
+        main.depth += parts > 1
+        main.line(f"{LAST_STEP}{whole}")
+        self._step(main, sides)
+        main.depth -= parts > 1
+
+    def _whole_steps(self) -> int:
+        """Elements of the sum that the loop takes: not the last block, where its mask would make accesses narrow."""
+        extent, rest = self.k.extent, self.k.extent % self.k.block
+        if any(self.limits) or not rest or extent == rest:
+            return extent
+        loads = [s for s in self._closure((self.left, self.right)) if isinstance(s, Load) and self._is_inner(s)]
+        along = [s for s in loads if axis_stride(s.index, self.axes["k"][-1].name) == 1]
+        narrow = any(rest * s.dtype.itemsize % WIDEST for s in along)
+        return extent - rest if narrow else extent
+
+    def _sides(self, lines: list[str], main: Body, k: TileDim) -> list[_Side]:
+        """Both operands, with what of them does not change along the sum."""
+        found = []
+        for name, dims in (("left", (self.m, k)), ("right", (k, self.n))):
+            body = self.body(lines, *dims)
             body.depth = main.depth
+            if self.group is not None and name == "right":
+                body.values["group"] = Operand("group", self.by_id[self.group].dtype)
+                body.shapes["group"] = frozenset()
+            before, inside, text = self._factor_statements(getattr(self, name))
             for s in before:
                 if main.shapes.get(s.id) == frozenset():  # a number, which is there already
                     body.values[s.id], body.shapes[s.id] = main.values[s.id], main.shapes[s.id]
                 else:
                     body.define(s)
-        main.line(self.zeros())
-        if k.extent and self.choice.parts > 1:
-            length = self._steps_per_part() * k.block
-            main.line("part = tl.program_id(1)")
-            bounds = f"part * {length}, tl.minimum(part * {length} + {length}, {k.extent})"
-        main.line(f"for k_start in range({bounds}, KBLOCK):")
-        for body in (left, right):
-            body.depth += 1
-        for body, side, (_, inside, text) in zip((left, right), ("left", "right"), parts, strict=True):
-            body.line(f"{side} = {self._factor(body, getattr(self, side), inside, text)}")
-        right.line(self.dot())
+            found.append(_Side(name, body, inside, text))
+        return found
+
+    def _step(self, main: Body, sides: Sequence[_Side]) -> None:
+        """What is added to `acc` from `k_start` on."""
+        for side in sides:
+            side.body.depth = main.depth
+            text = self._factor(side.body, getattr(self, side.name), side.inside, side.text)
+            side.body.line(f"{side.name} = {text}")
+        main.line(self.dot())
 
     def zeros(self) -> str:
         """What the loop starts from."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.matmul import LAST_STEP
 from graphc.codegen.triton.program import triton_kernels, with_loop_kernels
 from graphc.codegen.triton.tiles import machine_of
 from graphc.codegen.triton.tiling import choose_tiling
@@ -289,7 +290,8 @@ def _narrow(item: Candidate, launch: Launch, fact: dict[str, Any]) -> list[str]:
         found.append(f"no accesses of {possible} bytes to rows of the table")
     for at, (name, kind) in enumerate(item.made.signature):
         possible, seen = item.traffic.widths.get(at, 0), fact["widths"].get(str(at), ())
-        worst = (max if item.traffic.ragged else min)(seen, default=possible)
+        is_apart = item.traffic.ragged or LAST_STEP in item.made.text
+        worst = (max if is_apart else min)(seen, default=possible)
         if possible > ITEMSIZE[kind] >= worst:
             found.append(f"scalar accesses to {name.removesuffix('_ptr')}, which could be of {possible} bytes")
     return found

@@ -14,7 +14,7 @@ import graphc
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiles import Choice, Tile
 from graphc.ir.dims import symbol
-from graphc.ir.types import DTYPES, DType, i32
+from graphc.ir.types import DTYPES, DType, f16, f32, i32
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import ROW, Axis, Buffer, Kernel
 from graphc.runtime import triton_program
@@ -239,3 +239,30 @@ def test_integers_wrap_as_in_eager() -> None:
     out = torch.empty(20, 17, dtype=torch.int32)
     InterpretedKernel(emit_kernel(kernel, choice=Choice(SMALL)))([x, w, out])
     assert torch.equal(out, x.int() @ w.int())
+
+
+def odd_sum(depth: int, dtype: DType) -> Kernel:
+    """x(20, depth) @ w(24, depth).T: steps along the sum are 1 in both."""
+    b, (i, j, k) = KernelBuilder((Axis("i", 20), Axis("j", 24), Axis("k", depth, ROW))), map(symbol, "ijk")
+    x, w = b.load("x", dtype, i * depth + k), b.load("w", dtype, j * depth + k)
+    b.store("y", i * 24 + j, b.contract(x, w))
+    sizes = (("x", dtype, 20 * depth, "in"), ("w", dtype, 24 * depth, "in"), ("y", f32, 480, "out"))
+    return b.finish("product", tuple(Buffer(*item) for item in sizes))
+
+
+@pytest.mark.parametrize("parts", [1, 3, 5])
+@pytest.mark.parametrize("depth", [100, 109, 97])
+def test_the_last_step_of_a_sum_is_apart_where_its_mask_would_be_narrow(depth: int, parts: int) -> None:
+    kernel = odd_sum(depth, f16)
+    made = emit_kernel(kernel, choice=Choice(Tile(16, 32, 16, 1, 2, 1.0), parts))
+    assert made.text.count("tl.dot(") == 2 and made.text.count("k_start = ") == 1
+    assert (f"range(0, {depth - depth % 16}, KBLOCK)" in made.text) == (parts == 1)
+    x, w = torch.randn(20, depth).half(), torch.randn(24, depth).half()
+    y = torch.full((20, 24), torch.nan)
+    InterpretedKernel(made)([x, w, y])
+    torch.testing.assert_close(y.double(), x.double() @ w.double().T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [96, 104, 15])
+def test_whole_short_and_evenly_masked_sums_have_no_such_step(depth: int) -> None:
+    assert "k_start = " not in emit_kernel(odd_sum(depth, f16), choice=Choice(Tile(16, 32, 16, 1, 2, 1.0))).text
