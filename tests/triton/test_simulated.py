@@ -13,6 +13,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from gpu_cases import CASES
+
 from tests.triton.simulated.build import missing
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,39 @@ def test_training_loops_and_random_programs() -> None:
     simulated("-m", "pytest", "-q", "--import-mode=importlib", "tests/triton/backend", GRAPHC_MADE_UP_BACKEND="cuda")
 
 
-def test_the_benchmarks(tmp_path: Path) -> None:
-    said = simulated("benchmarks/gpu.py", "--dry", "--out", tmp_path)
+@pytest.mark.parametrize("name", CASES)
+def test_the_benchmarks(name: str, tmp_path: Path) -> None:
+    said = simulated("benchmarks/gpu.py", "--dry", "--out", tmp_path, name)
     assert "Measured on simulated GPU" in said
+
+
+_IDLE = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+x = torch.ones(1 << 19, device="cuda")
+print((x + 1).sum().item(), torch.empty(100 << 30, dtype=torch.uint8, device="cuda").numel() >> 30)
+image = torch.empty(128, 64, 112, 112, device="cuda").to(memory_format=torch.channels_last)
+made = torch.nn.functional.conv2d(image, torch.empty(256, 64, 1, 1, device="cuda"), stride=2)
+with FakeTensorMode(allow_non_fake_inputs=True):
+    expected = torch.nn.functional.conv2d(image, torch.empty(256, 64, 1, 1, device="cuda"), stride=2)
+print(*made.shape, made.stride() == expected.stride() == (802816, 1, 14336, 256))
+event = torch.cuda.Event()
+event.record()
+print(event.query(), torch.cuda.current_stream().query())
+"""
+
+
+def test_an_idle_gpu_does_nothing_of_any_size() -> None:
+    said = simulated("-c", _IDLE, GRAPHC_SIMULATED_IDLE="1", GRAPHC_SIMULATED_GIB="141")
+    assert said.split("\n") == ["0.0 100", "128 256 56 56 True", "True True", ""]
+
+
+def test_what_compiling_and_steps_cost_the_host() -> None:
+    said = simulated("benchmarks/gpu_compile.py", "--rounds", "1", "softmax", GRAPHC_SIMULATED_GIB="141")
+    ours, theirs = ([cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[-2:])
+    assert ours[:2] == ["softmax", "graphc"] and theirs[:2] == ["softmax", "default"]
+    assert all(float(row[column].split()[0]) > 0 for row in (ours, theirs) for column in (2, 4, 5))
+    said = simulated("benchmarks/gpu_host.py", "mlp")
+    rows = dict(line.split()[1:3] for line in said.splitlines() if line.startswith("mlp"))
+    assert list(rows) == ["eager", "graphc", "default", "reduce-overhead", "apart"]
+    assert all(float(microseconds) > 0 for microseconds in rows.values())

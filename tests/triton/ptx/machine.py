@@ -255,14 +255,8 @@ class Batch:
     def note(self, kind: str, threads: Array, addresses: Array, width: int, count: int) -> None:
         """Note accesses of threads to `count` elements of `width` bytes in global memory."""
         programs = self.program[threads]
-        elements = addresses[:, None] + (width * np.arange(count)).astype(np.uint64)
-        self._watch.note(kind, elements, self._numbers[programs], self.warp[threads], self._epochs[programs])
-
-    def note_rows(self, thread: int, addresses: Array, width: int, count: int) -> None:
-        """Note loads of many rows of elements by a thread."""
-        program = self.program[thread]
-        numbers = int(self._numbers[program]), int(self.warp[thread]), self.epoch_of(program)
-        self._watch.note_rows(addresses, width, count, *numbers)
+        who = self._numbers[programs], self.warp[threads], self._epochs[programs]
+        self._watch.note(kind, addresses, width, count, *who)
 
     def epoch_of(self, program: int) -> int:
         """How many barriers a program has passed."""

@@ -242,11 +242,8 @@ class _Operands:
         for at, stride in enumerate(view.strides[:-1]):
             steps = (stride * np.arange(view.shape[at])).astype(np.uint64)
             rows += steps.reshape([-1 if at == other else 1 for other in range(rows.ndim)])
-        found = rows.reshape(-1), self.matrix.width, view.shape[-1]
-        if stores:
-            frame.batch.note("stores", np.full(rows.size, self.thread), *found)
-        else:
-            frame.batch.note_rows(self.thread, *found)
+        kind, threads = "stores" if stores else "loads", np.full(rows.size, self.thread)
+        frame.batch.note(kind, threads, rows.reshape(-1), self.matrix.width, view.shape[-1])
 
 
 def _operands(place: Address, shared: Address, instruction: Instruction) -> Any:

@@ -10,5 +10,6 @@ operators on the CPU in the order of their streams, `start` executes generated k
 all of graphc. It needs a torch built for CUDA, the headers of CUDA and g++; `build` says what is missing.
 
 GRAPHC_SIMULATED_GPUS, GRAPHC_SIMULATED_GIB and GRAPHC_SIMULATED_CAPABILITY say how many GPUs there are, their memory
-and what they can do: 1, 16 and 80.
+and what they can do: 1, 16 and 80. With GRAPHC_SIMULATED_IDLE=1 they take all work and do none of it, for measuring
+what compilers and launches cost the host: programs may be of any size, since memory that nobody touches is none.
 """

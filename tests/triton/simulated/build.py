@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.triton.simulated.start import OPERATORS
+from tests.triton.simulated.start import IDLE, OPERATORS
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[2]
@@ -69,7 +69,9 @@ def build(folder: Path) -> Built:
 def environment(built: Built) -> dict[str, str]:
     """Variables of a process that is to have simulated GPUs."""
     paths = [str(_HERE / "site"), str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept = "inductor-idle" if os.environ.get(IDLE, "0") != "0" else "inductor"  # binaries, of which one kind is text
     return {
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(built.driver.parent / kept)),
         "LD_PRELOAD": str(built.driver),
         "TRITON_LIBCUDA_PATH": str(built.driver.parent),
         "PYTHONPATH": os.pathsep.join(paths),

@@ -11,6 +11,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include "queues.h"
@@ -54,6 +56,7 @@ CUresult launch(CUfunction which, const unsigned* grid, const unsigned* block, u
   Stream* stream = find(reinterpret_cast<cudaStream_t>(where));
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535) return CUDA_ERROR_INVALID_VALUE;
+  if (idle) return static_cast<CUresult>(enqueue(stream, nullptr));
   size_t bytes = 0;
   for (size_t size : function->sizes) bytes += (size + 7) / 8 * 8;
   auto held = std::make_shared<std::vector<uint64_t>>(bytes / 8);
@@ -111,13 +114,20 @@ CUresult cuCtxSetLimit(CUlimit, size_t) { return CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule* found, const void* image) {
   if (!attached) return CUDA_ERROR_INVALID_CONTEXT;
   const char* text = static_cast<const char*>(image);
+  if (idle) return *found = reinterpret_cast<CUmodule>(new Function), CUDA_SUCCESS;  // what an assembler has made
   if (std::memcmp(text, "//", 2) && std::memcmp(text, ".version", 8) && !std::strstr(text, ".version"))
     return CUDA_ERROR_INVALID_IMAGE;
   *found = reinterpret_cast<CUmodule>(new Function{text});
   return CUDA_SUCCESS;
 }
+CUresult cuModuleLoad(CUmodule* found, const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return CUDA_ERROR_FILE_NOT_FOUND;
+  return cuModuleLoadData(found, std::string(std::istreambuf_iterator<char>(file), {}).c_str());
+}
 CUresult cuModuleGetFunction(CUfunction* found, CUmodule module, const char* name) {
   auto* function = reinterpret_cast<Function*>(module);
+  if (idle) return *found = reinterpret_cast<CUfunction>(function), CUDA_SUCCESS;
   if (function->text.find(std::string(".entry ") + name) == std::string::npos) return CUDA_ERROR_NOT_FOUND;
   function->name = name;
   function->sizes = parameters(function->text);

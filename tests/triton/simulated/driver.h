@@ -15,6 +15,9 @@ typedef int (*simulated_launcher_t)(const char* text, const unsigned* shape, uns
                                      const uint64_t* values, size_t count);
 void simulated_set_launcher(simulated_launcher_t run);
 
+// Whether the devices do nothing of what they are told to.
+bool simulated_idle();
+
 // Does what waits in a stream.
 void simulated_drain(CUstream_st* stream);
 

@@ -1,5 +1,7 @@
 #include "queues.h"
 
+#include <sys/mman.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +26,7 @@ int number(const char* name, int otherwise) {
 
 const int devices = number("GRAPHC_SIMULATED_GPUS", 1);
 const int capability = number("GRAPHC_SIMULATED_CAPABILITY", 80);
+const bool idle = number("GRAPHC_SIMULATED_IDLE", 0);
 const size_t total = size_t(number("GRAPHC_SIMULATED_GIB", 16)) << 30;
 
 std::recursive_mutex mutex;
@@ -133,12 +136,14 @@ cudaError_t enqueue(Stream* stream, Work work) {
   if (broken) return say(broken);
   if (!stream) return say(cudaErrorInvalidResourceHandle);
   if (auto code = implicit(stream)) return code;
+  if (idle) work = [] {};
   if (stream->capture) {
     if (stream->capture->broken) return say(cudaErrorStreamCaptureInvalidated);
     stream->capture->graph->nodes.push_back(std::move(work));
     if (stream != stream->capture->origin) stream->capture->unjoined.insert(stream);
     return cudaSuccess;
   }
+  if (idle) return cudaSuccess;
   order(stream);
   stream->queue.push_back({std::move(work)});
   return cudaSuccess;
@@ -166,13 +171,13 @@ const Block* block_of(const void* address) {
 
 cudaError_t take(void** found, size_t size, int device) {
   const size_t rounded = (size + 511) / 512 * 512;
-  if (device >= 0) {
-    if (used[device] + rounded > total) return say(cudaErrorMemoryAllocation);
-    used[device] += rounded;
-  }
-  *found = std::aligned_alloc(512, rounded ? rounded : 512);
-  std::memset(*found, 0xFF, std::min(rounded, size_t(1) << 26));  // a NaN, whoever reads it
-  blocks[reinterpret_cast<uintptr_t>(*found)] = {rounded ? rounded : 512, device};
+  const size_t taken = rounded ? rounded : 512;
+  if (device >= 0 && used[device] + taken > total) return say(cudaErrorMemoryAllocation);
+  *found = mmap(nullptr, taken, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (*found == MAP_FAILED) return say(cudaErrorMemoryAllocation);
+  if (!idle) std::memset(*found, 0xFF, std::min(rounded, size_t(1) << 26));  // a NaN, whoever reads it
+  blocks[reinterpret_cast<uintptr_t>(*found)] = {taken, device};
+  if (device >= 0) used[device] += taken;
   return cudaSuccess;
 }
 
@@ -181,9 +186,9 @@ cudaError_t give(void* address) {
   auto found = blocks.find(reinterpret_cast<uintptr_t>(address));
   if (found == blocks.end()) return say(cudaErrorInvalidValue);
   if (found->second.device >= 0) used[found->second.device] -= found->second.size;
-  std::shared_ptr<void> held(address, [](void* memory) {
+  std::shared_ptr<void> held(address, [size = found->second.size](void* memory) {
     blocks.erase(reinterpret_cast<uintptr_t>(memory));
-    std::free(memory);
+    munmap(memory, size);
   });
   for (Stream* stream : streams)
     if (!stream->queue.empty()) stream->queue.push_back({[held] {}});
@@ -201,9 +206,10 @@ cudaError_t copy(void* to, const void* from, size_t size, cudaStream_t where) {
     }
     if (!target) {
       if (auto code = wait_for(stream)) return code;
-      std::memcpy(to, from, size);
+      idle ? std::memset(to, 0, size) : std::memcpy(to, from, size);
       return cudaSuccess;
     }
+    if (idle) return enqueue(stream, nullptr);
     auto held = std::make_shared<std::vector<char>>(size);
     std::memcpy(held->data(), from, size);
     return enqueue(stream, [=] { std::memcpy(to, held->data(), size); });

@@ -20,6 +20,7 @@ constexpr int MOST_DEVICES = 8;
 constexpr int POLLS = 3;  // of so many questions whether something is done, all but the last are answered with no
 
 extern const int devices, capability;
+extern const bool idle;     // the devices take all work and do none of it
 extern const size_t total;  // bytes of each device
 
 struct Stream;

@@ -50,6 +50,8 @@ int simulated_enqueue(cudaStream_t stream, int (*run)(void*), void* data, void (
   });
 }
 
+bool simulated_idle() { return idle; }
+
 size_t simulated_blocks(uint64_t* found, size_t room) {
   Locked locked;
   size_t count = 0;
@@ -289,10 +291,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t which, unsigned
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t run, void* data) {
   Locked locked;
+  if (idle) run(data);
   return enqueue(find(stream), [=] { run(data); });
 }
 cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t run, void* data, unsigned) {
   Locked locked;
+  if (idle) run(stream, cudaSuccess, data);
   return enqueue(find(stream), [=] { run(stream, cudaSuccess, data); });
 }
 
@@ -322,6 +326,7 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t which, cudaStream_t stream, uns
   if (found->capture) return found->capture->joined.insert(found), cudaSuccess;
   order(found);
   event->last = std::make_shared<Point>(Point{found});
+  if (idle) return event->last->reached = true, event->last->at = now(), cudaSuccess;
   found->queue.push_back({nullptr, event->last, nullptr});
   return cudaSuccess;
 }

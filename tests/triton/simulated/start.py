@@ -13,6 +13,7 @@ import numpy as np
 
 OPERATORS = "GRAPHC_SIMULATED_OPERATORS"
 """Where the library of operators is."""
+IDLE = "GRAPHC_SIMULATED_IDLE"
 _KEPT = 256  # programs of machine code
 
 
@@ -24,7 +25,8 @@ def start() -> None:
     from tests.triton.ptx.assembler import without_assembler
     from tests.triton.simulated import cells
 
-    torch.backends.cudnn.enabled = False  # its kernels cannot be executed, those of attention aside
+    idle = os.environ.get(IDLE, "0") != "0"
+    torch.backends.cudnn.enabled = idle  # its kernels cannot be executed, those of attention aside
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     library = ctypes.CDLL(os.environ[OPERATORS])
     library.simulated_register()
@@ -32,7 +34,8 @@ def start() -> None:
     library.simulated_set_launcher(_launch)
     library.simulated_blocks.restype = ctypes.c_size_t
     _blocks.append(library.simulated_blocks)
-    knobs.runtime.add_stages_inspection_hook = without_assembler
+    if not idle:
+        knobs.runtime.add_stages_inspection_hook = without_assembler
 
 
 _blocks: list[Any] = []
