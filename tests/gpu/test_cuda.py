@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import graphc
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
-from graphc.ir.types import f32, f64
+from graphc.ir.types import DType, bf16, f32, f64
 from graphc.loopir.kernel import Kernel
+from graphc.runtime.device import current_target
 from graphc.runtime.device_cuda import DEVICE
 from graphc.runtime.triton_launcher import DeviceKernel
 from graphc.runtime.triton_program import TritonProgram
+from graphc.settings import override
+from tests.support import assert_contract
 from tests.triton.cases import CASES, chain, layer_norm, scalar_op_cases, softmax, transpose
 from tests.triton.data import as_array, as_tensor, assert_same, expected, make_arrays
 from tests.triton.programs import TritonPlan, scale_by_host
@@ -23,12 +27,15 @@ FORMS = {
     "whole": Limits(),
     "looped": Limits(persistent=128, row=256, loop=128, fill=1, split=1),
     "split": Limits(persistent=128, row=256, loop=128, fill=16, split=3),
+    "settled": Limits(persistent=128, row=256, loop=128, fill=16, split=3, settle=1),
 }
 
 
 def check(kernel: Kernel, limits: Limits, special: bool = False, slack: float = 1) -> None:
     launch = DeviceKernel(
-        emit_kernel(kernel, tiling=choose_tiling(kernel, limits)), torch.cuda.current_device(), DEVICE
+        emit_kernel(kernel, tiling=choose_tiling(kernel, limits), target=current_target()),
+        torch.cuda.current_device(),
+        DEVICE,
     )
     arrays = make_arrays(kernel, special=special)
     tensors = {b.name: as_tensor(arrays[b.name], b.dtype, "cuda") for b in kernel.buffers}
@@ -42,7 +49,7 @@ def test_kernel_agrees_with_the_oracle(name: str) -> None:
     check(CASES[name](), FORMS["whole"], slack=4)
 
 
-@pytest.mark.parametrize("form", ["looped", "split"])
+@pytest.mark.parametrize("form", ["looped", "split", "settled"])
 @pytest.mark.parametrize(
     "name", ["softmax", "argmax_all", "cumsum", "brownian", "channel_mean", "column_sum", "max_all"]
 )
@@ -62,6 +69,32 @@ def test_scalar_operators(name: str) -> None:
 )
 def test_large_kernels_agree_with_the_oracle(kernel: Kernel) -> None:
     check(kernel, Limits(), slack=4)
+
+
+@pytest.mark.parametrize("dtype", [bf16, f32], ids=["bf16", "f32"])
+def test_rows_whose_lanes_take_neighbours(dtype: DType) -> None:
+    for length in (6144, 5128):
+        check(softmax(3, length, dtype), Limits(persistent=8, loop=1024, fill=1, split=1), special=True, slack=4)
+
+
+@pytest.mark.parametrize("templates", ["never", "always"])
+def test_a_vocabulary_of_odd_size(templates: str) -> None:
+    def step(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = F.cross_entropy(F.linear(x, w), y)
+        return loss.detach(), *torch.autograd.grad(loss, (x, w))
+
+    torch.manual_seed(0)
+    x, w = (torch.randn(n, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (12, 50257))
+    y = torch.randint(0, 50257, (12,), device="cuda")
+    with override(templates=templates):
+        compiled = graphc.compile(step)
+        plan = compiled.graph(x, w, y, stage="scheduled")
+        assert {spec.strides for spec in plan.buffers if spec.shape == (12, 50257)} == {(50304, 1)}
+        found = [compiled(x, w, y) for _ in range(3)]
+    exact = step(x.detach().double().requires_grad_(), w.detach().double().requires_grad_(), y)
+    for results in found:
+        for mine, eager, true in zip(results, step(x, w, y), exact, strict=True):
+            assert_contract(mine, eager, true)
 
 
 def test_misaligned_pointers() -> None:
