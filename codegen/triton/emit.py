@@ -329,14 +329,22 @@ class _Writer:
             return
         value = body.inside(s.arg, s.op)
         if s.op in ("argmax", "argmin"):
-            self.context.helpers.add(f"_{s.op}")
-            body.line(f"{s.id}_acc, {s.id}_at = _{s.op}({s.id}_acc, {s.id}_at, {value}, {body.row_index()})")
+            self._accumulate_place(body, s, value)
         else:
             dtype = self._arg_dtype(s)
             if self.together.get(s.id, 1) > 1:
                 value = body.neighbours_reduced(s.id, s.op, value, dtype)
             text = body.combined(s.op, f"{s.id}_acc", value, dtype)
             body.line(f"{s.id}_acc = {text}")
+
+    def _accumulate_place(self, body: Body, s: Reduce, value: str) -> None:
+        """Places come in order, so that the first of equals is there already, but for what a lane begins with."""
+        best, new, order = f"{s.id}_acc", f"{s.id}_new", ">" if s.op == "argmax" else "<"
+        first = " & ".join(["(row_start == 0)", *(f"in_{dim.name}" for dim in body.rows if not dim.is_exact)])
+        body.line(f"{new} = {value}")
+        body.line(f"{s.id}_better = ({new} {order} {best}) | (({new} != {new}) & ({best} == {best})) | ({first})")
+        body.line(f"{best} = tl.where({s.id}_better, {new}, {best})")
+        body.line(f"{s.id}_at = tl.where({s.id}_better, {body.row_index()}, {s.id}_at)")
 
     def _close(self, body: Body, s: Reduce, passes: Passes) -> None:
         pair = passes.joint.get(s.id)

@@ -13,7 +13,7 @@ from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.loopir.kernel import Kernel
 from graphc.loopir.verifier import verify
 from graphc.runtime.triton_launcher import InterpretedKernel
-from tests.triton.cases import CASES, log_sum_exp, row_moments, scalar_op_cases, softmax
+from tests.triton.cases import CASES, log_sum_exp, reduce_rows, row_moments, scalar_op_cases, softmax
 from tests.triton.data import as_array, as_tensor, assert_same, expected, make_arrays
 
 torch.set_num_threads(1)
@@ -81,6 +81,18 @@ def test_variance_of_numbers_far_from_zero(form: str, length: int) -> None:
     # parts of a row hand on their sums, rounded, as their means; x itself is rounded to a thousandth
     tolerance = 2e-4 if form == "split" else 2e-5
     torch.testing.assert_close(v.double(), x.double().var(1, correction=0), rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("op", ["argmax", "argmin"])
+def test_the_first_of_equals_and_of_nan_wins_wherever_it_is(op: str, form: str) -> None:
+    kernel, worst = reduce_rows(6, 45, op), -torch.inf if op == "argmax" else torch.inf
+    x = torch.randn(6, 45)
+    x[0], x[1, 3:], x[2, 20], x[2, 40], x[3] = worst, x[1, 2], torch.nan, torch.nan, torch.nan
+    x[4], x[4, 44], x[5], x[5, :3] = 7.0, -worst, -worst, worst
+    y = torch.empty(6, dtype=torch.int64)
+    InterpretedKernel(emit_kernel(kernel, tiling=choose_tiling(kernel, FORMS[form])))([x.flatten(), y])
+    assert torch.equal(y, getattr(torch, op)(x, 1))
 
 
 @pytest.mark.parametrize("make", [softmax, log_sum_exp, row_moments])
