@@ -21,9 +21,14 @@ elsewhere = pytest.mark.skipif(
 )
 
 
-def run_interpreted(*arguments: str | Path) -> None:
-    """Run tests under TRITON_INTERPRET=1; they are to pass."""
+def run_interpreted(*arguments: str | Path, marked: str = "not suite") -> None:
+    """Run tests under TRITON_INTERPRET=1; they are to pass.
+
+    Args:
+        marked: which of them, by their marks.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    command += ["-m", marked]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False

@@ -11,3 +11,9 @@ from tests.triton.test_interpreted import ATTENTION, elsewhere, run_interpreted
 @elsewhere
 def test_attention_in_the_interpreter() -> None:
     run_interpreted(*ATTENTION)
+
+
+@pytest.mark.suite
+@elsewhere
+def test_attention_of_many_blocks_in_the_interpreter() -> None:
+    run_interpreted(*ATTENTION, marked="suite")

@@ -167,7 +167,7 @@ def batched(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     return draw(operands(batch, rows, inner)), draw(operands(batch, inner, columns))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(batched())
 def test_random_batches(compiles: Callable[..., list[int]], pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
