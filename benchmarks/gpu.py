@@ -101,15 +101,19 @@ def run_all(names: Sequence[str], small: bool, seconds: float, on_row: Callable[
     return machine
 
 
-def _child(jobs: Sequence[str], small: bool, seconds: float, folder: str, without: Sequence[str]) -> Iterator[Row]:
-    """Lines of one child process, then what it said last when it did not end well."""
-    env = os.environ | {
+def fresh_environment(folder: str) -> dict[str, str]:
+    """Variables of a process whose compilers have empty caches, in a folder."""
+    return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "GRAPHC_CACHE_DIR": f"{folder}/graphc",
         "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
         "TRITON_CACHE_DIR": f"{folder}/triton",
-        "PYTHONUNBUFFERED": "1",
     }
+
+
+def _child(jobs: Sequence[str], small: bool, seconds: float, folder: str, without: Sequence[str]) -> Iterator[Row]:
+    """Lines of one child process, then what it said last when it did not end well."""
+    env = fresh_environment(folder) | {"PYTHONUNBUFFERED": "1"}
     options = ["--child", str(seconds), "--without", ",".join(without), *(["--dry"] if small else [])]
     with open(f"{folder}/stderr", "w+") as errors:
         process = subprocess.Popen(

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu import ROOT, Watch
+from gpu import Watch, fresh_environment
 from gpu_cases import CASES, Made
 from gpu_measure import Row, contender
 
@@ -73,11 +73,7 @@ def measure(name: str, program: str, small: bool) -> Row:
 def measured(name: str, program: str, small: bool) -> Row:
     """By a process of its own, with empty caches; `failed` says what it said last when it did not end well."""
     with tempfile.TemporaryDirectory(prefix="graphc-compile-") as folder, open(f"{folder}/stderr", "w+") as errors:
-        env = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-            "GRAPHC_CACHE_DIR": f"{folder}/graphc",
-            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
-            "TRITON_CACHE_DIR": f"{folder}/triton",
+        env = fresh_environment(folder) | {
             "GRAPHC_SIMULATED_IDLE": "1",
             "GRAPHC_SIMULATED_GIB": os.environ.get("GRAPHC_SIMULATED_GIB", "141"),
             "PYTHONDONTWRITEBYTECODE": "",
@@ -89,22 +85,16 @@ def measured(name: str, program: str, small: bool) -> Row:
         watch = Watch(process, MOST_SECONDS)
         try:
             assert process.stdout is not None
-            found: list[Row] = [json.loads(line[1:]) for line in _until_told(process.stdout)]
+            told = next((line for line in process.stdout if line.startswith("@")), "")
         finally:
             watch.stop()  # its workers, too
             process.wait()
         errors.seek(0)
-        if not found:
+        if not told:
             said = [line.strip() for line in errors if line.strip()]
             return {"failed": (said[-1] if said else "out of time")[:300]}
-    return found[0]
-
-
-def _until_told(lines: Any) -> Iterator[str]:
-    for line in lines:
-        if line.startswith("@"):
-            yield line
-            return
+    found: Row = json.loads(told[1:])
+    return found
 
 
 def _medians(rows: list[Row]) -> list[float]:

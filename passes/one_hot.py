@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
-from graphc.ir.graph import Graph, Literal, Op, Operand, Value
+from graphc.ir.graph import Graph, Op, Operand, Value
 from graphc.ir.types import TensorType, i32, i64
 from graphc.passes.base import PassContext, PassResult, Rewriter, constant_of, defined_by
 from graphc.passes.layout import int_shape
@@ -102,17 +102,13 @@ class _Finder:
             return None
         dim = dims[0] - source.type.rank
         casts, chosen = _without_casts(source)
-        if chosen is None or not _is_zero(chosen.operands[2]):
+        if chosen is None or constant_of(chosen.operands[2]) != 0:
             return None
-        conditions = _conditions(chosen.operands[0])
-        labels = [label for item in conditions if (label := self._label(item)) is not None and label.dim == dim]
-        others = [item for item in conditions if self._label(item) is None]
+        conditions = {item: self._label(item) for item in _conditions(chosen.operands[0])}
+        labels = [label for label in conditions.values() if label is not None]
+        others = [item for item, label in conditions.items() if label is None]
         picked = chosen.operands[1]
-        if (
-            len(labels) != 1
-            or len(others) + 1 != len(conditions)
-            or not all(_is_one(x, dim) for x in (picked, *others))
-        ):
+        if len(labels) != 1 or labels[0].dim != dim or not all(_is_one(x, dim) for x in (picked, *others)):
             return None
         is_there = labels[0].inside(rewriter)
         for other in others:
@@ -138,11 +134,6 @@ def _is_one(operand: Operand, dim: int) -> bool:
     return len(shape) < -dim or shape[dim] == 1
 
 
-def _is_zero(operand: Operand) -> bool:
-    number: Literal | complex | None = constant_of(operand)
-    return number == 0
-
-
 def _without_casts(value: Value) -> tuple[list[Op], Op | None]:
     """The `where` that a value is, and how it is cast before, the last one first."""
     casts: list[Op] = []
@@ -156,6 +147,12 @@ def _without_casts(value: Value) -> tuple[list[Op], Op | None]:
 
 
 def _conditions(operand: Operand) -> list[Operand]:
-    """What has to hold together."""
-    both = defined_by(operand, "logical_and")
-    return [operand] if both is None else [part for side in both.operands for part in _conditions(side)]
+    """What has to hold together, each once."""
+    stack, seen = [operand], dict[Operand, bool]()
+    while stack:
+        item = stack.pop()
+        both = defined_by(item, "logical_and")
+        if item not in seen and both is not None:
+            stack += reversed(both.operands)
+        seen.setdefault(item, both is None)
+    return [item for item, is_plain in seen.items() if is_plain]

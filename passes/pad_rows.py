@@ -54,14 +54,14 @@ class PadRows:
 
 def values_with_gaps(graph: Graph) -> frozenset[Value]:
     """Values of a graph that has been laid out whose rows have gaps behind them that are theirs alone."""
-    inside = _Inside(graph)
     found = [
         result
         for op in graph.ops
         for result in op.results
         if result.strides is not None and has_apart_rows(int_shape(result), result.strides)  # type: ignore[arg-type]
     ]
-    return frozenset(value for value in found if inside.takes(value, value.strides))  # type: ignore[arg-type]
+    inside = _Inside(graph) if found else None
+    return frozenset(value for value in found if inside and inside.takes(value, value.strides))  # type: ignore[arg-type]
 
 
 def _of_products(graph: Graph) -> Iterator[Value]:
@@ -109,19 +109,22 @@ class _Inside:
         """Whether a value may have these strides, in memory that is its own."""
         op = value.op
         is_made = op is not None and (op.name == "matmul" or get(op.name).kind is Kind.POINTWISE)
-        return is_made and self._reads(Place(value, int_shape(value), strides), value)
-
-    def _reads(self, at: Place, value: Value) -> bool:
-        if value in self.seen:
-            return False
-        for op in self.readers.get(value, ()):
-            if is_view(op):
-                place = view_of(at, op)
-                if place is None or not self._reads(place, op.results[0]):
-                    return False
-            elif op.name in _PRODUCTS:
-                if value in op.operands[2:]:
-                    return False  # the result takes its place
-            elif op.name in UPDATES or get(op.name).lower is None:
+        stack = [(value, Place(value, int_shape(value), strides))] if is_made else []
+        while stack:
+            seen, at = stack.pop()
+            if seen in self.seen:
                 return False
-        return True
+            for reader in self.readers.get(seen, ()):
+                place = view_of(at, reader) if is_view(reader) else None
+                if place is not None:
+                    stack.append((reader.results[0], place))
+                elif not _takes_any_rows(reader, seen):
+                    return False
+        return is_made
+
+
+def _takes_any_rows(op: Op, value: Value) -> bool:
+    """Whether an op reads an operand as it lies; not what takes the operand's place, nor views that need a copy."""
+    if op.name in _PRODUCTS:
+        return value not in op.operands[2:]
+    return not is_view(op) and op.name not in UPDATES and get(op.name).lower is not None

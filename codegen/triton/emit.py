@@ -38,7 +38,7 @@ from graphc.codegen.triton.moments import part_length
 from graphc.codegen.triton.ops import POINTERS, Context, literal, tl_dtype
 from graphc.codegen.triton.persistent import emit_product
 from graphc.codegen.triton.row_passes import Passes
-from graphc.codegen.triton.running_sums import lanes_together
+from graphc.codegen.triton.running_sums import RunningSum, lanes_together
 from graphc.codegen.triton.tiles import ChainTile, Choice, machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
 from graphc.errors import CodegenError
@@ -119,7 +119,7 @@ class _Writer:
         row_axes = {axis.name for axis in self.kernel.row_axes}
         self.in_row = {name for name, domain in self.kernel.domains.items() if domain & row_axes}
         self.row_axes = row_axes
-        self.together = lanes_together(tiling) if tiling.looped else {}
+        self.together: dict[str, int] = {}
         self.name = _function_name(self.kernel)
 
     def module(self) -> TritonKernel:
@@ -178,8 +178,14 @@ class _Writer:
             else:
                 body.define(s)
 
-    def _looped(self) -> None:
+    def _passes(self) -> Passes:
         passes = Passes(self.kernel, self.in_row)
+        sums = [pair for pair in passes.joint.values() if isinstance(pair, RunningSum)]
+        self.together = lanes_together(self.tiling, sums)
+        return passes
+
+    def _looped(self) -> None:
+        passes = self._passes()
         body = self._body()
         self._parallel_prologue(body)
         for number in range(passes.count):
@@ -196,7 +202,7 @@ class _Writer:
         self._finish(body, self.name)
 
     def _split(self) -> None:
-        passes = Passes(self.kernel, self.in_row)
+        passes = self._passes()
         for number in range(passes.count):
             for s in passes.reductions(number):
                 self._allocate(s)

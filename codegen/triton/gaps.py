@@ -21,11 +21,11 @@ def gap_edges(tiling: Tiling) -> dict[str, int]:
     A product of matrices relies on zeros behind the end of its sum, and scans begin there when they go backwards.
     """
     kernel = tiling.kernel
-    if len(kernel.contractions) > 1 or any(isinstance(s, Scan) for s in kernel.defines):
+    buffers = {buffer.name: buffer for buffer in kernel.buffers if buffer.gap is not None}
+    if not buffers or len(kernel.contractions) > 1 or any(isinstance(s, Scan) for s in kernel.defines):
         return {}
     summed = {axis.name for axis in kernel.row_axes} if kernel.contractions else set()
-    buffers = {buffer.name: buffer for buffer in kernel.buffers}
-    accesses = [s for s in kernel.body if isinstance(s, (Load, Store)) and buffers[s.buffer].gap is not None]
+    accesses = [s for s in kernel.body if isinstance(s, (Load, Store)) and s.buffer in buffers]
     found: dict[str, int] = {}
     for dim in tiling.blocked:
         reached = [buffers[s.buffer] for s in accesses if row_with_gap(buffers[s.buffer], s) == (dim.name, dim.extent)]

@@ -21,6 +21,7 @@ Source: M. Milakov, N. Gimelshein, Online normalizer calculation for softmax, ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,14 +104,14 @@ class RunningSum:
         return f"{body.context.exp2()}(({text}) * {_LOG2_E})"
 
 
-def lanes_together(tiling: Tiling) -> dict[str, int]:
-    """Of reductions of such pairs, how many neighbours of a row one lane takes: those that a thread loads at once."""
+def lanes_together(tiling: Tiling, pairs: Iterable[RunningSum]) -> dict[str, int]:
+    """Of reductions of pairs, how many neighbours of a row one lane takes: those that a thread loads at once."""
     if tiling.row is None:
         return {}
     by_id = {s.id: s for s in tiling.kernel.defines}
     buffers = {buffer.name: buffer for buffer in tiling.kernel.buffers}
     found: dict[str, int] = {}
-    for pair in find_running_sums(tiling.kernel).values():
+    for pair in pairs:
         loads = [s for s in needed(by_id.values(), {pair.value}) if isinstance(s, Load) and _is_along(s, tiling)]
         widths = [
             width_along(tiling, s, buffers[s.buffer], tiling.row) // buffers[s.buffer].dtype.itemsize for s in loads

@@ -6,7 +6,7 @@
 Source of the rates: CUDA C++ Programming Guide, throughput of native arithmetic instructions; four warps are issued per
 cycle. Resident programs: the same, technical specifications per compute capability. Bytes that must be on their way are
 bandwidth times latency (Little's law), for the latency of a memory that has nothing else to do: one that is busy
-answers later, two to three times as much is good.
+answers later, and more is needed then.
 """
 
 from __future__ import annotations

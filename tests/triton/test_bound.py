@@ -21,6 +21,7 @@ from tests.triton.cases import chain, column_sum, softmax
 
 H200 = next(chip for chip in CHIPS if chip.name == "H200")
 FIRST = 0x210
+compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
 LOOP = """
         /*0000*/                   ULDC.64 UR4, c[0x0][0x210] ;
         /*0010*/                   LDC.64 R2, c[0x0][0x218] ;
@@ -93,15 +94,12 @@ def test_the_busiest_unit_and_what_is_resident() -> None:
     assert bound(turns_of(LOOP, FIRST), H200, launch, registers=60, shared=0, large=set()) is None
 
 
-pytest_compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile")
-
-
 def line_of(candidate: Candidate) -> Line:
     (line,) = inspect([candidate], ["cuda:90"], workers=1)
     return line
 
 
-@pytest_compiles
+@compiles
 def test_of_compiled_kernels(tmp_path: object) -> None:
     pytest.importorskip("triton")
     kernels = [chain(4096, 4096), column_sum(1 << 16, 2048), softmax(512, 1 << 16, bf16)]
