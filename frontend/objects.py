@@ -12,12 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from graphc.frontend import host, tree
 from graphc.frontend.traced import TracedTensor
 from graphc.frontend.watched import Watched
 
 _LIMIT = 20_000
+_NEVER_PLAIN = (
+    torch.Tensor, torch.nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType,
+    torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler,
+)  # fmt: skip
+"""What is known by identity: of these, a copy with the same contents is not the same to the function."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: defined in Python
 _TAKES_TENSORS: set[type] = set()
 
@@ -29,9 +35,7 @@ class Restart(Exception):
 def is_plain_object(value: Any) -> bool:
     """An instance of a class written in Python whose attributes are all that it consists of."""
     cls = type(value)
-    if not hasattr(value, "__dict__") or isinstance(
-        value, (torch.Tensor, torch.nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
-    ):
+    if not hasattr(value, "__dict__") or isinstance(value, _NEVER_PLAIN):
         return False
     return cls.__new__ is object.__new__ and all(
         base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__") for base in cls.__mro__[:-1]

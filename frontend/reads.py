@@ -30,6 +30,9 @@ _ATTRIBUTE_LIMIT = 128
 _ITEM_LIMIT = 256
 _DEPTH = 5
 _ENVIRONMENT = (("environ",), ("getenv",))
+_WITH_GUARDS = (
+    torch.Tensor, torch.nn.Module, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, type,
+)  # fmt: skip
 _OF_OPTIMIZERS = ("param_groups", "state", "defaults")
 
 
@@ -234,6 +237,9 @@ class Reads:
             if final:
                 self._contents(path, access, item)
             return True
+        if final and isinstance(item, torch.amp.GradScaler):  # which has guards of its own
+            self.objects.append((path, access))
+            return True
         if final:
             is_running = isinstance(item, Iterator) and not isinstance(item, io.IOBase) and not is_own(type(item))
             if is_running and not self._installed:
@@ -322,7 +328,7 @@ class Reads:
                 self._settle(f"{path}.{name}", inner, value, final=True)
             elif (
                 depth > 1
-                and not isinstance(value, (torch.Tensor, torch.nn.Module, torch.optim.Optimizer, LRScheduler, type))
+                and not isinstance(value, _WITH_GUARDS)
                 and not callable(value)
                 and id(value) not in self._opened
             ):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from graphc.errors import CaptureError
 from graphc.frontend import tree
@@ -65,7 +66,7 @@ class Target:
                 roots.append((name, leaf))
             elif isinstance(leaf, types.FunctionType):
                 reads.function(leaf)
-            elif _is_object(leaf):
+            elif _is_object(leaf) and not isinstance(leaf, (LRScheduler, torch.amp.GradScaler)):
                 reads.whole(f"argument {name}", Access(leaf, ""), leaf)
         roots += reads.modules
         for path, root in list(roots):

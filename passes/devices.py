@@ -44,10 +44,10 @@ def group_devices(
     """
     if len({task.device for task in tasks} - {"", BETWEEN}) < 2:
         return order
-    peaks = _peaks(tasks, order, sizes, places, kept)
+    peaks = most_alive_by_device(tasks, order, sizes, places, kept)
     for reach in REACHES:
         grouped = _Runs(tasks, order, early, reach).order()
-        found = _peaks(tasks, grouped, sizes, places, kept)
+        found = most_alive_by_device(tasks, grouped, sizes, places, kept)
         if all(found[name] <= peak + max(peak // GROWTH, FREE_GROWTH) for name, peak in peaks.items()):
             return grouped
     return order
@@ -101,14 +101,14 @@ class _Runs:
         return device if device == BETWEEN and self.length >= self.shortest else self.current
 
 
-def _peaks(
+def most_alive_by_device(
     tasks: Sequence[Task],
     order: Sequence[int],
     sizes: Mapping[int, int],
     places: Sequence[str],
     kept: frozenset[int],
 ) -> dict[str, int]:
-    """Bytes alive at a time on each device."""
+    """Bytes that are alive at once on each device, at most; arguments as for `group_devices`."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for at, number in enumerate(order):

@@ -20,13 +20,11 @@ from graphc.ir.types import TensorType
 from graphc.loopir.kernel import Kernel, Store
 from graphc.ops.foreach import NUMBER, inline, rows_of, shaped
 from graphc.passes.base import PassContext, PassResult, Rewriter
-from graphc.passes.foreach_tables import as_table
+from graphc.passes.foreach_tables import ELEMENTS, as_table
 from graphc.program.plan import ARENA, CHECKS, INPUT, OUTPUT, KernelStep, Plan, RowArgument
 
 SAMPLE = 40_009
 """Elements of the row that a body is planned for; a number that nothing else is likely to be."""
-ELEMENTS = "elements"
-"""The size of a row, in kernels."""
 
 
 @dataclass(frozen=True)

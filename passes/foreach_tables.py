@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from graphc.passes.foreach import Stages
 
 ROW_AXIS = "row"
+ELEMENTS = "elements"
+"""The size of a row, in kernels."""
 WORD = 8
 """Bytes of a number in scratch memory."""
 
@@ -62,7 +64,7 @@ def as_table(stages: Stages, lists: tuple[str, ...], shared: tuple[str, ...], co
     split = _Splitter(lists, shared, stages.scratch)
     for kernel, arguments in zip(stages.kernels, stages.arguments, strict=True):
         if any(item.elementwise for item in arguments):
-            if not (_is_map(kernel, arguments) or _is_reduction(kernel, arguments, len(lists))):
+            if not (is_map(kernel, arguments) or _is_reduction(kernel, arguments, len(lists))):
                 return None
             split.on_elements(kernel, arguments)
         elif split.found_elements or kernel.row_axes or not all(split.is_near(item) for item in arguments):
@@ -77,7 +79,7 @@ def as_table(stages: Stages, lists: tuple[str, ...], shared: tuple[str, ...], co
     return replace(stages, kernels=kernels, arguments=found, whole=(), scratch=split.scratch)
 
 
-def _is_map(kernel: Kernel, arguments: tuple[RowArgument, ...]) -> bool:
+def is_map(kernel: Kernel, arguments: tuple[RowArgument, ...]) -> bool:
     """Element i of all results from elements i."""
     wide = _plain_buffers(kernel, arguments)
     if wide is None or kernel.row_axes:

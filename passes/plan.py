@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,6 @@ from graphc.ir.graph import Graph, Input, Op, Value
 from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
-from graphc.ops.foreach import NUMBER, rows_of
 from graphc.passes.arena import place_arena
 from graphc.passes.commits import commits, commits_last, exposed_inputs
 from graphc.passes.counts import call_counts
@@ -21,6 +19,7 @@ from graphc.passes.foreach import Stages, stages_of
 from graphc.passes.fuse import fuse
 from graphc.passes.fused import Library
 from graphc.passes.group import Group, device_of, group_of
+from graphc.passes.horizontal import RowKernel, gather, kind_of, row_kernel
 from graphc.passes.kernel_writer import CHECKS_ONLY, UNCHECKED
 from graphc.passes.layout import Place, int_shape, view_strides
 from graphc.passes.loops import PlannedLoop, plan_loop
@@ -32,6 +31,7 @@ from graphc.passes.rows_apart import mark_rows
 from graphc.passes.schedule import Task, order_tasks
 from graphc.passes.sharing import Sharing
 from graphc.passes.steps import GEMM, call_of, call_traffic, normal_product, reason, resolve, traffic, without_lead
+from graphc.passes.table_steps import batch_step, foreach_step, row_width
 from graphc.passes.templates import NEVER, Templates
 from graphc.passes.transient import EMPTY
 from graphc.passes.updates import IN_PLACE_CALLS, source_of
@@ -50,9 +50,11 @@ from graphc.program.plan import (
     KernelStep,
     OutputSpec,
     Plan,
+    RowArgument,
     Step,
     View,
 )
+from graphc.program.triton_kernel import runs_on_host
 
 
 def make_plan(
@@ -108,6 +110,7 @@ class Planner:
     ) -> None:
         self.graph = graph
         self.names = {} if names is None else names
+        self.is_loop = names is not None
         self.settings = numerics, backend, templates
         self.loops: dict[Op, PlannedLoop] = {}
         # a loop whose steps are plain products and kernels can be one kernel
@@ -122,6 +125,7 @@ class Planner:
         self.lowered: dict[Group, Lowered] = {}
         self.tables: dict[Library, tuple[Stages, tuple[str, ...]]] = {}
         self.table_kernels: dict[object, Kernel] = {}
+        self.row_kernels: dict[Group, RowKernel] = {}
         self.live = {output.value for output in graph.outputs} | {p.base for p in self.fusion.output_places.values()}
         self.writes = {write.value for write in graph.writes}
         self.buffers: list[BufferSpec] = []
@@ -147,8 +151,7 @@ class Planner:
             kernels = {id(item.kernel): item.kernel for item in self.lowered.values() if not self._is_empty(item)}
             on_kernels([*kernels.values(), *self.table_kernels.values(), *self._loop_kernels()])
         self._choose_memory()
-        self._schedule()
-        self._build_steps()
+        self._build_steps(self._schedule())
         written = {write.target for write in self.graph.writes if write.value is not write.target}
         plan = Plan(
             self.graph.name,
@@ -208,17 +211,20 @@ class Planner:
 
     def _lower_table(self, node: Library) -> None:
         """The kernels of a `foreach`; equal ones of two ops are one."""
-        on_device = self.settings[1] == "triton"
-        stages = stages_of(node.op, self.lowering.numerics, "gpu" if on_device else "cpu")
+        stages = stages_of(node.op, self.lowering.numerics, "gpu" if self.settings[1] == "triton" else "cpu")
         if stages is None:
             raise LoweringError("the body of a foreach op is not one loop over elements", node.op.location)
-        names: list[str] = []
-        for kernel, arguments in zip(stages.kernels, stages.arguments, strict=True):
-            name = f"foreach{len(self.table_kernels)}_{kernel.name}"
-            # on a device, where in the table things stand is part of the code
-            key = (kernel.key(), arguments, stages.scratch, _row_width(node.op)) if on_device else kernel.key()
-            names.append(self.table_kernels.setdefault(key, replace(kernel, name=name)).name)
+        names = [
+            self._table_kernel(kernel, arguments, stages.scratch, row_width(node.op))
+            for kernel, arguments in zip(stages.kernels, stages.arguments, strict=True)
+        ]
         self.tables[node] = stages, tuple(names)
+
+    def _table_kernel(self, kernel: Kernel, arguments: tuple[RowArgument, ...], scratch: int, width: int) -> str:
+        """The name of a kernel of rows; on a device, where in the table things stand is part of its code."""
+        key = (kernel.key(), arguments, scratch, width) if self.settings[1] == "triton" else kernel.key()
+        name = f"foreach{len(self.table_kernels)}_{kernel.name}"
+        return self.table_kernels.setdefault(key, replace(kernel, name=name)).name
 
     def _forget(self, node: Group) -> None:
         for earlier in self.nodes.previous.pop(node):
@@ -333,7 +339,8 @@ class Planner:
         self.buffer_of[value] = number
         self.kinds[value] = kind
 
-    def _schedule(self) -> None:
+    def _schedule(self) -> list[tuple[Node, ...]]:
+        """The nodes in the order in which they run, those together that are one launch."""
         nodes, number = self.order, {node: at for at, node in enumerate(self.order)}
         tasks: list[Task] = []
         for node in nodes:
@@ -346,13 +353,34 @@ class Planner:
         order = order_tasks(tasks, sizes, kept)
         early, late = commits_last(self.nodes, [nodes[at] for at in order], [group for _, group in self.cut])
         order, places = [number[node] for node in (*early, *late)], [spec.device for spec in self.buffers]
-        self.order = [nodes[at] for at in group_devices(tasks, order, len(early), sizes, places, kept)]
+        order = group_devices(tasks, order, len(early), sizes, places, kept)
+        found = {number[group]: (group, kernel) for group, kernel in self._find_row_kernels().items()}
+        kinds = {at: kind_of(kernel, self.lowered[group].arguments) for at, (group, kernel) in found.items()}
+        moved = {at: kernel.moved for at, (_, kernel) in found.items()}
+        batches = gather(tasks, order, len(early), kinds, moved, sizes, places, kept)
+        return [tuple(nodes[at] for at in batch) for batch in batches]
+
+    def _find_row_kernels(self) -> dict[Group, RowKernel]:
+        """The kernels on a device that may run together with their like."""
+        if self.settings[1] != "triton" or self.is_loop:
+            return {}
+        for group, lowered in self.lowered.items():
+            used = [self.buffer_of[argument.value] for argument in lowered.arguments]
+            there = {(self.buffers[index].device, self.buffers[index].host) for index in used}
+            if lowered.failures or self._is_empty(lowered) or len(there) > 1 or runs_on_host(used, self.buffers):
+                continue
+            kernel = row_kernel(lowered.kernel)
+            if kernel is not None:
+                self.row_kernels[group] = kernel
+        return self.row_kernels
 
     # steps
 
-    def _build_steps(self) -> None:
-        for node in self.order:
-            if isinstance(node, Group):
+    def _build_steps(self, order: Sequence[tuple[Node, ...]]) -> None:
+        for node, *others in order:
+            if others:
+                self._add_batch([group for group in (node, *others) if isinstance(group, Group)])
+            elif isinstance(node, Group):
                 self._add_kernel(self.lowered[node], _location(node))
             elif node.is_foreach:
                 self._add_foreach(node)
@@ -410,42 +438,19 @@ class Planner:
 
     def _add_foreach(self, node: Library) -> None:
         stages, names = self.tables[node]
-        op, count = node.op, node.op.attrs["count"]
-        places = [place for place in node.operands if place is not None]
-        lists = (len(places) - len(op.attrs["body"].inputs)) // (count - 1)
-        own = len(op.attrs["like"])
-        made = self._made_rows(op)
-        rows, offsets = [], []
-        for row in range(count):
-            found = [places[at * count + row] for at in range(lists)]
-            rows.append((*(self.buffer_of[place.base] for place in found), *(column[row][0] for column in made)))
-            offsets.append((*(place.offset for place in found), *(column[row][1] for column in made)))
-        wide = next((at for at, is_wide in enumerate(rows_of(op).elementwise) if is_wide), 0)
-        sizes = tuple(math.prod(places[wide * count + row].shape) for row in range(count))
-        self.steps.append(
-            ForeachStep(
-                names, stages.arguments, tuple(rows), tuple(offsets), sizes,
-                (*op.attrs["mutates"], *range(lists, lists + own)),
-                tuple(self.buffer_of[place.base] for place in places[lists * count :]),
-                -1 if self.settings[1] == "triton" else self._add_scratch(stages.scratch * count),
-                stages.scratch,
-                *self._add_row_checks(stages, op),
-                stages.whole,
-                op.location,
-            )
-        )  # fmt: skip
+        on_device = self.settings[1] == "triton"
+        scratch = -1 if on_device else self._add_scratch(stages.scratch * node.op.attrs["count"])
+        cells = self._add_row_checks(stages, node.op)
+        self.steps.append(foreach_step(node, stages, names, self.buffer_of, scratch, cells))
 
-    def _made_rows(self, op: Op) -> list[list[tuple[int, int]]]:
-        """For each new result of a `foreach` op and each row the buffer, and where in it the row starts."""
-        results, count = iter(op.results), op.attrs["count"]
-        made: list[list[tuple[int, int]]] = []
-        for place in op.attrs["like"]:
-            if place == NUMBER:
-                buffer = self.buffer_of[next(results)]
-                made.append([(buffer, row) for row in range(count)])
-            else:
-                made.append([(self.buffer_of[next(results)], 0) for _ in range(count)])
-        return made
+    def _add_batch(self, groups: Sequence[Group]) -> None:
+        """Kernels that do the same, as one over a table of rows."""
+        lowered, kernels = [self.lowered[group] for group in groups], [self.row_kernels[group] for group in groups]
+        first = kernels[0]
+        name = self._table_kernel(first.kernel, first.arguments, 0, len(first.arguments))
+        buffers = [tuple(self.buffer_of[argument.value] for argument in item.arguments) for item in lowered]
+        offsets = [tuple(argument.offset for argument in item.arguments) for item in lowered]
+        self.steps.append(batch_step(name, kernels, buffers, offsets, _location(groups[0])))
 
     def _add_scratch(self, nbytes: int) -> int:
         """A part of the arena for what kernels of a table hand on; -1 for none."""
@@ -583,11 +588,6 @@ class Planner:
             "arena_bytes": plan.arena_bytes,
             "arena_bytes_without_reuse": self.plain_bytes,
         }
-
-
-def _row_width(op: Op) -> int:
-    """Buffers per row of a `foreach` op."""
-    return len(rows_of(op).lists) + len(op.attrs["like"])
 
 
 def _location(group: Group) -> Location:

@@ -505,9 +505,12 @@ class Replay:
 
     def _send_tables(self, stage: ReadyStage, frame: Frame, recorded: Recorded) -> None:
         for number in stage.tables:
-            table = self.program.tables[number]
-            words = frame.words[number]
-            words[:, table.columns] = recorded.words[number][:, table.columns]
+            table, words = self.program.tables[number], recorded.words[number]
+            if table.has_numbers:
+                addresses, words = words, frame.words[number]
+                words[:, table.columns] = addresses[:, table.columns]
+            elif number in recorded.sent:
+                continue  # recordings find the same addresses in every call
             data = words.tobytes()
             if recorded.sent.get(number) != data:
                 recorded.tables[number].copy_(staged(words, table.device), True)

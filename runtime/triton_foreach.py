@@ -45,7 +45,9 @@ class TableStep:
         device: where the rows lie.
 
     Attributes:
+        plain: the words of the table without addresses and numbers.
         columns: those of addresses of buffers that kernels on the device use.
+        has_numbers: kernels on the CPU compute numbers for it, in every call; else a table holds addresses only.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TableStep:
         self.blocks = torch.from_numpy(blocks_of(step.sizes)).to(device)
         here = [(name, found) for name, found in self._parts() if library.has(name)]
         launched = [item for name, found in self._parts() if not library.has(name) for item in found]
+        self.has_numbers = bool(here)
         self._numbers = _Numbers(here, library, rows, shared, cells, step.first_cell) if here else None
         self.columns = sorted({_FIRST_BUFFER + item.number for item in launched if item.kind == "row"})
         self._sent: tuple[bytes, int, torch.Tensor] | None = None

@@ -405,7 +405,9 @@ class TritonProgram:
 
         def run(frame: Frame) -> None:
             try:
-                words = frame.words[number]
+                words = frame.words.get(number)
+                if words is None:
+                    words = frame.words[number] = table.plain.copy()
                 aligned = table.locate(frame, words)
                 sent = frame.sent.get(number)
                 if sent is None:
@@ -417,7 +419,7 @@ class TritonProgram:
                 raise
 
         written = tuple(row[at] for row in step.rows for at in step.written if self._is_here(row[at]))
-        self.parts += [Part(compute, True, written), Part(run)]
+        self.parts += [Part(compute, True, written), Part(run)] if table.has_numbers else [Part(run)]
 
     def _table(self, step: ForeachStep) -> TableStep:
         wide = next(item for found in step.arguments for item in found if item.kind == "row" and item.elementwise)

@@ -20,8 +20,21 @@ from graphc.loopir.interpreter import run as run_kernel
 from graphc.loopir.numpy_ops import numpy_dtype
 from graphc.loopir.verifier import verify
 from graphc.ops.extern import overload, own_returns, torch_constant
+from graphc.passes.foreach_tables import ELEMENTS
 from graphc.program.loops import unroll
-from graphc.program.plan import ARENA, CHECKS, EXTERNAL, INPUT, AtenStep, BufferSpec, GemmStep, KernelStep, Plan, View
+from graphc.program.plan import (
+    ARENA,
+    CHECKS,
+    EXTERNAL,
+    INPUT,
+    AtenStep,
+    BufferSpec,
+    ForeachStep,
+    GemmStep,
+    KernelStep,
+    Plan,
+    View,
+)
 
 GARBAGE = 0xFB
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -64,6 +77,8 @@ class _Run:
         for step in unroll(self.plan.steps):
             if isinstance(step, KernelStep):
                 self.kernel(step)
+            elif isinstance(step, ForeachStep):
+                self.rows(step)
             elif isinstance(step, GemmStep):
                 self.gemm(step)
             else:
@@ -87,6 +102,19 @@ class _Run:
             arrays[buffer.name] = usable.view(dtype)[offset:]
         run_kernel(kernel, arrays)
         self.raise_failed()
+
+    def rows(self, step: ForeachStep) -> None:
+        """Kernels over a table of rows that needs nothing but the buffers of its rows."""
+        for name, arguments in zip(step.kernels, step.arguments, strict=True):
+            kernel = self.plan.kernels[name]
+            for row, offsets, size in zip(step.rows, step.offsets, step.sizes, strict=True):
+                arrays = {}
+                for buffer, item in zip(kernel.buffers, arguments, strict=True):
+                    assert item.kind == "row", "only rows' own buffers are known here"
+                    dtype, data = numpy_dtype(buffer.dtype), self.flat(row[item.number])
+                    usable = data[: data.size // dtype.itemsize * dtype.itemsize]
+                    arrays[buffer.name] = usable.view(dtype)[offsets[item.number] :]
+                run_kernel(kernel, arrays, {ELEMENTS: size})
 
     def raise_failed(self) -> None:
         for index, checks in self.plan.checks.items():
