@@ -291,7 +291,7 @@ class Attempt:
         if decider is not None:
             decider.outermost = sys._getframe().f_code
         try:
-            with watching(recorder), self._asking, CaptureMode(recorder), FunctionMode(recorder):
+            with watching(recorder, self.target.fn), self._asking, CaptureMode(recorder), FunctionMode(recorder):
                 result = self.target.fn(*given[0], **given[1])
                 self._closed.check()
                 self.attributes.growing.check()

@@ -16,12 +16,13 @@ from torch.nn.modules import transformer
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import stateless
 
-from graphc.errors import EagerOnlyError
+from graphc.errors import DataLoopError, EagerOnlyError
 from graphc.frontend import batch_momentum, prints
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.function_mode import FunctionMode
+from graphc.frontend.locations import is_user_code
 from graphc.frontend.math_functions import traced_math
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.scans import written_out_scans
@@ -229,7 +230,37 @@ def _without_saved_tensors_hooks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watching(recorder: Recorder) -> Iterator[None]:
+def _without_data_loaders(target: Any) -> Iterator[None]:
+    """Nothing goes through the items of a data loader.
+
+    Args:
+        target: what is captured.
+    """
+    original = torch.utils.data.DataLoader.__iter__
+
+    def iterate(self: Any) -> Any:
+        if _current() is None:
+            return original(self)
+        frame: Any = sys._getframe().f_back
+        while frame is not None and not is_user_code(frame.f_code):
+            frame = frame.f_back
+        own, code = getattr(target, "__code__", None), frame.f_code if frame is not None else None
+        where = f"{code.co_name} (line {frame.f_lineno})" if code is not None else "it"
+        raise DataLoopError(
+            f"{where} goes through the items of a {type(self).__name__}, which are other ones in every run; compile "
+            "the function that has the loop, or what it does in a turn",
+            own is not None and code is own,
+        )
+
+    torch.utils.data.DataLoader.__iter__ = iterate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.utils.data.DataLoader.__iter__ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def watching(recorder: Recorder, target: Any = None) -> Iterator[None]:
     """For the block: modules report to the recorder when they run, and `torch.compiler.is_compiling()` is true.
 
     Autocast's cache of cast weights is off: it would outlive the capture. Functions under torch.compile run as written.
@@ -265,6 +296,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
             batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
             watching_training(recorder, _current), grouped, written_out_scans(_current),
             _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
+            _without_data_loaders(target),
         ):  # fmt: skip
             yield
     finally:

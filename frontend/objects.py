@@ -87,6 +87,11 @@ def opened_arguments(value: Any) -> Callable[[Any], bool]:
     return lambda item: id(item) in with_tensors or type(item) in _TAKES_TENSORS
 
 
+def open_class(cls: type) -> None:
+    """Objects of this class among arguments are taken as their attributes from now on."""
+    _TAKES_TENSORS.add(cls)
+
+
 class Closed:
     """Objects among the arguments that are not opened, with what they and all they reach looked like before the run.
 

@@ -17,9 +17,11 @@ import torch
 
 from graphc import driver
 from graphc.compilation import STAGES, Compilation, Report
+from graphc.data_loops import DataLoops, data_loops
 from graphc.earnings import Earnings, kind_of
 from graphc.errors import (
     AssumptionError,
+    DataLoopError,
     EagerCallError,
     EagerOnceError,
     EagerOnlyError,
@@ -97,12 +99,15 @@ class CompiledFunction(PathCalls):
         self._assumes = True  # branches that only guard against errors are no decisions
         self._once = 0  # calls that ran eager because of what a function may do in its first calls alone
         self._eager_only = ""  # why calls that no program matches are not captured any more
+        self._loops: DataLoops | None = None  # what runs it turn by turn
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if settings().eager or self.options.backend == "eager" or is_capturing():
             return self.target(*args, **kwargs)
+        if self._loops is not None:
+            return self._loops.run(*args, **kwargs)
         for entry in self._entries:
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
@@ -116,6 +121,8 @@ class CompiledFunction(PathCalls):
             try:
                 entry = self._add_entry(args, kwargs)
             except EagerOnlyError as error:
+                if isinstance(error, DataLoopError) and error.own and self._go_turn_by_turn():
+                    return self(*args, **kwargs)
                 self._once += isinstance(error, EagerOnceError)
                 if not isinstance(error, EagerCallError) or self._once >= _ATTEMPTS:
                     self._eager_only = str(error)
@@ -134,6 +141,26 @@ class CompiledFunction(PathCalls):
             f"{self.options.name} changes, while it runs, what its own compilation depends on: {reason}. Move that "
             "change out of the compiled function."
         )
+
+    def _go_turn_by_turn(self) -> bool:
+        """Have the function's loops over data run in Python, with compiled turns, which count for this callable too."""
+
+        def compiled(turn: Callable[..., Any], options: Options) -> CompiledFunction:
+            made = CompiledFunction(turn, options)
+            made._stats = self._stats
+            return made
+
+        self._loops = data_loops(self.target, self.options, compiled)
+        return self._loops is not None
+
+    def expect_changes(self, find: Callable[[], set[int]]) -> None:
+        """Have numbers that differ from call to call be inputs of the first program already.
+
+        Args:
+            find: which leaves of the arguments these are.
+        """
+        if not self._entries:
+            self._dynamic_scalars |= find()
 
     def _run_fresh(self, entry: _Entry, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first call of a program."""
@@ -310,6 +337,11 @@ class CompiledFunction(PathCalls):
         return self if instance is None else types.MethodType(self, instance)
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entry:
+        if self._loops is not None:
+            raise UnsupportedError(
+                f"{self.options.name} goes through the items of a data loader, turn by turn; ask about a function that "
+                "does what it does in a turn"
+            )
         for entry in self._entries:
             if entry.captured.match(args, kwargs) is not None:
                 return entry

@@ -54,6 +54,19 @@ class EagerOnceError(EagerCallError):
     """
 
 
+class DataLoopError(EagerOnlyError):
+    """A function goes through the items of a data loader, which are other ones in every run.
+
+    Args:
+        reason: as the message of the others.
+        own: the loop is one of the compiled function itself.
+    """
+
+    def __init__(self, reason: str, own: bool) -> None:
+        super().__init__(reason)
+        self.own = own
+
+
 class ResizesError(UnsupportedError):
     """An operator gives a tensor that it writes to another shape."""
 
