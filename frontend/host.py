@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeAlias, Union
 
 import torch
 
 from graphc.errors import DataDependentError
+from graphc.frontend.locations import is_graphc_code
 from graphc.ir.graph import Value
 from graphc.ir.types import DType, Location, bool_, f64, i64
 
@@ -274,7 +276,8 @@ class _HostNumber:
         return hash(self.node.scope.specialize(self.node))
 
     def __repr__(self) -> str:
-        return repr(self.node)
+        """As text, `repr` in containers included; of the graph's value for graphc itself."""
+        return repr(self.node) if is_graphc_code(sys._getframe(1).f_code) else str(self)
 
     def __str__(self) -> str:
         return self.node.scope.text_of(self.node)

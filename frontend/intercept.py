@@ -241,15 +241,17 @@ def _without_data_loaders(target: Any) -> Iterator[None]:
     def iterate(self: Any) -> Any:
         if _current() is None:
             return original(self)
-        frame: Any = sys._getframe().f_back
-        while frame is not None and not is_user_code(frame.f_code):
+        own = getattr(target, "__code__", None)
+        where, line, frame = "", 0, sys._getframe().f_back
+        while frame is not None and not line:
+            if not where and is_user_code(frame.f_code):
+                where = f"{frame.f_code.co_name} (line {frame.f_lineno})"
+            line = frame.f_lineno if frame.f_code is own else 0
             frame = frame.f_back
-        own, code = getattr(target, "__code__", None), frame.f_code if frame is not None else None
-        where = f"{code.co_name} (line {frame.f_lineno})" if code is not None else "it"
         raise DataLoopError(
-            f"{where} goes through the items of a {type(self).__name__}, which are other ones in every run; compile "
-            "the function that has the loop, or what it does in a turn",
-            own is not None and code is own,
+            f"{where or 'it'} goes through the items of a {type(self).__name__}, which are other ones in every run; "
+            "compile the function that has the loop, or what it does in a turn",
+            line,
         )
 
     torch.utils.data.DataLoader.__iter__ = iterate  # type: ignore[method-assign]

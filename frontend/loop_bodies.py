@@ -57,6 +57,8 @@ class LoopBody:
         changing: names whose values differ from turn to turn.
         statements: what it does.
         line: of the loop.
+        last_line: of what the loop goes through.
+        through: names that what it goes through is made of.
     """
 
     name: str
@@ -65,6 +67,8 @@ class LoopBody:
     changing: frozenset[str]
     statements: tuple[ast.stmt, ...]
     line: int
+    last_line: int
+    through: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -208,11 +212,13 @@ class _Splitter:
         number, name = len(self.bodies), f"{self.tree.name}_line_{loop.lineno}"
         statements = (*_Endings(gives).block(loop.body), _end(NEXT, None, gives))
         grows = _grown(loop.body) & set(reads) - targets - stored
-        self.bodies.append(LoopBody(name, reads, grows, frozenset(targets | stored), statements, loop.lineno))
+        last_line, through = loop.iter.end_lineno or loop.lineno, self.loads.behind(loop.iter)
+        changing = frozenset(targets | stored)
+        self.bodies.append(LoopBody(name, reads, grows, changing, statements, loop.lineno, last_line, through))
         turn = [_turn(number), *(_take(give) for give in gives), *_follow()]
         by_turns = ast.For(loop.target, _name(_ITEMS), turn, as_written.orelse)
         plain = ast.For(loop.target, _name(_ITEMS), as_written.body, as_written.orelse)
-        is_data = ast.If(_call(LOOPS, "is_data", [_name(_ITEMS)]), [by_turns], [plain])
+        is_data = ast.If(_call(LOOPS, "is_data", [ast.Constant(number), _name(_ITEMS)]), [by_turns], [plain])
         split: list[ast.stmt] = [ast.Assign([_name(_ITEMS, ast.Store())], loop.iter), is_data]
         for statement in (*split, by_turns, plain):
             ast.copy_location(statement, loop)
@@ -281,6 +287,29 @@ class _Loads:
             for node in ast.walk(function)
             if isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Load) or id(node) in changed)
         ]
+        self._made_of: dict[str, set[str]] = {}
+        for node in ast.walk(function):
+            pairs: list[tuple[ast.expr, ast.expr]] = []
+            if isinstance(node, ast.Assign):
+                pairs = [(target, node.value) for target in node.targets]
+            elif isinstance(node, ast.NamedExpr):
+                pairs = [(node.target, node.value)]
+            elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+                pairs = [(node.optional_vars, node.context_expr)]
+            for target, value in pairs:
+                if isinstance(target, ast.Name):
+                    self._made_of.setdefault(target.id, set()).update(_parts_of(value))
+
+    def behind(self, expression: ast.expr) -> frozenset[str]:
+        """Names that a value is made of, those included that other names of the function stand for."""
+        found: set[str] = set()
+        waiting = list(_parts_of(expression))
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += self._made_of.get(name, ())
+        return frozenset(found)
 
     def outside(self, loop: ast.For) -> set[str]:
         """Names that are read somewhere else than in the body of a loop."""
@@ -381,6 +410,17 @@ def _loads_of(node: ast.AST, own: frozenset[str]) -> Iterator[str]:
         own = own | (_stored(node.body) if not isinstance(node, ast.Lambda) else set())
     for child in ast.iter_child_nodes(node):
         yield from _loads_of(child, own)
+
+
+def _parts_of(expression: ast.expr) -> Iterator[str]:
+    """Names that an expression reads, but for what it takes the length of."""
+    waiting: list[ast.AST] = [expression]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"):
+            waiting += ast.iter_child_nodes(node)
 
 
 def _either(one: _Bound, other: _Bound) -> _Bound:

@@ -15,6 +15,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from graphc.frontend import host, tree
+from graphc.frontend.shown import shows
 from graphc.frontend.traced import TracedTensor
 from graphc.frontend.watched import Watched
 
@@ -35,7 +36,7 @@ class Restart(Exception):
 def is_plain_object(value: Any) -> bool:
     """An instance of a class written in Python whose attributes are all that it consists of."""
     cls = type(value)
-    if not hasattr(value, "__dict__") or isinstance(value, _NEVER_PLAIN):
+    if not hasattr(value, "__dict__") or isinstance(value, _NEVER_PLAIN) or shows(value):
         return False
     return cls.__new__ is object.__new__ and all(
         base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__") for base in cls.__mro__[:-1]

@@ -1,4 +1,5 @@
-"""What a function prints or logs: `print(f"loss {loss.item():.3f}")`, `logger.info("norm %s", norm)`.
+"""What a function prints, logs or shows: `print(f"loss {loss.item():.3f}")`, `logger.info("norm %s", norm)`,
+`bar.set_postfix(loss=loss.item())`.
 
 It is not printed while the function is captured, but by each run, with the numbers of that run. A tensor or number that
 is made part of a text is not known yet: the text has a mark there, and the mark's number goes in its place later.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,8 @@ from graphc.frontend import host, tree
 from graphc.frontend.guards import snapshot
 from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.objects import holders, is_traced
+from graphc.frontend.shown import showing_methods
+from graphc.frontend.traced import AS_REPR
 
 if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
@@ -57,7 +61,7 @@ class PrintEffect:
     def _leaf(self, leaf: OutputLeaf | tuple[str | tuple[int, str], ...], outputs: list[Any]) -> Any:
         if isinstance(leaf, OutputLeaf):
             return outputs[leaf.number] if leaf.number >= 0 else leaf.constant
-        return "".join(part if isinstance(part, str) else format(outputs[part[0]], part[1]) for part in leaf)
+        return "".join(part if isinstance(part, str) else _text(outputs[part[0]], part[1]) for part in leaf)
 
 
 class Prints:
@@ -128,13 +132,41 @@ class Prints:
         self._marks.clear()
 
 
+def _text(item: Any, spec: str) -> str:
+    return repr(item) if spec == AS_REPR else format(item, spec)
+
+
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
 @contextlib.contextmanager
+def _noted_methods(recorder: Callable[[], Recorder | None]) -> Iterator[None]:
+    """For the block: objects that show things only note what they are given."""
+    methods = showing_methods()
+
+    def noting(original: Any) -> Any:
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            current = recorder()
+            if current is None:
+                return original(self, *args, **kwargs)
+            return current.prints.note(lambda given: original(self, *given[0], **given[1]), (args, kwargs))
+
+        return method
+
+    for cls, name, original in methods:
+        setattr(cls, name, noting(original))
+    try:
+        yield
+    finally:
+        for cls, name, original in methods:
+            setattr(cls, name, original)
+
+
+@contextlib.contextmanager
 def noted(recorder: Callable[[], Recorder | None]) -> Iterator[None]:
-    """For the block: `print` and loggers only note what they are given, on threads that capture.
+    """For the block: `print`, loggers and what shows things only note what they are given, on threads that capture.
 
     What torch and graphc log about themselves is not the user's, and goes on.
     """
@@ -158,7 +190,8 @@ def noted(recorder: Callable[[], Recorder | None]) -> Iterator[None]:
     builtins.print = noted_print
     logging.Logger.handle = noted_handle  # type: ignore[method-assign]
     try:
-        yield
+        with _noted_methods(recorder):
+            yield
     finally:
         builtins.print = show
         logging.Logger.handle = handle  # type: ignore[method-assign]

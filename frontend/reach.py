@@ -25,6 +25,7 @@ from graphc.frontend.locations import is_user_code
 from graphc.frontend.names import code_names
 from graphc.frontend.objects import is_traced
 from graphc.frontend.reads import CACHED, is_own, own_classes
+from graphc.frontend.shown import shows
 
 _LIMIT = 50_000
 _BYTES = 1 << 24
@@ -55,6 +56,8 @@ class Reach:
         while waiting and len(self._kept) < _LIMIT:
             item = waiting.popleft()
             if id(item) in self._kept or isinstance(item, (*_SKIPPED, str, int, float, complex, bytes, type(None))):
+                continue
+            if shows(item):
                 continue
             self._kept[id(item)] = item
             if (copy := _copy(item)) is not None:

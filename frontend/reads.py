@@ -24,6 +24,7 @@ from graphc.frontend.guards import PLAIN, is_plain, snapshot
 from graphc.frontend.inputs import Access, owner_of, slots_of
 from graphc.frontend.locations import is_user_code, is_user_file
 from graphc.frontend.names import chains
+from graphc.frontend.shown import shows
 from graphc.frontend.watched import ADDING, contents
 
 _ATTRIBUTE_LIMIT = 128
@@ -215,7 +216,7 @@ class Reads:
                 self.modules.append((path, item))
             self._identity(path, access, item)
             return False
-        if isinstance(item, LRScheduler):  # its steps are made after each run
+        if isinstance(item, LRScheduler) or shows(item):  # what they do is done after each run
             self._identity(path, access, item)
             return True
         if isinstance(item, _FUNCTIONS):
@@ -329,6 +330,7 @@ class Reads:
             elif (
                 depth > 1
                 and not isinstance(value, _WITH_GUARDS)
+                and not shows(value)
                 and not callable(value)
                 and id(value) not in self._opened
             ):

@@ -18,6 +18,7 @@ from graphc.frontend.inputs import Access, Binding, BindingKind
 from graphc.frontend.modules import all_hooks
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.shown import shows
 from graphc.ir.graph import Role
 
 
@@ -66,7 +67,7 @@ class Target:
                 roots.append((name, leaf))
             elif isinstance(leaf, types.FunctionType):
                 reads.function(leaf)
-            elif _is_object(leaf) and not isinstance(leaf, (LRScheduler, torch.amp.GradScaler)):
+            elif _is_object(leaf) and not (isinstance(leaf, (LRScheduler, torch.amp.GradScaler)) or shows(leaf)):
                 reads.whole(f"argument {name}", Access(leaf, ""), leaf)
         roots += reads.modules
         for path, root in list(roots):

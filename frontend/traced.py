@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from graphc.errors import CaptureError
+from graphc.errors import CaptureError, EagerOnlyError
 from graphc.frontend.aten import promotion
+from graphc.frontend.locations import is_graphc_code
 
 if TYPE_CHECKING:
     from graphc.frontend.functionalize import TensorState
@@ -17,6 +20,10 @@ _LEAKED = (
     "this tensor was made while graphc captured a function and has no data; the function must not keep its tensors in "
     "globals, closures, lists or attributes: return them instead"
 )
+
+
+AS_REPR = "!r"
+"""Stands for what `repr` gives, where else a format is told."""
 
 
 class TracedTensor(torch.Tensor):
@@ -60,25 +67,40 @@ class TracedTensor(torch.Tensor):
         raise CaptureError(_LEAKED)
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
+        if not is_graphc_code(sys._getframe(1).f_code):
+            return self._text(AS_REPR)
         sizes = ", ".join(map(str, self.state.shape))
         return f"TracedTensor({self.state.dtype.name}[{sizes}])"
 
     def __str__(self) -> str:
-        return format(self)
+        return self._text(AS_REPR)
 
     def __format__(self, spec: str) -> str:
+        return self._text(spec)
+
+    def _text(self, spec: str) -> str:
         """Integers are looked at, unless for a message, since names are made of them; others are only ever shown."""
         recorder = self.recorder
         if self.dim() or self.is_floating_point() or self.is_complex():
             if recorder.messages.allowed:
                 return recorder.prints.tensor(self, spec)
             if self.dim():
-                raise CaptureError("text made of a tensor is a result", recorder.locator.here())
-            return format(self.tolist(), spec)
+                raise EagerOnlyError("text made of a tensor is a result", recorder.locator.here())
+            return self._known_text(spec)
         text = recorder.messages.text(lambda: recorder.prints.tensor(self, spec))
         if recorder.known_tensor(self) is None and text is not None:
             return text
-        return format(self.tolist(), spec)
+        return self._known_text(spec)
+
+    def _known_text(self, spec: str) -> str:
+        """Of what the capture looks at."""
+        known: Any = self.tolist()
+        dtype = self.dtype
+        if spec != AS_REPR:
+            return format(known, spec)
+        kind = complex if dtype.is_complex else float if dtype.is_floating_point else int
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            return repr(torch.tensor(kind(known), dtype=dtype))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self.clone()

@@ -17,7 +17,7 @@ import torch
 
 from graphc import driver
 from graphc.compilation import STAGES, Compilation, Report
-from graphc.data_loops import DataLoops, data_loops
+from graphc.data_loops import DataLoops, data_loops, names_of_data
 from graphc.earnings import Earnings, kind_of
 from graphc.errors import (
     AssumptionError,
@@ -40,6 +40,7 @@ from graphc.settings import override, settings
 
 if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
+    from graphc.frontend.loop_bodies import LoopBody
     from graphc.ir.graph import Graph
 
 
@@ -112,6 +113,9 @@ class CompiledFunction(PathCalls):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
+        data = frozenset() if self._entries else names_of_data(self.target, args, kwargs)
+        if data and self._go_turn_by_turn(lambda body: not data.isdisjoint(body.through)):
+            return self(*args, **kwargs)
         reason = surroundings() or self._eager_only
         if reason:
             return self._run_eager(reason, args, kwargs)
@@ -121,7 +125,7 @@ class CompiledFunction(PathCalls):
             try:
                 entry = self._add_entry(args, kwargs)
             except EagerOnlyError as error:
-                if isinstance(error, DataLoopError) and error.own and self._go_turn_by_turn():
+                if isinstance(error, DataLoopError) and self._go_turn_by_turn(error.is_there):
                     return self(*args, **kwargs)
                 self._once += isinstance(error, EagerOnceError)
                 if not isinstance(error, EagerCallError) or self._once >= _ATTEMPTS:
@@ -142,15 +146,19 @@ class CompiledFunction(PathCalls):
             "change out of the compiled function."
         )
 
-    def _go_turn_by_turn(self) -> bool:
-        """Have the function's loops over data run in Python, with compiled turns, which count for this callable too."""
+    def _go_turn_by_turn(self, is_data: Callable[[LoopBody], bool]) -> bool:
+        """Have the function's loops over data run in Python, with compiled turns, which count for this callable too.
+
+        Args:
+            is_data: whether a loop is known to go through data.
+        """
 
         def compiled(turn: Callable[..., Any], options: Options) -> CompiledFunction:
             made = CompiledFunction(turn, options)
             made._stats = self._stats
             return made
 
-        self._loops = data_loops(self.target, self.options, compiled)
+        self._loops = data_loops(self.target, is_data, self.options, compiled)
         return self._loops is not None
 
     def expect_changes(self, find: Callable[[], set[int]]) -> None:

@@ -7,22 +7,26 @@ hold them. So such a loop is not unrolled. What stands before and behind it runs
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from graphc.frontend import tree
 from graphc.frontend.captured import flatten_call
-from graphc.frontend.loop_bodies import KEPT, LOOPS, UNBOUND, SplitFunction, split_loops
+from graphc.frontend.loop_bodies import KEPT, LOOPS, UNBOUND, LoopBody, SplitFunction, split_loops
 from graphc.frontend.objects import is_plain_object, open_class
+from graphc.frontend.shown import Shown, shows
 from graphc.options import Options
 
+_DATA = (DataLoader, Iterator)
 _DEPTH, _MOST = 4, 200
 """How far, and among how many objects, a loader is looked for in what a loop goes through."""
 
@@ -51,6 +55,7 @@ class DataLoops:
     Args:
         function: as the user wrote it.
         split: the same with its loops split.
+        known: numbers of loops that go through data.
         options: of the compiled callable.
         compile: makes a compiled function of one that does a turn.
     """
@@ -59,12 +64,15 @@ class DataLoops:
         self,
         function: types.FunctionType,
         split: SplitFunction,
+        known: frozenset[int],
         options: Options,
         compile: Callable[[Callable[..., Any], Options], Turn],
     ) -> None:
-        self._function, self._split, self._options, self._compile = function, split, options, compile
+        self._function, self._split, self._known = function, split, known
+        self._options, self._compile = options, compile
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self._of_thread = threading.local()  # what is held in cells is that of one call
+        self._made: dict[str, Any] = {}
         self.run = self._make(split.code, {LOOPS: types.CellType(self)})
         self.run.__defaults__, self.run.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
 
@@ -75,9 +83,10 @@ class DataLoops:
         code = code.replace(co_qualname=qualified)
         return types.FunctionType(code, self._function.__globals__, code.co_name, None, closure)
 
-    @staticmethod
-    def is_data(items: Any) -> bool:
-        """Whether what a loop goes through is a data loader, or takes its items from one, as `enumerate` does."""
+    def is_data(self, number: int, items: Any) -> bool:
+        """Whether a loop goes through a data loader, or what takes its items from one, as `enumerate` does."""
+        if number in self._known:
+            return True
         level, seen = [items], set[int]()
         for _ in range(_DEPTH):
             following: list[Any] = []
@@ -100,7 +109,7 @@ class DataLoops:
             How it ends, the result of the function where that is RETURN, and names that the turn has bound.
         """
         body = self._split.bodies[number]
-        given = {name: scope.get(name, Unbound) for name in body.reads}
+        given = {name: self._one(name, scope.get(name, Unbound)) for name in body.reads}
         scope.clear()
         held = frozenset(name for name in body.grows if isinstance(given[name], (list, deque)))
         compiled, cells = self._compiled(number, held)
@@ -115,6 +124,19 @@ class DataLoops:
         found: tuple[int, Any, dict[str, Any]] = compiled(*arguments)
         return found
 
+    def _one(self, name: str, value: Any) -> Any:
+        """A function, loss or bar of progress that each call of the function makes anew is the same for all calls."""
+        if shows(value):
+            shown = self._of_thread.__dict__.setdefault("shown", {}).setdefault(name, Shown())
+            shown.current = value
+            return shown
+        if name not in self._split.own or not isinstance(value, (types.FunctionType, torch.nn.Module)):
+            return value
+        known = self._made.get(name)
+        if known is None or not _is_alike(known, value):
+            known = self._made[name] = value
+        return known
+
     def _compiled(self, number: int, held: frozenset[str]) -> tuple[Turn, dict[str, types.CellType]]:
         made: dict[Any, tuple[Turn, dict[str, types.CellType]]] = self._of_thread.__dict__.setdefault("made", {})
         if (number, held) not in made:
@@ -123,6 +145,30 @@ class DataLoops:
             function = self._make(self._split.body_code(number, held), {**cells, **fixed})
             made[number, held] = self._compile(function, replace(self._options, name=function.__name__)), cells
         return made[number, held]
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether two functions, or two modules without state, do the same."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, types.FunctionType):
+        cells = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (one, other)]
+        same = all(a is b for a, b in zip(*cells, strict=True)) if one.__code__ is other.__code__ else False
+        return same and one.__defaults__ is other.__defaults__ is None and not (one.__dict__ or other.__dict__)
+    tables, others = vars(one), vars(other)
+    return tables.keys() == others.keys() and all(
+        value is others[name] or (_is_simple(value) and _is_simple(others[name]) and value == others[name])
+        for name, value in tables.items()
+    )
+
+
+def _is_simple(value: Any) -> bool:
+    """A number, a text, nothing, or a container of such, as tables of parameters and hooks that hold none."""
+    if isinstance(value, dict):
+        return all(map(_is_simple, value.values()))
+    return isinstance(value, (int, float, str, type(None))) or (isinstance(value, (set, tuple)) and not value)
 
 
 def _is_record(value: Any) -> bool:
@@ -144,9 +190,33 @@ def _numbers(arguments: list[Any], changing: list[bool]) -> set[int]:
     return found
 
 
+def names_of_data(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+    """Parameters that are given data loaders, generators and other iterators: items that come once."""
+    if not any(isinstance(value, _DATA) for value in (*args, *kwargs.values())):
+        return frozenset()
+    try:
+        bound = inspect.signature(target).bind(*args, **kwargs)
+    except TypeError:
+        return frozenset()  # the call is an error, which eager raises
+    return frozenset(name for name, value in bound.arguments.items() if isinstance(value, _DATA))
+
+
 def data_loops(
-    target: Callable[..., Any], options: Options, compile: Callable[[Callable[..., Any], Options], Turn]
+    target: Callable[..., Any],
+    is_data: Callable[[LoopBody], bool],
+    options: Options,
+    compile: Callable[[Callable[..., Any], Options], Turn],
 ) -> DataLoops | None:
-    """What runs a function turn by turn; None where that cannot be done."""
+    """What runs a function turn by turn.
+
+    Args:
+        is_data: whether a loop is known to go through data.
+
+    Returns:
+        None where no loop is, or where the function cannot be split.
+    """
     split = split_loops(target) if isinstance(target, types.FunctionType) else None
-    return None if split is None else DataLoops(target, split, options, compile)  # type: ignore[arg-type]
+    if split is None:
+        return None
+    known = frozenset(number for number, body in enumerate(split.bodies) if is_data(body))
+    return DataLoops(target, split, known, options, compile) if known else None  # type: ignore[arg-type]

@@ -20,6 +20,16 @@ class HasPosition(Protocol):
     def line(self) -> int: ...
 
 
+class HasLines(Protocol):
+    """Anything that names lines of the user's source, such as `graphc.frontend.loop_bodies.LoopBody`."""
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def last_line(self) -> int: ...
+
+
 class GraphcError(Exception):
     """Base of all errors raised by graphc.
 
@@ -59,12 +69,16 @@ class DataLoopError(EagerOnlyError):
 
     Args:
         reason: as the message of the others.
-        own: the loop is one of the compiled function itself.
+        line: of the compiled function, which leads there.
     """
 
-    def __init__(self, reason: str, own: bool) -> None:
+    def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
-        self.own = own
+        self.line = line
+
+    def is_there(self, loop: HasLines) -> bool:
+        """Whether it is this loop that goes through the items."""
+        return loop.line <= self.line <= loop.last_line
 
 
 class ResizesError(UnsupportedError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from tqdm import tqdm
 
 import graphc
 from graphc.errors import FallbackWarning, UnsupportedError
@@ -304,6 +306,17 @@ def test_plain_lists_are_captured_as_before() -> None:
     assert "sum" in str(compiled.graph(items))
 
 
+def test_generators_as_arguments() -> None:
+    """Their items come once."""
+    torch.manual_seed(0)
+    compiled = graphc.compile(add_up)
+    for count in (3, 5):
+        items = [torch.randn(4) for _ in range(count)]
+        torch.testing.assert_close(compiled(item for item in items), add_up(items))
+        torch.testing.assert_close(compiled(map(torch.neg, items)), add_up(map(torch.neg, items)))
+    assert compiled.stats().compiles == 1 and compiled.stats().eager_calls == 0
+
+
 def outer(data: Any, net: Any) -> float:
     return train(data, net, nn.CrossEntropyLoss(), sgd(net))
 
@@ -312,6 +325,58 @@ def test_loops_of_other_functions_run_eager() -> None:
     with pytest.warns(FallbackWarning, match=r"train \(line \d+\) goes through the items of a DataLoader"):
         compiled = check(outer, lambda net: (loader(), net))
     assert compiled.stats().eager_calls == 2
+
+
+def by_hand(data: Any, count: int) -> float:
+    items = iter(data)
+    total = 0.0
+    for _ in range(count):
+        try:
+            x, _ = next(items)
+        except StopIteration:
+            items = iter(data)
+            x, _ = next(items)
+        total += x.sum().item()
+    return total
+
+
+def test_items_that_are_asked_for_run_eager() -> None:
+    with pytest.warns(FallbackWarning, match=r"by_hand \(line \d+\) goes through the items"):
+        compiled = check(by_hand, lambda net: (loader(), 8))
+    assert compiled.stats().eager_calls == 2
+
+
+class Bar:
+    """Goes through what it is given, as bars of progress do."""
+
+    def __init__(self, items: Any) -> None:
+        self.items, self.count = items, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.items:
+            self.count += 1
+            yield item
+
+
+def watched(net: Any, data: Any, optimizer: Any) -> tuple[float, int]:
+    import math
+
+    def penalty(weight: torch.Tensor) -> torch.Tensor:
+        return 1e-3 * weight.pow(2).sum()
+
+    bar, criterion, total = Bar(data), nn.CrossEntropyLoss(label_smoothing=0.1), 0.0
+    for x, y in bar:
+        loss = criterion(net(x), y) + sum(penalty(parameter) for parameter in net.parameters())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += math.sqrt(loss.item())
+    return total, bar.count
+
+
+def test_what_each_call_makes_anew_is_no_new_program() -> None:
+    stats = check(watched, lambda net: (net, loader(), sgd(net)), calls=4).stats()
+    assert stats.eager_calls == 0 and stats.compiles <= 2
 
 
 def test_what_users_ask_about_such_a_function() -> None:
@@ -367,3 +432,28 @@ def test_threads_with_lists_of_their_own() -> None:
         for thread in threads:
             thread.join()
     assert results == {number: [2.0 * number] * 6 for number in range(3)}
+
+
+class Screen(io.StringIO):
+    """Where a bar is drawn."""
+
+
+def with_bar(net: Any, data: Any, optimizer: Any, screen: Any) -> tuple[float, int]:
+    total = 0.0
+    with tqdm(data, file=screen, mininterval=0, leave=True) as bar:
+        for x, y in bar:
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            bar.set_postfix(loss=f"{loss.item():.3f}", size=len(x))
+    return total, bar.n
+
+
+def test_bars_of_progress() -> None:
+    screens = [Screen(), Screen()]
+    compiled = check(with_bar, lambda net: (net, loader(), sgd(net), screens.pop()), calls=3)
+    stats = compiled.stats()
+    assert stats.eager_calls == 0 and stats.compiles <= 2
+    assert not screens

@@ -45,7 +45,7 @@ def split(function: Callable[..., Any]) -> tuple[DataLoops, list[PlainTurn]]:
         turns.append(PlainTurn(turn, options))
         return turns[-1]
 
-    found = data_loops(function, Options("f"), compile)
+    found = data_loops(function, lambda body: "data" in body.through, Options("f"), compile)
     assert found is not None
     return found, turns
 
@@ -350,7 +350,7 @@ def test_what_has_no_source() -> None:
 
 
 def test_items_of_a_loader_are_found_out() -> None:
-    data = loader()
+    data, (loops, _) = loader(), split(totals)
 
     def endless() -> Iterator[Any]:
         while True:
@@ -359,8 +359,8 @@ def test_items_of_a_loader_are_found_out() -> None:
     started = endless()
     next(started)
     through = (data, iter(data), enumerate(data), zip(range(3), data, strict=False), started, map(str, data))
-    assert all(DataLoops.is_data(items) for items in through)
-    assert not any(DataLoops.is_data(items) for items in ([1, 2], range(3), "abc", {"a": 1}, enumerate([1]), iter(())))
+    assert all(loops.is_data(-1, items) for items in through)
+    assert not any(loops.is_data(-1, items) for items in ([1, 2], range(3), "abc", {"a": 1}, enumerate([1]), iter(())))
 
 
 def test_lines_are_those_of_the_file() -> None:
