@@ -113,7 +113,8 @@ class CompiledFunction(PathCalls):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)
-        data = frozenset() if self._entries else names_of_data(self.target, args, kwargs)
+        is_known = self._entries or self._eager_only
+        data = frozenset() if is_known else names_of_data(self.target, args, kwargs)
         if data and self._go_turn_by_turn(lambda body: not data.isdisjoint(body.through)):
             return self(*args, **kwargs)
         reason = surroundings() or self._eager_only

@@ -58,6 +58,9 @@ class DataLoops:
         known: numbers of loops that go through data.
         options: of the compiled callable.
         compile: makes a compiled function of one that does a turn.
+
+    Attributes:
+        run: calls like the function.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class DataLoops:
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self._of_thread = threading.local()  # what is held in cells is that of one call
         self._made: dict[str, Any] = {}
-        self.run = self._make(split.code, {LOOPS: types.CellType(self)})
-        self.run.__defaults__, self.run.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+        run = self._make(split.code, {LOOPS: types.CellType(self)})
+        run.__defaults__, run.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+        self.run: Callable[..., Any] = run
 
     def _make(self, code: types.CodeType, cells: Mapping[str, types.CellType]) -> types.FunctionType:
         known = {**self._cells, **cells}
@@ -132,6 +136,8 @@ class DataLoops:
             return shown
         if name not in self._split.own or not isinstance(value, (types.FunctionType, torch.nn.Module)):
             return value
+        if isinstance(value, torch.nn.Module) and not _is_simple(vars(value)):
+            return value
         known = self._made.get(name)
         if known is None or not _is_alike(known, value):
             known = self._made[name] = value
@@ -148,7 +154,7 @@ class DataLoops:
 
 
 def _is_alike(one: Any, other: Any) -> bool:
-    """Whether two functions, or two modules without state, do the same."""
+    """Whether two functions, or two modules of which the first has no state, do the same."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -157,11 +163,7 @@ def _is_alike(one: Any, other: Any) -> bool:
         cells = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (one, other)]
         same = all(a is b for a, b in zip(*cells, strict=True)) if one.__code__ is other.__code__ else False
         return same and one.__defaults__ is other.__defaults__ is None and not (one.__dict__ or other.__dict__)
-    tables, others = vars(one), vars(other)
-    return tables.keys() == others.keys() and all(
-        value is others[name] or (_is_simple(value) and _is_simple(others[name]) and value == others[name])
-        for name, value in tables.items()
-    )
+    return _is_simple(vars(other)) and vars(one) == vars(other)
 
 
 def _is_simple(value: Any) -> bool:
@@ -215,8 +217,12 @@ def data_loops(
     Returns:
         None where no loop is, or where the function cannot be split.
     """
-    split = split_loops(target) if isinstance(target, types.FunctionType) else None
-    if split is None:
+    function = target.__func__ if isinstance(target, types.MethodType) else target
+    split = split_loops(function) if isinstance(function, types.FunctionType) else None
+    known = frozenset(number for number, body in enumerate(split.bodies) if is_data(body)) if split else None
+    if split is None or not known:
         return None
-    known = frozenset(number for number, body in enumerate(split.bodies) if is_data(body))
-    return DataLoops(target, split, known, options, compile) if known else None  # type: ignore[arg-type]
+    made = DataLoops(function, split, known, options, compile)  # type: ignore[arg-type]
+    if isinstance(target, types.MethodType):
+        made.run = types.MethodType(made.run, target.__self__)
+    return made

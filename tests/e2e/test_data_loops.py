@@ -173,6 +173,16 @@ def test_methods_and_meters() -> None:
     )  # momentum comes with the first step, the last batch is smaller, an attribute counts epochs
 
 
+def test_a_bound_method() -> None:
+    ours = network()
+    theirs = copy.deepcopy(ours)
+    one, other = Trainer(ours), Trainer(theirs)
+    compiled, data = graphc.compile(one.run), dataset()
+    for _ in range(2):
+        assert compiled(loader(data)) == pytest.approx(other.run(loader(data)), rel=1e-5)
+    assert compiled.stats().eager_calls == 0 and compiled.stats().compiles > 0
+
+
 def accumulate(net: Any, data: Any, optimizer: Any, every: int) -> int:
     steps = 0
     for i, (x, y) in enumerate(data):
