@@ -7,14 +7,16 @@ last block is not full.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from graphc.codegen.triton.choices import conjunctions, exclusive
 from graphc.codegen.triton.gaps import gap_edges, row_with_gap
 from graphc.codegen.triton.indexing import index_text
 from graphc.codegen.triton.joined_axes import int_extent
-from graphc.codegen.triton.narrow import narrow_values, render_fast
+from graphc.codegen.triton.narrow import Fast, fast_values
 from graphc.codegen.triton.ops import Context, Operand, cast, constant, literal, render, tl_dtype
 from graphc.codegen.triton.tiling import TileDim, Tiling
 from graphc.codegen.triton.tiling import stride as axis_stride
@@ -87,9 +89,19 @@ class Body:
         self.gaps = gap_edges(self.tiling)
 
     @functools.cached_property
-    def narrow(self) -> frozenset[str]:
+    def fast(self) -> Fast:
         """See `graphc.codegen.triton.narrow`."""
-        return narrow_values(self.tiling.kernel)
+        return fast_values(self.tiling.kernel)
+
+    @functools.cached_property
+    def exclusive(self) -> frozenset[str]:
+        """See `graphc.codegen.triton.choices`."""
+        return exclusive(self.tiling.kernel)
+
+    @functools.cached_property
+    def conjunctions(self) -> dict[str, tuple[str, ...]]:
+        """See `graphc.codegen.triton.choices`."""
+        return conjunctions(self.tiling.kernel)
 
     # -------------------------------------------------------------------------------------------------- plain lines
 
@@ -160,6 +172,16 @@ class Body:
             if dim.name in self.gaps:
                 self.line(f"by_{dim.name} = {dim.name} < {self.gaps[dim.name]}")
 
+    @contextlib.contextmanager
+    def whole_row(self) -> Iterator[None]:
+        """Within, what is written lies inside of the row: no masks along it."""
+        assert self.row is not None
+        kept = self.row, self.rows, self.blocked
+        whole = replace(self.row, extent=self.row.programs * self.row.block)
+        self.row, self.rows, self.blocked = whole, (whole,), {**self.blocked, whole.name: whole}
+        yield
+        self.row, self.rows, self.blocked = kept
+
     # ------------------------------------------------------------------------------------------------------- shapes
 
     def shape_text(self, shape: Shape) -> str:
@@ -221,14 +243,30 @@ class Body:
             shape = self.index_shape(s.expr)
             text = self._index_value(s.expr)
         elif isinstance(s, Compute):
-            shape = frozenset().union(*(self.shapes[name] for name in s.args))
-            args = [self.operand(name) for name in s.args]
-            text = (render_fast(s.op, args) if s.id in self.narrow else None) or render(
-                self.context, s.op, s.dtype, args
-            )
+            if s.id in self.fast.unread:
+                return
+            names = self.fast.operands(s)
+            shape = frozenset().union(*(self.shapes[name] for name in names))
+            args = [self.operand(name) for name in names]
+            args = self._choice_of_row(s, args)
+            op = "logical_xor" if s.id in self.exclusive else s.op
+            text = self.fast.render(self.context, s, args) or render(self.context, op, s.dtype, args)
         else:
             raise CodegenError(f"{type(s).__name__} is no plain statement")
         self.bind(s, text, shape)
+
+    def _choice_of_row(self, s: Compute, args: list[Operand]) -> list[Operand]:
+        """Operands of a choice, which by one of two conditions is made before, where that is one of a row."""
+        parts = self.conjunctions.get(s.id, ())
+        if not all(name in self.values for name in parts):
+            return args
+        for inner, outer in (parts, parts[::-1]) if parts else ():
+            shape = self.shapes[inner].union(*(self.shapes[name] for name in s.args[1:]))
+            if shape < self.shapes[outer]:
+                chosen = render(self.context, "where", s.dtype, [self.operand(inner), *args[1:]])
+                self.line(f"{s.id}_row = {chosen}", s.dtype.name)
+                return [self.operand(outer), Operand(f"{s.id}_row", s.dtype), args[2]]
+        return args
 
     def bind(self, s: Define, text: str, shape: Shape) -> None:
         self.line(f"{s.id} = {text}", s.dtype.name)

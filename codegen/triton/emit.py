@@ -16,6 +16,7 @@ Three forms. *Tile*: the whole iteration space of a program is one tile, stateme
 (pointwise, persistent rows); where sizes are odd they stand there twice, without and with masks. A row of several axes
 is two dimensions of it where values go by one of them alone, see `graphc.codegen.triton.row_parts`. *Looped*: the row
 is walked once per pass; a pass ends in the reductions that the next one needs, values are computed again in each pass.
+The last step of a row that ends within it is written behind the loop, so that the loop has no masks.
 *Split*: as looped, but each pass is a launch of its own in which several programs share a row; partial reductions go
 through scratch memory and are combined, in a fixed order, by the next launch.
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
@@ -44,7 +46,7 @@ from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_rag
 from graphc.errors import CodegenError
 from graphc.ir.dims import symbols
 from graphc.ir.types import DType
-from graphc.loopir.kernel import Define, Kernel, Load, Reduce, Scan, Store, is_value, operands
+from graphc.loopir.kernel import Const, Define, Kernel, Load, Reduce, Scan, Store, is_value, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
 
 _Tile = TypeVar("_Tile", Choice, ChainTile)
@@ -52,6 +54,18 @@ _Tile = TypeVar("_Tile", Choice, ChainTile)
 _MOST_STAGES = 4
 _PIPELINED_BYTES = 48 << 10
 """Shared memory of a program for steps of loops that are on their way: several programs share a processor."""
+
+_FEW_STATEMENTS = 12
+"""Statements of a loop along a row that are worth writing twice, without masks and with them."""
+_KEEP_ROLLED = (
+    "tl.inline_asm_elementwise('.pragma \"nounroll\";\\nmov.b32 $0, $1;', "
+    '"=r,r", [row_start], dtype=tl.int32, is_pure=False, pack=1)'
+)
+"""Begins a loop of which the assembler of PTX would write out all steps, a dozen or so. It is no function: where one is
+called there is a label, behind which another block begins.
+"""
+LAST_STEP = "row_start = "
+"""Begins the text of a last step that is apart from its loop."""
 
 _RESERVED = frozenset(keyword.kwlist) | {
     "tl", "triton", "libdevice", "range", "float", "part", "parts", "row_start"
@@ -109,7 +123,7 @@ class _Partial:
 class _Writer:
     def __init__(self, kernel: Kernel, tiling: Tiling, target: str) -> None:
         self.source, self.tiling, self.kernel = kernel, tiling, tiling.kernel
-        self.context = Context(flushes_powers=bool(target) and machine_of(target).flushes_powers)
+        self.context = Context(takes_ptx=bool(target) and machine_of(target).takes_ptx)
         self.pointers = parameter_names(kernel)
         self.functions: list[str] = []
         self.launches: list[Launch] = []
@@ -278,12 +292,44 @@ class _Writer:
         if self.tiling.split > 1:
             length = part_length(row)
             first = f"part * {length} + row_start"
-        stages = self._stages(statements, length)
-        steps = f"tl.range(0, {length}, {row.constexpr}, num_stages={stages})" if stages > 1 else ""
-        body.line(f"for row_start in {steps or f'range(0, {length}, {row.constexpr})'}:")
-        body.depth += 1
+        whole = self._whole_steps(row, statements, reductions)
+        with body.whole_row() if whole else nullcontext():
+            stages = self._stages(statements, length)
+            steps = f"{whole or length}, {row.constexpr}"
+            steps = f"tl.range(0, {steps}, num_stages={stages})" if stages > 1 else f"range(0, {steps})"
+            body.line(f"for row_start in {steps}:")
+            body.depth += 1
+            if whole and self.context.takes_ptx:
+                body.line(_KEEP_ROLLED)
+            self._step(body, passes, first, statements, reductions, stores)
+            body.depth -= 1
+        if whole:
+            body.values, body.shapes = dict(outer[0]), dict(outer[1])
+            body.line(f"{LAST_STEP}tl.full([], {whole}, tl.int32)")
+            self._step(body, passes, first, statements, reductions, stores)
+        body.values, body.shapes = outer
+        for s in reductions:
+            if s.op in ("argmax", "argmin"):
+                body.line(f"{s.id}_at += {first.replace('row_start', body.lanes(row))}")
+
+    def _whole_steps(self, row: TileDim, statements: Sequence[Define], reductions: Sequence[Reduce]) -> int:
+        """Elements of a row that a loop without masks takes, before a last step with masks; 0 where one loop has all.
+
+        A mask costs reductions a comparison and a choice per element.
+        """
+        few = sum(not isinstance(s, Const) for s in statements) <= _FEW_STATEMENTS
+        if row.is_exact or self.tiling.split > 1 or not reductions or not few:
+            return 0
+        return row.extent - row.extent % row.block
+
+    def _step(
+        self, body: Body, passes: Passes, first: str, statements: Sequence[Define], reductions: Sequence[Reduce],
+        stores: Sequence[Store],
+    ) -> None:  # fmt: skip
+        row, walked = self.tiling.row, body.row
+        assert row is not None and walked is not None
         body.line(f"{row.name} = {first} + {body.lanes(row)}", _describe(row))
-        body.mask_variable(row)
+        body.mask_variable(walked)
         body.axis_variables(row, f"({first})")
         for s in statements:
             if isinstance(s, Scan):
@@ -294,8 +340,6 @@ class _Writer:
             self._accumulate(body, reduction, passes)
         for store in stores:
             body.store(store)
-        body.depth -= 1
-        body.values, body.shapes = outer
 
     def _stages(self, statements: Sequence[Define], length: int) -> int:
         """Steps of a loop along a row whose loads are on their way at once, by way of shared memory.
@@ -326,7 +370,7 @@ class _Writer:
         body.line(f"{s.id}_acc = tl.full({body.lane_shape(s.id)}, {fill}, {tl_dtype(dtype)})")
         if s.op in ("argmax", "argmin"):
             index = body.index_dtype()
-            body.line(f"{s.id}_at = {_full(body, body.full, str(2 ** (index.itemsize * 8 - 1) - 1), index)}")
+            body.line(f"{s.id}_at = {_full(body, body.full, '0', index)}", "where the step of the best begins")
 
     def _accumulate(self, body: Body, s: Reduce, passes: Passes) -> None:
         if s.id in passes.joint:
@@ -344,13 +388,15 @@ class _Writer:
             body.line(f"{s.id}_acc = {text}")
 
     def _accumulate_place(self, body: Body, s: Reduce, value: str) -> None:
-        """Places come in order, so that the first of equals is there already, but for what a lane begins with."""
-        best, new, order = f"{s.id}_acc", f"{s.id}_new", ">" if s.op == "argmax" else "<"
-        first = " & ".join(["(row_start == 0)", *(f"in_{dim.name}" for dim in body.rows if not dim.is_exact)])
+        """Places come in order, so that the first of equals is there already. NaN is beyond every number, and stays."""
+        best, new = f"{s.id}_acc", f"{s.id}_new"
         body.line(f"{new} = {value}")
-        body.line(f"{s.id}_better = ({new} {order} {best}) | (({new} != {new}) & ({best} == {best})) | ({first})")
+        better = f"{new} {'>' if s.op == 'argmax' else '<'} {best}"
+        if self._arg_dtype(s).is_float:
+            better = f"~({new} {'<=' if s.op == 'argmax' else '>='} {best}) ^ ({best} != {best})"
+        body.line(f"{s.id}_better = {better}")
         body.line(f"{best} = tl.where({s.id}_better, {new}, {best})")
-        body.line(f"{s.id}_at = tl.where({s.id}_better, {body.row_index()}, {s.id}_at)")
+        body.line(f"{s.id}_at = tl.where({s.id}_better, row_start, {s.id}_at)")
 
     def _close(self, body: Body, s: Reduce, passes: Passes) -> None:
         pair = passes.joint.get(s.id)

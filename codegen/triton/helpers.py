@@ -60,6 +60,13 @@ def _flushed_exp2(a):
     return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1)
 """,
     ),
+    "_flushed_reciprocal": (
+        (),
+        """\
+def _flushed_reciprocal(a):
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1)
+""",
+    ),
     # inverses to multiply with: twice, so that neither factor leaves the range of normal numbers
     "_inverse": (
         (),

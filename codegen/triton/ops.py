@@ -101,12 +101,12 @@ class Context:
     """What rendering has asked for so far: helper functions and whether libdevice is imported.
 
     Args:
-        flushes_powers: as in `graphc.codegen.triton.tiles.Machine`.
+        takes_ptx: as in `graphc.codegen.triton.tiles.Machine`.
     """
 
     helpers: set[str] = field(default_factory=set)
     libdevice: bool = False
-    flushes_powers: bool = False
+    takes_ptx: bool = False
 
     def helper(self, name: str, *args: str) -> str:
         from graphc.codegen.triton.helpers import needed, text_of
@@ -117,10 +117,14 @@ class Context:
 
     def exp2(self) -> str:
         """The function for powers of two of float32 where those below 2^-126 may be 0."""
-        if not self.flushes_powers:
+        if not self.takes_ptx:
             return "tl.exp2"
         self.helpers.add("_flushed_exp2")
         return "_flushed_exp2"
+
+    def reciprocal(self, text: str) -> str:
+        """The chip's own reciprocal of float32, where those below 2^-126 may be 0."""
+        return self.helper("_flushed_reciprocal", text) if self.takes_ptx else f"1.0 / {text}"
 
     def device(self, name: str, *args: str) -> str:
         self.libdevice = True

@@ -55,7 +55,8 @@ class Machine:
         turns: matrix units read both operands from shared memory, either way around, so that one copy of a block serves
             two products; elsewhere a block that is read both ways goes through registers, and is not copied ahead.
         beside: columns of the widest accumulators of several results beside which registers are left for a mask.
-        flushes_powers: its instruction for powers of two takes results below 2^-126 for 0, which Triton works around.
+        takes_ptx: kernels may have PTX in their text: instructions that take powers and reciprocals below 2^-126 for 0,
+            which Triton works around, and what keeps loops from being written out.
     """
 
     processors: int
@@ -64,7 +65,7 @@ class Machine:
     describes: bool = False
     turns: bool = False
     beside: int = 128
-    flushes_powers: bool = False
+    takes_ptx: bool = False
 
 
 _SMALL = (
@@ -80,19 +81,19 @@ MACHINES: dict[str, Machine] = {
         108, 163 << 10,
         (Tile(128, 256, 32, 8, 3, 1.0), Tile(128, 128, 32, 4, 4, 0.95), Tile(128, 64, 32, 4, 4, 0.8),
          Tile(64, 128, 32, 4, 4, 0.8), *_SMALL),
-        flushes_powers=True,
+        takes_ptx=True,
     ),
     "cuda:90": Machine(
         132, 227 << 10,
         (Tile(128, 256, 64, 8, 4, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.75),
          Tile(64, 128, 64, 4, 4, 0.75), *_SMALL),
-        describes=True, turns=True, beside=64, flushes_powers=True,
+        describes=True, turns=True, beside=64, takes_ptx=True,
     ),
     "cuda:100": Machine(
         148, 227 << 10,
         (Tile(128, 256, 64, 8, 3, 1.0), Tile(128, 128, 64, 8, 4, 0.9), Tile(128, 64, 64, 4, 4, 0.7),
          Tile(64, 128, 64, 4, 4, 0.6), *_SMALL),
-        describes=True, turns=True, flushes_powers=True,
+        describes=True, turns=True, takes_ptx=True,
     ),
     "hip:gfx942": Machine(
         304, 64 << 10,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from graphc.codegen.triton.emit import emit_kernel
+from graphc.codegen.triton.emit import _FEW_STATEMENTS, LAST_STEP, emit_kernel
 from graphc.codegen.triton.joined_axes import join_axes
 from graphc.codegen.triton.ops import RULES, tl_dtype
 from graphc.codegen.triton.tiling import Limits, choose_tiling
@@ -96,10 +96,39 @@ def test_indices_beyond_32_bits_are_wide() -> None:
 
 
 def test_looped_form_computes_values_again_in_each_pass() -> None:
-    kernel = layer_norm(8, 100)
+    kernel = layer_norm(8, 128)
     text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=1))).text
-    assert text.count("for row_start in tl.range(0, 100, RBLOCK, num_stages=4):") == 2  # mean and variance, result
+    assert text.count("for row_start in tl.range(0, 128, RBLOCK, num_stages=4):") == 2  # mean and variance, result
     assert text.count("tl.load(x_ptr") == 2
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("length", [96, 100])
+@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx942", ""])
+def test_the_last_step_of_a_reduction_is_apart_where_it_needs_masks(target: str, length: int, split: int) -> None:
+    kernel = layer_norm(2, length)
+    limits = Limits(persistent=8, loop=8, fill=8, split=split)
+    text = emit_kernel(kernel, tiling=choose_tiling(kernel, limits), target=target).text
+    assert ("_pass2" in text) == (split > 1)
+    is_apart = length == 100 and split == 1
+    assert text.count(LAST_STEP) == is_apart
+    assert text.count('.pragma "nounroll"') == (is_apart and target.startswith("cuda"))
+    if is_apart:
+        loop, rest = text[text.index("for row_start") :].split(LAST_STEP)
+        last, elements = rest.split("# pass 2")
+        assert [part.count("mask=in_j") for part in (loop, last, elements)] == [0, 1, 4]  # x; x; x, w, b and y
+        assert "range(0, 96, RBLOCK" in loop and "range(0, 100, RBLOCK" in elements
+
+
+def test_a_loop_of_many_statements_is_not_written_twice() -> None:
+    b = KernelBuilder((Axis("i", 8), Axis("j", 100, ROW)))
+    value = b.load("x", f32, symbol("i") * 100 + symbol("j"))
+    for number in range(_FEW_STATEMENTS):
+        value = b.compute("mul", value, b.constant(1.5 + number, f32))
+    b.store("y", symbol("i"), b.reduce("sum", value))
+    kernel = b.finish("f", (given("x", f32, 800), out("y", f32, 8)))
+    text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=1))).text
+    assert LAST_STEP not in text and "range(0, 100, RBLOCK" in text
 
 
 @pytest.mark.parametrize("loop, stages", [(1024, 4), (4096, 3), (16384, 0)])
@@ -149,6 +178,68 @@ def test_what_is_rounded_to_16_bits_may_be_fast(name: str, dtype: DType) -> None
     text = _rounded(make, dtype)
     is_fast = may_be and dtype != f32
     assert ("tl.exp(" in text, "libdevice.exp(" in text) == (is_fast, not is_fast)
+
+
+def _error_function(b: KernelBuilder, x: str, scale: float = 0.75) -> str:
+    y = b.compute("mul", x, b.constant(scale, f32))
+    return b.compute("add", b.constant(1.0, f32), b.compute("erf", y))
+
+
+OF_ERROR_FUNCTION: dict[str, tuple[Callable[[KernelBuilder, str], str], bool]] = {
+    "as it is": (_error_function, True),
+    "product": (lambda b, x: b.compute("mul", _error_function(b, x), x), True),
+    "difference": (lambda b, x: b.compute("sub", _error_function(b, x), x), True),
+    "sum of a row": (lambda b, x: b.reduce("sum", _error_function(b, x)), True),
+    "quotient": (lambda b, x: b.compute("div", x, _error_function(b, x)), False),
+    "jump": (lambda b, x: b.compute("floor", _error_function(b, x)), False),
+    "plus another number": (lambda b, x: b.compute("add", b.compute("erf", x), b.constant(2.0, f32)), False),
+}
+
+
+@pytest.mark.parametrize("dtype", [bf16, f16, f32])
+@pytest.mark.parametrize("name", OF_ERROR_FUNCTION)
+def test_one_plus_erf_before_a_rounding_to_16_bits_is_a_power_of_two(name: str, dtype: DType) -> None:
+    make, may_be = OF_ERROR_FUNCTION[name]
+    text = _rounded(make, dtype)
+    is_fast = may_be and dtype != f32
+    assert ("_erf_odds(v0, 0.75)" in text, "libdevice.erf(" in text) == (is_fast, not is_fast)
+
+
+def test_an_error_function_that_something_else_reads_is_computed_as_well() -> None:
+    text = _rounded(lambda b, x: b.compute("mul", _error_function(b, x, 1.0), b.compute("erf", x)), bf16)
+    assert text.count("libdevice.erf(v0)") == 1 and "_erf_odds(v0, 1.0)" in text
+
+
+def test_reciprocals_of_a_chip_are_what_the_chip_has() -> None:
+    for target in ("cuda:90", "hip:gfx942", ""):
+        text = emit_kernel(chain(8, 8, bf16), target=target).text
+        assert ("rcp.approx.ftz" in text) == target.startswith("cuda") and "_erf_odds" in text
+
+
+@pytest.mark.parametrize("op, other, are", [("gt", "x", True), ("eq", "y", True), ("ne", "x", False)])
+def test_conditions_that_are_never_both_true_differ_where_one_is_true(op: str, other: str, are: bool) -> None:
+    b = KernelBuilder((Axis("i", 64),))
+    x, y = (b.load(name, f32, symbol("i")) for name in "xy")
+    either = b.compute("logical_or", b.compute(op, y, x), b.compute("isnan", {"x": x, "y": y}[other]))
+    alone = b.compute("logical_or", b.compute("gt", y, b.constant(0.0, f32)), b.compute("isnan", x))
+    b.store("z", symbol("i"), b.compute("where", b.compute("logical_and", either, alone), x, y))
+    text = emit_kernel(b.finish("f", (given("x", f32, 64), given("y", f32, 64), out("z", f32, 64)))).text
+    assert (text.count(" ^ "), text.count(" | ")) == ((1, 1) if are else (0, 2))
+
+
+@pytest.mark.parametrize("other, is_of_row", [("row", True), ("element", False)])
+def test_a_choice_by_a_condition_of_a_row_is_made_once_per_row(other: str, is_of_row: bool) -> None:
+    b = KernelBuilder((Axis("i", 8), Axis("j", 64, ROW)))
+    row, element = b.load("r", f32, symbol("i")), b.load("x", f32, symbol("i") * 64 + symbol("j"))
+    zero = b.constant(0.0, f32)
+    conditions = b.compute("gt", element, zero), b.compute("lt", row, zero)
+    chosen = {"row": row, "element": element}[other]
+    b.store(
+        "y", symbol("i") * 64 + symbol("j"), b.compute("where", b.compute("logical_and", *conditions), chosen, zero)
+    )
+    kernel = b.finish("f", (given("r", f32, 8), given("x", f32, 512), out("y", f32, 512)))
+    text = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(row=1))).text
+    assert ("_row = tl.where(" in text) == is_of_row and text.count("tl.where(") == 1 + is_of_row
 
 
 def test_softmax_of_16_bits_divides_fast() -> None:
