@@ -138,6 +138,7 @@ class Attempt:
             ends = self._finish(recorder, returned)
             recorder.settle()
         except Stop:
+            self.attributes.growing.ends_early = True
             undo.check_random()
             self._closed.check()
             self.attributes.growing.check()

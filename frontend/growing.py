@@ -30,6 +30,7 @@ class _Place:
         own, before: the user's list, and what was in it.
         watched: what stands in its place while the function runs.
         changed: when it has run: it has added to the list, or done something else to it.
+        left: when it has run: it has left the watching list in its place.
     """
 
     home: Any
@@ -40,6 +41,7 @@ class _Place:
     before: list[Any]
     watched: Any = None
     changed: bool = False
+    left: bool = False
 
     @property
     def is_there(self) -> bool:
@@ -78,10 +80,14 @@ class Growing:
         slots: (path, access, dict, key) of the names that the function can reach, or a closure cell; where the dict may
             be another one in later calls, an access to it.
         wide: watch all lists in `slots`, as the function has changed one that it could not be seen to change.
+
+    Attributes:
+        ends_early: the run has ended at a decision; what comes behind it has guards of its own.
     """
 
     def __init__(self, reads: Reads, slots: Iterable[tuple[str, Access | None, Any, Any]], wide: bool) -> None:
         self._places: dict[tuple[int, Any], _Place] = {}
+        self.ends_early = False
         self._seen = reads.seen
         self._others: list[tuple[Any, list[Any]]] = []
         for path, reached in reads.grown:
@@ -122,7 +128,7 @@ class Growing:
         """Put the user's lists back, where the function has left the others, which then hold nothing any more."""
         for place in self._places.values():
             if place.is_there:
-                place.changed = place.has_changed()
+                place.changed, place.left = place.has_changed(), True
                 bind(place.home, place.key, place.own)
             if place.watched is not None:
                 place.watched.clear()  # and so what was added
@@ -142,8 +148,11 @@ class Growing:
         return [(place.home, place.key, place.change()) for place in places]
 
     def unseen(self) -> set[int]:
-        """Ids of the lists that grow and that nobody looks into, which may hold anything."""
-        return {id(place.own) for place in self._places.values() if place.changed and not place.watched.looked}
+        """Ids of the lists that grow, now or behind a decision, and that nobody looks into: they may hold anything."""
+        return {id(place.own) for place in self._places.values() if self._grows(place) and not place.watched.looked}
+
+    def _grows(self, place: _Place) -> bool:
+        return place.changed or (self.ends_early and place.left)
 
     def guards(self, g: GuardBuilder, masked: Callable[[Any, Any], Any]) -> None:
         """Guard where changed lists are, and what was in those that the function has looked into.
@@ -152,7 +161,7 @@ class Growing:
             masked: given a list and what was in it, what to compare that with.
         """
         for place in self._places.values():
-            if not (place.changed or (place.watched is not None and place.watched.shared)):
+            if not (self._grows(place) or (place.watched is not None and place.watched.shared)):
                 continue
             if place.table is not None:
                 g.is_object(place.table, place.home, place.path.rpartition("[")[0])
