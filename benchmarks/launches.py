@@ -62,7 +62,9 @@ def main() -> None:
         table = (ctypes.c_uint64 * pointers)(*[256 * (i + 1) for i in range(pointers)])
 
         def make(number: int) -> LaunchList:
-            return LaunchList([binary] * number, [(1, 1, 1)] * number, [places] * number, [0] * number, address)
+            return LaunchList(
+                [binary] * number, [(1, 1, 1)] * number, [places] * number, [0] * number, [-1] * number, address
+            )
 
         whole, single, at = make(count), make(1), ctypes.addressof(table)
         assert whole.run(0, at, 0) == (count, 0)

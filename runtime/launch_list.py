@@ -20,6 +20,7 @@ from graphc.runtime.small_library import small_library
 _FLAGS = ("-O2", "-shared", "-fPIC")
 MAX_ARGUMENTS = 64
 """Arguments of a launch; its alignments are bits of one word."""
+_ALL = (1 << MAX_ARGUMENTS) - 1
 
 _TEXT = f"""#include <stdint.h>
 
@@ -27,6 +28,7 @@ typedef struct {{
   void *function;
   uint32_t grid[3], threads, shared, first, count, padding;
   uint64_t unaligned;  /* which pointers its variant does not take to be aligned */
+  uint64_t wanted;     /* of which pointers that means something */
 }} launch_t;
 
 typedef struct {{ int64_t place, offset; }} argument_t;
@@ -51,7 +53,7 @@ int64_t graphc_launch(driver_t driver, const launch_t *launches, const argument_
       values[i] = table[argument->place] + (uint64_t)argument->offset;
       unaligned |= (uint64_t)((values[i] & {ALIGNMENT - 1}) != 0) << i;
     }}
-    if (unaligned != one->unaligned) return at;
+    if ((unaligned & one->wanted) != one->unaligned) return at;
     values[one->count] = values[one->count + 1] = 0;  /* Triton's own memory: that of descriptors is an argument */
     *code = driver(one->function, one->grid[0], one->grid[1], one->grid[2], one->threads, 1, 1, one->shared, stream,
                    pointers, 0);
@@ -72,6 +74,7 @@ class _Launch(ctypes.Structure):
         ("count", ctypes.c_uint32),
         ("padding", ctypes.c_uint32),
         ("unaligned", ctypes.c_uint64),
+        ("wanted", ctypes.c_uint64),
     ]
 
 
@@ -110,6 +113,7 @@ class LaunchList:
         grids: per launch the blocks in x, y, z.
         arguments: per launch (place in the table, byte offset) of each pointer.
         unaligned: per launch the pointers that its variant does not take to be aligned, as a bit set.
+        wanted: per launch the pointers whose alignment means something, likewise.
         driver: address of the driver's function.
 
     Raises:
@@ -122,6 +126,7 @@ class LaunchList:
         grids: Sequence[tuple[int, int, int]],
         arguments: Sequence[Sequence[tuple[int, int]]],
         unaligned: Sequence[int],
+        wanted: Sequence[int],
         driver: int,
     ) -> None:
         self._call, self._driver = _entry(), driver
@@ -129,13 +134,13 @@ class LaunchList:
         flat = [pair for pairs in arguments for pair in pairs]
         self._arguments = (Argument * max(len(flat), 1))(*flat)  # type: ignore[misc]  # tuples are taken for structures
         first = 0
-        for launch, binary, grid, pairs, bits in zip(
-            self._launches, binaries, grids, arguments, unaligned, strict=False
+        for launch, binary, grid, pairs, bits, mask in zip(
+            self._launches, binaries, grids, arguments, unaligned, wanted, strict=False
         ):
             assert len(pairs) <= MAX_ARGUMENTS
             launch.function, launch.threads, launch.shared = binary.function, binary.threads, binary.shared
             launch.grid[:] = grid
-            launch.first, launch.count, launch.unaligned = first, len(pairs), bits
+            launch.first, launch.count, launch.unaligned, launch.wanted = first, len(pairs), bits, mask & _ALL
             first += len(pairs)
         self._stop = len(binaries)
         self._addresses = ctypes.addressof(self._launches), ctypes.addressof(self._arguments)

@@ -7,7 +7,7 @@ steps: softmax, gelu, ...  ──>  launches 0, 1, 2, ... ──> LaunchList ─
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from graphc.ir.types import Location
 from graphc.program.triton_kernel import Launch
 from graphc.runtime.device import Device
 from graphc.runtime.launch_list import MAX_ARGUMENTS, Binary, LaunchList
-from graphc.runtime.triton_launcher import Bound, DeviceKernel, unaligned_of
+from graphc.runtime.triton_launcher import Bound, DeviceKernel
 
 Place = tuple[int, int]
 """An address: a place in the table of a call, and bytes from there."""
@@ -31,11 +31,13 @@ class _Item:
     launch: Launch
     places: tuple[Place, ...]
     location: Location
+    expected: int
+    """Which pointers are not aligned if those are that the places are counted from."""
     others: dict[int, LaunchList] = field(default_factory=dict)
     """Its variants for other alignments."""
 
     def bound(self, unaligned: int) -> Bound:
-        return self.kernel.prepare(unaligned)[self.number]
+        return self.kernel.bound(self.number, unaligned)
 
 
 class Launches:
@@ -59,11 +61,16 @@ class Launches:
         """Append a kernel with the addresses of its buffers."""
         self.scratch_bytes = max(self.scratch_bytes, kernel.scratch_bytes)
         found = (*places, *((self._scratch, offset) for offset in kernel.scratch_offsets()))
+        expected = kernel.unaligned([offset for _, offset in found])
         for number, launch in enumerate(kernel.active):
-            self._items.append(_Item(kernel, number, launch, found, location))
+            self._items.append(_Item(kernel, number, launch, found, location, expected))
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def variants(self) -> Iterator[tuple[DeviceKernel, int, int]]:
+        """Per launch its kernel, its number there, and which pointers are expected not to be aligned."""
+        return ((item.kernel, item.number, item.expected) for item in self._items)
 
     def finish(self) -> None:
         """Compile what is left to compile, and make the list for the driver.
@@ -74,7 +81,7 @@ class Launches:
         if self._is_finished:
             return
         self._is_finished = True
-        binaries = [item.bound(0).binary for item in self._items]
+        binaries = [item.bound(item.expected).binary for item in self._items]
         driver = self._device.launch_function()
         if not driver:
             self.one_by_one = "this device has no driver that graphc calls by itself"
@@ -84,16 +91,18 @@ class Launches:
             self.one_by_one = f"a kernel has more than {MAX_ARGUMENTS} buffers"
         else:
             try:
-                self._list = self._listed(self._items, [binary for binary in binaries if binary is not None], 0)
+                found = [binary for binary in binaries if binary is not None]
+                self._list = self._listed(self._items, found, [item.expected for item in self._items])
             except CompilerError as error:
                 self.one_by_one = error.message.partition("\n")[0]
 
-    def _listed(self, items: Sequence[_Item], binaries: Sequence[Binary], unaligned: int) -> LaunchList:
+    def _listed(self, items: Sequence[_Item], binaries: Sequence[Binary], unaligned: Sequence[int]) -> LaunchList:
         return LaunchList(
             binaries,
             [item.launch.grid for item in items],
             [item.places for item in items],
-            [unaligned] * len(items),
+            unaligned,
+            [item.kernel.wanted for item in items],
             self._device.launch_function(),
         )
 
@@ -131,14 +140,14 @@ class Launches:
         return at, code
 
     def _launch_otherwise(self, item: _Item, table: Any, stream: int) -> None:
-        """Make a launch whose pointers are not all aligned."""
-        unaligned = unaligned_of([table[place] + offset for place, offset in item.places])
+        """Make a launch whose pointers are aligned otherwise than expected."""
+        unaligned = item.kernel.unaligned([table[place] + offset for place, offset in item.places])
         binary = item.bound(unaligned).binary
         if binary is None:
             self._launch_by_triton(item, table, stream)
             return
         if unaligned not in item.others:
-            item.others[unaligned] = self._listed([item], [binary], unaligned)
+            item.others[unaligned] = self._listed([item], [binary], [unaligned])
         _, code = self._made(item.others[unaligned], 0, ctypes.addressof(table), stream)
         if code:
             self._refused(item, code)
@@ -146,7 +155,7 @@ class Launches:
     def _launch_by_triton(self, item: _Item, table: Any, stream: int) -> None:
         pointers = [table[place] + offset for place, offset in item.places]
         try:
-            item.bound(unaligned_of(pointers))(pointers, stream)
+            item.bound(item.kernel.unaligned(pointers))(pointers, stream)
         except RuntimeError as error:
             add_location(error, item.location)
             raise

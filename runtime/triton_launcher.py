@@ -25,6 +25,7 @@ from graphc.ir.types import Location
 from graphc.program.triton_kernel import ALIGNMENT, DESCRIPTOR, ITEMSIZE, Launch, TritonKernel, triton_source
 from graphc.runtime.device import Device
 from graphc.runtime.launch_list import Binary
+from graphc.runtime.triton_libdevice import libdevice_for
 from graphc.runtime.triton_module import fingerprint, import_triton, is_interpreting, load_module
 from graphc.settings import settings
 
@@ -60,7 +61,8 @@ def ast_source(kernel: TritonKernel, launch: Launch, unaligned: Sequence[int] = 
     from triton.compiler import ASTSource
 
     function = getattr(load_module(kernel), launch.function)
-    aligned = [number for number in range(len(kernel.signature)) if number not in unaligned]
+    unknown = {*unaligned, *kernel.numbers}
+    aligned = [number for number in range(len(kernel.signature)) if number not in unknown]
     attributes = {(number,): [["tt.divisibility", ALIGNMENT]] for number in aligned}
     return ASTSource(function, signature_of(kernel, launch), dict(launch.constexprs), attributes)
 
@@ -119,6 +121,7 @@ class DeviceKernel:
 
     Attributes:
         notes: what was compiled in another way than it was generated for.
+        wanted: the pointers whose alignment means something, as a bit set.
 
     Raises:
         BackendUnavailableError: the device is too old.
@@ -130,10 +133,11 @@ class DeviceKernel:
             raise BackendUnavailableError(refusal)
         self.kernel, self.index, self.device, self.location = kernel, index, device, location
         self.notes: list[str] = []
-        self._variants: dict[int, tuple[Bound, ...]] = {}
-        self._lock = threading.Lock()
         self.active = [launch for launch in kernel.launches if prod(launch.grid)]
+        self._variants: dict[tuple[int, int], Bound] = {}
+        self._locks = [threading.Lock() for _ in self.active]  # launches are compiled at the same time
         self._scratch_offsets, self.scratch_bytes = scratch_places(kernel)
+        self.wanted = ~sum(1 << number for number in kernel.numbers)
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         """Launch by Triton's launcher on a stream of the device, which must be the current one.
@@ -148,25 +152,34 @@ class DeviceKernel:
         if self.scratch_bytes:
             scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device.place(self.index))
             pointers = [*pointers, *(scratch.data_ptr() + offset for offset in self.scratch_offsets())]
-        for bound in self.prepare(unaligned_of(pointers)):
-            bound(pointers, stream)
+        unaligned = self.unaligned(pointers)
+        for number in range(len(self.active)):
+            self.bound(number, unaligned)(pointers, stream)
+
+    def unaligned(self, pointers: Sequence[int]) -> int:
+        """Which pointers lack the alignment that variants differ by, as a bit set."""
+        return unaligned_of(pointers) & self.wanted
 
     def scratch_offsets(self) -> list[int]:
         """Where in a kernel's scratch memory its parts begin, see `scratch_places`."""
         return self._scratch_offsets
 
-    def prepare(self, unaligned: int = 0) -> tuple[Bound, ...]:
-        """Compile, or take from Triton's cache, the variant whose pointers `unaligned` (a bit set) lack alignment."""
-        found = self._variants.get(unaligned)
-        if found is not None:
-            return found
-        with self._lock:
-            found = self._variants.get(unaligned)
-            if found is None:
-                with self.device.guard(self.index):
-                    found = tuple(self._bind(launch, unaligned) for launch in self.active)
-                self._variants[unaligned] = found
-            return found
+    def effort(self) -> tuple[bool, int]:
+        """What says which of two kernels takes longer to compile: products of matrices do, and long functions."""
+        pipelined = any(launch.num_stages for launch in self.active)
+        return pipelined, len(self.kernel.text) // max(len(self.active), 1)
+
+    def bound(self, number: int, unaligned: int = 0) -> Bound:
+        """Compile, or take from Triton's cache, a launch whose pointers `unaligned` (a bit set) lack alignment."""
+        found = self._variants.get((number, unaligned))
+        if found is None:
+            with self._locks[number]:
+                found = self._variants.get((number, unaligned))
+                if found is None:
+                    with self.device.guard(self.index):
+                        found = self._bind(self.active[number], unaligned)
+                    self._variants[number, unaligned] = found
+        return found
 
     def _bind(self, launch: Launch, unaligned: int) -> Bound:
         positions = [number for number in range(len(self.kernel.signature)) if unaligned >> number & 1]
@@ -313,6 +326,9 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
         options["enable_reflect_ftz"] = True
     if launch.num_stages:
         options["num_stages"] = launch.num_stages
+    library = libdevice_for(kernel) if target.backend == "cuda" else None
+    if library is not None:
+        options["extern_libs"] = {"libdevice": str(library)}
     try:
         return triton.compile(ast_source(kernel, launch, unaligned), target=target, options=options)
     except Exception as error:  # every layer of triton raises classes of its own

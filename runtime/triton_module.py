@@ -19,6 +19,7 @@ from typing import Any
 from graphc.errors import BackendUnavailableError
 from graphc.program.triton_kernel import TritonKernel
 from graphc.runtime.device import present_device
+from graphc.runtime.triton_libdevice import cut_library
 
 _lock = threading.Lock()
 _modules: dict[str, ModuleType] = {}
@@ -60,7 +61,7 @@ def fingerprint() -> Future[object]:
     It is a hash of all of Triton, hundreds of megabytes, during which Python's lock is free. Triton computes it with
     the first kernel that it compiles, and with each of the first ones where several are compiled at a time. So whoever
     will compile begins with it early, and waits for it before the first kernel. Where there is a device, Triton's
-    interface to its driver is made in the same thread.
+    interface to its driver is made in the same thread, and then what kernels for it take of its library.
     """
     with _lock:
         if not _fingerprints:
@@ -81,6 +82,8 @@ def _compute(found: Future[object], make: Callable[[], object]) -> None:
         with contextlib.suppress(Exception):  # who needs the driver meets the error again
             _ = importlib.import_module("triton.runtime.driver").driver.active  # C code, which Triton compiles here
     found.set_result(made)
+    if present_device() is not None:  # by a thread that the interpreter waits for when it ends, as LLVM is in C++
+        threading.Thread(target=cut_library, name="graphc-libdevice").start()
 
 
 def load_module(kernel: TritonKernel) -> ModuleType:

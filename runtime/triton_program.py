@@ -158,8 +158,15 @@ class TritonProgram:
         return present, [present.current() if present is not None else 0]
 
     def _prepare(self) -> None:
-        """Compile the kernels with all pointers aligned, several at a time: the assembler is a process of its own."""
-        builds: list[Callable[[], object]] = [kernel.prepare for kernel in self._compiled.values()]
+        """Compile the launches as they are expected, several at a time: the assembler is a process of its own.
+
+        The longest are begun with, so that none is left to the end alone.
+        """
+        variants = dict.fromkeys(variant for launches in self._lists for variant in launches.variants())
+        builds: list[Callable[[], object]] = [
+            partial(kernel.bound, number, unaligned)
+            for kernel, number, unaligned in sorted(variants, key=lambda variant: variant[0].effort(), reverse=True)
+        ]
         if any(part.on_host for part in self.parts):
             builds.append(self.library.prepare)
         if self._lists:

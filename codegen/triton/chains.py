@@ -32,6 +32,7 @@ from graphc.codegen.triton.chain_scores import RunningSoftmax, ScoresBody
 from graphc.codegen.triton.chain_tiles import tiles_of
 from graphc.codegen.triton.helpers import text_of
 from graphc.codegen.triton.index_bounds import Bound, Conditions
+from graphc.codegen.triton.indexing import single_numbers
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.codegen.triton.mask_edges import MaskEdges, rows_are_queries
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
@@ -207,7 +208,7 @@ class _Chain:
         launch = Launch(
             self.name, (programs, 1, 1), tuple(constexprs), self.tile.warps, self.tile.stages, flushes=not self.exact
         )
-        return TritonKernel(self.name, text, signature, (launch,))
+        return TritonKernel(self.name, text, signature, (launch,), numbers=single_numbers(self.kernel))
 
     def _place(self, out: Body) -> None:
         """Index variables of the program's rows and of the columns."""

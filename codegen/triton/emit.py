@@ -34,6 +34,7 @@ from graphc.codegen.triton.body import Body, neutral
 from graphc.codegen.triton.chains import RESERVED as CHAIN_NAMES
 from graphc.codegen.triton.chains import chain_tiles, emit_chain
 from graphc.codegen.triton.helpers import text_of
+from graphc.codegen.triton.indexing import single_numbers
 from graphc.codegen.triton.matmul import RESERVED as PRODUCT_NAMES
 from graphc.codegen.triton.matmul import product_tiles
 from graphc.codegen.triton.moments import part_length
@@ -42,7 +43,7 @@ from graphc.codegen.triton.persistent import emit_product
 from graphc.codegen.triton.row_passes import Passes
 from graphc.codegen.triton.running_sums import RunningSum, lanes_together
 from graphc.codegen.triton.tiles import ChainTile, Choice, machine_of
-from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two
+from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two, summing
 from graphc.errors import CodegenError
 from graphc.ir.dims import symbols
 from graphc.ir.types import DType
@@ -149,7 +150,8 @@ class _Writer:
         if self.context.libdevice:
             imports += "from triton.language.extra import libdevice\n"
         text = imports + "\n\n" + text_of(self.context.helpers) + "\n\n".join(self.functions)
-        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), tuple(self.scratch))
+        scratch, numbers = tuple(self.scratch), single_numbers(self.kernel)
+        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), scratch, numbers=numbers)
 
     # --------------------------------------------------------------------------------------------------------- forms
 
@@ -240,8 +242,8 @@ class _Writer:
                 self._store_partial(body, s, passes)
             self._finish(body, f"{self.name}_pass{number + 1}", self.tiling.split)
         if passes.reductions(passes.count - 1):
-            body = self._body()
-            self._parallel_prologue(body)
+            body = self._body(summing(self.tiling))
+            self._parallel_prologue(body, body.tiling)
             self._earlier(body, passes, passes.count, passes.results())
             for store in passes.row_stores:
                 body.store(store)
@@ -249,13 +251,14 @@ class _Writer:
 
     # --------------------------------------------------------------------------------------------------------- parts
 
-    def _body(self) -> Body:
-        return Body(self.tiling, self.context, self.pointers, together=self.together)
+    def _body(self, tiling: Tiling | None = None) -> Body:
+        return Body(tiling or self.tiling, self.context, self.pointers, together=self.together)
 
-    def _parallel_prologue(self, body: Body) -> None:
+    def _parallel_prologue(self, body: Body, tiling: Tiling | None = None) -> None:
         """Index variables of the parallel dimensions, from the program number."""
-        below = self.tiling.programs
-        for position, dim in enumerate(self.tiling.parallel):
+        tiling = tiling or self.tiling
+        below = tiling.programs
+        for position, dim in enumerate(tiling.parallel):
             below //= max(1, dim.programs)
             program = "tl.program_id(0)"
             if below != 1:
@@ -425,8 +428,8 @@ class _Writer:
     def _settle(self, passes: Passes, number: int, stores: Sequence[Store]) -> None:
         """A launch that makes the values per row that are known after `number` passes, and stores results."""
         fresh = passes.handed_on(number)
-        body = self._body()
-        self._parallel_prologue(body)
+        body = self._body(summing(self.tiling))
+        self._parallel_prologue(body, body.tiling)
         roots = {s.id for s in fresh} | {name for store in stores for name in operands(store)}
         self._earlier(body, passes, number, roots, making=number)
         for s in fresh:
@@ -510,8 +513,11 @@ class _Writer:
         for partial in self.partials[s.id]:
             fill = neutral(s.op, partial.dtype) if not values else 0
             address = f"{partial.pointer} + (parts * {_rows(self.tiling)} + {self._row_offset()})"
-            masks = [f"(parts < {self.tiling.split})", *body.edge_masks(body.reduced)]
-            values.append(f"tl.load({address}, mask={' & '.join(masks)}, other={literal(fill, partial.dtype)})")
+            split = self.tiling.split
+            masks = [] if split == power_of_two(split) else [f"(parts < {split})"]
+            masks += body.edge_masks(body.reduced)
+            inside = f", mask={' & '.join(masks)}, other={literal(fill, partial.dtype)}" if masks else ""
+            values.append(f"tl.load({address}{inside})")
         return values
 
     def _row_stores_by_first(self, body: Body, passes: Passes) -> None:
@@ -527,13 +533,14 @@ class _Writer:
 
     def _finish(self, body: Body, name: str, parts: int = 1) -> None:
         used = "\n".join(body.lines)
-        constexprs = tuple((dim.constexpr, dim.block) for dim in self.tiling.blocked)
+        tiling = body.tiling
+        constexprs = tuple((dim.constexpr, dim.block) for dim in tiling.blocked)
         parameters = [*self.pointers.values(), *(item.pointer for item in self._memory())]
         parameters += [f"{constexpr}: tl.constexpr" for constexpr, _ in constexprs]
         header = f"@triton.jit\ndef {name}({', '.join(parameters)}):\n"
         notes = "".join(f"    # src[{note}]\n" for note in self.source.notes)
         self.functions.append(header + notes + (used or "    pass") + "\n")
-        self.launches.append(Launch(name, (self.tiling.programs, parts, 1), constexprs, self.tiling.num_warps))
+        self.launches.append(Launch(name, (tiling.programs, parts, 1), constexprs, tiling.num_warps))
 
 
 def _edge(body: Body) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from graphc.codegen.triton.ops import Context
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, bounds
+from graphc.loopir.kernel import Kernel, Load, Store
 
 Bounds = Mapping[str, tuple[int, int | None]]
 
@@ -28,6 +29,12 @@ def index_text(context: Context, index: Dim, ranges: Bounds) -> str:
         else:
             text += f" {'+' if coefficient > 0 else '-'} {product}"
     return text
+
+
+def single_numbers(kernel: Kernel) -> tuple[int, ...]:
+    """Positions of the buffers that are only accessed at places which no axis moves, one number at a time."""
+    moving = {s.buffer for s in kernel.body if isinstance(s, (Load, Store)) and not isinstance(s.index, int)}
+    return tuple(number for number, buffer in enumerate(kernel.buffers) if buffer.name not in moving)
 
 
 def _atom_text(context: Context, atom: Sym | FloorDiv | Mod, ranges: Bounds) -> str:

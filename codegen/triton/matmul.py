@@ -32,6 +32,7 @@ from math import prod
 from graphc.codegen.triton.body import Body
 from graphc.codegen.triton.described import Matrix, matrix
 from graphc.codegen.triton.helpers import text_of
+from graphc.codegen.triton.indexing import single_numbers
 from graphc.codegen.triton.joined_axes import int_extent, join_axes
 from graphc.codegen.triton.ops import POINTERS, Context, Operand, literal, tl_dtype
 from graphc.codegen.triton.ragged import bounds_of_sum, closure, domain_without, group_of_rows, with_number
@@ -516,7 +517,8 @@ class Product:
             imports += "from triton.language.extra import libdevice\n"
         text = imports + "\n\n" + text_of(self.context.helpers) + "\n\n".join(self.functions)
         scratch = tuple(self.scratch.values())
-        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), scratch, descriptors)
+        numbers = single_numbers(self.kernel)
+        return TritonKernel(self.name, text, tuple(signature), tuple(self.launches), scratch, descriptors, numbers)
 
     def _scratch_place(self, part: str) -> str:
         number = part if self.batch.extent == 1 else f"({part} * {self.batch.extent} + {self.batch.name})"

@@ -40,6 +40,7 @@ class Limits:
         split: most programs that share a row.
         settle: partial results of one program's rows from which on a launch of its own sums them up between passes.
         strided: columns per program where rows are not contiguous.
+        columns: of these, what a launch that sums up partial results takes at least: 32 bytes that lie side by side.
         transpose: side of the square tile of a pointwise kernel that transposes.
     """
 
@@ -53,6 +54,7 @@ class Limits:
     split: int = 256
     settle: int = 1024
     strided: int = 64
+    columns: int = 8
     transpose: int = 32
 
 
@@ -110,6 +112,7 @@ class Tiling:
         settles: where programs share rows, launches between two passes make what the second one needs of each row. Else
             every program of that does, from what all programs of the first one have left: that may be more than its
             part of the row, and takes registers that its loop could do without.
+        summed: rows per program of launches that sum up what programs that share rows have left, see `summing`.
     """
 
     kernel: Kernel
@@ -118,6 +121,7 @@ class Tiling:
     looped: bool = False
     wide: bool = False
     settles: bool = False
+    summed: int = 0
 
     @property
     def row(self) -> TileDim | None:
@@ -145,6 +149,20 @@ class Tiling:
     @property
     def programs(self) -> int:
         return prod(dim.programs for dim in self.parallel)
+
+
+def summing(tiling: Tiling) -> Tiling:
+    """The tile of launches that sum up what programs that share rows have left.
+
+    Fewer rows than elsewhere for each of more programs, as they hold `split` numbers of a row side by side, and a few
+    programs would have all the others wait for them.
+    """
+    dims = tuple(
+        replace(dim, block=min(dim.block, tiling.summed)) if dim.is_blocked and not dim.is_row else dim
+        for dim in tiling.dims
+    )
+    elements = power_of_two(tiling.split) * prod(dim.block for dim in dims if not dim.is_row)
+    return replace(tiling, dims=dims, num_warps=_warps(elements, DEFAULT_LIMITS))
 
 
 def has_ragged_edge(tiling: Tiling) -> bool:
@@ -312,8 +330,10 @@ def _row_tiling(kernel: Kernel, limits: Limits) -> Tiling:
     if not tiling.looped:
         return replace(tiling, dims=(*tiling.parallel, *_two_rows(kernel, dims[-1]))) if is_contiguous else tiling
     row = replace(dims[-1], parts=_split(tiling, limits))
-    settles = row.parts > 1 and power_of_two(row.parts) * block >= limits.settle
-    return replace(tiling, dims=(*dims[:-1], replace(row, fixed=_fixed(kernel, row))), settles=settles)
+    parts = power_of_two(row.parts)
+    settles = row.parts > 1 and parts * block >= limits.settle
+    summed = max(limits.columns, limits.settle // parts)
+    return replace(tiling, dims=(*dims[:-1], replace(row, fixed=_fixed(kernel, row))), settles=settles, summed=summed)
 
 
 def _longest_whole(kernel: Kernel, padded: int, limits: Limits) -> int:

@@ -72,6 +72,7 @@ class TritonKernel:
         launches: in order, on one stream.
         scratch: memory to be allocated per run, zero or more.
         descriptors: of matrices, that each program writes to memory which Triton takes behind the parameters.
+        numbers: positions of buffers that are accessed one number at a time, for which alignment does nothing.
     """
 
     name: str
@@ -80,6 +81,7 @@ class TritonKernel:
     launches: tuple[Launch, ...]
     scratch: tuple[Scratch, ...] = ()
     descriptors: int = 0
+    numbers: tuple[int, ...] = ()
 
     @property
     def descriptor_bytes(self) -> int:
@@ -105,6 +107,7 @@ class TritonKernel:
             ),
             "scratch": tuple((item.dtype, item.size) for item in self.scratch),
             "descriptors": self.descriptors,
+            "numbers": self.numbers,
         }
 
     @staticmethod
@@ -120,6 +123,7 @@ class TritonKernel:
             ),
             tuple(Scratch(dtype, size) for dtype, size in plain["scratch"]),
             plain["descriptors"],
+            tuple(plain["numbers"]),
         )
 
 

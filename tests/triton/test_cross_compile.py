@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
 from graphc.errors import BackendUnavailableError
-from graphc.ir.types import bf16, f32, f64, i32
-from graphc.runtime import triton_module
+from graphc.ir.types import DType, bf16, f32, f64, i32
+from graphc.runtime import triton_launcher, triton_libdevice, triton_module
 from graphc.runtime.triton_cross import TARGETS, compile_for
+from graphc.settings import override
 from tests.triton.cases import CASES, chain, column_sum, layer_norm, scalar_op, softmax
 
 pytest.importorskip("triton")
@@ -73,6 +76,54 @@ def test_float32_arithmetic_is_exact() -> None:
     assert "max.NaN.f32" in compiled.asm["ptx"]
     (root,) = compile_for(emit_kernel(scalar_op("sqrt", 64, f32)), "cuda:90")
     assert "sqrt.rn.f32" in root.asm["ptx"]
+
+
+CUT = {
+    name: (lambda name=name: scalar_op(name, 64, f32))
+    for name in (
+        "exp", "exp2", "expm1", "log", "log1p", "log2", "tanh", "erf", "rsqrt", "floor", "ceil", "trunc", "round",
+        "copysign",
+    )
+} | {"softmax": lambda: softmax(64, 1024), "random": CASES["dropout_kernel"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_kernels_are_the_same_with_what_they_need_of_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = emit_kernel(CUT[name]())
+    library = triton_libdevice.libdevice_for(made)
+    assert library is not None and library.stat().st_size < 100_000
+    (cut,) = compile_for(made, "cuda:80")
+    monkeypatch.setattr(triton_launcher, "libdevice_for", lambda kernel: None)
+    (whole,) = compile_for(made, "cuda:80")
+    texts = [found.asm["ptx"].partition("\n\t.file")[0] for found in (cut, whole)]  # without places of files
+    assert texts[0] == texts[1] and ".extern .func" not in texts[0]
+
+
+@pytest.mark.parametrize("op, dtype", [("erf", f64), ("sqrt", f64), ("sin", f32), ("remainder", f32), ("lgamma", f32)])
+def test_what_is_cut_from_the_library_is_not_taken_from_kernels(op: str, dtype: DType) -> None:
+    made = emit_kernel(scalar_op(op, 64, dtype))
+    assert triton_libdevice.libdevice_for(made) is None
+    assert compile_for(made, "cuda:80")
+
+
+def test_the_cut_library_is_made_once_and_again_when_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_libdevice, "_made", [])
+    with override(cache_dir=tmp_path, cache=True):
+        first = triton_libdevice.cut_library()
+        assert first is not None and first.is_relative_to(tmp_path)
+        text = first.read_text()
+        assert "define float @__nv_expf(" in text and "@__nv_exp(" not in text and "@keep" not in text
+        assert triton_libdevice.cut_library() == first
+        monkeypatch.setattr(triton_libdevice, "_cut", None)  # another process takes it from the disk cache
+        monkeypatch.setattr(triton_libdevice, "_made", [])
+        assert triton_libdevice.cut_library() == first
+        monkeypatch.undo()
+        monkeypatch.setattr(triton_libdevice, "_made", [first])
+        shutil.rmtree(first.parent)
+        again = triton_libdevice.cut_library()
+        assert again == first and again.read_text() == text
 
 
 def test_unknown_target_is_refused() -> None:

@@ -131,6 +131,15 @@ def test_a_loop_of_many_statements_is_not_written_twice() -> None:
     assert LAST_STEP not in text and "range(0, 100, RBLOCK" in text
 
 
+@pytest.mark.parametrize("length, split", [(4096, 8), (6144, 6)])
+def test_what_many_programs_leave_of_a_variance_is_combined_by_products(length: int, split: int) -> None:
+    kernel = layer_norm(8, length)
+    made = emit_kernel(kernel, tiling=choose_tiling(kernel, Limits(persistent=8, loop=32, split=split)))
+    first, rest = made.text.split("def layer_norm_pass2")
+    assert "_far * " in first and "div_rn" not in first
+    assert ("mask=(parts < 6)" in rest) == (split == 6) and ("mask=" in rest) == (split == 6)
+
+
 @pytest.mark.parametrize("loop, stages", [(1024, 4), (4096, 3), (16384, 0)])
 def test_steps_on_their_way_fit_in_shared_memory(loop: int, stages: int) -> None:
     kernel = column_sum(65536, 64)
@@ -302,6 +311,8 @@ def test_what_many_programs_leave_of_a_row_is_summed_up_once() -> None:
     assert "parts = " not in last and last.count("_row_ptr + (i))") == 2  # maximum and sum
     rows, passes = made.launches[1:]
     assert rows.grid[1] == 1 and passes.grid[1] == tiling.split
+    columns = shared.settle // tiling.split  # of a launch that holds what all programs left of a column
+    assert passes.grid[0] == 512 // 64 and rows.grid[0] == 512 // columns and dict(rows.constexprs)["XBLOCK"] == columns
     alone = choose_tiling(kernel, Limits(loop=2048, fill=256, split=64, settle=1 << 20))
     assert [launch.function for launch in emit_kernel(kernel, tiling=alone).launches] == [
         "softmax_pass1",

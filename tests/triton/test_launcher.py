@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,7 @@ class Device:
         self.stages: int | None = None
         self.attached = 0
         self._functions: list[tuple[str, int]] = []
+        self._lock = threading.Lock()
         self._refusal, self._metadata = refusal, metadata
         self._driver = DRIVER(self.launch)
         self._has_driver = driver
@@ -79,12 +81,14 @@ class Device:
 
     def compile(self, kernel: TritonKernel, launch: Any, target: Any, unaligned: list[int]) -> Any:
         self.compiled.append((launch.function, list(unaligned)))
-        self._functions.append((launch.function, len(kernel.signature)))
+        with self._lock:
+            self._functions.append((launch.function, len(kernel.signature)))
+            number = len(self._functions)
         stages = launch.num_stages or triton_launcher.DEFAULT_STAGES
         plain = {"num_ctas": 1, "num_warps": 4, "shared": 96, "target": SimpleNamespace(warp_size=32)}
         return SimpleNamespace(
             stages=stages,
-            function=len(self._functions),
+            function=number,
             packed_metadata="packed",
             metadata=SimpleNamespace(**{**plain, **self._metadata}),
         )
@@ -209,6 +213,17 @@ def test_one_variant_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [[16, 32], [48, 64], [20, 32], [24, 32], [20, 36], [16, 32]]
     launch(device, emit_kernel(softmax(6, 128)), *calls)
     assert device.compiled == [("softmax", []), ("softmax", [0]), ("softmax", [0, 1])]
+    assert [item[5] for item in device.launched] == calls
+
+
+def test_alignment_of_single_numbers_makes_no_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    made = emit_kernel(scale_by_host(9))
+    assert made.numbers == (1,)
+    assert triton_launcher.ast_source(made, made.launches[0]).attrs.keys() == {(0,), (2,)}
+    calls = [[16, 24, 32], [16, 32, 32], [24, 8, 32]]
+    launch(device, made, *calls)
+    assert device.compiled == [("scale", []), ("scale", [0])]
     assert [item[5] for item in device.launched] == calls
 
 
@@ -402,6 +417,23 @@ def test_a_program_hands_over_the_addresses_of_its_buffers(monkeypatch: pytest.M
     assert program.report()["kernels"] == "3 launches in 1 foreign calls"
 
 
+def test_launches_of_one_kernel_are_compiled_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    both = threading.Barrier(2)
+
+    def compile_launch(*args: Any) -> Any:
+        both.wait(60)
+        return device.compile(*args)
+
+    monkeypatch.setattr(triton_launcher, "compile_launch", compile_launch)
+    b = TritonPlan()
+    b.launch(softmax(3, 40000), b.input(torch.randn(3, 40000)), b.output(f32, (3, 40000)))
+    program = TritonProgram(record(b))
+    assert sorted(device.compiled) == [("softmax_pass1", []), ("softmax_pass2", [])]
+    program([torch.randn(3, 40000)])
+    assert len(device.compiled) == 2 and [item[0] for item in device.launched] == ["softmax_pass1", "softmax_pass2"]
+
+
 def test_a_slice_takes_the_variant_without_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
     base = torch.randn(25)
@@ -412,6 +444,20 @@ def test_a_slice_takes_the_variant_without_alignment(monkeypatch: pytest.MonkeyP
     program([base[:24].view(4, 6)])
     assert device.compiled == [("softmax", []), ("softmax", [0])]
     assert [item[5][0] for item in device.launched] == [base[1:].data_ptr(), base.data_ptr()]
+
+
+def test_a_place_that_is_not_aligned_is_compiled_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    x = torch.randn(25)
+    assert x.data_ptr() % 16 == 0
+    b = TritonPlan()
+    source = b.input(x)
+    b.launch(softmax(4, 6), source, b.output(f32, (4, 6)), offsets=(1, 0))
+    program = TritonProgram(record(b))
+    assert device.compiled == [("softmax", [0])]
+    monkeypatch.setattr(Launches, "_launch_otherwise", None)  # it is in the list of the foreign call
+    program([x])
+    assert [item[5][0] for item in device.launched] == [x[1:].data_ptr()] and len(device.compiled) == 1
 
 
 def test_python_numbers_are_brought_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
