@@ -25,7 +25,7 @@ from graphc.frontend.intercept import watching
 from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.modules import ModuleFacts
-from graphc.frontend.objects import Closed
+from graphc.frontend.objects import Closed, Restart
 from graphc.frontend.optimizers import Stored, state_effects
 from graphc.frontend.paths import Decider
 from graphc.frontend.python_random import PythonRandom
@@ -313,7 +313,7 @@ class Attempt:
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:
-            if isinstance(error, Unwatched):
+            if isinstance(error, (Unwatched, Restart)):
                 raise
             if recorder.messages.made or recorder.prints.made:
                 raise NeedsText(error) from None

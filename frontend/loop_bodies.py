@@ -27,6 +27,7 @@ import ast
 import copy
 import inspect
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -41,6 +42,7 @@ _ON_FRAMES = frozenset(("locals", "vars", "eval", "exec", "super", "dir", "globa
 """Functions that look at the frame which calls them."""
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_outer: weakref.WeakKeyDictionary[types.FunctionType, types.CodeType] = weakref.WeakKeyDictionary()
 _Bound: TypeAlias = "set[str] | None"
 """Names that are bound at a place for certain; None where nothing comes to."""
 
@@ -102,6 +104,17 @@ class SplitFunction:
         inner.lineno = inner.end_lineno = body.line
         inner.col_offset = inner.end_col_offset = 0
         return _compiled(inner, [*self.free, *sorted(held), KEPT, UNBOUND], self.file)
+
+
+def note_outer(turn: types.FunctionType, function: types.FunctionType) -> None:
+    """Say that a function does a turn of another one's loop."""
+    _outer[turn] = function.__code__
+
+
+def outer_of(function: Any) -> types.CodeType | None:
+    """The function whose loop this one does a turn of: it does not run in the turn, though it is a method of an object
+    that is given; None for any other function."""
+    return _outer.get(function) if isinstance(function, types.FunctionType) else None
 
 
 def split_loops(function: types.FunctionType) -> SplitFunction | None:

@@ -20,9 +20,9 @@ from graphc.frontend.traced import TracedTensor
 from graphc.frontend.watched import Watched
 
 _LIMIT = 20_000
+_KNOWN = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _NEVER_PLAIN = (
-    torch.Tensor, torch.nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType,
-    torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler,
+    *_KNOWN, torch.Tensor, type, types.FunctionType, types.MethodType, types.ModuleType,
 )  # fmt: skip
 """What is known by identity: of these, a copy with the same contents is not the same to the function."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: defined in Python
@@ -38,6 +38,8 @@ def is_plain_object(value: Any) -> bool:
     cls = type(value)
     if not hasattr(value, "__dict__") or isinstance(value, _NEVER_PLAIN) or shows(value):
         return False
+    if any(isinstance(item, _KNOWN) for item in vars(value).values()):
+        return False  # as a trainer is, with its network: another one is another program in any case
     return cls.__new__ is object.__new__ and all(
         base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__") for base in cls.__mro__[:-1]
     )

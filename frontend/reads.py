@@ -70,6 +70,7 @@ class Reads:
         self.slotted: list[tuple[str, Access, Any]] = []
         self.contents: list[tuple[str, Access, Any, Any]] = []
         self.running: list[tuple[str, Any]] = []
+        self.outer: types.CodeType | None = None  # the function that the one which is read does a part of
         self._opened: dict[int, Any] = {}
         self._installed = False  # what is read now is code of an installed library, most of which does not run
         self._seen: set[tuple[int, int]] = set()
@@ -78,7 +79,7 @@ class Reads:
     def function(self, fn: Any, this: tuple[str, Access] | None = None) -> None:
         """Read a function; `this` says how its first argument is reached, for methods."""
         code = getattr(fn, "__code__", None)
-        if code is None:
+        if code is None or code is self.outer:
             return
         key = (id(fn), id(this[1].resolve()) if this else 0)
         if key in self._seen:

@@ -15,6 +15,7 @@ from graphc.errors import CaptureError
 from graphc.frontend import tree
 from graphc.frontend.captured import flatten_call
 from graphc.frontend.inputs import Access, Binding, BindingKind
+from graphc.frontend.loop_bodies import outer_of
 from graphc.frontend.modules import all_hooks
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder
@@ -49,6 +50,7 @@ class Target:
         """What the function reads, and the modules to know before it runs."""
         roots: list[tuple[str, torch.nn.Module]] = []
         fn = self.fn
+        reads.outer = outer_of(fn)
         while isinstance(fn, functools.partial):
             reads.arguments_of(self.name, fn)
             fn = fn.func

@@ -127,7 +127,7 @@ class CompiledFunction(PathCalls):
                 entry = self._add_entry(args, kwargs)
             except EagerOnlyError as error:
                 if isinstance(error, DataLoopError) and self._go_turn_by_turn(error.is_there):
-                    return self(*args, **kwargs)
+                    break
                 self._once += isinstance(error, EagerOnceError)
                 if not isinstance(error, EagerCallError) or self._once >= _ATTEMPTS:
                     self._eager_only = str(error)
@@ -142,6 +142,8 @@ class CompiledFunction(PathCalls):
                 return self._run_fresh(entry, inputs, args, kwargs)
             reason = entry.captured.explain_miss(args, kwargs)
             self._withdraw(entry.captured, attempt + 1 < _ATTEMPTS)
+        if self._loops is not None:
+            return self._loops.run(*args, **kwargs)
         raise UnsupportedError(
             f"{self.options.name} changes, while it runs, what its own compilation depends on: {reason}. Move that "
             "change out of the compiled function."

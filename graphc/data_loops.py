@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from graphc.frontend import tree
 from graphc.frontend.captured import flatten_call
-from graphc.frontend.loop_bodies import KEPT, LOOPS, UNBOUND, LoopBody, SplitFunction, split_loops
+from graphc.frontend.loop_bodies import KEPT, LOOPS, UNBOUND, LoopBody, SplitFunction, note_outer, split_loops
 from graphc.frontend.objects import is_plain_object, open_class
 from graphc.frontend.shown import Shown, shows
 from graphc.options import Options
@@ -149,6 +149,7 @@ class DataLoops:
             cells = {name: types.CellType() for name in held}
             fixed = {KEPT: types.CellType(kept), UNBOUND: types.CellType(Unbound)}
             function = self._make(self._split.body_code(number, held), {**cells, **fixed})
+            note_outer(function, self._function)
             made[number, held] = self._compile(function, replace(self._options, name=function.__name__)), cells
         return made[number, held]
 

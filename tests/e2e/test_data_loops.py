@@ -467,3 +467,31 @@ def test_bars_of_progress() -> None:
     stats = compiled.stats()
     assert stats.eager_calls == 0 and stats.compiles <= 2
     assert not screens
+
+
+class Fitting:
+    """Keeps its loader, and what it has seen."""
+
+    def __init__(self, net: nn.Module, data: Any) -> None:
+        self.net, self.data = net, data
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+        self.best, self.history = float("inf"), list[float]()
+
+    def run(self, epochs: int) -> float:
+        for _ in range(epochs):
+            for x, y in self.data:
+                loss = F.cross_entropy(self.net(x), y)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                self.history.append(loss.item())
+                if loss.item() < self.best:
+                    self.best = loss.item()
+        return sum(self.history) / len(self.history)
+
+
+def test_objects_that_keep_their_loader_and_history() -> None:
+    data = dataset()
+    compiled = check(Fitting.run, lambda net: (Fitting(net, loader(data)), 2), calls=3)
+    stats = compiled.stats()
+    assert stats.eager_calls == 0 and not any("history" in reason for reason in stats.recompiles)

@@ -351,3 +351,77 @@ def test_a_cache_that_is_copied_in_each_call() -> None:
         assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
     assert registered.state.found == {"scale": 2}
     assert compiled.stats().eager_calls == 1  # that which fills it
+
+
+def behind_a_decision() -> Program:
+    kept: list[Any] = []
+
+    def fn(x):
+        total = x.sum()
+        if total > 0:
+            total = total * 2
+        kept.append(total.item())
+        return total
+
+    return fn, lambda: kept
+
+
+def on_one_path() -> Program:
+    kept: list[Any] = []
+
+    def fn(x):
+        total = x.sum()
+        if total > 0:
+            kept.append(total.item())
+            return total * 2
+        return total
+
+    return fn, lambda: kept
+
+
+def looked_at_on_one_path() -> Program:
+    kept: list[Any] = []
+
+    def fn(x):
+        total = x.sum()
+        kept.append(1.0)
+        if total > 0:
+            return total * len(kept)
+        return total
+
+    return fn, lambda: kept
+
+
+@pytest.mark.parametrize("make, looks", [(behind_a_decision, 0), (on_one_path, 0), (looked_at_on_one_path, 1)])
+def test_what_is_kept_behind_a_decision(make: Callable[[], Program], looks: bool) -> None:
+    """As long as a path does not look into a list, it may have grown; where it does, its length is a fact."""
+    torch.manual_seed(0)
+    (fn, ours), (eager, theirs) = make(), make()
+    compiled = graphc.compile(fn)
+    for _ in range(12):
+        x = torch.randn(4)
+        torch.testing.assert_close(compiled(x), eager(x))
+    assert ours() == pytest.approx(theirs())
+    stats = compiled.stats()
+    if not looks:
+        assert stats.eager_calls == 0 and not stats.recompiles and stats.compiles <= 5
+
+
+def test_an_object_that_is_given_a_number_on_one_path() -> None:
+    class Best:
+        def __init__(self) -> None:
+            self.value = float("inf")
+
+    def fn(best: Best, x: torch.Tensor) -> torch.Tensor:
+        loss = x.square().sum()
+        if loss.item() < best.value:
+            best.value = loss.item()
+        return loss
+
+    torch.manual_seed(0)
+    ours, theirs, compiled = Best(), Best(), graphc.compile(fn)
+    for _ in range(8):
+        x = torch.randn(4)
+        torch.testing.assert_close(compiled(ours, x), fn(theirs, x))
+        assert ours.value == pytest.approx(theirs.value)
+    assert compiled.stats().eager_calls == 0

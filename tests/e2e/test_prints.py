@@ -62,9 +62,24 @@ def integers(x):
     return x * count
 
 
+def in_containers(x):
+    total, small = x.sum(), (x * 0.5).sum()
+    print([total.item()], {"total": total.item()}, (small, [small]), f"{total.item()!r} {small} {small!r}")
+    print(str(small), repr(x * 2), "%s %r" % (small, total.item()), sep="; ")  # noqa: UP031
+    return x * total
+
+
 @pytest.mark.parametrize(
     ("fn", "most"),
-    [(values, 1), (message_made_before, 1), (logged, 1), (written_between, 1), (on_one_side, 4), (integers, 1)],
+    [
+        (values, 1),
+        (in_containers, 1),
+        (message_made_before, 1),
+        (logged, 1),
+        (written_between, 1),
+        (on_one_side, 4),
+        (integers, 1),
+    ],
 )
 def test_printed_as_in_eager(fn: Callable[[torch.Tensor], Any], most: int) -> None:
     compiled = graphc.compile(fn)
@@ -91,6 +106,27 @@ def test_text_that_is_a_result_is_made_of_true_numbers() -> None:
         x = torch.ones(size)
         assert list(names(x)) == [f"n{size}"]
         assert text(x) == f"{size}.000"
+
+
+TEXTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "in a list": lambda x: str([x.sum().item()]),
+    "in a dict": lambda x: f"{ {'sum': x.sum().item()} }",
+    "repr": lambda x: repr(x.sum().item()),
+    "converted": lambda x: f"{x.sum().item()!r}",
+    "percent": lambda x: "%s %r" % (x.sum().item(), x.sum().item()),  # noqa: UP031
+    "a tensor": lambda x: str(x.sum()),
+    "a tensor in a list": lambda x: f"{[x.sum()]}",
+    "an integer": lambda x: repr((x > 0).sum()),
+    "all elements": lambda x: str(x * 2),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_of_containers_is_made_of_true_numbers(name: str) -> None:
+    fn = TEXTS[name]
+    compiled = graphc.compile(fn)
+    for x in (torch.ones(2), torch.tensor([1.5, -0.25]), torch.ones(2)):
+        assert compiled(x) == fn(x)
 
 
 def test_a_module_prints_in_a_training_step(capsys: pytest.CaptureFixture[str]) -> None:
