@@ -326,7 +326,7 @@ def compile_launch(kernel: TritonKernel, launch: Launch, target: Any, unaligned:
         options["enable_reflect_ftz"] = True
     if launch.num_stages:
         options["num_stages"] = launch.num_stages
-    library = libdevice_for(kernel) if target.backend == "cuda" else None
+    library = libdevice_for(kernel, target.backend)
     if library is not None:
         options["extern_libs"] = {"libdevice": str(library)}
     try:

@@ -39,8 +39,10 @@ _lock = threading.Lock()
 _made: list[Path] = []
 
 
-def libdevice_for(kernel: TritonKernel) -> Path | None:
-    """The library with which a kernel can be compiled for a GPU of NVIDIA's; None where that is Triton's own."""
+def libdevice_for(kernel: TritonKernel, backend: str) -> Path | None:
+    """The library with which a kernel can be compiled for devices of a Triton backend; None = the backend's own."""
+    if backend != "cuda":
+        return None
     is_wide = "float64" in kernel.text or any(kind == "*fp64" for _, kind in kernel.signature)
     if is_wide or not _NUMBERS.keys() >= set(_CALL.findall(kernel.text)):
         return None

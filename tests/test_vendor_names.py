@@ -14,6 +14,7 @@ KNOWING = {
     "codegen/triton/program.py": "an example of a chip's name",
     "runtime/device_cuda.py": "the devices themselves",
     "runtime/triton_cross.py": "compiles for chips that are not there",
+    "runtime/triton_libdevice.py": "one vendor's library of device functions",
 }
 HARMLESS = re.compile(r'"cudagraph_unsafe"|^Source: .*$', re.MULTILINE)
 """A name that torch gives to calls on all devices; titles of papers."""

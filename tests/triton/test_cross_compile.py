@@ -90,10 +90,10 @@ CUT = {
 @pytest.mark.parametrize("name", CUT)
 def test_kernels_are_the_same_with_what_they_need_of_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = emit_kernel(CUT[name]())
-    library = triton_libdevice.libdevice_for(made)
+    library = triton_libdevice.libdevice_for(made, "cuda")
     assert library is not None and library.stat().st_size < 100_000
     (cut,) = compile_for(made, "cuda:80")
-    monkeypatch.setattr(triton_launcher, "libdevice_for", lambda kernel: None)
+    monkeypatch.setattr(triton_launcher, "libdevice_for", lambda kernel, backend: None)
     (whole,) = compile_for(made, "cuda:80")
     texts = [found.asm["ptx"].partition("\n\t.file")[0] for found in (cut, whole)]  # without places of files
     assert texts[0] == texts[1] and ".extern .func" not in texts[0]
@@ -102,7 +102,7 @@ def test_kernels_are_the_same_with_what_they_need_of_the_library(name: str, monk
 @pytest.mark.parametrize("op, dtype", [("erf", f64), ("sqrt", f64), ("sin", f32), ("remainder", f32), ("lgamma", f32)])
 def test_what_is_cut_from_the_library_is_not_taken_from_kernels(op: str, dtype: DType) -> None:
     made = emit_kernel(scalar_op(op, 64, dtype))
-    assert triton_libdevice.libdevice_for(made) is None
+    assert triton_libdevice.libdevice_for(made, "cuda") is None
     assert compile_for(made, "cuda:80")
 
 

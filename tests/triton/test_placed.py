@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graphc.codegen.triton.program import generate, host_kernels, triton_kernels
-from graphc.program.plan import AtenStep, ForeachStep
+from graphc.program.plan import AtenStep, ForeachStep, KernelStep
 from graphc.program.triton_kernel import HOST_TEXT, host_function, host_source, triton_source
 from graphc.report import placed
 from graphc.report.static_kernels import launches_of
@@ -40,7 +40,9 @@ def test_step_counters_stay_with_the_cpu() -> None:
 def test_counters_on_the_device_are_computed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placed, "_stays", lambda item: False)
     plan = placed.placed_plan(adam(10), ())
-    assert not any(isinstance(step, ForeachStep) for step in plan.steps) and launches_of(plan)["launches"] > 10
+    tables = [step for step in plan.steps if isinstance(step, ForeachStep)]
+    assert all(len(step.kernels) == 1 and not step.shared for step in tables)  # what rows have alike runs together
+    assert sum(isinstance(step, KernelStep) for step in plan.steps) == 20 and launches_of(plan)["launches"] > 10
 
 
 def test_kernels_on_the_cpus_numbers_are_kept_in_loop_ir_and_in_c() -> None:
