@@ -140,7 +140,7 @@ def test_replicas_that_are_averaged_by_hand() -> None:
     said = replays(step, *data)
     counted = re.search(r"1 recordings of \d+ launches in (\d+) parts .* (\d+) launched in every call", said)
     assert counted is not None and int(counted[1]) <= 6, said
-    assert int(counted[2]) == 16, said
+    assert int(counted[2]) == 18, said  # copies, and on each GPU one update of all parameters, which waits for them
 
 
 def test_a_second_half_that_looks_at_data() -> None:
