@@ -3,7 +3,7 @@
     def train(loader, net, optimizer):            def train(loader, net, optimizer):
         total = 0.0                                   total = 0.0
         for x, y in loader:                           _items = loader
-            optimizer.zero_grad()                     if _loops.is_data(_items):
+            optimizer.zero_grad()                     if _loops.is_data(0, _items):
             loss = F.mse_loss(net(x), y)      ->          for x, y in _items:
             loss.backward()                                   _how, _result, _names = _loops.turn(0, locals())
             optimizer.step()                                  if "total" in _names: total = _names["total"]
@@ -32,12 +32,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from graphc.frontend.watched import ADDING
+
 LOOPS, KEPT, UNBOUND = "_graphc_loops", "_graphc_kept", "_graphc_unbound"
 """Names that the new functions find what they need under."""
 _ITEMS, _HOW, _RESULT, _NAMES = "_graphc_items", "_graphc_how", "_graphc_result", "_graphc_names"
 NEXT, BREAK, RETURN = 0, 1, 2
 """How a turn ends."""
-_GROWING = frozenset(("append", "extend", "insert", "appendleft"))
+_SUPPRESSING = frozenset(("suppress", "raises"))
+"""Context managers behind which what they hold may not have run to its end."""
 _ON_FRAMES = frozenset(("locals", "vars", "eval", "exec", "super", "dir", "globals"))
 """Functions that look at the frame which calls them."""
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
@@ -273,7 +276,7 @@ def _grown(statements: Sequence[ast.stmt]) -> frozenset[str]:
         for node in ast.walk(statement)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in _GROWING
+        and node.func.attr in ADDING
         and isinstance(node.func.value, ast.Name)
     )
 
@@ -368,7 +371,8 @@ class _Liveness:
             for item in s.items:
                 self._read(item.context_expr, bound)
                 bound = bound | (_stored([item.optional_vars]) if item.optional_vars is not None else set())
-            return self.block(s.body, bound)
+            after = self.block(s.body, bound)
+            return bound if any(_suppresses(item.context_expr) for item in s.items) else after
         if isinstance(s, ast.Try):
             return self._try(s, bound)
         if isinstance(s, ast.Match):
@@ -434,6 +438,12 @@ def _parts_of(expression: ast.expr) -> Iterator[str]:
             yield node.id
         elif not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len"):
             waiting += ast.iter_child_nodes(node)
+
+
+def _suppresses(context: ast.expr) -> bool:
+    function = context.func if isinstance(context, ast.Call) else context
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in _SUPPRESSING
 
 
 def _either(one: _Bound, other: _Bound) -> _Bound:

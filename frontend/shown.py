@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+from functools import lru_cache
 from typing import Any
 
 _SHOWING = {
@@ -47,18 +48,19 @@ for _name in _NAMES:
     setattr(Shown, _name, _forwarding(_name))
 
 
-def _classes() -> dict[type, tuple[str, ...]]:
-    found = {getattr(sys.modules.get(module), name, None): names for (module, name), names in _SHOWING.items()}
-    return {cls: names for cls, names in found.items() if isinstance(cls, type)}
+@lru_cache(maxsize=1024)
+def _is_showing(cls: type) -> bool:
+    return cls is Shown or any((base.__module__, base.__name__) in _SHOWING for base in cls.__mro__)
 
 
 def shows(item: Any) -> bool:
-    """Whether an object is one of these."""
-    return isinstance(item, (Shown, *_classes()))
+    """Whether an object is one of these; asked of arguments in every call."""
+    return _is_showing(type(item))  # type: ignore[arg-type]  # classes can be hashed
 
 
 def showing_methods() -> list[tuple[type, str, types.FunctionType]]:
     """(class, name, method) of all that shows something."""
-    classes = {**_classes(), Shown: _NAMES}
+    places = {getattr(sys.modules.get(module), name, None): names for (module, name), names in _SHOWING.items()}
+    classes = {cls: names for cls, names in places.items() if isinstance(cls, type)} | {Shown: _NAMES}
     found = [(cls, name, vars(cls).get(name)) for cls, names in classes.items() for name in names]
     return [(cls, name, method) for cls, name, method in found if isinstance(method, types.FunctionType)]

@@ -21,6 +21,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from graphc.frontend import tree
 from graphc.frontend.captured import flatten_call
+from graphc.frontend.inputs import bound
 from graphc.frontend.loop_bodies import KEPT, LOOPS, UNBOUND, LoopBody, SplitFunction, note_outer, split_loops
 from graphc.frontend.objects import is_plain_object, open_class
 from graphc.frontend.shown import Shown, shows
@@ -119,14 +120,18 @@ class DataLoops:
         compiled, cells = self._compiled(number, held)
         for name in held:
             cells[name].cell_contents = given[name]
+        arguments = [value for name, value in given.items() if name not in held]
+        compiled.expect_changes(lambda: self._changing(body, {n: v for n, v in given.items() if n not in held}))
+        found: tuple[int, Any, dict[str, Any]] = compiled(*arguments)
+        return found
+
+    def _changing(self, body: LoopBody, given: Mapping[str, Any]) -> set[int]:
+        """Leaves of a turn's arguments that are numbers and change from turn to turn, those of records included, which
+        are opened for that."""
         records = {name for name, value in given.items() if name in self._split.own and _is_record(value)}
         for name in records:
             open_class(type(given[name]))
-        arguments = [value for name, value in given.items() if name not in held]
-        changing = [name in body.changing or name in records for name in given if name not in held]
-        compiled.expect_changes(lambda: _numbers(arguments, changing))
-        found: tuple[int, Any, dict[str, Any]] = compiled(*arguments)
-        return found
+        return _numbers(list(given.values()), [name in body.changing or name in records for name in given])
 
     def _one(self, name: str, value: Any) -> Any:
         """A function, loss or bar of progress that each call of the function makes anew is the same for all calls."""
@@ -161,8 +166,10 @@ def _is_alike(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, types.FunctionType):
-        cells = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (one, other)]
-        same = all(a is b for a, b in zip(*cells, strict=True)) if one.__code__ is other.__code__ else False
+        if one.__code__ is not other.__code__:
+            return False
+        cells = zip(one.__closure__ or (), other.__closure__ or (), strict=True)
+        same = all(bound(a, "cell_contents") is bound(b, "cell_contents") for a, b in cells)
         return same and one.__defaults__ is other.__defaults__ is None and not (one.__dict__ or other.__dict__)
     return _is_simple(vars(other)) and vars(one) == vars(other)
 
@@ -198,10 +205,10 @@ def names_of_data(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     if not any(isinstance(value, _DATA) for value in (*args, *kwargs.values())):
         return frozenset()
     try:
-        bound = inspect.signature(target).bind(*args, **kwargs)
+        given = inspect.signature(target).bind(*args, **kwargs).arguments
     except TypeError:
         return frozenset()  # the call is an error, which eager raises
-    return frozenset(name for name, value in bound.arguments.items() if isinstance(value, _DATA))
+    return frozenset(name for name, value in given.items() if isinstance(value, _DATA))
 
 
 def data_loops(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
+from functools import cached_property
 from typing import TypeAlias
 
 from graphc.ir.dims import symbol
@@ -28,7 +28,7 @@ from graphc.passes.devices import most_alive_by_device
 from graphc.passes.foreach_tables import ELEMENTS, is_map
 from graphc.passes.group import device_of
 from graphc.passes.outline import Argument, memory_dtype
-from graphc.passes.schedule import Task
+from graphc.passes.schedule import Task, in_order
 from graphc.program.plan import RowArgument
 from graphc.program.triton_kernel import ALIGNMENT
 
@@ -59,6 +59,11 @@ class RowKernel:
     arguments: tuple[RowArgument, ...]
     size: int
     moved: int
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for kernels that differ in their size only."""
+        return self.kernel.key(), self.arguments
 
 
 def row_kernel(kernel: Kernel) -> RowKernel | None:
@@ -92,7 +97,7 @@ def kind_of(kernel: RowKernel, called_with: Sequence[Argument]) -> Hashable:
     """
     devices = {device_of(item.value) for item in called_with}
     is_aligned = all(item.offset * memory_dtype(item.value).itemsize % ALIGNMENT == 0 for item in called_with)
-    return kernel.kernel.key(), kernel.arguments, frozenset(devices), is_aligned
+    return kernel.key, frozenset(devices), is_aligned
 
 
 def gather(
@@ -141,15 +146,15 @@ def _together(tasks: Sequence[Task], batch: Batch) -> Task:
 
 def _gathered(tasks: Sequence[Task], order: Sequence[int], early: int, kinds: Mapping[int, Hashable]) -> list[Batch]:
     place = {number: at for at, number in enumerate(order)}
-    kind_of = {number: (kind, place[number] < early) for number, kind in kinds.items()}
+    labels = {number: (kind, place[number] < early) for number, kind in kinds.items()}
     batches: list[Batch] = [(number,) for number in order]
     for from_the_end in (False, True):
         after = _dependencies(tasks, batches)
         chains = _chains(after, from_the_end)
         sets: dict[Hashable, list[int]] = {}
         for at, batch in enumerate(batches):
-            if batch[0] in kind_of:
-                sets.setdefault((kind_of[batch[0]], chains[at]), []).append(at)
+            if batch[0] in labels:
+                sets.setdefault((labels[batch[0]], chains[at]), []).append(at)
         whole = {members[0]: members for members in sets.values() if sum(len(batches[m]) for m in members) >= FEWEST}
         gone = {member for members in whole.values() for member in members[1:]}
         joined = [
@@ -159,7 +164,8 @@ def _gathered(tasks: Sequence[Task], order: Sequence[int], early: int, kinds: Ma
         # what is gathered by what waits for it runs where its last task did
         as_before = set(batches)
         when = [place[b[-1]] if from_the_end and b not in as_before else place[b[0]] for b in joined]
-        batches = _in_order(joined, _dependencies(tasks, joined), [(at >= early, at) for at in when])
+        order_of_joined = in_order(_dependencies(tasks, joined), [(at >= early, at) for at in when])
+        batches = [joined[at] for at in order_of_joined]
     return batches
 
 
@@ -182,25 +188,4 @@ def _chains(after: Sequence[set[int]], from_the_end: bool) -> list[int]:
     else:
         for at, earlier_ones in enumerate(after):
             found[at] = max((found[earlier] + 1 for earlier in earlier_ones), default=0)
-    return found
-
-
-def _in_order(batches: Sequence[Batch], after: Sequence[set[int]], wanted: Sequence[tuple[bool, int]]) -> list[Batch]:
-    """A valid order of the batches, as near to the wanted one as can be."""
-    waiting = [len(earlier) for earlier in after]
-    followers: list[list[int]] = [[] for _ in batches]
-    for at, earlier_ones in enumerate(after):
-        for earlier in earlier_ones:
-            followers[earlier].append(at)
-    ready = [(wanted[at], at) for at, count in enumerate(waiting) if not count]
-    heapify(ready)
-    found: list[Batch] = []
-    while ready:
-        at = heappop(ready)[1]
-        found.append(batches[at])
-        for later in followers[at]:
-            waiting[later] -= 1
-            if not waiting[later]:
-                heappush(ready, (wanted[later], later))
-    assert len(found) == len(batches), "batches wait for each other"
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
 from graphc.ir.graph import Input, Value
@@ -17,7 +16,7 @@ from graphc.passes.commits import set_stages
 from graphc.passes.fused import Fusion, Library
 from graphc.passes.group import Group, device_of, group_of
 from graphc.passes.layout import Place
-from graphc.passes.schedule import BETWEEN, SENDS, WAITS
+from graphc.passes.schedule import BETWEEN, SENDS, WAITS, in_order
 from graphc.passes.updates import copy_op, updated_positions
 
 Node: TypeAlias = Group | Library
@@ -181,21 +180,10 @@ class Nodes:
 
     def order(self) -> list[Node]:
         """Topological order, as near to program order as can be."""
-        missing = {node: len(earlier) for node, earlier in self.previous.items()}
         nodes = list(self.next)
         number = {node: at for at, node in enumerate(nodes)}
-        ready = [(node.position, number[node]) for node in nodes if not missing[node]]
-        heapify(ready)
-        found: list[Node] = []
-        while ready:
-            node = nodes[heappop(ready)[1]]
-            found.append(node)
-            for later in self.next[node]:
-                missing[later] -= 1
-                if not missing[later]:
-                    heappush(ready, (later.position, number[later]))
-        assert len(found) == len(nodes), "dependencies form a cycle"
-        return found
+        after = [[number[earlier] for earlier in self.previous[node]] for node in nodes]
+        return [nodes[at] for at in in_order(after, [node.position for node in nodes])]
 
 
 def rank_of(node: Node) -> int:

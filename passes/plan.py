@@ -364,12 +364,15 @@ class Planner:
         """The kernels on a device that may run together with their like."""
         if self.settings[1] != "triton" or self.is_loop:
             return {}
+        known: dict[int, RowKernel | None] = {}  # groups of one structure share a kernel
         for group, lowered in self.lowered.items():
             used = [self.buffer_of[argument.value] for argument in lowered.arguments]
             there = {(self.buffers[index].device, self.buffers[index].host) for index in used}
             if lowered.failures or self._is_empty(lowered) or len(there) > 1 or runs_on_host(used, self.buffers):
                 continue
-            kernel = row_kernel(lowered.kernel)
+            if id(lowered.kernel) not in known:
+                known[id(lowered.kernel)] = row_kernel(lowered.kernel)
+            kernel = known[id(lowered.kernel)]
             if kernel is not None:
                 self.row_kernels[group] = kernel
         return self.row_kernels

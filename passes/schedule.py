@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Task(NamedTuple):
@@ -29,6 +29,32 @@ BETWEEN = "*"
 SENDS, WAITS = -1, 1
 """Ranks of tasks: it sends something from the CPU to another device, before anything else; the CPU waits for what
 another device has computed, when there is nothing else left to launch."""
+
+
+def in_order(after: Sequence[Collection[int]], wanted: Sequence[Any]) -> list[int]:
+    """A valid order of items, as near to the wanted one as can be.
+
+    Args:
+        after: per item the numbers of those that it waits for.
+        wanted: per item what tells which of two goes first.
+    """
+    waiting = [len(earlier) for earlier in after]
+    followers: list[list[int]] = [[] for _ in after]
+    for number, earlier_ones in enumerate(after):
+        for earlier in earlier_ones:
+            followers[earlier].append(number)
+    ready = [(wanted[number], number) for number, count in enumerate(waiting) if not count]
+    heapify(ready)
+    found: list[int] = []
+    while ready:
+        number = heappop(ready)[1]
+        found.append(number)
+        for later in followers[number]:
+            waiting[later] -= 1
+            if not waiting[later]:
+                heappush(ready, (wanted[later], later))
+    assert len(found) == len(after), "dependencies form a cycle"
+    return found
 
 
 def order_tasks(tasks: Sequence[Task], sizes: Mapping[int, int], kept: frozenset[int]) -> list[int]:

@@ -9,14 +9,15 @@ calls another function, or computes in float64, is given the whole one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
+from graphc.errors import FallbackWarning
 from graphc.program.triton_kernel import TritonKernel
 from graphc.runtime.cache import disk_cache, read_entry, temporary_entry
 from graphc.settings import settings
@@ -37,6 +38,7 @@ _KEEP = re.compile(r"define [^@\n]*@keep\(.*?\n}\n", re.DOTALL)
 
 _lock = threading.Lock()
 _made: list[Path] = []
+_failures: list[str] = []
 
 
 def libdevice_for(kernel: TritonKernel, backend: str) -> Path | None:
@@ -52,10 +54,19 @@ def libdevice_for(kernel: TritonKernel, backend: str) -> Path | None:
 def cut_library() -> Path | None:
     """The library, made or taken from the disk cache by whoever asks first; None where this Triton makes none."""
     with _lock:
-        if not _made or not _made[0].is_file():  # another process may have cleared the cache
+        if not _failures and not (_made and _made[0].is_file()):  # another process may have cleared the cache
             _made.clear()
-            with contextlib.suppress(Exception):  # parts of Triton that are nobody's interface: it may do without
+            try:
                 _made.append(_find())
+            except Exception as error:  # parts of Triton that are nobody's interface, and may be others in another one
+                _failures.append(f"{type(error).__name__}: {error}")
+                warnings.warn(
+                    FallbackWarning(
+                        "kernels are linked with the whole library of device functions, which takes longer, since it "
+                        f"cannot be cut down with this Triton: {_failures[0]}"
+                    ),
+                    stacklevel=2,
+                )
         return _made[0] if _made else None
 
 

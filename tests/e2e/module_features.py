@@ -252,3 +252,24 @@ def case_closure_item_loss(c: Compiler) -> Any:
         return loss.item()
 
     return [step(data(i)) for i in range(3)], m
+
+
+@program()
+def case_ema_buffer(c: Compiler) -> Any:
+
+    class M(nn.Module):
+        def __init__(s):
+            super().__init__()
+            s.l = nn.Linear(4, 4)
+            s.register_buffer("m", torch.zeros(4))
+
+        def forward(s, x):
+            y = s.l(x)
+            s.m.mul_(0.9).add_(y.detach().mean(0), alpha=0.1)
+            return (y - s.m).square().sum()
+
+    m = M()
+    f = c(m)
+    for i in range(3):
+        f(data(i)).backward()
+    return m

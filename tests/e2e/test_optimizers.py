@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import graphc
+import graphc.errors
 import graphc.ir
 from tests.support import assert_contract
 
@@ -396,3 +397,32 @@ foreach(%0, %1, %2, %3) {{count=2, mutates=[0, 1], like=[]}}
     ours, theirs = copy.deepcopy((given, given))
     found = graphc.run(graph, *ours, backend="c")
     torch.testing.assert_close([*found, *ours], [*graphc.ir.run(graph, theirs), *theirs])
+
+
+def test_sparse_gradients_run_eager_wherever_they_come_from() -> None:
+    def train(compiler: Callable[..., Any], whole: bool) -> tuple[nn.Embedding, Any]:
+        torch.manual_seed(0)
+        table = nn.Embedding(10, 3, sparse=True)
+        optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+
+        def backward(rows: torch.Tensor) -> None:
+            optimizer.zero_grad()
+            table(rows).square().sum().backward()
+
+        def step(rows: torch.Tensor) -> None:
+            if whole:
+                backward(rows)
+            optimizer.step()
+
+        run = compiler(step)
+        for number in range(3):
+            if not whole:
+                backward(torch.tensor([number, 5]))
+            run(torch.tensor([number, 5]))
+        return table, run
+
+    for whole in (True, False):
+        with pytest.warns(graphc.errors.FallbackWarning, match="sparse"):
+            ours, run = train(graphc.compile, whole)
+        assert run.stats().eager_calls == 3
+        torch.testing.assert_close(ours.weight, train(lambda fn: fn, whole)[0].weight)

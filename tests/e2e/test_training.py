@@ -574,32 +574,3 @@ def test_autograd_follows_what_is_written_in_place(place: str) -> None:
             target.sum().backward()
             expected.sum().backward()
             torch.testing.assert_close(weight.grad, other.grad)
-
-
-def test_sparse_gradients_run_eager_wherever_they_come_from() -> None:
-    def train(compiler: Callable[..., Any], whole: bool) -> tuple[nn.Embedding, Any]:
-        torch.manual_seed(0)
-        table = nn.Embedding(10, 3, sparse=True)
-        optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
-
-        def backward(rows: torch.Tensor) -> None:
-            optimizer.zero_grad()
-            table(rows).square().sum().backward()
-
-        def step(rows: torch.Tensor) -> None:
-            if whole:
-                backward(rows)
-            optimizer.step()
-
-        run = compiler(step)
-        for number in range(3):
-            if not whole:
-                backward(torch.tensor([number, 5]))
-            run(torch.tensor([number, 5]))
-        return table, run
-
-    for whole in (True, False):
-        with pytest.warns(graphc.errors.FallbackWarning, match="sparse"):
-            ours, run = train(graphc.compile, whole)
-        assert run.stats().eager_calls == 3
-        torch.testing.assert_close(ours.weight, train(lambda fn: fn, whole)[0].weight)

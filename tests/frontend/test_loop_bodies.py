@@ -206,7 +206,18 @@ def fails(data: Any) -> Any:
     return x
 
 
-@pytest.mark.parametrize("function", [blocks, fails])
+def suppressed(data: Any) -> Any:
+    last = 0
+    for x in data:
+        with contextlib.suppress(ValueError):
+            if x % 2:
+                raise ValueError(x)
+            last = x
+        LOG.append(last)
+    return last
+
+
+@pytest.mark.parametrize("function", [blocks, fails, suppressed])
 def test_blocks_and_errors(function: Callable[..., Any]) -> None:
     check(function, loader)
 

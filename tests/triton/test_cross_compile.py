@@ -13,7 +13,7 @@ import pytest
 
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.tiling import Limits, choose_tiling
-from graphc.errors import BackendUnavailableError
+from graphc.errors import BackendUnavailableError, FallbackWarning
 from graphc.ir.types import DType, bf16, f32, f64, i32
 from graphc.runtime import triton_launcher, triton_libdevice, triton_module
 from graphc.runtime.triton_cross import TARGETS, compile_for
@@ -149,3 +149,16 @@ def test_kernels_compiled_at_a_time_hash_triton_once(monkeypatch: pytest.MonkeyP
         compiled = list(pool.map(lambda kernel: compile_for(kernel, "cuda:80"), kernels))
     assert all(found[0].asm["ptx"] for found in compiled)
     assert len(asked) == 1
+
+
+def test_a_library_that_cannot_be_cut_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AttributeError("no such part")
+
+    monkeypatch.setattr(triton_libdevice, "_made", [])
+    monkeypatch.setattr(triton_libdevice, "_failures", [])
+    monkeypatch.setattr(triton_libdevice, "_find", fail)
+    with pytest.warns(FallbackWarning, match="AttributeError: no such part") as caught:
+        assert triton_libdevice.cut_library() is None
+        assert triton_libdevice.cut_library() is None
+    assert len(caught) == 1
