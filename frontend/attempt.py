@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from graphc.errors import CaptureError, EagerOnceError, EagerOnlyError, GraphcError
-from graphc.frontend import attributes, finish, outside, tree
+from graphc.frontend import attributes, drawing, finish, outside, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends
 from graphc.frontend.dispatch import CaptureMode
+from graphc.frontend.draws import Drawn, Draws
 from graphc.frontend.facts import Facts
 from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.gradients import GradientEffect, Gradients
 from graphc.frontend.growing import Unwatched
-from graphc.frontend.inputs import BindingKind, SourceMap
+from graphc.frontend.inputs import Access, BindingKind, SourceMap
 from graphc.frontend.intercept import watching
 from graphc.frontend.joint import Recorded, close, record_backward, refusal
 from graphc.frontend.messages import Messages, NeedsText
@@ -49,6 +50,7 @@ class Request:
     numbers: frozenset[Hashable]
     assumes: bool
     oracle: Oracle | None
+    drawn: Drawn | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Attempt:
             constants: numbers that are to be constants, since Python has looked at them.
         """
         target, request = self.target, self.request
+        if request.drawn is not None:
+            request.drawn.rewind()
         reads = Reads()
         roots = target.read(reads)
         sources = SourceMap(roots, [*reads.objects, *target.objects()])
@@ -101,12 +105,15 @@ class Attempt:
             recorder.decider = recorder.imp.decisions = Decider(recorder, request.steps, request.oracle)
         facts = Facts(target.node, target.leaves, target.names, reads, modules, dynamic)
         self.attributes = Attributes(reads, modules, request.numbers - constants, self._wide)
-        held = (item for module in modules.modules() for item in vars(module).values())
-        generators = PythonRandom([*target.leaves, *held, *(item for _, _, item in reads.identities)])
+        held = [(Access(m.__dict__, f"[{key!r}]"), item) for m in modules.modules() for key, item in vars(m).items()]
+        held += [(access, item) for _, access, item in reads.identities]
+        generators = PythonRandom([*target.leaves, *(item for _, item in held)])
         if reads.running:
             path, item = reads.running[0]
             raise EagerOnlyError(f"{path} is a {type(item).__name__}, which gives what comes next to one call only")
+        self._draws = recorder.draws = Draws(recorder, request.drawn, constants, generators)
         self._asking = outside.refused(recorder, reads.identities)
+        self._drawing = drawing.told(recorder.draws, held)
         self._reach = Reach([target.fn, *target.leaves, *modules.modules()])
         undo = Undo(modules, target.leaves, self.attributes, generators)
         self._closed = Closed(target.leaves)
@@ -115,6 +122,8 @@ class Attempt:
         except BaseException:
             recorder.undo()
             undo.all()
+            if request.drawn is not None:
+                request.drawn.rewind()
             self._closed.restore()
             self._reach.restore()
             self._forget(recorder)
@@ -247,6 +256,7 @@ class Attempt:
                 self.attributes.inputs,
                 self.attributes.masked,
                 self.attributes.contents(),
+                self._draws.guards,
             ),
             ends.node,
             ends.leaves,
@@ -269,11 +279,12 @@ class Attempt:
             assumes=bool(recorder.assumptions),
             path=ends.path,
             checks=ends.checks,
+            draws=self._draws.count(),
         )
 
     def _arguments(self, recorder: Recorder, dynamic: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the function is given them."""
-        given = self.target.stand_ins(recorder, dynamic)
+        given = [drawing.stand_in(leaf, self._draws) for leaf in self.target.stand_ins(recorder, dynamic)]
         rebuilt: tuple[tuple[Any, ...], dict[str, Any]] = tree.rebuild(self.target.node, iter(given))
         self._given, self._copies = given, Given(rebuilt)
         return rebuilt
@@ -292,13 +303,16 @@ class Attempt:
         if decider is not None:
             decider.outermost = sys._getframe().f_code
         try:
-            with watching(recorder, self.target.fn), self._asking, CaptureMode(recorder), FunctionMode(recorder):
+            with (
+                watching(recorder, self.target.fn), self._asking, self._drawing, CaptureMode(recorder),
+                FunctionMode(recorder),
+            ):  # fmt: skip
                 result = self.target.fn(*given[0], **given[1])
                 self._closed.check()
                 self.attributes.growing.check()
                 assert self._copies is not None
                 leaves, node = self._copies.flatten(result)
-                leaves = [users(leaf) for leaf in leaves]
+                leaves = [drawing.own(users(leaf)) for leaf in leaves]
                 _check_results(leaves, node)
                 bound, changed = self.attributes.changed(), self._copies.changed()
                 bound += recorder.optimizers.changed()

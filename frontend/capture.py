@@ -17,6 +17,7 @@ from graphc.frontend.attempt import Attempt, Request
 from graphc.frontend.captured import Captured
 from graphc.frontend.cotangents import Question, Strides
 from graphc.frontend.dispatch import CaptureMode
+from graphc.frontend.draws import Drawn
 from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.growing import Unwatched
 from graphc.frontend.intercept import watching
@@ -44,6 +45,7 @@ def capture(
     numbers: frozenset[Hashable] = frozenset(),
     assumes: bool = True,
     oracle: Oracle | None = None,
+    drawn: Drawn | None = None,
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -62,6 +64,7 @@ def capture(
         assumes: where decisions are taken, those of which one side only raises are none: the program checks that it is
             on the other side; see `graphc.frontend.assumptions`.
         oracle: answers decisions behind `steps`, so that the capture goes on there; it may end at any of them.
+        drawn: draws for each call what the function draws from generators of Python and numpy; None refuses that.
 
     Returns:
         The graph, its guards, and how its outputs become the function's return value; or for a program that is part of
@@ -82,7 +85,7 @@ def capture(
         _STATE.capturing = True
         try:
             target = Target(fn, tuple(args), dict(kwargs or {}), name)
-            request = Request(None if steps is None else list(steps), numerics, numbers, assumes, oracle)
+            request = Request(None if steps is None else list(steps), numerics, numbers, assumes, oracle, drawn)
             captured = _Session(target, request).run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False

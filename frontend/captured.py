@@ -88,6 +88,7 @@ class Captured:
         assumes: the program stops with `AssumptionError` where its data lead to an error of the user's.
         path: of the last program of a path: all of the path as one graph.
         checks: how many outputs of `path` check decisions, the last ones of its forward pass; 0: it makes no checks.
+        draws: how often it draws from generators of Python and numpy.
     """
 
     graph: Graph
@@ -115,6 +116,7 @@ class Captured:
     assumes: bool = False
     path: Graph | None = None
     checks: int = 0
+    draws: int = 0
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()

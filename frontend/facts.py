@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from graphc.frontend import ambient, tree
+from graphc.frontend import ambient, draws, tree
 from graphc.frontend.aten import layout
 from graphc.frontend.guards import Describe, GuardBuilder, GuardSet, TensorFacts, holds, is_plain
 from graphc.frontend.inputs import Access, Binding, BindingKind
@@ -93,6 +93,7 @@ class Facts:
         numbers: Collection[Hashable] = (),
         masked: Masked = lambda access, value: value,
         contents: Iterable[tuple[str, Access, Any]] = (),
+        drawn: Callable[[GuardBuilder], None] = lambda g: None,
     ) -> GuardSet:
         """The guard function for a captured graph.
 
@@ -101,6 +102,7 @@ class Facts:
             masked: the value to guard at a place, see `Attributes.masked`.
             contents: (path, access, items) of containers, see `Attributes.contents`.
             trained: add the facts about gradients and optimizers.
+            drawn: adds the draws of the call, which come last.
         """
         g = GuardBuilder()
         self._arguments(g)
@@ -129,6 +131,7 @@ class Facts:
             )
         self._tensors(g, graph, bindings)
         self._apart(g, graph, bindings)
+        drawn(g)
         return g.build(self._inputs(g, bindings))
 
     def local(self, number: int) -> str:
@@ -387,6 +390,8 @@ class Facts:
                 parts.append(f"{g.hold(whole_storage)}({home}, {binding.count})")
             elif binding.kind in (BindingKind.FOUND, BindingKind.ARG_GRAD):
                 parts.append(self._found[id(binding)])
+            elif binding.kind is BindingKind.DRAWN:
+                parts.append(draws.local(binding.leaf))
             else:
                 parts.append(self._locals[binding.leaf])
         return f"[{', '.join(parts)}]"

@@ -27,6 +27,7 @@ class BindingKind(Enum):
     STORAGE = "storage"  # `count` elements of the whole storage of a tensor, 1-D
     ARG_GRAD = "grad"  # the gradient of that argument
     FOUND = "found"  # whichever tensor, or Python number, is found at the first of `accesses`
+    DRAWN = "drawn"  # what the call has drawn at place `leaf`; see `draws`
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ classes these are is seen from an object that holds tensors, or that the functio
 
 from __future__ import annotations
 
+import random
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from graphc.frontend.watched import Watched
 _LIMIT = 20_000
 _KNOWN = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _NEVER_PLAIN = (
-    *_KNOWN, torch.Tensor, type, types.FunctionType, types.MethodType, types.ModuleType,
+    *_KNOWN, torch.Tensor, type, types.FunctionType, types.MethodType, types.ModuleType, random.Random,
 )  # fmt: skip
 """What is known by identity: of these, a copy with the same contents is not the same to the function."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: defined in Python

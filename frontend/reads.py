@@ -24,6 +24,7 @@ from graphc.frontend.guards import PLAIN, is_plain, snapshot
 from graphc.frontend.inputs import Access, owner_of, slots_of
 from graphc.frontend.locations import is_user_code, is_user_file
 from graphc.frontend.names import chains
+from graphc.frontend.python_random import generators
 from graphc.frontend.shown import shows
 from graphc.frontend.watched import ADDING, contents
 
@@ -318,6 +319,8 @@ class Reads:
 
     def attributes(self, path: str, access: Access, item: Any, depth: int = _DEPTH) -> None:
         """Guard all plain attributes of an object that the function may hand on to code not seen here."""
+        if isinstance(item, generators()):
+            return  # which have attributes of their own that draws change
         self._holder(path, access, item)
         found = {name: f".__dict__[{name!r}]" for name in list(getattr(item, "__dict__", {}))[:_ATTRIBUTE_LIMIT]}
         found.update((name, f".{name}") for name in slots_of(type(item)) if hasattr(item, name))
@@ -340,6 +343,8 @@ class Reads:
 
     def _holder(self, path: str, access: Access, item: Any) -> None:
         """An object whose attributes the function may change."""
+        if isinstance(item, generators()):
+            return
         self.note_class(type(item))
         table = getattr(item, "__dict__", None)
         if slots_of(type(item)) and is_own(type(item)):

@@ -17,6 +17,7 @@ from graphc.frontend.argument_tensors import ArgumentTensors
 from graphc.frontend.assumptions import Assumptions
 from graphc.frontend.aten import layout
 from graphc.frontend.aten.importer import Importer, tensor_type
+from graphc.frontend.draws import Draws
 from graphc.frontend.encoder import Encoders
 from graphc.frontend.forks import Forks
 from graphc.frontend.functionalize import Storage, Strided, TensorState, root_state
@@ -112,6 +113,7 @@ class Recorder:
         self.assumptions = Assumptions(self, assumes)
         self.messages = Messages(False)
         self.decider: Decider | None = None  # None: decisions on data are refused
+        self.draws: Draws | None = None  # what it draws from generators of Python and numpy
         self.forks: Forks | None = None  # which answers decisions, while one parameter stands for many
         self.imp.known = self.known = Known(self._constant_tensor)
         self._written: list[Storage] | None = None  # where writes are noted, while somebody asks
@@ -188,8 +190,7 @@ class Recorder:
         kind = next(
             kind for kind in (bool, int, float) if isinstance(number, kind)
         )  # numpy has floats of its own class
-        dtype = {bool: types.bool_, int: types.i64, float: types.f64}[kind]
-        value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
+        value = self._number(kind, path)
         self.bindings.append(Binding(BindingKind.SCALAR, leaf=leaf))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((leaf,))))
 
@@ -200,9 +201,24 @@ class Recorder:
             key: what `Specialize` says when Python looks at it.
         """
         kind = type(number)
-        dtype = {int: types.i64, float: types.f64}[kind]
-        value = self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
+        value = self._number(kind, path)
         self.bindings.append(Binding(BindingKind.FOUND, accesses=(access,), number=kind))
+        return host.wrap(host.HostNode(self, value, kind, number, frozenset((key,))))
+
+    def _number(self, kind: type, path: str) -> Input:
+        dtype = {bool: types.bool_, int: types.i64, float: types.f64}[kind]
+        return self.builder.input(_identifier(path), TensorType(dtype, (), HOST), Role.SCALAR, path)
+
+    def drawn_input(self, number: int | float, path: str, place: int, key: Hashable) -> Any:
+        """A number that each call draws, as an input of the program.
+
+        Args:
+            place: among the draws.
+            key: what `Specialize` says when Python looks at it.
+        """
+        kind = type(number)
+        value = self._number(kind, path)
+        self.bindings.append(Binding(BindingKind.DRAWN, leaf=place))
         return host.wrap(host.HostNode(self, value, kind, number, frozenset((key,))))
 
     def make(self, state: TensorState, requires_grad: bool = False) -> TracedTensor:
@@ -378,6 +394,8 @@ class Recorder:
             return self.forks.answer(node)
         if node.hint is not None and self.optimizers.assume(node):
             return node.hint
+        if self.draws is not None and not (node.kind is bool and decider is not None):
+            self.draws.check_look(node)
         if node.hint is not None and (decider is None or not (decider.taken or _is_branch(node))):
             raise Specialize(node.leaves)
         if decider is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from graphc.errors import CaptureError, EagerOnlyError
+from graphc.errors import CaptureError
 from graphc.frontend.attributes import Attributes
 from graphc.frontend.global_state import GlobalState
 from graphc.frontend.modules import ModuleFacts
@@ -56,11 +56,7 @@ class Undo:
         """Raises:
         EagerOnlyError: the function has drawn numbers that would be constants of the program.
         """
-        if generator := self._python_random.changed():
-            raise EagerOnlyError(
-                f"the function draws from {generator}, which a compiled program would not do again; draw outside and "
-                "pass the numbers, or draw with torch"
-            )
+        self._python_random.check()
 
     def settled(self) -> None:
         """After a good run: names, random state and version counters (nothing has been written yet)."""

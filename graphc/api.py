@@ -10,7 +10,6 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -19,6 +18,7 @@ from graphc import driver
 from graphc.compilation import STAGES, Compilation, Report
 from graphc.data_loops import DataLoops, data_loops, names_of_data
 from graphc.earnings import Earnings, kind_of
+from graphc.entries import Entry, Stats
 from graphc.errors import (
     AssumptionError,
     DataLoopError,
@@ -32,6 +32,7 @@ from graphc.errors import (
 )
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
+from graphc.frontend.draws import Drawn
 from graphc.frontend.reclaim import Reclaimer, Spare
 from graphc.options import Options, make_options
 from graphc.path_calls import PathCalls, PathView
@@ -42,39 +43,6 @@ if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.loop_bodies import LoopBody
     from graphc.ir.graph import Graph
-
-
-@dataclass
-class Stats:
-    """Counters of one compiled callable.
-
-    Attributes:
-        compiles: captures compiled so far.
-        hits: calls answered by a program compiled before.
-        eager_calls: calls run as plain PyTorch, whatever the reason.
-        paths: paths compiled through functions that branch on data; each may take several compiles.
-        recompiles: for every compile after the first, the facts that had changed, newest capture first.
-    """
-
-    compiles: int = 0
-    hits: int = 0
-    eager_calls: int = 0
-    paths: int = 0
-    recompiles: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One capture with what runs it. `execute` is None where a path tree does, or where calls must stay eager.
-
-    `reclaimer` is there when the program can store new gradients where old ones lay.
-    """
-
-    captured: Captured
-    compilation: Compilation | None
-    execute: Callable[..., list[Any]] | None
-    tree: PathTree | None = None
-    reclaimer: Reclaimer | None = None
 
 
 _ATTEMPTS = 3
@@ -90,7 +58,7 @@ class CompiledFunction(PathCalls):
     def __init__(self, target: Callable[..., Any], options: Options) -> None:
         self.target = target
         self.options = options
-        self._entries: tuple[_Entry, ...] = ()
+        self._entries: tuple[Entry, ...] = ()
         self._stats = Stats()
         self._lock = threading.RLock()
         self._dynamic_scalars: set[int] = set()
@@ -100,6 +68,7 @@ class CompiledFunction(PathCalls):
         self._assumes = True  # branches that only guard against errors are no decisions
         self._once = 0  # calls that ran eager because of what a function may do in its first calls alone
         self._eager_only = ""  # why calls that no program matches are not captured any more
+        self._drawn = Drawn()
         self._loops: DataLoops | None = None  # what runs it turn by turn
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
@@ -109,6 +78,7 @@ class CompiledFunction(PathCalls):
             return self.target(*args, **kwargs)
         if self._loops is not None:
             return self._loops.run(*args, **kwargs)
+        self._drawn.begin()
         for entry in self._entries:
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
@@ -133,8 +103,7 @@ class CompiledFunction(PathCalls):
                     self._eager_only = str(error)
                 return self._run_eager(str(error), args, kwargs)
             except UninitializedError:
-                self._stats.eager_calls += 1
-                return self.target(*args, **kwargs)
+                return self._run_plain(args, kwargs)
             if entry.execute is None and entry.tree is None:
                 return self._run(entry, [], args, kwargs, fresh=True)
             inputs = entry.captured.match(args, kwargs)
@@ -173,7 +142,7 @@ class CompiledFunction(PathCalls):
         if not self._entries:
             self._dynamic_scalars |= find()
 
-    def _run_fresh(self, entry: _Entry, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_fresh(self, entry: Entry, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first call of a program."""
         try:
             return self._run(entry, inputs, args, kwargs, fresh=True)
@@ -188,12 +157,11 @@ class CompiledFunction(PathCalls):
             with self._lock:
                 self._entries = tuple(entry for entry in self._entries if entry.captured is not captured)
 
-    def _run(self, entry: _Entry, inputs: list[Any], args: Any, kwargs: Any, fresh: bool = False) -> Any:
+    def _run(self, entry: Entry, inputs: list[Any], args: Any, kwargs: Any, fresh: bool = False) -> Any:
         if entry.execute is None:
             if entry.tree is not None:
                 return self._run_tree(entry.tree, inputs, args, kwargs, fresh)
-            self._stats.eager_calls += 1
-            return self.target(*args, **kwargs)
+            return self._run_plain(args, kwargs)
         self._stats.hits += not fresh
         try:
             outputs = self._execute(entry, inputs)
@@ -202,7 +170,7 @@ class CompiledFunction(PathCalls):
             return self._run_unassumed(args, kwargs)
         return entry.captured.rebuild(outputs, inputs, (args, kwargs))
 
-    def _execute(self, entry: _Entry, inputs: list[Any]) -> list[Any]:
+    def _execute(self, entry: Entry, inputs: list[Any]) -> list[Any]:
         assert entry.execute is not None
         if entry.reclaimer is None or settings().keep_gradients:
             return entry.execute(inputs)
@@ -216,19 +184,23 @@ class CompiledFunction(PathCalls):
 
     def _run_unassumed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call whose data lead to an error of the user's, which eager raises. If not, such branches are decisions."""
-        self._stats.eager_calls += 1
-        result = self.target(*args, **kwargs)
+        result = self._run_plain(args, kwargs)
         with self._lock:
             self._assumes = False
             self._entries = tuple(entry for entry in self._entries if not (entry.tree or entry.captured.assumes))
         return result
 
     def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call that no program can answer, counted; each reason is said once."""
-        self._stats.eager_calls += 1
+        """A call that no program can answer; each reason is said once."""
         if reason not in self._said:
             self._said.add(reason)
             warnings.warn(FallbackWarning(f"{self.options.name} runs eager, since {reason}"), stacklevel=4)
+        return self._run_plain(args, kwargs)
+
+    def _run_plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call by eager, counted."""
+        self._stats.eager_calls += 1
+        self._drawn.rewind()
         return self.target(*args, **kwargs)
 
     def _earned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -259,7 +231,7 @@ class CompiledFunction(PathCalls):
             self._entries = tuple(entry for entry in self._entries if entry.tree is not tree)
             self._add_entry(args, kwargs, merged)
 
-    def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> _Entry:
+    def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> Entry:
         with self._lock, driver.collector_paused():
             for entry in self._entries:  # another thread may have compiled it meanwhile
                 if entry.captured.match(args, kwargs) is not None:
@@ -270,8 +242,9 @@ class CompiledFunction(PathCalls):
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
             numbers = frozenset(self._dynamic_numbers)
             captured = driver.capture(
-                self.target, args, kwargs, self.options, dynamic, steps, merged, numbers, self._assumes
-            )
+                self.target, args, kwargs, self.options, dynamic, steps, merged, numbers, self._assumes,
+                drawn=self._drawn,
+            )  # fmt: skip
             try:
                 entry = self._compile(captured)
             except BaseException:
@@ -281,7 +254,7 @@ class CompiledFunction(PathCalls):
             self._earnings.compiled(time.perf_counter() - start)
             return entry
 
-    def _compile(self, captured: Captured) -> _Entry:
+    def _compile(self, captured: Captured) -> Entry:
         if captured.needs_grad:
             warnings.warn(
                 FallbackWarning(
@@ -290,9 +263,9 @@ class CompiledFunction(PathCalls):
                 ),
                 stacklevel=5,
             )
-            return _Entry(captured, None, None)
+            return Entry(captured, None, None)
         if captured.segment is not None:
-            return _Entry(captured, None, None, PathTree(self.options.name, captured, self))
+            return Entry(captured, None, None, PathTree(self.options.name, captured, self))
         execute: Callable[..., list[Any]] | None = None
         if captured.joint is not None:
             compilation, execute = driver.differentiable(captured, self.options)
@@ -308,7 +281,7 @@ class CompiledFunction(PathCalls):
             reclaimer = Reclaimer(captured.effects, captured.effect_leaves, lent=lend is not None)
             if lend is not None:
                 lend(reclaimer.numbers())
-        return _Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
+        return Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
 
     def _changed_scalars(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
         """Argument leaves whose Python numbers have changed enough to be inputs of the next program."""
@@ -347,7 +320,7 @@ class CompiledFunction(PathCalls):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entry:
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         if self._loops is not None:
             raise UnsupportedError(
                 f"{self.options.name} goes through the items of a data loader, turn by turn; ask about a function that "
@@ -360,11 +333,13 @@ class CompiledFunction(PathCalls):
 
     def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
         known = self._entries
+        self._drawn.begin()
         entry = self._find(args, kwargs)
         try:
             if entry.tree is not None:
                 return self._follow(entry.tree, entry.captured.match(args, kwargs) or [], args, kwargs)
         finally:
+            self._drawn.rewind()
             if entry not in known:
                 self._withdraw(entry.captured)  # a question leaves no state of optimizers behind
         if entry.compilation is None:

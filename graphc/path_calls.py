@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from graphc import driver
 from graphc.compilation import Compilation, Report
 from graphc.errors import AssumptionError, UnsupportedError
+from graphc.frontend.draws import Drawn
 from graphc.frontend.segments import Oracle, Regrow, Step
 from graphc.options import Options, for_part
 from graphc.paths import Node, PathTree, RunEager
@@ -35,6 +36,11 @@ class PathCalls:
     _stats: Any
     _lock: threading.RLock
     _assumes: bool
+    _drawn: Drawn
+
+    def _run_plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call by eager."""
+        raise NotImplementedError
 
     def _run_unassumed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call by eager whose data are not what a program has assumed."""
@@ -73,8 +79,7 @@ class PathCalls:
         else:
             counters.hits += not grown and not fresh
             return result
-        counters.eager_calls += 1
-        result = self.target(*args, **kwargs)
+        result = self._run_plain(args, kwargs)
         if eager.raises:
             tree.warn(f"a path could not be captured and runs eager: {eager.reason}, in the capture alone")
         return result
@@ -109,8 +114,13 @@ class PathCalls:
         merged = root.merged_storages(args, kwargs)
         numbers = root.number_inputs | places
         return driver.capture(
-            self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes, oracle
-        )
+            self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes, oracle,
+            self._drawn,
+        )  # fmt: skip
+
+    def draw_back(self, count: int) -> None:
+        """As `Owner.draw_back`."""
+        self._drawn.keep(count)
 
     def path_added(self) -> None:
         """A path through a tree is complete."""

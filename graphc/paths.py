@@ -50,6 +50,9 @@ class Owner(Protocol):
         Tensors at `places` are looked up in each call.
         """
 
+    def draw_back(self, count: int) -> None:
+        """Of what the call has drawn from generators of Python and numpy, only the first draws have been."""
+
     def path_added(self) -> None:
         """A path is complete."""
 
@@ -109,6 +112,8 @@ class PathTree:
             self.last_call = "one program"
             return found[0], False
         self.last_call = "walk"
+        assert self.root.captured is not None
+        self.owner.draw_back(self.root.captured.draws)
         walk = Walk(args, kwargs, inputs)
         try:
             node = self._walk(walk)

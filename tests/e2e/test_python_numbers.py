@@ -1,4 +1,4 @@
-"""Numbers of Python's in a step: random draws, learning rates, arguments that count, classes of numbers, numpy's."""
+"""Numbers of Python's in a step: learning rates, arguments that count, classes of numbers, numpy's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import graphc
-from graphc.errors import FallbackWarning
 
 Step = Callable[..., Any]
 STEPS = 5
@@ -28,35 +27,6 @@ def runs(make: Callable[[], Step], *arguments: Callable[[int], Any]) -> tuple[li
         step: Any = graphc.compile(make(), backend="interpret") if compiled else make()
         given.append([step(*(argument(turn) for argument in arguments)) for turn in range(STEPS)])
     return given[0], given[1], step
-
-
-def own_generators() -> Step:
-    generators = np.random.default_rng(0), np.random.RandomState(1)
-    python = random.Random(2)
-    first, second = generators
-    return lambda x: x * first.random() + second.rand() + python.random()
-
-
-def after_a_branch() -> Step:
-    return lambda x: x * random.random() if x.sum() > 0 else x
-
-
-DRAWS: dict[str, Callable[[], Step]] = {
-    "mixup": lambda: lambda x: x * np.random.beta(1.0, 1.0),
-    "branch": lambda: lambda x: x * 2 if random.random() < 0.5 else x + random.randint(0, 9),
-    "indices": lambda: lambda x: x[torch.from_numpy(np.random.permutation(3))],
-    "own": own_generators,
-    "decision": after_a_branch,
-}
-
-
-@pytest.mark.parametrize("name", DRAWS)
-def test_draws_of_python_and_numpy_are_made_in_each_call(name: str) -> None:
-    """A program would hold the first draw for good: such functions run eager, and draw what eager draws."""
-    with pytest.warns(FallbackWarning, match="draws from"):
-        wanted, found, step = runs(DRAWS[name], lambda _: torch.arange(3.0))
-    torch.testing.assert_close(found, wanted)
-    assert step.stats().eager_calls == STEPS - (name == "decision") or step.stats().eager_calls == STEPS
 
 
 def training(rates: Callable[[Any], Any]) -> Callable[[], Step]:

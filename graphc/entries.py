@@ -1,0 +1,46 @@
+"""What a compiled callable has: its programs, and counters of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphc.compilation import Compilation
+    from graphc.frontend.captured import Captured
+    from graphc.frontend.reclaim import Reclaimer
+    from graphc.paths import PathTree
+
+
+@dataclass
+class Stats:
+    """Counters of one compiled callable.
+
+    Attributes:
+        compiles: captures compiled so far.
+        hits: calls answered by a program compiled before.
+        eager_calls: calls run as plain PyTorch, whatever the reason.
+        paths: paths compiled through functions that branch on data; each may take several compiles.
+        recompiles: for every compile after the first, the facts that had changed, newest capture first.
+    """
+
+    compiles: int = 0
+    hits: int = 0
+    eager_calls: int = 0
+    paths: int = 0
+    recompiles: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One capture with what runs it. `execute` is None where a path tree does, or where calls must stay eager.
+
+    `reclaimer` is there when the program can store new gradients where old ones lay.
+    """
+
+    captured: Captured
+    compilation: Compilation | None
+    execute: Callable[..., list[Any]] | None
+    tree: PathTree | None = None
+    reclaimer: Reclaimer | None = None
