@@ -174,10 +174,10 @@ def _view_handler(view: Callable[..., Any]) -> Handler:
 
 
 def _place_handler(dynamic: Callable[..., Any], plain: Handler) -> Handler:
-    """Of overloads whose place, their last argument, may be a number that data decide."""
+    """Of overloads whose place may be a number that data decide."""
 
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = dynamic(recorder, *args) if isinstance(args[-1], torch.SymInt) else None
+        found = dynamic(recorder, *args) if any(isinstance(arg, torch.SymInt) for arg in args) else None
         return plain(recorder, func, args, kwargs) if found is None else found
 
     return handle
@@ -361,4 +361,6 @@ _SPECIAL: dict[str, Handler] = {
 _AT_A_PLACE: dict[str, Callable[..., Any]] = {
     "aten.select.int": dynamic_index.select,
     "aten.select_backward.default": dynamic_index.select_backward,
+    "aten.slice.Tensor": dynamic_index.slice_window,
+    "aten.slice_backward.default": dynamic_index.slice_backward,
 }

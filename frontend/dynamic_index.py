@@ -1,4 +1,5 @@
-"""`x[t]` with a 0-d integer tensor (or a traced number): a view whose place data decide, without a decision of Python.
+"""`x[t]` and `x[t : t + 8]` with a 0-d integer tensor (or a traced number): views whose place data decide, without a
+decision of Python.
 
 Eager reads the number and selects; here the view reads with `take` and writes with `put`. Its offset in memory is not
 known: where it matters, since the view itself is returned, the number becomes a decision at the end of the function.
@@ -8,13 +9,15 @@ Masks beside other indices become places, too, when something is written there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from graphc.frontend import host
 from graphc.frontend.aten import layout
-from graphc.frontend.functionalize import DynamicSelect, TensorState, dynamic_links
+from graphc.frontend.functionalize import DynamicSelect, DynamicWindow, TensorState, dynamic_links, window
+from graphc.frontend.host import HostNode
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.traced import unwrapped
 from graphc.ir.graph import Value
@@ -85,7 +88,9 @@ def _without_masks(index: Any) -> Any:
 def _view(recorder: Recorder, tensor: Any, index: Any) -> Any:
     """The view that an index with dynamic places gives; None when it has none, or indices of other kinds too."""
     items = index if type(index) is tuple else (index,)
-    if not any(map(_is_dynamic, items)) or not all(isinstance(item, _BASIC) or _is_dynamic(item) for item in items):
+    windows = {at: found for at, item in enumerate(items) if (found := _window(recorder, item)) is not None}
+    moving = [at in windows or _is_dynamic(item) for at, item in enumerate(items)]
+    if not any(moving) or not all(is_one or _is_basic(item) for is_one, item in zip(moving, items, strict=True)):
         return None
     if (
         not isinstance(tensor, torch.Tensor)
@@ -97,22 +102,111 @@ def _view(recorder: Recorder, tensor: Any, index: Any) -> Any:
     basic: list[Any] = []
     places: list[tuple[int, Any]] = []
     dim = 0  # of the result of the basic indices
-    for item in items:
-        if _is_dynamic(item):
-            places.append((dim, item))
+    for at, item in enumerate(items):
+        if moving[at]:
+            places.append((dim, windows.get(at, item)))
             item = slice(None)
         basic.append(item)
         dim += tensor.dim() - consumed if item is Ellipsis else 0 if isinstance(item, int) else 1
     view = tensor[tuple(basic)]
     if any(place >= view.dim() or view.shape[place] == 0 for place, _ in places):
         return None  # eager raises
+    if not all(item.is_inside(view.shape[place]) for place, item in places if isinstance(item, Window)):
+        return None
     recorder.builder.location = recorder.locator.here()
     for place, item in reversed(places):
-        view = view.select(place, _number(recorder, item))
+        if isinstance(item, Window):
+            view = torch.ops.aten.slice.Tensor(view, place, item.start, item.stop)
+        else:
+            view = view.select(place, _number(recorder, item))
     return view
 
 
+@dataclass(frozen=True)
+class Window:
+    """A slice of known length that begins where data decide: `x[t : t + 8]`.
+
+    Args:
+        start, stop: traced numbers.
+        count: the length.
+    """
+
+    start: Any
+    stop: Any
+    count: int
+
+    def is_inside(self, size: int) -> bool:
+        """Whether the program checks, from now on, that all of it lies in a dim of this size."""
+        node: HostNode = self.start.node
+        conditions = node.binary("ge", 0), node.binary("le", size - self.count)
+        return self.count <= size and all(c.hint is not False and node.scope.assume(c) for c in conditions)
+
+
+def _window(recorder: Recorder, item: Any) -> Window | None:
+    """What a slice is, if it is one."""
+    if (
+        type(item) is not slice
+        or item.step not in (None, 1)
+        or not (_is_dynamic(item.start) and _is_dynamic(item.stop))
+    ):
+        return None
+    count = _distance(_value(recorder, item.start), _value(recorder, item.stop))
+    if count is None or count <= 0:
+        return None
+    return Window(_number(recorder, item.start), _number(recorder, item.stop), count)
+
+
+def narrow(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`x.narrow(dim, start, length)`."""
+    given = {**dict(zip(("input", "dim", "start", "length"), args, strict=False)), **kwargs}
+    tensor, dim, start, length = map(given.get, ("input", "dim", "start", "length"))
+    if not (isinstance(tensor, torch.Tensor) and type(dim) is type(length) is int and _is_dynamic(start)):
+        return func(*args, **kwargs)
+    if not -tensor.dim() <= dim < tensor.dim():
+        return func(*args, **kwargs)
+    place: Any = _number(recorder, start)
+    index = (slice(None),) * (dim % tensor.dim()) + (slice(place, place + length),)
+    return getitem(recorder, torch.Tensor.__getitem__, (tensor, index), {})
+
+
+def _value(recorder: Recorder, item: Any) -> Value:
+    tensor = unwrapped(item) if isinstance(item, torch.Tensor) else None
+    value: Value = item.node.value if tensor is None else recorder.value_of(tensor)
+    return value
+
+
+def _distance(start: Value, stop: Value) -> int | None:
+    """How far it is from one to the other, if that is a constant."""
+    (base, before), (other, behind) = _shifted(start), _shifted(stop)
+    return behind - before if base is other else None
+
+
+def _shifted(value: Value) -> tuple[Value, int]:
+    """A number as another one plus a constant."""
+    shift = 0
+    while value.op is not None:
+        op, (first, *others) = value.op, value.op.operands or (None,)
+        if op.name in ("add", "sub") and isinstance(first, Value) and type(others[0]) is int:
+            shift += others[0] if op.name == "add" else -others[0]
+        elif op.name == "add" and type(first) is int:
+            shift, first = shift + first, others[0]
+        elif op.name != "item":
+            break
+        assert isinstance(first, Value)
+        value = first
+    return value, shift
+
+
 _BASIC = (int, slice, type(None), type(Ellipsis))
+
+
+def _is_basic(item: Any) -> bool:
+    """An index that says where it leads by itself."""
+    return isinstance(item, _BASIC) and not (type(item) is slice and any(map(_is_dynamic, _bounds(item))))
+
+
+def _bounds(item: slice) -> tuple[Any, Any, Any]:
+    return item.start, item.stop, item.step
 
 
 def _is_dynamic(item: Any) -> bool:
@@ -161,6 +255,38 @@ def select_backward(
     return recorder.wrap(result, layout.contiguous(shape))
 
 
+def slice_window(
+    recorder: Recorder, tensor: torch.Tensor, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> torch.Tensor | None:
+    """`tensor[start:stop]` along a dim, of a window; None of any other slice."""
+    source = recorder.state_of(tensor)
+    count = _distance(start.node.value, stop.node.value) if _is_number(start) and _is_number(stop) else None
+    if count is None or step != 1:
+        return None
+    dim %= len(source.shape)
+    shape, strides = source.shape, source.strides
+    link = DynamicWindow(dim, _index(recorder, start, source.device), shape[dim], strides[dim], count)
+    state = source.view(link, (*shape[:dim], count, *shape[dim + 1 :]), strides)
+    state.location = recorder.builder.location
+    return recorder.make(state)
+
+
+def slice_backward(
+    recorder: Recorder, grad: torch.Tensor, sizes: Sequence[int], dim: int, start: Any, stop: Any, step: int
+) -> torch.Tensor | None:
+    """The gradient of the tensor that `slice_window` has taken a part of; None when the place is a plain number."""
+    if not _is_number(start):
+        return None
+    value = recorder.value_of(grad)
+    shape = tuple(int(size) for size in sizes)
+    dim %= len(shape)
+    zeros = recorder.imp.full(shape, 0, value.dtype, value.device)
+    count: int = value.shape[dim]  # type: ignore[assignment]  # static
+    places = window(recorder.builder, _index(recorder, start, value.device), shape[dim], count)
+    result = recorder.builder.op("put", zeros, places, value, dim=dim, mode="set", check="inside")
+    return recorder.wrap(result, layout.contiguous(shape))
+
+
 def _index(recorder: Recorder, item: Any, device: str) -> Value:
     """A place as a 0-d tensor, which it may have been before it was a number."""
     place = item.node.value
@@ -177,4 +303,5 @@ def _is_number(item: Any) -> bool:
 SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     torch.Tensor.__getitem__: getitem,
     torch.Tensor.__setitem__: setitem,
+    **dict.fromkeys((torch.narrow, torch.Tensor.narrow), narrow),
 }

@@ -162,6 +162,28 @@ class DynamicSelect(Link):
         return b.op("put", parent(), self.index, new, dim=self.dim, mode="set")
 
 
+@dataclass(frozen=True, eq=False)
+class DynamicWindow(DynamicSelect):
+    """As many places next to each other, from one on behind which all of them are there; else the run is not used."""
+
+    count: int
+
+    def forward(self, b: Builder, parent: Value) -> Value:
+        return b.op("take", parent, self._places(b), dim=self.dim, check="inside")
+
+    def backward(self, b: Builder, parent: ParentValue, new: Value) -> Value:
+        return b.op("put", parent(), self._places(b), new, dim=self.dim, mode="set", check="inside")
+
+    def _places(self, b: Builder) -> Value:
+        return window(b, self.index, self.size, self.count)
+
+
+def window(b: Builder, start: Value, size: int, count: int) -> Value:
+    """The places of a window along a dim, all of them inside of it."""
+    inside = b.op("minimum", b.op("maximum", start, 0), size - count)
+    return b.op("add", b.op("iota", size=count, start=0, step=1, dtype=i64, device=start.device), inside)
+
+
 SAME = Same()
 
 

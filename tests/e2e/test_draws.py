@@ -101,6 +101,14 @@ def behind_a_decision() -> Any:
     return step
 
 
+def random_crop() -> Any:
+    def crop(x: torch.Tensor) -> torch.Tensor:
+        start = random.randint(0, 40)
+        return x.repeat(20)[start : start + 3] * 2
+
+    return crop
+
+
 COMPILED: dict[str, tuple[Callable[[], Any], int]] = {
     "mixup": (mixup, 1),
     "branch": (lambda: lambda x: x * 2 if random.random() < 0.5 else x + random.randint(0, 9), 5),
@@ -110,6 +118,7 @@ COMPILED: dict[str, tuple[Callable[[], Any], int]] = {
     "choice of numpy": (lambda: lambda x: x * np.random.choice([0.5, 0.25], p=[0.75, 0.25]) + np.random.choice(40), 2),
     "stochastic depth": (stochastic_depth, 8),
     "decision": (behind_a_decision, 4),
+    "crop": (random_crop, 2),
     "coin": (lambda: lambda x: -x if random.getrandbits(1) and np.random.binomial(1, 0.5) else x, 4),
 }
 
@@ -135,12 +144,8 @@ def test_a_turn_of_calls_that_takes_one_path_goes_back() -> None:
     torch.testing.assert_close(found, [step.target(torch.full((2,), float(sign))) for sign in signs])
 
 
-def wide_slice() -> Any:
-    def crop(x: torch.Tensor) -> torch.Tensor:
-        start = random.randint(0, 40)
-        return x.repeat(20)[start : start + 3]
-
-    return crop
+def of_any_length() -> Any:
+    return lambda x: x.repeat(20)[: random.randint(1, 40)]
 
 
 def shuffled() -> Any:
@@ -153,7 +158,7 @@ def shuffled() -> Any:
 
 
 EAGER: dict[str, tuple[Callable[[], Any], str]] = {
-    "wide": (wide_slice, "Python looks at what random.randint"),
+    "wide": (of_any_length, "Python looks at what random.randint"),
     "array": (
         lambda: lambda x: x[torch.from_numpy(np.random.permutation(3))],
         r"draws from numpy.random.permutation",
