@@ -1,8 +1,8 @@
 """Containers and objects among the arguments that a function changes: `cache.keys = ...`, `found.append(x)`.
 
-The function runs once, on copies of them. What it has done to the copies is done again to the caller's own after each
-run: tensors and traced numbers are outputs of the program, plain values are kept, and what was there before is found in
-the call.
+The function runs once, on copies of them (but see `list_arguments`). What it has done to the copies is done again to
+the caller's own after each run: tensors and traced numbers are outputs of the program, plain values are kept, and what
+was there before is found in the call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from graphc.frontend import tree
 from graphc.frontend.guards import is_plain, same, snapshot
 from graphc.frontend.leaves import Key, OutputLeaf, Path, find
+from graphc.frontend.list_arguments import Lists, has_grown, only_grows
 from graphc.frontend.objects import holders, is_plain_object, is_traced
 from graphc.frontend.watched import Watched, users
 
@@ -26,12 +27,14 @@ class Change:
         path: where the caller has it.
         keys: of the items, for a dict or the attributes of an object; empty for a list.
         node, leaves: the list of items.
+        adds: the items are put behind those of a list.
     """
 
     path: Path
     keys: tuple[Any, ...]
     node: tree.Node
     leaves: tuple[OutputLeaf, ...]
+    adds: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class ArgumentEffect:
 
         def change_all() -> None:
             for home, change, items in found:
-                _fill(home, change.keys, items)
+                if change.adds:
+                    home.extend(items)
+                else:
+                    _fill(home, change.keys, items)
 
         return change_all
 
@@ -84,6 +90,7 @@ class Changed:
     keys: tuple[Any, ...]
     leaves: list[Any]
     node: tree.Node
+    adds: bool = False
 
 
 def argument_effect(given: Given, changed: list[Changed], first: int) -> tuple[ArgumentEffect | None, list[Any]]:
@@ -96,7 +103,8 @@ def argument_effect(given: Given, changed: list[Changed], first: int) -> tuple[A
             outputs.append(OutputLeaf(first + len(made)) if is_traced(leaf) else OutputLeaf(constant=users(leaf)))
             if is_traced(leaf):
                 made.append(leaf)
-        changes.append(Change(change.path, change.keys, change.node, tuple(given.located(change.leaves, outputs))))
+        located = tuple(given.located(change.leaves, outputs))
+        changes.append(Change(change.path, change.keys, change.node, located, change.adds))
     return (ArgumentEffect(tuple(changes)) if changes else None), made
 
 
@@ -110,6 +118,7 @@ class Given:
     def __init__(self, given: Any) -> None:
         self._homes: list[tuple[Path, Any, Any]] = []  # path, the copy, its contents
         self._known: dict[int, Path] = {}
+        self._watched: list[tuple[Path, Any]] = []  # lists that are taken as they are
         for number, part in enumerate(given):  # the tuple and the dict of the call itself are no one's
             items = enumerate(part) if number == 0 else ((Key(key), value) for key, value in part.items())
             for step, item in items:
@@ -117,6 +126,10 @@ class Given:
 
     def _note(self, item: Any, path: Path) -> None:
         if id(item) in self._known:
+            return
+        if isinstance(item, Watched):
+            self._known[id(item)] = path
+            self._watched.append((path, item))
             return
         if is_plain_object(item) and tree.parts(item) is None:
             contents: Any = dict(vars(item))
@@ -145,8 +158,12 @@ class Given:
         opened = holders(value, is_traced)
         return tree.flatten(value, lambda item: id(item) in opened, self._is_kept)
 
+    def gives(self, item: Any) -> bool:
+        """Something that the caller has given, or the copy of it."""
+        return id(item) in self._known
+
     def _is_kept(self, item: Any) -> bool:
-        return id(item) in self._known or isinstance(item, Watched)
+        return self.gives(item) or isinstance(item, Watched)
 
     def located(self, leaves: list[Any], outputs: list[OutputLeaf]) -> list[OutputLeaf]:
         """What becomes of leaves, with the caller's own containers and objects in the places of their copies."""
@@ -162,7 +179,15 @@ class Given:
             now = copy if isinstance(copy, (list, dict)) else vars(copy)
             items, keys = (now, ()) if isinstance(now, list) else (list(now.values()), tuple(now))
             found.append(Changed(path, keys, *self.flatten(list(items))))
+        for path, watched in self._watched:
+            if watched.added:
+                found.append(Changed(path, (), *self.flatten(list(watched.added)), adds=True))
         return found
+
+    def lists(self, known: Lists) -> Lists:
+        """What is known of lists, with what this run of the function has shown."""
+        grown = (path for path, copy, before in self._homes if isinstance(copy, list) and has_grown(copy, before))
+        return known.with_closed(grown).with_open(path for path, watched in self._watched if not only_grows(watched))
 
 
 def _same_items(copy: Any, contents: Any) -> bool:

@@ -24,6 +24,7 @@ from graphc.frontend.growing import Unwatched
 from graphc.frontend.inputs import Access, BindingKind, SourceMap
 from graphc.frontend.intercept import watching
 from graphc.frontend.joint import Recorded, close, record_backward, refusal
+from graphc.frontend.list_arguments import OtherLists
 from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.modules import ModuleFacts
 from graphc.frontend.objects import Closed, Restart
@@ -280,6 +281,7 @@ class Attempt:
             path=ends.path,
             checks=ends.checks,
             draws=self._draws.count(),
+            lists=self.target.lists,
         )
 
     def _arguments(self, recorder: Recorder, dynamic: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -312,7 +314,7 @@ class Attempt:
                 self.attributes.growing.check()
                 assert self._copies is not None
                 leaves, node = self._copies.flatten(result)
-                leaves = [drawing.own(users(leaf)) for leaf in leaves]
+                leaves = [leaf if self._copies.gives(leaf) else drawing.own(users(leaf)) for leaf in leaves]
                 _check_results(leaves, node)
                 bound, changed = self.attributes.changed(), self._copies.changed()
                 bound += recorder.optimizers.changed()
@@ -324,10 +326,12 @@ class Attempt:
                     raise NeedsText(CaptureError("text made of a tensor is a result"))
                 if replays.results:
                     finish.ask_places(recorder, [*leaves, *kept])
+                if (lists := self._copies.lists(self.target.lists)) != self.target.lists:
+                    raise OtherLists(lists)
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:
-            if isinstance(error, (Unwatched, Restart)):
+            if isinstance(error, (Unwatched, Restart, OtherLists)):
                 raise
             if recorder.messages.made or recorder.prints.made:
                 raise NeedsText(error) from None

@@ -21,6 +21,7 @@ from graphc.frontend.draws import Drawn
 from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.growing import Unwatched
 from graphc.frontend.intercept import watching
+from graphc.frontend.list_arguments import Lists, OtherLists
 from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.objects import Restart
 from graphc.frontend.recorder import RestartCapture, Specialize, Uninitialized
@@ -46,6 +47,7 @@ def capture(
     assumes: bool = True,
     oracle: Oracle | None = None,
     drawn: Drawn | None = None,
+    lists: Lists | None = None,
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -64,6 +66,7 @@ def capture(
         assumes: where decisions are taken, those of which one side only raises are none: the program checks that it is
             on the other side; see `graphc.frontend.assumptions`.
         oracle: answers decisions behind `steps`, so that the capture goes on there; it may end at any of them.
+        lists: what is known of lists among the arguments.
         drawn: draws for each call what the function draws from generators of Python and numpy; None refuses that.
 
     Returns:
@@ -84,7 +87,7 @@ def capture(
     with _LOCK:
         _STATE.capturing = True
         try:
-            target = Target(fn, tuple(args), dict(kwargs or {}), name)
+            target = Target(fn, tuple(args), dict(kwargs or {}), name, lists or Lists())
             request = Request(None if steps is None else list(steps), numerics, numbers, assumes, oracle, drawn)
             captured = _Session(target, request).run(frozenset(dynamic_scalars), merged)
         finally:
@@ -129,14 +132,20 @@ class _Session:
             except RestartCapture as restart:
                 merged |= {restart.storage}
                 if self.request.steps:
-                    raise Regrow(merged) from None
+                    raise Regrow(merged, self.target.lists) from None
             except Specialize as specialize:
                 dynamic -= specialize.leaves
                 constants |= specialize.leaves
             except Restart:
                 if self.request.steps:
-                    raise Regrow(merged) from None
+                    raise Regrow(merged, self.target.lists) from None
                 self.target.open()
+            except OtherLists as other:
+                if self.request.steps:
+                    raise Regrow(merged, other.lists) from None
+                self.target.lists = other.lists
+                self.target.open()
+                dynamic = frozenset()  # leaves have other numbers now
             except Unwatched:
                 self._wide = True
             except NeedsText as needs:

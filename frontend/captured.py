@@ -14,6 +14,7 @@ from graphc.frontend.guards import GuardSet
 from graphc.frontend.inputs import Binding, BindingKind
 from graphc.frontend.joint import Joint
 from graphc.frontend.leaves import OutputLeaf, find
+from graphc.frontend.list_arguments import Lists
 from graphc.frontend.objects import opened_arguments
 from graphc.frontend.optimizers import CreatedState
 from graphc.frontend.replays import Replay
@@ -89,6 +90,7 @@ class Captured:
         path: of the last program of a path: all of the path as one graph.
         checks: how many outputs of `path` check decisions, the last ones of its forward pass; 0: it makes no checks.
         draws: how often it draws from generators of Python and numpy.
+        lists: which lists among the arguments are taken as they are.
     """
 
     graph: Graph
@@ -117,6 +119,7 @@ class Captured:
     path: Graph | None = None
     checks: int = 0
     draws: int = 0
+    lists: Lists = field(default_factory=Lists)
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -146,7 +149,7 @@ class Captured:
         whole = [binding for binding in self.bindings if binding.kind is BindingKind.STORAGE]
         if not whole:
             return frozenset()
-        leaves, _ = flatten_call(tuple(args), kwargs)
+        leaves, _ = flatten_call(tuple(args), kwargs, self.lists)
         tensors: list[Any] = [leaves[binding.leaf] if binding.leaf >= 0 else binding.tensor for binding in whole]
         return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
 
@@ -160,7 +163,7 @@ class Captured:
         An int, which is a size or a choice more often than a number to compute with, has to have had another value in
         one of `others` as well.
         """
-        leaves, node = flatten_call(tuple(args), kwargs)
+        leaves, node = flatten_call(tuple(args), kwargs, self.lists)
         if node != self.arg_node:
             return set()
         changed = {i for i, then in self.scalars.items() if type(leaves[i]) is type(then) and leaves[i] != then}
@@ -221,9 +224,17 @@ class Captured:
         return tree.rebuild(node, iter(leaves))
 
 
-def flatten_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tree.Node]:
-    """Leaves and structure of the arguments of a call; objects that hold tensors are opened."""
-    return tree.flatten((args, kwargs), opened_arguments((args, kwargs)))
+def flatten_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], lists: Lists | None = None
+) -> tuple[list[Any], tree.Node]:
+    """Leaves and structure of the arguments of a call; objects that hold tensors are opened.
+
+    Args:
+        lists: says which lists are leaves; None: none.
+    """
+    call = args, kwargs
+    closed = lists.ids(call) if lists is not None and lists.closed else None
+    return tree.flatten(call, opened_arguments(call), (lambda item: id(item) in closed) if closed else None)
 
 
 def _leaf(leaf: OutputLeaf, outputs: Sequence[Any], call: Any) -> Any:

@@ -202,7 +202,13 @@ class Facts:
                     g.check(f"{local} is {self._locals[other]}", f"argument {name} is no longer {self._names[other]}")
                     break
             return
-        if index in self._dynamic:
+        if type(leaf) is list:  # taken as it is
+            g.check(f"type({local}) is {g.hold(list)}", f"type of argument {name}, compiled for a list")
+            for other in range(index):
+                if type(self._leaves[other]) is list:
+                    same = "is" if self._leaves[other] is leaf else "is not"
+                    g.check(f"{local} {same} {self._locals[other]}", f"which lists are {name} and {self._names[other]}")
+        elif index in self._dynamic:
             g.check(
                 f"type({local}) is {g.hold(type(leaf))}", f"type of argument {name}, compiled for {type(leaf).__name__}"
             )

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, Union
 
 import torch
 
+from graphc.frontend.list_arguments import Lists
 from graphc.frontend.loop_state import LoopState
 from graphc.ir.graph import Graph
 from graphc.ir.types import Location
@@ -34,10 +35,10 @@ class Diverged(BaseException):
 
 
 class Regrow(Exception):
-    """A path needs these storages taken as one input each, which the programs before it did not do."""
+    """A path needs these storages taken as one input each, and these lists, which the programs before it did not do."""
 
-    def __init__(self, merged: frozenset[int]) -> None:
-        self.merged = merged
+    def __init__(self, merged: frozenset[int], lists: Lists) -> None:
+        self.merged, self.lists = merged, lists
 
 
 class PathRaises(Exception):

@@ -15,11 +15,13 @@ from graphc.errors import CaptureError
 from graphc.frontend import tree
 from graphc.frontend.captured import flatten_call
 from graphc.frontend.inputs import Access, Binding, BindingKind
+from graphc.frontend.list_arguments import Lists
 from graphc.frontend.loop_bodies import outer_of
 from graphc.frontend.modules import all_hooks
 from graphc.frontend.reads import Reads
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.shown import shows
+from graphc.frontend.watched import kinds
 from graphc.ir.graph import Role
 
 
@@ -30,20 +32,23 @@ class Target:
         fn: a function, method, nn.Module, partial, or any callable object.
         args, kwargs: of the call.
         name: of the graph; None = the function's own.
+        lists: which lists among the arguments are taken as they are.
 
     Attributes:
         leaves, node: the arguments, flat, and their structure.
         names: a readable path per leaf.
     """
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> None:
-        self.fn, self.args, self.kwargs = fn, args, kwargs
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None, lists: Lists
+    ) -> None:
+        self.fn, self.args, self.kwargs, self.lists = fn, args, kwargs, lists
         self.name = name or _function_name(fn)
         self.open()
 
     def open(self) -> None:
-        """Flatten the arguments, opening objects that are now known to hold tensors."""
-        self.leaves, self.node = flatten_call(self.args, self.kwargs)
+        """Flatten the arguments, opening objects that are now known to hold tensors, and not the closed lists."""
+        self.leaves, self.node = flatten_call(self.args, self.kwargs, self.lists)
         self.names = _argument_names(self.fn, self.node)
 
     def read(self, reads: Reads) -> list[tuple[str, torch.nn.Module]]:
@@ -101,6 +106,7 @@ class Target:
             CaptureError: an argument is an iterator.
         """
         stand_ins: dict[int, Any] = {}
+        watched: dict[int, Any] = {}
         given: list[Any] = []
         for index, (name, leaf) in enumerate(zip(self.names, self.leaves, strict=True)):
             if isinstance(leaf, torch.Tensor):
@@ -111,6 +117,8 @@ class Target:
                 given.append(stand_ins[id(leaf)])
             elif index in dynamic and isinstance(leaf, (bool, int, float)):
                 given.append(recorder.scalar_input(leaf, name, index))
+            elif type(leaf) is list:
+                given.append(watched.setdefault(id(leaf), kinds[list](leaf)))
             elif isinstance(leaf, (types.GeneratorType, Iterator)):
                 raise CaptureError(f"argument {name} is a {type(leaf).__name__}, which runs out when read; pass a list")
             else:

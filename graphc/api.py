@@ -33,6 +33,7 @@ from graphc.errors import (
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.frontend.draws import Drawn
+from graphc.frontend.list_arguments import Lists
 from graphc.frontend.reclaim import Reclaimer, Spare
 from graphc.options import Options, make_options
 from graphc.path_calls import PathCalls, PathView
@@ -42,6 +43,7 @@ from graphc.settings import override, settings
 if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.loop_bodies import LoopBody
+    from graphc.frontend.segments import Regrow
     from graphc.ir.graph import Graph
 
 
@@ -69,6 +71,7 @@ class CompiledFunction(PathCalls):
         self._once = 0  # calls that ran eager because of what a function may do in its first calls alone
         self._eager_only = ""  # why calls that no program matches are not captured any more
         self._drawn = Drawn()
+        self._lists = Lists()
         self._loops: DataLoops | None = None  # what runs it turn by turn
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
@@ -226,10 +229,11 @@ class CompiledFunction(PathCalls):
         self._earnings.ran(kind, time.perf_counter() - start)
         return result
 
-    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
+    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], regrow: Regrow) -> None:
         with self._lock:
+            self._lists = regrow.lists
             self._entries = tuple(entry for entry in self._entries if entry.tree is not tree)
-            self._add_entry(args, kwargs, merged)
+            self._add_entry(args, kwargs, regrow.merged)
 
     def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> Entry:
         with self._lock, driver.collector_paused():
@@ -243,13 +247,14 @@ class CompiledFunction(PathCalls):
             numbers = frozenset(self._dynamic_numbers)
             captured = driver.capture(
                 self.target, args, kwargs, self.options, dynamic, steps, merged, numbers, self._assumes,
-                drawn=self._drawn,
+                drawn=self._drawn, lists=self._lists,
             )  # fmt: skip
             try:
                 entry = self._compile(captured)
             except BaseException:
                 captured.withdraw()
                 raise
+            self._lists = captured.lists
             self._entries = (entry, *self._entries)
             self._earnings.compiled(time.perf_counter() - start)
             return entry

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.cotangents import Question, Strides
     from graphc.frontend.draws import Drawn
+    from graphc.frontend.list_arguments import Lists
     from graphc.frontend.segments import Oracle, Step
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
@@ -52,6 +53,7 @@ def capture(
     assumes: bool = True,
     oracle: Oracle | None = None,
     drawn: Drawn | None = None,
+    lists: Lists | None = None,
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
@@ -59,7 +61,7 @@ def capture(
     with collector_paused():
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
-            numerics=options.numerics, numbers=numbers, assumes=assumes, oracle=oracle, drawn=drawn,
+            numerics=options.numerics, numbers=numbers, assumes=assumes, oracle=oracle, drawn=drawn, lists=lists,
         )  # fmt: skip
     dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured

@@ -46,8 +46,8 @@ class PathCalls:
         """Run a call by eager whose data are not what a program has assumed."""
         raise NotImplementedError
 
-    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int]) -> None:
-        """Put another tree in the place of one whose programs must take these storages as one input each."""
+    def _regrow(self, tree: PathTree, args: tuple[Any, ...], kwargs: dict[str, Any], regrow: Regrow) -> None:
+        """Put another tree in the place of one whose programs must take some inputs in another way."""
         raise NotImplementedError
 
     def _withdraw(self, captured: Captured) -> None:
@@ -68,7 +68,7 @@ class PathCalls:
         except RunEager as stopped:
             eager = stopped
         except Regrow as regrow:
-            self._regrow(tree, args, kwargs, regrow.merged)
+            self._regrow(tree, args, kwargs, regrow)
             return self(*args, **kwargs)  # type: ignore[operator]  # the class mixed into is callable
         except AssumptionError:
             return self._run_unassumed(args, kwargs)
@@ -97,7 +97,7 @@ class PathCalls:
         except RunEager as eager:
             reason = eager.reason
         except Regrow as regrow:
-            self._regrow(tree, args, kwargs, regrow.merged)
+            self._regrow(tree, args, kwargs, regrow)
             return self._compilation(args, kwargs)
         raise UnsupportedError(f"{self.options.name} runs eager for these inputs: {reason}")
 
@@ -115,7 +115,7 @@ class PathCalls:
         numbers = root.number_inputs | places
         return driver.capture(
             self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes, oracle,
-            self._drawn,
+            self._drawn, root.lists,
         )  # fmt: skip
 
     def draw_back(self, count: int) -> None:
