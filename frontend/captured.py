@@ -161,7 +161,7 @@ class Captured:
         """Argument leaves whose Python number is another one than when captured, and is to be an input from now on.
 
         An int, which is a size or a choice more often than a number to compute with, has to have had another value in
-        one of `others` as well.
+        one of `others` as well. Numbers in one list (lengths of sequences, say) become inputs together.
         """
         leaves, node = flatten_call(tuple(args), kwargs, self.lists)
         if node != self.arg_node:
@@ -173,7 +173,11 @@ class Captured:
             values = {leaves[index], self.scalars[index], *(scalars.get(index, leaves[index]) for scalars in known)}
             return index in self.counters or isinstance(leaves[index], float) or len(values) > 2
 
-        return set(filter(counts, changed))
+        found = set(filter(counts, changed))
+        for numbers in tree.flat_lists(node):
+            if not found.isdisjoint(numbers):
+                found.update(self.scalars.keys() & set(numbers))
+        return found
 
     def changed_numbers(self) -> set[Hashable]:
         """Keys of the places that hold another number or tensor than captured, and of all inputs found at places."""

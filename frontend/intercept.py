@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch._functorch import eager_transforms
@@ -24,6 +24,7 @@ from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.locations import is_user_code
 from graphc.frontend.math_functions import traced_math
+from graphc.frontend.packed import packing_nothing
 from graphc.frontend.recorder import Recorder, Uninitialized
 from graphc.frontend.scans import written_out_scans
 from graphc.frontend.training_objects import watching_training
@@ -44,8 +45,6 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if isinstance(self, LazyModuleMixin) and self.has_uninitialized_params():
             raise Uninitialized(recorder.sources.module_paths.get(id(self), type(self).__name__))
-        if isinstance(self, torch.nn.RNNBase) and args and isinstance(args[0], torch.nn.utils.rnn.PackedSequence):
-            _refuse_packed(recorder)
         recorder.sources.enter(self)
         kwargs = recorder.encoders.enter(self, args, kwargs)
         flag, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, not recorder.encoders.is_one(self)
@@ -57,14 +56,6 @@ def _call_module(original: Callable[..., Any]) -> Callable[..., Any]:
             recorder.sources.leave()
 
     return call
-
-
-def _refuse_packed(recorder: Recorder) -> NoReturn:
-    raise EagerOnlyError(
-        "recurrent layers go through packed sequences by the lengths of these, which are data; pad them and mask what "
-        "is behind their ends to have them compiled",
-        recorder.locator.here(),
-    )
 
 
 def _reparametrize(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -298,7 +289,7 @@ def watching(recorder: Recorder, target: Any = None) -> Iterator[None]:
             batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
             watching_training(recorder, _current), grouped, written_out_scans(_current),
             _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
-            _without_data_loaders(target),
+            _without_data_loaders(target), packing_nothing(recorder),
         ):  # fmt: skip
             yield
     finally:

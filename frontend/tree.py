@@ -178,6 +178,24 @@ def paths(node: Node, name: str) -> Iterator[str]:
         yield from paths(child, name + step(node, index))
 
 
+def flat_lists(call: Node) -> Iterator[range]:
+    """Which leaves are the items of one list or tuple of leaves, of those among the arguments of a call.
+
+    Args:
+        call: the structure of (args, kwargs).
+    """
+    start = 0
+    waiting = [child for arguments in reversed(call.children) for child in reversed(arguments.children)]
+    while waiting:
+        node = waiting.pop()
+        if node.kind in ("list", "tuple") and node.flat:
+            yield range(start, start + node.count())
+        if node.kind == "leaf" or node.flat:
+            start += node.count()
+        else:
+            waiting += reversed(node.children)
+
+
 def step(node: Node, index: int) -> str:
     """How part `index` of a container is written in Python."""
     if node.kind in ("dict", "userdict"):

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import graphc
-from graphc.errors import FallbackWarning
 from graphc.ir import run as interpret
 from graphc.passes.base import PassContext
 from graphc.passes.pipeline import optimize
@@ -164,25 +163,6 @@ def test_lengths_of_sequences_in_a_batch() -> None:
         return h.square().sum()
 
     _check_training(nn.GRUCell(3, 4), call, torch.randn(3, LONG, 3), torch.tensor([12, 5, 9]))
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_packed_sequences_run_eager_and_say_so(inside: bool) -> None:
-    torch.manual_seed(0)
-    net = nn.GRU(3, 4, batch_first=True)
-    x, lengths = torch.randn(4, LONG, 3), [LONG, 9, 9, 4]
-
-    @graphc.compile
-    def run(x: Any) -> torch.Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True) if inside else x
-        return net(packed)[0].data
-
-    given = x if inside else nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-    with pytest.warns(FallbackWarning, match="packed sequences"):
-        found = run(given)
-    assert torch.equal(found, net(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[0].data)
-    run(given)
-    assert run.stats().eager_calls == 2
 
 
 def test_a_compiled_network_in_an_eager_loop() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graphc
 from graphc.runtime.timing import timed_by
@@ -49,6 +50,31 @@ def test_training(kind: type[torch.nn.Module]) -> None:
     for mine, theirs, wanted in zip(found, eager, true, strict=True):
         assert_contract(mine, theirs, wanted)
     assert sum(name.startswith("loop") for name in compiled.source(x)) >= 2
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_packed_sequences(where: str) -> None:
+    """Lengths are checked on the CPU, before anything is changed, and may have been computed on the GPU."""
+    torch.manual_seed(0)
+    net = torch.nn.GRU(6, 16).cuda()
+    exact = copy.deepcopy(net).double()
+
+    def step(net: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+        out, last = net(packed)
+        loss = pad_packed_sequence(out)[0].square().mean() + last.sin().sum()
+        return [loss.detach(), last.detach(), *torch.autograd.grad(loss, list(net.parameters()))]
+
+    compiled, x = graphc.compile(step), torch.randn(14, 3, 6, device="cuda")
+    for lengths in ([3, 14, 1], [14, 14, 2], [5, 4, 14], [14, 1, 1]):
+        count = torch.tensor(lengths, device=where)
+        with torch.backends.cudnn.flags(enabled=False):
+            eager, true = step(net, x, count), step(exact, x.double(), count)
+        for mine, theirs, wanted in zip(compiled(net, x, count), eager, true, strict=True):
+            assert_contract(mine, theirs, wanted)
+    with pytest.raises(RuntimeError, match="greater than 0"):
+        compiled(net, x, torch.tensor([14, 0, 3], device=where))
+    assert (compiled.stats().compiles, compiled.stats().eager_calls) == (1, 1)
 
 
 def test_measured_once() -> None:

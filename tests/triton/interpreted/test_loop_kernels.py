@@ -9,6 +9,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graphc
 from graphc.settings import override
@@ -56,6 +57,32 @@ def test_training(kind: type[torch.nn.Module], batch_first: bool, layers: int) -
         compiled = graphc.compile(training(net), backend="triton")
         found = compiled(x)
         assert _loops(compiled, x) == 2 * layers
+    for mine, eager, true in zip(found, training(net)(x), training(exact)(x.double()), strict=True):
+        assert_contract(mine, eager, true)
+
+
+class Packing(torch.nn.Module):
+    """A layer on sequences of 8 lengths."""
+
+    def __init__(self, net: torch.nn.RNN) -> None:
+        super().__init__()
+        self.net, self.lengths = net, torch.tensor([3, 14, 1, 7, 2, 14, 5, 4])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out, last = self.net(pack_padded_sequence(x, self.lengths, enforce_sorted=False))
+        return pad_packed_sequence(out)[0], last
+
+
+def test_packed_sequences() -> None:
+    """Rows of the batch that have ended keep their states; either pass is one kernel all the same."""
+    torch.manual_seed(0)
+    net = Packing(torch.nn.RNN(6, 16))
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(14, 8, 6)
+    with override(cache=False):
+        compiled = graphc.compile(training(net), backend="triton")
+        found = compiled(x)
+        assert _loops(compiled, x) == 2
     for mine, eager, true in zip(found, training(net)(x), training(exact)(x.double()), strict=True):
         assert_contract(mine, eager, true)
 
