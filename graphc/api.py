@@ -104,7 +104,10 @@ class CompiledFunction(PathCalls):
                 self._once += isinstance(error, EagerOnceError)
                 if not isinstance(error, EagerCallError) or self._once >= _ATTEMPTS:
                     self._eager_only = str(error)
-                return self._run_eager(str(error), args, kwargs)
+                reason = str(error)
+                if isinstance(error, EagerOnceError) and not self._eager_only:
+                    reason += "; the next call is captured again, as this may be so in a first call alone"
+                return self._run_eager(reason, args, kwargs)
             except UninitializedError:
                 return self._run_plain(args, kwargs)
             if entry.execute is None and entry.tree is None:

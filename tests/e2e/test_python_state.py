@@ -493,10 +493,27 @@ def test_a_cache_that_the_first_call_fills() -> None:
         return torch.arange(size) * 2.0
 
     step: Any = graphc.compile(lambda x: x * positions(3), backend="interpret")
-    with pytest.warns(FallbackWarning, match="positions keeps"):
+    with pytest.warns(FallbackWarning, match="positions keeps .* the next call is captured again"):
         first = step(torch.ones(3))
     torch.testing.assert_close([first, step(torch.ones(3)), positions(3)], [torch.arange(3) * 2.0] * 3)
     assert (step.stats().eager_calls, step.stats().compiles) == (1, 1)
+
+
+_FUNCTIONS: dict[type, Any] = {}
+
+
+def test_a_table_by_classes_of_tensors() -> None:
+    """As a library finds out once which functions suit a class (einops does): of traced tensors it may know, too."""
+
+    def double(x):
+        if type(x) not in _FUNCTIONS:
+            _FUNCTIONS[type(x)] = torch.square
+        return _FUNCTIONS[type(x)](x) + 1
+
+    step: Any = graphc.compile(double, backend="interpret")
+    for _ in range(3):
+        torch.testing.assert_close(step(torch.full((3,), 2.0)), torch.full((3,), 5.0))
+    assert step.stats().eager_calls == 0 and not step.stats().recompiles[1:]
 
 
 @pytest.mark.parametrize("kind", [lambda: defaultdict(int), Counter], ids=["defaultdict", "counter"])
