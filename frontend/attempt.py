@@ -151,6 +151,7 @@ class Attempt:
             self.attributes.growing.ends_early = True
             undo.check_random()
             self._closed.check()
+            self._check_lists()
             self.attributes.growing.check()
             ends = Ends(gradients=recorder.gradient_facts())
             recorder.settle()
@@ -181,6 +182,15 @@ class Attempt:
             if ends.checks or self.request.oracle is None:
                 ends = replace(ends, path=recorder.graph)
         return self._captured(recorder, facts, dynamic, segment, ends)
+
+    def _check_lists(self) -> None:
+        """Raises:
+        OtherLists: lists among the arguments are to be taken in another way.
+        """
+        assert self._copies is not None
+        lists = self._copies.lists(self.target.lists)
+        if lists != self.target.lists:
+            raise OtherLists(lists)
 
     def _check_reach(self) -> None:
         """Raises:
@@ -326,13 +336,13 @@ class Attempt:
                     raise NeedsText(CaptureError("text made of a tensor is a result"))
                 if replays.results:
                     finish.ask_places(recorder, [*leaves, *kept])
-                if (lists := self._copies.lists(self.target.lists)) != self.target.lists:
-                    raise OtherLists(lists)
+                self._check_lists()
                 backward = record_backward(recorder, replays)
                 return _Returned(leaves, node, backward, replays, bound, changed)
         except Exception as error:
             if isinstance(error, (Unwatched, Restart, OtherLists)):
                 raise
+            self._check_lists()
             if recorder.messages.made or recorder.prints.made:
                 raise NeedsText(error) from None
             if isinstance(error, GraphcError):

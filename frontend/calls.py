@@ -71,11 +71,19 @@ _PLAIN = frozenset((int, float, bool, type(None), str, torch.dtype, torch.device
 def call_values(
     recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Operands
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call as rules get them; `operands` receives the strides of its tensors."""
+    """Arguments of a call as rules get them; `operands` receives the strides of its tensors.
+
+    Raises:
+        Exception: they lie on several devices, where eager refuses that.
+    """
     if any(isinstance(arg, torch.SymInt) for arg in (*args, *kwargs.values())):
         args, kwargs = _fix_integers(func, args, kwargs)
     values = tuple([to_values(recorder, arg, operands) for arg in args])
-    return values, {key: to_values(recorder, item, operands) for key, item in kwargs.items()} if kwargs else kwargs
+    named = {key: to_values(recorder, item, operands) for key, item in kwargs.items()} if kwargs else kwargs
+    if len({value.device for value, _ in operands.tensors if value.shape or value.device != "cpu"}) > 1:
+        recorder.imp.begin(operands)
+        replay.raise_as_eager(recorder.imp, func, values, named, recorder.builder.location)
+    return values, named
 
 
 def _fix_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

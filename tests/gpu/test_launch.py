@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphc
-from graphc.errors import GraphcError
 from graphc.settings import override
 
 pytestmark = pytest.mark.gpu
@@ -242,10 +241,37 @@ def test_a_module_in_an_eager_loop() -> None:
             torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_a_tensor_of_another_device_is_an_error() -> None:
-    compiled = graphc.compile(lambda x, y: torch.exp(x) * y)
-    with pytest.raises((RuntimeError, GraphcError), match=r"cuda:0.*cpu|cpu.*cuda:0"):
-        compiled(torch.randn(4, device="cuda"), torch.randn(4))
+MIXED: dict[str, Any] = {
+    "pointwise": lambda x, y: torch.exp(x) * y,
+    "labels": lambda x, y: F.cross_entropy(x, y.argmax(1)),
+    "input": lambda x, y: F.linear(y, x),
+    "loss": lambda x, y: F.mse_loss(x, y),
+    "indices": lambda x, y: F.embedding(y.argmax(1), x),
+    "weight": lambda x, y: F.layer_norm(x, (4,), y[0]),
+    "list": lambda x, y: torch.cat([x, y]),
+    "in place": lambda x, y: x.clone().add_(y),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_tensor_of_another_device_is_an_error(name: str) -> None:
+    """What is not moved to the GPU, labels above all: the error is eager's, with the line."""
+    compiled, given = graphc.compile(MIXED[name]), (torch.randn(4, 4, device="cuda"), torch.randn(4, 4))
+    for call in (MIXED[name], compiled):
+        with pytest.raises(RuntimeError, match="same device"):
+            call(*given)
+
+
+def test_places_may_lie_with_the_cpu() -> None:
+    """Eager takes an index of the CPU into a tensor of the GPU, numbers of the CPU, and copies."""
+
+    def program(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        y = x[i] * torch.tensor(2.0)
+        y[i[:2]] = x[:2]
+        return y + i.to(x.device)[:, None]
+
+    x, i = torch.randn(4, 4, device="cuda"), torch.tensor([2, 0, 3])
+    torch.testing.assert_close(graphc.compile(program)(x, i), program(x, i))
 
 
 def test_a_part_of_a_path_that_lies_with_the_cpu_is_no_error() -> None:

@@ -292,10 +292,28 @@ int64_t elements(const Stack& given) {
   return count;
 }
 
+const std::set<std::string> MIXED = {"index", "index_put", "_index_put_impl_", "_to_copy", "_pack_padded_sequence",
+                                     "_ctc_loss", "tensor_split", "_cudnn_rnn", "set_", "unique_dim"};
+// Operators that take tensors of the CPU beside those of the GPU: places, lengths, sizes.
+
+// As the checks that ATen's own kernels begin with.
+void check_devices(const std::string& name, const Stack& given, c10::Device device) {
+  if (MIXED.count(name)) return;
+  for (const auto& value : given)
+    changed(value, [&](const Tensor& t) {
+      const bool is_number = t.defined() && t.dim() == 0 && t.device().is_cpu();
+      TORCH_CHECK(!t.defined() || is_number || t.device() == device,
+                  "Expected all tensors to be on the same device, but found at least two devices, ", device, " and ",
+                  t.device(), "! (when checking arguments of ", name, ")");
+      return t;
+    });
+}
+
 void by_the_cpu(const c10::OperatorHandle& op, Stack* stack) {
   const size_t first = stack->size() - op.schema().arguments().size();
   Stack given(stack->begin() + first, stack->end());
   const auto device = device_of(given);
+  check_devices(op.operator_name().name.substr(6), given, device);
   const c10::cuda::CUDAGuard guard(device);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const bool captured = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
