@@ -8,14 +8,15 @@ Python reads is an input of the program, as those of parameters are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graphc.errors import EagerCallError, EagerOnlyError
 from graphc.frontend.functionalize import TensorState
 from graphc.frontend.inputs import Binding, BindingKind
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import OWN_ATTRIBUTES, TracedTensor
 from graphc.ir.graph import Role
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Argument:
         old: the stand-in for the gradient it came with, once Python has read it.
         read: Python looked whether there is a gradient.
         reset: the function has set or dropped the gradient.
+        missed: attributes that Python has looked for, and that it has not.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Argument:
     old: TracedTensor | None = None
     read: bool = False
     reset: bool = False
+    missed: set[str] = field(default_factory=set)
 
     @property
     def is_rewritten(self) -> bool:
@@ -92,6 +95,7 @@ class _Fact:
         has_grad: whether it has a gradient, where that was assumed.
         touched: its gradient is read or changed.
         rewritten: it is written after each run.
+        missed: attributes that it has not.
     """
 
     name: str
@@ -100,8 +104,11 @@ class _Fact:
     has_grad: bool | None
     touched: bool
     rewritten: bool
+    missed: frozenset[str]
 
 
+_OF_TORCH = ("_is_param",)
+"""Attributes for which torch looks itself."""
 _NODE: Any = _Given._backward_cls
 
 
@@ -174,6 +181,32 @@ class ArgumentTensors:
         self._met[id(made)] = Argument(name, number, tensor, made, origin)
         return made
 
+    # attributes
+
+    def ask_attribute(self, tensor: torch.Tensor, name: str) -> None:
+        """Python looks for an attribute that a tensor of the capture has not.
+
+        Raises:
+            EagerCallError: the argument that it stands for has.
+        """
+        found = self.find(tensor)
+        if found is None or name in _OF_TORCH:
+            return
+        if name in vars(found.tensor):
+            where = self._recorder.locator.here()
+            raise EagerCallError(f"it reads {name}, an attribute that the argument {found.name} has been given", where)
+        found.missed.add(name)
+
+    def check_attributes(self) -> None:
+        """After the run.
+
+        Raises:
+            EagerOnlyError: the function has given an argument an attribute.
+        """
+        for argument in self:
+            if names := vars(argument.stand_in).keys() - OWN_ATTRIBUTES:
+                raise EagerOnlyError(f"it sets {min(names)}, an attribute, of the argument {argument.name}")
+
     # gradients
 
     def read_gradient(self, tensor: torch.Tensor) -> bool:
@@ -240,8 +273,6 @@ class ArgumentTensors:
             known = recorder.gradients.knows(argument.tensor)  # the function reaches it in another way as well
             if inner or (touched and (hooks or known)):
                 return f"it reads or leaves the gradient of the argument {argument.name}"
-            if branches and argument.sets_flag:
-                return f"it sets requires_grad of the argument {argument.name}"
         return ""
 
     def release(self) -> None:
@@ -249,12 +280,11 @@ class ArgumentTensors:
         for argument in self:
             touched = argument.read or argument.leaves_gradient
             leafness = touched or argument.reaches_outside
-            if argument.is_rewritten or (argument.tensor.requires_grad and leafness):
+            if argument.missed or argument.is_rewritten or (argument.tensor.requires_grad and leafness):
                 is_leaf = argument.tensor.is_leaf
                 has_grad = argument.tensor.grad is not None if argument.read and is_leaf else None
-                self._facts.append(
-                    _Fact(argument.name, argument.number, is_leaf, has_grad, touched, argument.is_rewritten)
-                )
+                missed, rewritten = frozenset(argument.missed), argument.is_rewritten
+                self._facts.append(_Fact(argument.name, argument.number, is_leaf, has_grad, touched, rewritten, missed))
         self._numbers = [argument.number for argument in self]
         self._met.clear()
 
@@ -267,6 +297,8 @@ class ArgumentTensors:
         for fact in self._facts:
             name, where = fact.name, local(fact.number)
             g.check(f"{where}.is_leaf is {fact.is_leaf}", f"whether argument {name} is a leaf")
+            for attribute in sorted(fact.missed):
+                g.check(f"{attribute!r} not in {where}.__dict__", f"attribute {attribute} of argument {name}")
             if fact.rewritten and len(self._numbers) > 1:
                 others = ", ".join(local(number) for number in self._numbers if number != fact.number)
                 test = f"{g.hold(shares_storage)}({where}, ({others},))"

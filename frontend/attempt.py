@@ -115,7 +115,8 @@ class Attempt:
         self._draws = recorder.draws = Draws(recorder, request.drawn, constants, generators)
         self._asking = outside.refused(recorder, reads.identities)
         self._drawing = drawing.told(recorder.draws, held)
-        self._reach = Reach([target.fn, *target.leaves, *modules.modules()])
+        homes = (home for _, _, home, _ in reads.contents)
+        self._reach = Reach([target.fn, *target.leaves, *modules.modules(), *homes])
         undo = Undo(modules, target.leaves, self.attributes, generators)
         self._closed = Closed(target.leaves)
         try:
@@ -140,11 +141,12 @@ class Attempt:
             returned = self._call(recorder, given)
             if recorder.decider is not None and recorder.decider.segment is not None:
                 raise Stop  # which the function has caught
-            modules.check_tables()
+            modules.check_tables(recorder.gradients)
             modules.update()
             undo.check_flags(self.target.name)
             undo.check_random()
             recorder.imp.tape.check_end()
+            recorder.arguments.check_attributes()
             ends = self._finish(recorder, returned)
             recorder.settle()
         except Stop:
@@ -155,13 +157,13 @@ class Attempt:
             self.attributes.growing.check()
             ends = Ends(gradients=recorder.gradient_facts())
             recorder.settle()
-            rebound = self.attributes.rebound()
+            rebound = self.attributes.rebound() | recorder.optimizers.rebound
             undo.all()
             self._check_reach()
             modules.update()
             recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.request.numbers)
             return self._prefix(recorder, facts, dynamic, ends)
-        rebound = self.attributes.rebound()
+        rebound = self.attributes.rebound() | recorder.optimizers.rebound
         undo.settled()
         self._check_reach()
         recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.request.numbers)
@@ -234,7 +236,6 @@ class Attempt:
             replays=replays.made(recorder, leaves, found),
         )
         recorded, branches = returned.backward, bool(self.request.steps)
-        recorder.moves.check(branches)
         reason = recorder.moves.refusal() or recorder.arguments.refusal(branches) or replays.refusal
         if not isinstance(recorded, Recorded):
             return replace(ends, needs_grad=reason or recorded or "")
@@ -267,6 +268,7 @@ class Attempt:
                 self.attributes.inputs,
                 self.attributes.masked,
                 self.attributes.contents(),
+                self.attributes.replaced,
                 self._draws.guards,
             ),
             ends.node,

@@ -17,7 +17,18 @@ import torch
 from graphc.frontend import tree
 from graphc.frontend.growing import Change, Growing
 from graphc.frontend.guards import GROWING, AnyOf, GuardBuilder, is_plain, same, snapshot
-from graphc.frontend.inputs import GONE, Access, Binding, BindingKind, bind, bound, names_of, slots_of, suffix_of
+from graphc.frontend.inputs import (
+    GONE,
+    Access,
+    Binding,
+    BindingKind,
+    bind,
+    bound,
+    names_of,
+    put_in_order,
+    shown_key,
+    slots_of,
+)
 from graphc.frontend.leaves import OutputLeaf
 from graphc.frontend.objects import holders, is_plain_object, is_traced
 from graphc.frontend.reads import keeps_state, parts_of
@@ -91,6 +102,9 @@ class Attributes:
         reads, modules: where names are.
         dynamic: keys of numbers that are to be inputs of the program.
         wide: see `Growing`.
+
+    Attributes:
+        replaced: keys of places where `rebound` has found lists and dicts that make way for others in every run.
     """
 
     def __init__(self, reads: Reads, modules: ModuleFacts, dynamic: Collection[Hashable], wide: bool = False) -> None:
@@ -115,6 +129,7 @@ class Attributes:
         single = {(id(place[0]), place[1]): place for place in places if place and id(place[0]) not in homes}
         self._single = [(home, name, bound(home, name)) for home, name in single.values()]
         self._contents = reads.contents
+        self.replaced: set[Hashable] = set()
         self._placed: dict[tuple[int, Any], tuple[Home, Any, Any, Any]] = {}
         self._guarded: dict[Hashable, Callable[[GuardBuilder], None]] = {}
         slots = [
@@ -131,8 +146,7 @@ class Attributes:
             path, access = self._tables.get(id(home), ("", None))
             for name, value in before.items() if access is not None else ():
                 if type(value) in (int, float) and (id(home), name) in dynamic:
-                    suffix = suffix_of(home, name)
-                    yield Number(path + suffix, Access(access.root, access.suffix + suffix), value)
+                    yield Number(f"{path}[{shown_key(name)}]", access.item(home, name), value)
 
     def place(self, recorder: Recorder) -> None:
         """Put traced numbers where numbers are that shall be inputs."""
@@ -179,8 +193,10 @@ class Attributes:
     def rebound(self) -> set[int]:
         """Ids of the tensors in whose place the function has bound others."""
         found: set[int] = set()
-        for _, _, old, new in self._differences():
+        for home, name, old, new in self._differences():
             if old is not GONE and _is_effect(new, old):
+                if type(old) in (list, dict):
+                    self.replaced.add((id(home), name))
                 found.update(id(leaf) for leaf in tree.flatten(old)[0] if isinstance(leaf, torch.Tensor))
         return found
 
@@ -194,6 +210,9 @@ class Attributes:
         for home, name, old, new in list(self._differences()):
             if self._is_effect(home, new, old) or (id(home), name) in self._placed or _is_alike(new, old):
                 bind(home, name, old)
+        for home, before in self._before:
+            if isinstance(home, dict) and home.keys() == before.keys() and list(home) != list(before):
+                put_in_order(home, before)
 
     def _note_changed(self) -> None:
         """Dicts and objects in which names are changed, and what these were, are facts if they were none before."""
@@ -202,17 +221,15 @@ class Attributes:
             if access is None:
                 continue
             self._guarded[access.key()] = partial(GuardBuilder.is_object, where=access, item=home, what=path)
-            if not isinstance(name, (str, int)):
-                continue
-            suffix = suffix_of(home, name)
-            inner, path = Access(access.root, access.suffix + suffix), path + suffix
+            inner = access.item(home, name)
+            path += f"[{shown_key(name)}]" if isinstance(home, (dict, list)) else f".{name}"
             if is_plain(old):
                 self._guarded[inner.key()] = partial(GuardBuilder.equals, where=inner, item=snapshot(old), what=path)
                 if type(old) in (int, float) and inner.place() is not None:
                     self.numbers.setdefault(inner.key(), Number(path, inner, old))
             elif old is GONE and not isinstance(home, list):
-                names = access if isinstance(home, dict) else Access(access.root, f"{access.suffix}.__dict__")
-                self._guarded[inner.key()] = partial(GuardBuilder.is_absent, where=names, key=name, what=path)
+                absent = GuardBuilder.is_absent if isinstance(home, dict) else GuardBuilder.lacks
+                self._guarded[inner.key()] = partial(absent, where=access, key=name, what=path)
 
     def guards(self, g: GuardBuilder) -> None:
         """The facts that have come to light while the function ran."""

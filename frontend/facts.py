@@ -93,6 +93,7 @@ class Facts:
         numbers: Collection[Hashable] = (),
         masked: Masked = lambda access, value: value,
         contents: Iterable[tuple[str, Access, Any]] = (),
+        replaced: Collection[Hashable] = (),
         drawn: Callable[[GuardBuilder], None] = lambda g: None,
     ) -> GuardSet:
         """The guard function for a captured graph.
@@ -101,6 +102,7 @@ class Facts:
             numbers: keys of accesses to numbers that are inputs.
             masked: the value to guard at a place, see `Attributes.masked`.
             contents: (path, access, items) of containers, see `Attributes.contents`.
+            replaced: keys of accesses to what may be another object in every call.
             trained: add the facts about gradients and optimizers.
             drawn: adds the draws of the call, which come last.
         """
@@ -124,7 +126,8 @@ class Facts:
                 f"{g.hold(holds(items, tensors=False))}({g.hold(access.root)}{access.suffix})", f"what is in {path}"
             )
         for path, access, item in self._reads.identities:
-            g.is_object(access, item, path)
+            if not replaced or access.key() not in replaced:
+                g.is_object(access, item, path)
         for path, access, name in self._reads.absent:
             g.check(
                 f"{name!r} not in {g.hold(access.root)}{access.suffix}.__dict__", f"{path}: found on the object now"

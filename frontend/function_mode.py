@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from graphc.errors import GraphcError, UnsupportedError
+from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
 from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, replay
 from graphc.frontend.dispatch import item
 from graphc.frontend.move_calls import assign_data
@@ -123,7 +123,7 @@ def _tolist(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _no_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> NoReturn:
-    raise UnsupportedError(
+    raise EagerOnlyError(
         f"{_named(func)} needs the data of a tensor, which does not exist while the program is compiled; keep to torch "
         "operations inside the compiled function, or do this outside of it",
         recorder.locator.here(),

@@ -94,6 +94,11 @@ class Gradients:
         """Whether the function has been seen to reach this tensor itself."""
         return id(tensor) in self._tensors
 
+    def has_none(self, tensor: torch.Tensor) -> bool:
+        """Whether it had no gradient before, and has none now."""
+        before = self._tensors.get(id(tensor))
+        return tensor.grad is None and (before is None or before.grad is None)
+
     def _before(self, tensor: torch.Tensor) -> _Before | None:
         if type(tensor) is TracedTensor:
             return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.frontend.guards import GuardBuilder, holds
-from graphc.frontend.inputs import Access, bind, bound, suffix_of
+from graphc.frontend.inputs import Access, bind, bound
 from graphc.frontend.reads import Reads
 from graphc.frontend.watched import contents, kinds
 
@@ -165,7 +165,8 @@ class Growing:
                 continue
             if place.table is not None:
                 g.is_object(place.table, place.home, place.path.rpartition("[")[0])
-            where = g.hold(place.home) + suffix_of(place.home, place.key)
+            access = Access(place.home, "").item(place.home, place.key)
+            where = g.hold(access.root) + access.suffix
             if place.watched.shared:
                 g.is_object(where, place.own, place.path)
             g.check(f"type({where}) is {g.hold(type(place.own))}", f"the type of {place.path}")

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from graphc.frontend.inputs import Access
+from graphc.frontend.inputs import GONE, Access, bound
 from graphc.program.facts import EntryFact, FactCheck, FactChecker, TensorFact
 
 Describe: TypeAlias = Callable[[dict[str, Any]], str]
@@ -216,6 +216,11 @@ class GuardBuilder:
     def is_absent(self, where: Access, key: Any, what: str) -> None:
         """There is nothing under a key of the dict that an access gives."""
         self.check(f"{self.hold(key)} not in {self._expression(where)}", f"{what} is there now")
+
+    def lacks(self, where: Access, key: str, what: str) -> None:
+        """The class, or object with slots, that an access gives has not this name."""
+        found = f"{self.hold(bound)}({self._expression(where)}, {key!r})"
+        self.check(f"{found} is {self.hold(GONE)}", f"{what} is there now")
 
     def _expression(self, where: str | Access) -> str:
         return where if isinstance(where, str) else f"{self.hold(where.root)}{where.suffix}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from graphc.frontend.traced import TracedTensor
-from graphc.frontend.watched import contents
+from graphc.frontend.watched import Watched, contents
 from graphc.ir.graph import Role
 
 
@@ -46,7 +47,13 @@ class Access:
         """The object found there now."""
         if not self.suffix:
             return self.root
-        return eval(f"_root{self.suffix}", {"_root": self.root})
+        return eval(_compiled(self.suffix), {"_root": self.root})
+
+    def item(self, home: Any, name: Any) -> Access:
+        """How to reach what is under a name (see `bound`) of the home that this leads to."""
+        if isinstance(home, types.CellType) or has_names(home) or type(name) in (str, int):
+            return Access(self.root, self.suffix + suffix_of(home, name))
+        return Access(_Entry(self, name), _VALUE)
 
     def entry(self) -> tuple[dict[Any, Any], str] | None:
         """The dict and the key, when it is a dict's entry under a string and nothing more."""
@@ -57,6 +64,9 @@ class Access:
         """The home and the name in it (see `bound`) where what is found can be replaced."""
         if self.suffix == ".cell_contents":
             return self.root, ""
+        if isinstance(self.root, _Entry) and self.suffix == _VALUE:
+            home = self.root.home.resolve()
+            return (home, self.root.key) if isinstance(home, dict) else None
         entry = _LAST.fullmatch(self.suffix) or _ATTRIBUTE.fullmatch(self.suffix)
         if entry is None:
             return None
@@ -73,6 +83,27 @@ class Access:
         """The same for all accesses to one place, as long as something keeps that alive."""
         place = self.place()
         return (id(self.root), self.suffix) if place is None else (id(place[0]), place[1])
+
+
+_VALUE = ".value"
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """An entry of a dict under a key that no text stands for, such as a tensor."""
+
+    home: Access
+    key: Any
+
+    @property
+    def value(self) -> Any:
+        """What is there now."""
+        return self.home.resolve()[self.key]
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(suffix: str) -> types.CodeType:
+    return compile(f"_root{suffix}", "<access>", "eval")
 
 
 GONE = object()
@@ -153,6 +184,15 @@ def bind(home: Any, name: Any, value: Any) -> None:
             kind.__delitem__(home, name)
 
 
+def put_in_order(home: dict[Any, Any], order: Iterable[Any]) -> None:
+    """Have the entries of a dict follow each other as these keys do; by no method of the user's."""
+    entries = names_of(home)
+    for name in list(entries):
+        bind(home, name, GONE)
+    for name in order:
+        bind(home, name, entries[name])
+
+
 _ENTRY = re.compile(r"\['([^'\\]*)'\]")
 _LAST = re.compile(r"(.*)\[('[^'\\]*'|\d+)\]")
 _ATTRIBUTE = re.compile(r"(.*)\.(\w+)")
@@ -226,7 +266,7 @@ class SourceMap:
         self.module_paths: dict[int, str] = {}
         self.modules: list[torch.nn.Module] = []
         self._tensors: dict[int, _Found] = {}
-        self._objects = objects
+        self._objects = [(path, access, access.resolve()) for path, access in objects]  # as a call begins
         self._stack: list[str] = []
         self._searched = False
         for path, module in modules:
@@ -243,8 +283,14 @@ class SourceMap:
             own = module.__dict__
             for role, table in ((Role.PARAM, own["_parameters"]), (Role.BUFFER, own["_buffers"]), (Role.STATE, own)):
                 for key, tensor in table.items():
-                    if isinstance(tensor, torch.Tensor):
-                        self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"), role is Role.STATE)
+                    if not isinstance(tensor, torch.Tensor):
+                        continue
+                    self.note(tensor, role, prefix + key, Access(table, f"[{key!r}]"), role is Role.STATE)
+                    for name, kept in vars(tensor).items() if type(tensor) is not TracedTensor else ():
+                        if isinstance(kept, torch.Tensor):
+                            self.note(
+                                kept, Role.STATE, f"{prefix}{key}.{name}", Access(vars(tensor), f"[{name!r}]"), True
+                            )
 
     def note_looked_up(self, tensor: torch.Tensor, path: str, access: Access) -> None:
         """A tensor that another one may replace between calls: looked up in every call."""
@@ -255,7 +301,7 @@ class SourceMap:
         if type(tensor) is TracedTensor or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return
         found = self._tensors.setdefault(id(tensor), _Found(tensor, role, path, [], rebindable=rebindable))
-        if not found.accesses or access.key() not in [known.key() for known in found.accesses]:
+        if not found.accesses or access.key() not in {known.key() for known in found.accesses}:
             found.accesses.append(access)
 
     # modules as they run
@@ -285,12 +331,12 @@ class SourceMap:
         found = self._tensors.get(id(tensor))
         if found is None and not self._searched:
             self._searched = True
-            for path, access in self._objects:
-                self._search(path, access)
+            for path, access, item in self._objects:
+                self._search(path, access, item)
             for module in list(self.modules):
                 for key in [key for key in module.__dict__ if key not in _KNOWN]:
                     path = f"{self.module_paths[id(module)]}.{key}".lstrip(".")
-                    self._search(path, Access(module.__dict__, f"[{key!r}]"))
+                    self._search(path, Access(module.__dict__, f"[{key!r}]"), module.__dict__[key])
             found = self._tensors.get(id(tensor))
         if found is None or found.tensor is not tensor:
             shape = tuple(tensor.shape)
@@ -302,37 +348,45 @@ class SourceMap:
         accesses = tuple(found.accesses)
         return found.role, found.path, Binding(found.kind, tensor, accesses=accesses, rebindable=found.rebindable)
 
-    def _search(self, path: str, start: Access) -> None:
+    def _search(self, path: str, start: Access, found: Any) -> None:
         """Look for tensors inside containers and plain objects, breadth first."""
-        queue = deque([(path, start.suffix, start.resolve())])
+        queue = deque([(path, start, found)])
         seen: set[int] = set()
         while queue and len(seen) < _SEARCH_LIMIT:
-            name, suffix, item = queue.popleft()
+            name, access, item = queue.popleft()
             if id(item) in seen:
                 continue
             seen.add(id(item))
             if isinstance(item, torch.nn.Module):
                 self.add_module(name, item)
             elif isinstance(item, torch.Tensor):
-                self.note(item, Role.STATE, name, Access(start.root, suffix), ".__dict__[" in suffix)
+                self.note(item, Role.STATE, name, access, ".__dict__[" in access.suffix)
+                if type(item) is not TracedTensor and vars(item):
+                    queue.extend((name + n, reached, child) for n, reached, child in _children(access, item))
             else:
-                queue.extend((name + n, suffix + s, child) for n, s, child in _children(item))
+                queue.extend((name + n, reached, child) for n, reached, child in _children(access, item))
 
 
-def _children(item: Any) -> Iterator[tuple[str, str, Any]]:
-    """(path, suffix, child) of what a container or a plain object holds."""
+def _children(access: Access, item: Any) -> Iterator[tuple[str, Access, Any]]:
+    """(path, access, child) of what a container or a plain object holds."""
     if isinstance(item, dict):
         for key, child in list(item.items()):
-            if isinstance(key, (str, int)) and _may_hold(child):
-                yield f"[{key!r}]", f"[{key!r}]", child
-    elif isinstance(item, (list, tuple)):
-        for index, child in enumerate(contents(item) if isinstance(item, list) else item):
             if _may_hold(child):
-                yield f"[{index}]", f"[{index}]", child
+                yield f"[{shown_key(key)}]", access.item(item, key), child
+    elif isinstance(item, (list, tuple, deque)):
+        before = item.own if isinstance(item, Watched) else item  # where things are when a call begins
+        for index, child in enumerate(before if isinstance(before, tuple) else contents(before)):
+            if _may_hold(child):
+                yield f"[{index}]", Access(access.root, f"{access.suffix}[{index}]"), child
     else:
         for key, child in list(getattr(item, "__dict__", {}).items()):
             if key.isidentifier() and _may_hold(child):
-                yield f".{key}", f".__dict__[{key!r}]", child
+                yield f".{key}", Access(access.root, f"{access.suffix}.__dict__[{key!r}]"), child
+
+
+def shown_key(key: Any) -> str:
+    """A key of a dict as text."""
+    return f"a {type(key).__name__}" if isinstance(key, (torch.Tensor, torch.nn.Module)) else repr(key)
 
 
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device)

@@ -40,6 +40,7 @@ class Joint:
         anchor: an input that the results depend on, by number: where all gradients are None, eager's results still
             require grad.
         question: for gradients by cotangents that lie otherwise than those of the graph; None when it cannot be asked.
+        flagged: inputs that have to require grad before autograd hears of the call, by number.
     """
 
     graph: Graph
@@ -48,6 +49,7 @@ class Joint:
     overwritten: list[int]
     anchor: int
     question: Question | None
+    flagged: list[int]
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,11 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
     hooked = next((m for m in recorder.sources.modules if m._backward_hooks or m._backward_pre_hooks), None)
     if results and hooked is not None:
         return f"the module {recorder.sources.module_paths[id(hooked)]!r} has backward hooks"
-    if results and _needs_own_leaves(recorder, results, [leaf for leaf, _ in replays.own_leaves]):
-        return "a result can be differentiated by a leaf tensor that the function makes"
+    if _reaches(results, [leaf for leaf, _ in replays.own_leaves]):
+        return "a result can be differentiated by a leaf tensor that the function makes and gives away"
+    inputs = [tensor for tensor, _ in _differentiable_inputs(recorder)]
+    replays.loose += [result for result in results if not _reaches([result], inputs)]
+    results = [result for result in results if _reaches([result], inputs)]
     while results:
         mark = len(recorder.graph.ops)
         cotangents, stand_ins = _cotangents(recorder, results)
@@ -127,17 +132,6 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
         question = Question(recorder, results, reached)
         return Recorded(mark, cotangents, results, gradients, wanted[0][1], question)
     return None
-
-
-def _needs_own_leaves(recorder: Recorder, results: Sequence[torch.Tensor], returned: Sequence[torch.Tensor]) -> bool:
-    """Whether autograd outside would have to know of leaves that the function makes.
-
-    Those that nobody outside has may be forgotten, unless they are all that a result can be differentiated by.
-    """
-    if _reaches(results, returned):
-        return True
-    inputs = [tensor for tensor, _ in _differentiable_inputs(recorder)]
-    return any(not _reaches([result], inputs) for result in results)
 
 
 def _reaches(results: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> bool:
@@ -213,23 +207,27 @@ def _differentiable_inputs(recorder: Recorder) -> list[tuple[torch.Tensor, Input
     pairs: list[tuple[torch.Tensor, Input]] = []
     origins = {argument.number: argument.origin for argument in recorder.arguments}
     for value, binding in zip(recorder.graph.inputs, recorder.bindings, strict=False):
-        tensor = binding.tensor
-        if tensor is None or not tensor.requires_grad or binding.kind is BindingKind.STORAGE:
+        tensor, origin = binding.tensor, origins.get(binding.leaf)
+        if tensor is None or binding.kind is BindingKind.STORAGE:
             continue
-        if binding.leaf < 0:
+        if binding.leaf < 0 and tensor.requires_grad:
             pairs.append((tensor, value))
-            continue
-        if binding.leaf in origins:
-            pairs.append((origins[binding.leaf], value))
+        elif origin is not None and origin.requires_grad:
+            pairs.append((origin, value))
     return pairs
+
+
+def _flagged(recorder: Recorder) -> list[Input]:
+    """The arguments of which the function sets `requires_grad` to True."""
+    found = [argument for argument in recorder.arguments if argument.sets_flag and argument.stand_in.requires_grad]
+    numbers = {argument.number for argument in found}
+    pairs = zip(recorder.graph.inputs, recorder.bindings, strict=False)
+    return [value for value, binding in pairs if binding.leaf in numbers and binding.kind is BindingKind.ARG]
 
 
 def refusal(recorder: Recorder) -> str:
     """Why the results cannot be handed out by one autograd function, or an empty string."""
     graph = recorder.graph
-    for argument in recorder.arguments:
-        if argument.sets_flag:
-            return f"it sets requires_grad of the argument {argument.name}"
     written = {write.target for write in graph.writes}
     for value, binding in zip(graph.inputs, recorder.bindings, strict=False):
         tensor = binding.tensor
@@ -262,7 +260,8 @@ def close(
         graph.outputs.append(own_gradient(recorder.builder, value, strides, taken))
     changing = [positions[storage.source] for storage in overwritten if storage.source is not None]
     wanted = [positions[value] for value, _, _ in recorded.gradients]
-    return forward, Joint(graph, numbers, wanted, changing, positions[recorded.anchor], recorded.question)
+    anchor, flagged = positions[recorded.anchor], [positions[value] for value in _flagged(recorder)]
+    return forward, Joint(graph, numbers, wanted, changing, anchor, recorded.question, flagged)
 
 
 def _forward_ops(graph: Graph, start: int) -> list[Op]:

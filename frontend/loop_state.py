@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graphc.frontend import host
 from graphc.frontend.functionalize import Link, TensorState
 from graphc.frontend.python_state import PythonState, UnclearError, frames_to
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import OWN_ATTRIBUTES, TracedTensor
 from graphc.ir.graph import Input, Op, Value
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
 
 _DEPTH = 64
-_OWN = frozenset(("state", "recorder"))
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,8 @@ class _Reader:
         recorder, known, tokens = self._recorder, self._known, self._python.tokens
         if recorder.gradients.changed() or recorder.optimizers.stored() or recorder.locator.differentiates:
             raise UnclearError("gradients are recorded")
+        if recorder.moves:
+            raise UnclearError("a tensor of the user's has other memory or another geometry")
         tokens.append(len(recorder.bindings))
         self._python.frames(frames_to(sys._getframe(), outermost))
         tokens += [self._storage(storage) for storage in recorder.storages]
@@ -153,7 +154,7 @@ class _Reader:
         self._met.add(id(tensor))
         if tensor.requires_grad:
             raise UnclearError("a tensor requires grad")
-        if not _OWN.issuperset(vars(tensor)):
+        if not OWN_ATTRIBUTES.issuperset(vars(tensor)):
             raise UnclearError("a tensor with attributes of the user's")
         return (
             "tensor",

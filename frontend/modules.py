@@ -14,12 +14,18 @@ from graphc.frontend.gradients import Gradients
 from graphc.frontend.guards import Describe, GuardBuilder, is_plain, snapshot
 from graphc.frontend.inputs import Access, SourceMap
 from graphc.frontend.names import attribute_names, constructor_names
+from graphc.frontend.traced import is_parameter
 
 Masked: TypeAlias = Callable[[Access, Any], Any]
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _ALL_HOOKS = frozenset(name for name in vars(torch.nn.Module()) if name.endswith("_hooks"))
 _TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def keeps_names(item: Any) -> bool:
+    """A tensor that attributes of the user's can be kept on, as `weight.mask = ...`."""
+    return type(item) in (torch.Tensor, torch.nn.Parameter)
 
 
 class ModuleState:
@@ -30,6 +36,8 @@ class ModuleState:
         own = module.__dict__
         self.own = dict(own)
         self.tables = {name: dict(own[name]) for name in _TABLES}
+        tensors = {**self.tables["_parameters"], **self.tables["_buffers"]}
+        self.attached = {key: (tensor, dict(vars(tensor))) for key, tensor in tensors.items() if keeps_names(tensor)}
         self.hooks = {name: tuple(own[name].values()) for name in _HOOKS}
         self.hook_tables = {
             name: dict(table) for name, table in own.items() if name in _ALL_HOOKS and table is not None
@@ -63,6 +71,10 @@ class ModuleState:
             if own[name].keys() != table.keys():
                 own[name].clear()
                 own[name].update(table)
+        for tensor, names in self.attached.values():
+            if vars(tensor) or names:
+                vars(tensor).clear()
+                vars(tensor).update(names)
 
 
 class ModuleFacts:
@@ -95,16 +107,18 @@ class ModuleFacts:
         return [state.module for state in self._states.values()]
 
     def tables(self) -> Iterator[tuple[str, Access | None, dict[Any, Any]]]:
-        """(path, access, dict) of where modules keep names: attributes, buffers, and attributes that are dicts.
+        """(path, access, dict) of where modules keep names: attributes, tensors, dicts among these, names on tensors.
 
-        Only the last may be other dicts in later calls; the others have no access.
+        Only the last two may be other dicts in later calls; the others have no access.
         """
         for state in self._states.values():
             own = state.module.__dict__
-            yield from ((state.path, None, own), (state.path, None, own["_buffers"]))
+            yield from ((state.path, None, table) for table in (own, own["_buffers"], own["_parameters"]))
             for key, value in own.items():
                 if type(value) is dict and key not in _INTERNAL:
                     yield f"{state.path}.{key}".lstrip("."), Access(own, f"[{key!r}]"), value
+            for key, (tensor, _) in state.attached.items():
+                yield f"{state.path}.{key}".lstrip("."), Access(tensor, ".__dict__"), vars(tensor)
 
     def hook_tables(self) -> Iterator[dict[Any, Any]]:
         """Where hooks are registered."""
@@ -123,9 +137,13 @@ class ModuleFacts:
             where = f"{state.path}." if state.path else ""
             for key, value in state.plain.items():
                 yield f"{where}{key}", Access(state.module.__dict__, f"[{key!r}]"), value
+            for key, (tensor, names) in state.attached.items():
+                for name, value in names.items():
+                    if is_plain(value):
+                        yield f"{where}{key}.{name}", Access(vars(tensor), f"[{name!r}]"), snapshot(value)
 
-    def check_tables(self) -> None:
-        """After the run.
+    def check_tables(self, gradients: Gradients) -> None:
+        """After the run. A parameter that the function has made may be in the place of another one.
 
         Raises:
             EagerOnceError: there are other parameters or modules, which later code knows by identity.
@@ -134,7 +152,8 @@ class ModuleFacts:
             for name in ("_parameters", "_modules"):
                 now, then = state.module.__dict__[name], state.tables[name]
                 for key in {**then, **now}:
-                    if now.get(key) is not then.get(key):
+                    old, new = then.get(key), now.get(key)
+                    if new is not old and not (is_parameter(new) and old is not None and gradients.has_none(old)):
                         raise EagerOnceError(
                             f"it binds {f'{state.path}.{key}'.lstrip('.')} to something else; "
                             "write into the one that is there (`parameter.data.copy_(new)`) to have it compiled"
@@ -159,6 +178,13 @@ class ModuleFacts:
             tables = g.hold(tuple(state.module.__dict__ for state in states))
             total = sum(len(state.own) for state in states)
             g.check(f"sum(map(len, {tables})) == {total}", _describe_attributes(states))
+        attached = [(vars(tensor), len(names)) for state in states for tensor, names in state.attached.values()]
+        what = "the set of attributes of a parameter or buffer"
+        if empty := tuple(table for table, count in attached if not count):
+            g.check(f"not any({g.hold(empty)})", what)
+        if filled := tuple(table for table, count in attached if count):
+            total = sum(count for _, count in attached)
+            g.check(f"sum(map(len, {g.hold(filled)})) == {total}", what)
         counter = g.hold(RemovableHandle)
         same_hooks = g.hold(lambda: all(_hooks(s.module) == s.hooks for s in states))
         g.check(f"({counter}.next_id == {self._hook_count} or {same_hooks}())", "forward hooks of a module")

@@ -37,15 +37,30 @@ class MoveAgain:
     number: int
     by_data: bool
 
+    def move(self, tensor: torch.Tensor, memory: torch.Tensor) -> None:
+        """Move it."""
+        if self.by_data:
+            tensor.data = memory
+        else:
+            tensor.set_(memory)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class MovesAgain:
+    """All moves behind one run."""
+
+    moves: Sequence[MoveAgain]
+
     def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
-        """Move it; who gets the output gets the very tensor."""
-        tensor = inputs[self.place]
+        """Make them; who gets one of the outputs gets the very tensor.
+
+        One tensor may get the memory that another one has had: `a.data, b.data = b.data, a.data`.
+        """
+        memories = [outputs[move.number].detach() for move in self.moves]
         with torch.no_grad():
-            if self.by_data:
-                tensor.data = outputs[self.number]
-            else:
-                tensor.set_(outputs[self.number])
-        outputs[self.number] = tensor
+            for move, memory in zip(self.moves, memories, strict=True):
+                move.move(inputs[move.place], memory)
+                outputs[move.number] = inputs[move.place]
 
 
 class Moves:
@@ -59,6 +74,9 @@ class Moves:
         self._recorder = recorder
         self._moved: dict[int, tuple[torch.Tensor, bool]] = {}
         self._left: list[TensorState] = []  # what ids in `very_tensors` were of
+
+    def __bool__(self) -> bool:
+        return bool(self._moved)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter([tensor for tensor, _ in self._moved.values()])
@@ -89,7 +107,7 @@ class Moves:
         self._left.append(old)
         self._moved[id(tensor)] = tensor, by_data
 
-    def replays(self, numbers: dict[int, int]) -> list[MoveAgain]:
+    def replays(self, numbers: dict[int, int]) -> list[MovesAgain]:
         """What is to be done behind each run.
 
         Args:
@@ -106,18 +124,11 @@ class Moves:
                 and (binding.tensor is tensor if argument is None else binding.leaf == argument.number)
             )
             found.append(MoveAgain(place, numbers[id(tensor)], by_data))
-        return found
+        return [MovesAgain(found)] if found else []
 
     def release(self) -> None:
         """Let go of all tensors."""
         self._moved.clear()
-
-    def check(self, branches: bool) -> None:
-        """Raises:
-        EagerOnlyError: there are some, and the program is one of several on a path.
-        """
-        if branches and self._moved:
-            raise refusal(self._recorder, "a tensor gets another geometry or other memory behind a branch on data")
 
     def refusal(self) -> str:
         """Why calls that need gradients must run eager; empty when they need not."""

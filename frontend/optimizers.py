@@ -1,11 +1,11 @@
 """Optimizers during a capture: their state, made for real where it is made lazily, and their changing numbers.
 
-An optimizer is met when its `step` runs, or when Python looks into its parameter groups. State that its first step
-would create is created when it steps, for real, once, by the optimizer's own `_init_group`; from then on it is state
-that the program updates in place. State that only the first step's gradients can give (momentum buffers) becomes an
-output, stored after the run. Learning rates, and momentum that a schedule cycles, are inputs of the program from where
-the optimizer is met to the end. Everything else in the parameter groups is guarded. What the function sets there is set
-after each run.
+An optimizer is met when its `step` runs, or when Python looks into its parameter groups or its state. State that its
+first step would create is created when it steps, for real, once, by the optimizer's own `_init_group`; from then on it
+is state that the program updates in place. What only the function can give (momentum buffers, weights that an optimizer
+of the user's puts aside) becomes an output, stored after the run. Learning rates, and momentum that a schedule cycles,
+are inputs of the program from where the optimizer is met to the end. Everything else in the parameter groups is
+guarded. What the function sets there is set after each run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from graphc.errors import EagerOnlyError
+from graphc.errors import EagerOnceError, EagerOnlyError
 from graphc.frontend.attributes import Number
 from graphc.frontend.guards import GuardBuilder, is_plain, same, snapshot
-from graphc.frontend.inputs import GONE, Access
+from graphc.frontend.inputs import GONE, Access, shown_key
 from graphc.frontend.objects import is_traced
 from graphc.frontend.schedulers import Later
 from graphc.ir.graph import Input, Role, Value
@@ -65,6 +65,7 @@ class StateEffect:
     """A tensor or number that a run stores in the state of an optimizer.
 
     Args:
+        param: whose state; None for what is kept of no parameter.
         number: of the effect's output; -1 for a `constant`.
     """
 
@@ -76,7 +77,9 @@ class StateEffect:
 
     def apply(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Put it there; `outputs` are the leaves of this run that are effects."""
-        self.optimizer.state[self.param][self.key] = outputs[self.number] if self.number >= 0 else self.constant
+        state = state_of(self.optimizer)
+        home = state if self.param is None else state[self.param]
+        home[self.key] = outputs[self.number] if self.number >= 0 else self.constant
 
 
 class Stored(NamedTuple):
@@ -114,7 +117,7 @@ class CreatedState:
 
     def remove(self) -> None:
         """State as before the capture."""
-        state = self.optimizer.state
+        state = state_of(self.optimizer)
         for param, home in list(state.items()):
             if param not in self.known:
                 del state[param]
@@ -123,31 +126,45 @@ class CreatedState:
                     del home[key]
 
 
+class _Group:
+    """One parameter group as this capture found it; optimizers may share one.
+
+    Attributes:
+        home: the dict.
+        then: what was in it.
+        placed: what stands in it in the place of that.
+    """
+
+    def __init__(self, home: dict[str, Any]) -> None:
+        self.home, self.then, self.params = home, dict(home), list(home["params"])
+        self.placed: dict[str, Any] = {}
+
+
 class _Met:
     """One optimizer as this capture found it.
 
     Attributes:
         stepped: it has begun to step.
+        followed: what is kept in its state is known, and what becomes of it.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, number: int, groups: list[_Group]) -> None:
         self.optimizer, self.number, self.path = optimizer, number, f"optimizer{number or ''}"
-        self.stepped = False
-        self.groups = [dict(group) for group in groups_of(optimizer)]
-        self.params = [list(group["params"]) for group in groups_of(optimizer)]
-        self.found = CreatedState(optimizer, {p: _keys(home) for p, home in optimizer.state.items()})
+        self.stepped = self.followed = False
+        self.groups = groups
+        self.found = CreatedState(optimizer, {p: _keys(home) for p, home in state_of(optimizer).items()})
         self.before: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self.counted: dict[tuple[int, Any], Any] = {}  # numbers in the state that are inputs, by home and key
-        self.placed: dict[tuple[int, str], Any] = {}  # what stands in a group in the place of what was there
 
-    def remember(self) -> None:
-        """Take the state as it is now, after what is lazy has been created, as what the step starts from."""
-        self.before = {p: (home, {k: snapshot(v) for k, v in home.items()}) for p, home in self._state().items()}
+    def homes(self) -> dict[Any, dict[Any, Any]]:
+        """Where state is kept that may be changed: by parameter, and under None what is kept of none."""
+        state = state_of(self.optimizer) if self.followed else {}
+        found: dict[Any, dict[Any, Any]] = {None: state} if _own_entries(state) or None in self.before else {}
+        return found | {param: home for param, home in state.items() if isinstance(home, dict)}
 
-    def _state(self) -> dict[Any, dict[Any, Any]]:
-        """What its steps may have changed."""
-        state = self.optimizer.state if self.stepped else {}
-        return {p: home for p, home in state.items() if isinstance(home, dict)}
+    def entries(self, param: Any, home: dict[Any, Any]) -> dict[Any, Any]:
+        """What is kept in one of these."""
+        return _own_entries(home) if param is None else home
 
 
 class Optimizers:
@@ -161,6 +178,8 @@ class Optimizers:
     def __init__(self, recorder: Recorder, constants: frozenset[Any]) -> None:
         self._recorder, self._constants = recorder, constants
         self._met: dict[int, _Met] = {}
+        self._groups: dict[int, _Group] = {}
+        self.rebound: set[int] = set()  # ids of tensors in the state in whose place the function has put others
         self._running: list[bool] = []
         self._watching = True
         self._schedules: list[Any] = []  # those whose last rates are those of their optimizers
@@ -173,12 +192,17 @@ class Optimizers:
         """Python looks into its parameter groups, where inputs of the program are from now on."""
         met = self._met.get(id(optimizer))
         if met is None:
-            met = self._met[id(optimizer)] = _Met(optimizer, len(self._met))
-            for index, group in enumerate(groups_of(optimizer)):
-                for key, value in list(group.items()):
-                    given = self._with_inputs(met, index, key, value)
-                    if given is not value:
-                        met.placed[index, key] = group[key] = given
+            met = _Met(optimizer, len(self._met), [])
+            self._met[id(optimizer)] = met
+            for index, home in enumerate(groups_of(optimizer)):
+                group = self._groups.get(id(home))
+                if group is None:
+                    group = self._groups[id(home)] = _Group(home)
+                    for key, value in group.then.items():
+                        given = self._with_inputs(met, index, key, value)
+                        if given is not value:
+                            group.placed[key] = home[key] = given
+                met.groups.append(group)
         return met
 
     def look_into(self, optimizer: torch.optim.Optimizer) -> None:
@@ -187,9 +211,16 @@ class Optimizers:
             with torch._C.DisableTorchFunction():
                 self.meet(optimizer)
 
+    def look_into_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Python looks into the state of an optimizer, or may change it."""
+        met = self._met.get(id(optimizer))
+        if self._watching and (met is None or not met.followed):
+            with torch._C.DisableTorchFunction():
+                self._follow(self.meet(optimizer))
+
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
-        """For the block: looking into parameter groups is for their parameters alone."""
+        """For the block: looking into parameter groups is for their parameters alone, and nobody looks into state."""
         watching, self._watching = self._watching, False
         try:
             yield
@@ -202,13 +233,18 @@ class Optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer) or type(last) is not list:
             return None
         met = self.meet(optimizer)
-        if not is_plain(last) or not same(last, [group.get("lr") for group in met.groups]):
+        if not is_plain(last) or not same(last, [group.then.get("lr") for group in met.groups]):
             return None
         self._schedules.append(scheduler)
-        return [met.placed.get((index, "lr"), rate) for index, rate in enumerate(last)]
+        return [group.placed.get("lr", rate) for group, rate in zip(met.groups, last, strict=True)]
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
-        """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture."""
+        """`optimizer.step` starts: the step takes the paths and the arithmetic that it takes outside of a capture.
+
+        Raises:
+            EagerOnlyError: of a class that is not compiled.
+            EagerOnceError: the function has looked for state that is made only now.
+        """
         if isinstance(optimizer, torch.optim.LBFGS):
             where = self._recorder.locator.here()
             raise EagerOnlyError("LBFGS searches along a line, by Python numbers that depend on data", where)
@@ -218,11 +254,19 @@ class Optimizers:
         met = self.meet(optimizer)
         if not met.stepped:
             met.stepped = True
-            _create_state(optimizer)
-            met.remember()
+            known = {p: _keys(home) for p, home in state_of(optimizer).items()}
+            with self.unwatched():
+                _create_state(optimizer)
+            if met.followed and any(known.get(p) != _keys(home) for p, home in state_of(optimizer).items()):
+                raise EagerOnceError(
+                    f"it looks into the state of {type(optimizer).__name__} before its first step, which makes that",
+                    self._recorder.locator.here(),
+                )
             with torch._C.DisableTorchFunction():
-                self._name_state(met)
-                self._place_state(met)
+                for group in met.groups:
+                    for param in group.params:
+                        self._recorder.gradients.see(param, self._recorder.sources.find(param)[1])
+                self._follow(met)
         self._running.append(torch.compiler._is_compiling_flag)
         torch.compiler._is_compiling_flag = False
 
@@ -268,7 +312,7 @@ class Optimizers:
             number
             for met in self._met.values()
             for index, group in enumerate(met.groups)
-            for key, value in group.items()
+            for key, value in group.then.items()
             for number in _numbers(met, index, key, value)
             if number.access.suffix not in _DYNAMIC
         ]
@@ -284,42 +328,35 @@ class Optimizers:
             EagerOnlyError: it is nothing that can be set again after each run.
         """
         found = []
-        for met in self._met.values():
-            for (index, group), then in zip(enumerate(groups_of(met.optimizer)), met.groups, strict=False):
-                for key, new in group.items():
-                    new = new.before if isinstance(new, Later) else new
-                    known = met.placed.get((index, key), then.get(key, GONE))
-                    if new is known or key == "params" or (is_plain(new) and same(new, known)):
-                        continue
-                    if not is_plain(new) and not is_traced(new):
-                        raise EagerOnlyError(f"it sets {key} of {type(met.optimizer).__name__} to {type(new).__name__}")
-                    found.append((group, key, new))
+        for met, _, group in self._found_groups():
+            for key, new in group.home.items():
+                new = new.before if isinstance(new, Later) else new
+                known = group.placed.get(key, group.then.get(key, GONE))
+                if new is known or key == "params" or (is_plain(new) and same(new, known)):
+                    continue
+                if not is_plain(new) and not is_traced(new):
+                    raise EagerOnlyError(f"it sets {key} of {type(met.optimizer).__name__} to {type(new).__name__}")
+                found.append((group.home, key, new))
         return found
 
-    @staticmethod
-    def _put_back(met: _Met) -> None:
-        """Parameter groups as they were."""
-        for group, then in zip(groups_of(met.optimizer), met.groups, strict=False):
-            _restore(group, then)
-
-    def _name_state(self, met: _Met) -> None:
-        sources = self._recorder.sources
-        for group in met.params:
-            for param in group:
-                _, path, _ = sources.find(param)
-                self._recorder.gradients.see(param, path)
-                home, items = met.before.get(param, ({}, {}))
-                for key, item in items.items():
-                    if isinstance(item, torch.Tensor):
-                        sources.note(item, Role.STATE, f"{met.path}.{path}.{key}", Access(home, f"[{key!r}]"))
-
-    def _place_state(self, met: _Met) -> None:
-        """Numbers that an optimizer of the user's keeps in its state, such as steps, are inputs."""
-        for number, (home, items) in enumerate(met.before.values()):
+    def _follow(self, met: _Met) -> None:
+        """Take the state as it is now as what the function starts from."""
+        if met.followed:
+            return
+        met.followed = True
+        recorder = self._recorder
+        for number, (param, home) in enumerate(met.homes().items()):
+            items = {key: snapshot(item) for key, item in met.entries(param, home).items()}
+            met.before[param] = home, items
+            path = f"{met.path}.{recorder.sources.find(param)[1]}" if isinstance(param, torch.Tensor) else met.path
             for key, item in items.items():
-                found = Number(f"{met.path}.{key}{number or ''}", Access(home, f"[{key!r}]"), item)
-                if type(item) in (int, float) and type(key) is str and found.key not in self._constants:
-                    given = self._recorder.number_input(item, found.path, found.access, found.key)
+                access = Access(home, "").item(home, key)
+                if isinstance(item, torch.Tensor):
+                    recorder.sources.note(
+                        item, Role.STATE, f"{path}.{key if isinstance(key, str) else shown_key(key)}", access
+                    )
+                elif type(item) in (int, float) and type(key) is str and access.key() not in self._constants:
+                    given = recorder.number_input(item, f"{met.path}.{key}{number or ''}", access, access.key())
                     met.counted[id(home), key] = home[key] = given
 
     # after the run
@@ -332,9 +369,9 @@ class Optimizers:
         """
         found = []
         for met in self._met.values():
-            for param, home in met._state().items():
+            for param, home in met.homes().items():
                 then = met.before.get(param, ({}, {}))[1]
-                for key, item in home.items():
+                for key, item in met.entries(param, home).items():
                     known = met.counted.get((id(home), key), then.get(key, GONE))
                     if item is known or (is_plain(item) and same(item, known)):
                         continue
@@ -349,13 +386,19 @@ class Optimizers:
     def settle(self) -> None:
         """After a good run: state as it was before the step, lazily created state kept."""
         self._running.clear()  # of steps that did not come to their end; the capture has put the flag back
+        for group in self._groups.values():
+            _restore(group.home, group.then)
         for met in self._met.values():
-            self._put_back(met)
-            for param, home in list(met._state().items()):
+            for param, home in list(met.homes().items()):
                 if param in met.before:
-                    _restore(home, met.before[param][1])
+                    then = met.before[param][1]
+                    changed = (item for key, item in then.items() if home.get(key) is not item)
+                    self.rebound.update(id(item) for item in changed if isinstance(item, torch.Tensor))
+                    _restore(home, then, met.entries(param, home))
+                elif param is None:
+                    _restore(home, {}, met.entries(param, home))
                 else:
-                    del met.optimizer.state[param]
+                    del state_of(met.optimizer)[param]
                     home.clear()
 
     def undo(self) -> None:
@@ -369,7 +412,7 @@ class Optimizers:
         return [
             met.found
             for met in self._met.values()
-            if met.stepped and any(met.found.known.get(p) != _keys(home) for p, home in met.optimizer.state.items())
+            if met.stepped and any(met.found.known.get(p) != _keys(home) for p, home in state_of(met.optimizer).items())
         ]
 
     def guards(self, g: GuardBuilder) -> None:
@@ -385,39 +428,70 @@ class Optimizers:
         for met in self._met.values():
             optimizer, path = g.hold(met.optimizer), met.path
             g.check(f"len({optimizer}.param_groups) == {len(met.groups)}", f"number of parameter groups of {path}")
-            for index, (group, params) in enumerate(zip(met.groups, met.params, strict=True)):
-                home = groups_of(met.optimizer)[index]
-                g.is_object(f"{optimizer}.param_groups[{index}]", home, f"parameter group {index} of {path}")
-                g.check(
-                    f"list(map(id, {g.hold(home)}['params'])) == {g.hold([id(p) for p in params])}",
-                    f"parameters in group {index} of {path}",
-                )
-                for key, value in group.items():
-                    if is_plain(value) and (index, key) not in met.placed:
-                        g.equals(f"{g.hold(home)}[{key!r}]", value, f"{key} of {path}")
-                    elif type(value) is tuple:
-                        g.equals(f"{g.hold(home)}[{key!r}][1:]", value[1:], f"{key} of {path}")
-            if not met.stepped:
-                continue
-            homes = list(met.optimizer.state.values())
+            for index, group in enumerate(met.groups):
+                g.is_object(f"{optimizer}.param_groups[{index}]", group.home, f"parameter group {index} of {path}")
+            if met.followed:
+                self._guard_state(g, met)
+        for met, index, group in self._found_groups():
+            path, home = met.path, g.hold(group.home)
             g.check(
-                f"list(map(id, {optimizer}.state.values())) == {g.hold([id(home) for home in homes])}",
-                f"state of {path}",
+                f"list(map(id, {home}['params'])) == {g.hold([id(p) for p in group.params])}",
+                f"parameters in group {index} of {path}",
             )
-            g.hold(homes)  # so that their ids stay their own
-            for home, items in met.before.values():
-                for key, item in items.items():
-                    if is_plain(item) and (id(home), key) not in met.counted:
-                        g.equals(f"{g.hold(home)}[{g.hold(key)}]", item, f"{key} in the state of {path}")
-            entries = list(met.before.values())
-            known, sizes = g.hold([home for home, _ in entries]), g.hold([len(items) for _, items in entries])
-            g.check(f"list(map(len, {known})) == {sizes}", f"state of {path}")
+            for key, value in group.then.items():
+                if is_plain(value) and key not in group.placed:
+                    g.equals(f"{home}[{key!r}]", value, f"{key} of {path}")
+                elif type(value) is tuple:
+                    g.equals(f"{home}[{key!r}][1:]", value[1:], f"{key} of {path}")
+
+    def _found_groups(self) -> Iterator[tuple[_Met, int, _Group]]:
+        """The groups of all optimizers, each once, with the first that has it and its number there."""
+        seen: set[int] = set()
+        for met in self._met.values():
+            for index, group in enumerate(met.groups):
+                if id(group) not in seen:
+                    seen.add(id(group))
+                    yield met, index, group
+
+    @staticmethod
+    def _guard_state(g: GuardBuilder, met: _Met) -> None:
+        """Which state there is, and the plain values in it."""
+        path, kept = met.path, _kept(met.optimizer)
+        g.check(
+            f"list(map(id, {g.hold(_kept)}({g.hold(met.optimizer)}))) == {g.hold(list(map(id, kept)))}",
+            f"state of {path}",
+        )
+        g.hold(kept)  # so that their ids stay their own
+        for home, items in met.before.values():
+            for key, item in items.items():
+                if is_plain(item) and (id(home), key) not in met.counted:
+                    what = f"{shown_key(key)} in the state of {path}"
+                    g.equals(f"{g.hold(home)}[{g.hold(key)}]", item, what)
+        entries = [(home, len(home)) for home, _ in met.before.values()]
+        known, sizes = g.hold([home for home, _ in entries]), g.hold([size for _, size in entries])
+        g.check(f"list(map(len, {known})) == {sizes}", f"state of {path}")
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Its parameter groups, where looking at them is not to be noticed."""
     found: list[dict[str, Any]] | None = vars(optimizer).get("param_groups")
     return optimizer.param_groups if found is None else found
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """Its state, where looking at that is not to be noticed."""
+    found: dict[Any, Any] | None = vars(optimizer).get("state")
+    return optimizer.state if found is None else found
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What tells whether the same state is there: the dicts in it, and keys of what is none."""
+    return [item if isinstance(item, dict) else key for key, item in state_of(optimizer).items()]
+
+
+def _own_entries(state: dict[Any, Any]) -> dict[Any, Any]:
+    """What an optimizer keeps in its state that is of no parameter."""
+    return {key: item for key, item in state.items() if not isinstance(item, dict)}
 
 
 def _keys(home: object) -> frozenset[Any]:
@@ -438,8 +512,9 @@ def _is_cycled(number: Number) -> bool:
     return number.access.suffix in _CYCLED and "max_momentum" in number.access.root
 
 
-def _restore(home: dict[Any, Any], then: dict[Any, Any]) -> None:
-    for key in [key for key in home if key not in then]:
+def _restore(home: dict[Any, Any], then: dict[Any, Any], now: dict[Any, Any] | None = None) -> None:
+    """What was in a dict, or in the part of it that is `now`."""
+    for key in [key for key in (home if now is None else now) if key not in then]:
         del home[key]
     for key, item in then.items():
         if home.get(key) is not item:

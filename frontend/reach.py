@@ -8,6 +8,7 @@ again. It is put back, and the call runs eager.
 
 from __future__ import annotations
 
+import array
 import functools
 import gc
 import threading
@@ -40,6 +41,7 @@ _SKIPPED = (
 """What has guards and effects of its own, is taken as fixed, or changes by itself, as a thread does."""
 _OF_MODULES = frozenset(vars(torch.nn.Module()))
 _COPIED = (list, deque, set, bytearray)
+_EQUAL = (set, bytearray, array.array)
 
 
 class Reach:
@@ -56,6 +58,10 @@ class Reach:
         waiting = deque(roots)
         while waiting and len(self._kept) < _LIMIT:
             item = waiting.popleft()
+            if isinstance(item, torch.optim.Optimizer):
+                waiting.extend(param for group in item.param_groups for param in group["params"])
+            if type(item) in (torch.Tensor, torch.nn.Parameter):
+                item = vars(item)
             if id(item) in self._kept or isinstance(item, (*_SKIPPED, str, int, float, complex, bytes, type(None))):
                 continue
             if shows(item):
@@ -95,6 +101,8 @@ def _copy(item: Any) -> Any:
     if isinstance(item, np.ndarray):
         can_change = item.flags.writeable and item.dtype != object and item.nbytes <= _BYTES
         return item.copy() if can_change else None
+    if isinstance(item, array.array):
+        return item[:]
     if isinstance(item, dict) or is_own(item) or (is_own(type(item)) and slots_of(type(item))):
         return names_of(item)
     return None
@@ -103,7 +111,7 @@ def _copy(item: Any) -> Any:
 def _is_alike(item: Any, before: Any) -> bool:
     if isinstance(item, np.ndarray):
         return bool(item.shape == before.shape and item.tobytes() == before.tobytes())
-    if isinstance(item, (set, bytearray)):
+    if isinstance(item, _EQUAL):
         return bool(item == before)
     if isinstance(item, (list, deque)):
         return len(item) == len(before) and all(map(_is_same, item, before))
@@ -121,7 +129,7 @@ def _is_same(now: Any, then: Any) -> bool:
 
 def _where(item: Any, before: Any) -> str:
     """Which names of something have changed, as far as they can be told in words."""
-    if isinstance(item, (np.ndarray, set, bytearray, list, deque)):
+    if isinstance(item, (np.ndarray, list, deque, *_EQUAL)):
         return ""
     now = names_of(item)
     changed = [name for name in {**before, **now} if not _is_same(now.get(name, GONE), before.get(name, GONE))]
@@ -139,7 +147,7 @@ def _put_back(item: Any, before: Any) -> None:
     elif isinstance(item, set):
         item.clear()
         item.update(before)
-    elif isinstance(item, (list, bytearray)):
+    elif isinstance(item, (list, bytearray, array.array)):
         item[:] = before
     elif isinstance(item, deque):
         item.clear()

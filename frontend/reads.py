@@ -162,6 +162,8 @@ class Reads:
             if (
                 isinstance(item, torch.optim.Optimizer) and attribute in _OF_OPTIMIZERS
             ):  # which have guards of their own
+                for number, param in enumerate(p for group in item.param_groups for p in group["params"]):
+                    self._attached(f"{path}.param{number}", Access(param, ""), param)
                 return self.objects.append((inner, Access(access.root, f"{access.suffix}.{attribute}")))
             holder = vars(item) if hasattr(item, "__dict__") else {}
             self._holder(path, access, item)
@@ -212,6 +214,7 @@ class Reads:
             return True
         if isinstance(item, torch.Tensor):
             self.objects.append((path, access))
+            self._attached(path, access, item)
             return True
         if isinstance(item, torch.nn.Module):
             if not any(known is item for _, known in self.modules):
@@ -250,6 +253,15 @@ class Reads:
             self.objects.append((path, access))
             self.whole(path, access, item)
         return False
+
+    def _attached(self, path: str, access: Access, item: torch.Tensor) -> None:
+        """The attributes that a tensor has been given, and may be given."""
+        if type(item) not in (torch.Tensor, torch.nn.Parameter):
+            return
+        self.tables.append((path, Access(access.root, f"{access.suffix}.__dict__")))
+        for name, value in vars(item).items():
+            if is_plain(value):
+                self._value(f"{path}.{name}", Access(access.root, f"{access.suffix}.__dict__[{name!r}]"), value)
 
     def _callable(self, path: str, access: Access, item: Any) -> None:
         """A function, or something that calls one."""
@@ -327,7 +339,9 @@ class Reads:
         for name, suffix in found.items():
             inner = Access(access.root, access.suffix + suffix)
             value = inner.resolve()
-            if is_plain(value):
+            if isinstance(item, torch.optim.Optimizer) and name in _OF_OPTIMIZERS:
+                self.objects.append((f"{path}.{name}", inner))
+            elif is_plain(value):
                 self._value(f"{path}.{name}", inner, value)
             elif isinstance(value, _FUNCTIONS) or (isinstance(value, _CONTAINERS) and is_own(type(item))):
                 self._settle(f"{path}.{name}", inner, value, final=True)

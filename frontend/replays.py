@@ -22,7 +22,7 @@ from graphc.frontend.aten import layout
 from graphc.frontend.functionalize import Storage, overlap
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.leaves import OutputLeaf
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import TracedTensor, is_parameter
 from graphc.ir.graph import StridedView
 
 if TYPE_CHECKING:
@@ -116,15 +116,49 @@ class LeafAgain:
     Args:
         number: the output.
         gradient: the output that is its gradient, or -1 for none.
+        requires_grad: a parameter need not.
+        is_parameter: it is a parameter.
     """
 
     number: int
     gradient: int
+    requires_grad: bool
+    is_parameter: bool
 
     def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
         """Make it one."""
-        leaf = outputs[self.number] = outputs[self.number].detach().requires_grad_()
+        leaf = outputs[self.number].detach().requires_grad_(self.requires_grad)
+        if self.is_parameter:
+            leaf = torch.nn.Parameter(leaf, self.requires_grad)
         leaf.grad = outputs[self.gradient] if self.gradient >= 0 else None
+        outputs[self.number] = leaf
+
+
+@dataclass(frozen=True)
+class AttachAgain:
+    """A result can be differentiated, but only by leaves that the function has made and let go.
+
+    Args:
+        number: the output.
+    """
+
+    number: int
+
+    def replay(self, outputs: list[Any], inputs: Sequence[Any]) -> None:
+        """Have autograd know it so."""
+        outputs[self.number] = _OfNobody.apply(torch.empty((), requires_grad=True), outputs[self.number])
+
+
+class _OfNobody(torch.autograd.Function):
+    """From a leaf that nobody has to a tensor that is computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[None, None]:
+        return None, None
 
 
 @dataclass
@@ -136,7 +170,9 @@ class Replays:
         hidden: tensors that are outputs for the sake of replays alone.
         writes: number of the argument, and the tensor that holds what is written to it.
         views: result and base.
-        own_leaves: results that are leaves of autograd's made by the function, each with its gradient.
+        loose: results, and tensors of `hidden`, that can only be differentiated by leaves that nobody has any more.
+        own_leaves: results that are leaves of autograd's made by the function, each with its gradient; parameters that
+            require no grad too.
         written: storages that the program itself need not write to.
         refusal: why there can be none; empty when there can.
     """
@@ -145,6 +181,7 @@ class Replays:
     hidden: list[TracedTensor] = field(default_factory=list)
     writes: list[tuple[int, TracedTensor]] = field(default_factory=list)
     views: list[tuple[TracedTensor, torch.Tensor]] = field(default_factory=list)
+    loose: list[TracedTensor] = field(default_factory=list)
     own_leaves: list[tuple[TracedTensor, torch.Tensor | None]] = field(default_factory=list)
     written: set[Storage] = field(default_factory=set)
     refusal: str = ""
@@ -165,7 +202,8 @@ class Replays:
         """
         numbers = {id(leaf): out.number for leaf, out in zip(leaves, found, strict=True)}
         places = _places(recorder)
-        replays: list[Replay] = [WriteAgain(places[number], numbers[id(new)]) for number, new in self.writes]
+        replays: list[Replay] = [AttachAgain(numbers[id(leaf)]) for leaf in self.loose]
+        replays += [WriteAgain(places[number], numbers[id(new)]) for number, new in self.writes]
         for leaf, base in self.views:
             number = numbers[id(leaf)]
             output = recorder.graph.outputs[number]
@@ -176,9 +214,10 @@ class Replays:
             else:
                 place = places[argument.number] if argument is not None else _place_of(recorder, base)
                 replays.append(ViewAgain(number, place, True, view))
-        for leaf, gradient in self.own_leaves:
-            replays.append(LeafAgain(numbers[id(leaf)], -1 if gradient is None else numbers[id(gradient)]))
         replays += [DetachAgain(number) for number in _detached(recorder, leaves, found)]
+        for leaf, gradient in self.own_leaves:
+            place = -1 if gradient is None else numbers[id(gradient)]
+            replays.append(LeafAgain(numbers[id(leaf)], place, leaf.requires_grad, is_parameter(leaf)))
         return replays + recorder.moves.replays(numbers)
 
 
@@ -251,8 +290,10 @@ def find_replays(recorder: Recorder, leaves: Sequence[Any]) -> Replays:
     Args:
         leaves: of the returned value. Those that require grad are meant.
     """
-    given = {id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor and leaf.requires_grad}
+    made = {id(leaf): leaf for leaf in leaves if type(leaf) is TracedTensor}
+    given = {key: leaf for key, leaf in made.items() if leaf.requires_grad}
     found = Replays()
+    found.own_leaves += [(leaf, None) for key, leaf in made.items() if key not in given and is_parameter(leaf)]
     _find_writes(recorder, found)
     shared: dict[Storage, list[TracedTensor]] = {}
     for leaf in given.values():

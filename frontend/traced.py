@@ -26,6 +26,9 @@ AS_REPR = "!r"
 """Stands for what `repr` gives, where else a format is told."""
 
 
+OWN_ATTRIBUTES = frozenset(("state", "recorder"))
+
+
 class TracedTensor(torch.Tensor):
     """A tensor of a captured function.
 
@@ -65,6 +68,13 @@ class TracedTensor(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> NoReturn:
         raise CaptureError(_LEAKED)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """What is neither of tensors nor has been set in the capture: an argument may have it."""
+        recorder = vars(self).get("recorder")
+        if recorder is not None:
+            recorder.arguments.ask_attribute(self, name)
+        raise AttributeError(f"'Tensor' object has no attribute {name!r}")
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         if not is_graphc_code(sys._getframe(1).f_code):
@@ -127,3 +137,8 @@ def unwrapped(tensor: torch.Tensor) -> torch.Tensor | None:
             return None
         tensor = functorch.get_unwrapped(tensor)
     return tensor
+
+
+def is_parameter(item: Any) -> bool:
+    """Whether a tensor of the capture is a parameter that the function has made: `nn.Parameter(x * 2)`."""
+    return type(item) is TracedTensor and getattr(item, "_is_param", False)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from graphc.frontend import schedulers
-from graphc.frontend.optimizers import groups_of
+from graphc.frontend.optimizers import Optimizers, groups_of
 from graphc.frontend.recorder import Recorder
 
 Current: TypeAlias = Callable[[], Recorder | None]
@@ -53,23 +53,28 @@ def _optimized(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
         yield from group["params"]
 
 
-class _Groups:
-    """`optimizer.param_groups`, told of to the recorder when Python looks at it; kept where it is kept without this."""
+class _Noticed:
+    """An attribute of optimizers that is told of to the recorder when Python looks at it; kept where it is kept else.
 
-    def __init__(self, current: Current) -> None:
-        self.current = current
+    Args:
+        name: of the attribute.
+        look: the method of `Optimizers` to tell.
+    """
+
+    def __init__(self, name: str, look: Callable[[Optimizers, torch.optim.Optimizer], None], current: Current) -> None:
+        self.name, self.look, self.current = name, look, current
 
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
-        found = vars(optimizer).get("param_groups", self) if optimizer is not None else self
+        found = vars(optimizer).get(self.name, self) if optimizer is not None else self
         if found is self:
-            raise AttributeError("param_groups")
+            raise AttributeError(self.name)
         recorder = self.current()
         if recorder is not None:
-            recorder.optimizers.look_into(optimizer)
+            self.look(recorder.optimizers, optimizer)
         return found
 
-    def __set__(self, optimizer: Any, groups: Any) -> None:
-        vars(optimizer)["param_groups"] = groups
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        vars(optimizer)[self.name] = value
 
 
 @contextlib.contextmanager
@@ -91,12 +96,15 @@ def _watching_optimizers(recorder: Recorder, current: Current) -> Iterator[None]
             recorder.optimizers.leave(optimizer)
 
     before[-1], after[-1] = enter, leave
-    torch.optim.Optimizer.param_groups = _Groups(current)  # type: ignore[assignment]
+    looks = {"param_groups": Optimizers.look_into, "state": Optimizers.look_into_state}
+    for name, look in looks.items():
+        setattr(torch.optim.Optimizer, name, _Noticed(name, look, current))
     try:
         yield
     finally:
         del before[-1], after[-1]
-        delattr(torch.optim.Optimizer, "param_groups")
+        for name in looks:
+            delattr(torch.optim.Optimizer, name)
         torch.optim.Optimizer.zero_grad = of_optimizer  # type: ignore[method-assign]
         torch.nn.Module.zero_grad = of_module  # type: ignore[method-assign]
 

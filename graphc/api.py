@@ -119,10 +119,8 @@ class CompiledFunction(PathCalls):
             self._withdraw(entry.captured, attempt + 1 < _ATTEMPTS)
         if self._loops is not None:
             return self._loops.run(*args, **kwargs)
-        raise UnsupportedError(
-            f"{self.options.name} changes, while it runs, what its own compilation depends on: {reason}. Move that "
-            "change out of the compiled function."
-        )
+        self._eager_only = f"it changes, while it runs, what its own compilation depends on: {reason}"
+        return self._run_eager(self._eager_only, args, kwargs)
 
     def _go_turn_by_turn(self, is_data: Callable[[LoopBody], bool]) -> bool:
         """Have the function's loops over data run in Python, with compiled turns, which count for this callable too.
@@ -198,9 +196,7 @@ class CompiledFunction(PathCalls):
 
     def _run_eager(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that no program can answer; each reason is said once."""
-        if reason not in self._said:
-            self._said.add(reason)
-            warnings.warn(FallbackWarning(f"{self.options.name} runs eager, since {reason}"), stacklevel=4)
+        self._say(f"{self.options.name} runs eager, since {reason}", 5)
         return self._run_plain(args, kwargs)
 
     def _run_plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -208,6 +204,12 @@ class CompiledFunction(PathCalls):
         self._stats.eager_calls += 1
         self._drawn.rewind()
         return self.target(*args, **kwargs)
+
+    def _say(self, text: str, stacklevel: int) -> None:
+        """Warn once of calls that run eager."""
+        if text not in self._said:
+            self._said.add(text)
+            warnings.warn(FallbackWarning(text), stacklevel=stacklevel)
 
     def _earned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether another program is worth its compilation: one for all numbers that change, or one for many calls."""
@@ -264,13 +266,8 @@ class CompiledFunction(PathCalls):
 
     def _compile(self, captured: Captured) -> Entry:
         if captured.needs_grad:
-            warnings.warn(
-                FallbackWarning(
-                    f"{self.options.name}: gradients are needed, and {captured.needs_grad}, so such calls run eager. "
-                    "Under torch.no_grad() they run compiled."
-                ),
-                stacklevel=5,
-            )
+            what = f"{self.options.name}: gradients are needed, and {captured.needs_grad}, so such calls run eager. "
+            self._say(f"{what}Under torch.no_grad() they run compiled.", 6)
             return Entry(captured, None, None)
         if captured.segment is not None:
             return Entry(captured, None, None, PathTree(self.options.name, captured, self))

@@ -71,6 +71,7 @@ class Differentiable:
         self.name = name
         self._results, self._wanted, self._anchor = joint.results, joint.wanted, joint.anchor
         self._outputs = len(split.forward.outputs) - split.saved
+        self._flagged = joint.flagged
         self._constant = [number for number in range(self._outputs) if number not in joint.results]
         self._reused = split.reused
         self._saved_from = split.saved_from
@@ -92,6 +93,19 @@ class Differentiable:
         Returns:
             Its outputs without the saved values; those that can be differentiated are attached to autograd's graph.
         """
+        if not self._flagged:
+            return self._run(inputs)
+        flagged = [inputs[number] for number in self._flagged]
+        for tensor in flagged:
+            tensor.requires_grad_()
+        try:
+            return self._run(inputs)
+        except BaseException:
+            for tensor in flagged:
+                tensor.requires_grad_(False)
+            raise
+
+    def _run(self, inputs: list[Any]) -> list[Any]:
         outputs: list[Any] = []
         wanted = [inputs[number] for number in self._wanted or (self._anchor,)]
         if torch.is_grad_enabled():

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from graphc.errors import EagerOnlyError, FallbackWarning, UnsupportedError
+from graphc.errors import EagerOnlyError, FallbackWarning
 from graphc.frontend.segments import Oracle, PathRaises, Step
 from graphc.path_direct import Direct
 from graphc.path_growth import Growth
@@ -255,13 +255,14 @@ class PathTree:
             child = self._node(captured)
             inputs = captured.match(walk.args, walk.kwargs)
             if inputs is None:
-                raise UnsupportedError(
-                    f"{self.name} changes, while it runs, what its own compilation depends on: "
-                    f"{captured.explain_miss(walk.args, walk.kwargs)}. Move that change out of the compiled function."
-                )
-            parent = growth.node.captured
-            child.covered = parent is not None and captured.assumes_no_more_than(parent)
-            walk.inputs = inputs
+                changed = captured.explain_miss(walk.args, walk.kwargs)
+                reason = f"it changes, while it runs, what its own compilation depends on: {changed}"
+                child = Node(None, reason=reason)
+                self.warn(f"runs eager on this path, since {reason}")
+            else:
+                parent = growth.node.captured
+                child.covered = parent is not None and captured.assumes_no_more_than(parent)
+                walk.inputs = inputs
         growth.node.add(growth.key, walk.steps[-1].answer, child)
         return child
 

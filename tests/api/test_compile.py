@@ -7,6 +7,7 @@ import pickle
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from graphc.errors import (
     GraphcWarning,
     UnsupportedError,
 )
+from graphc.frontend.captured import Captured
 from graphc.settings import override
 
 
@@ -336,14 +338,37 @@ def test_generator_results_are_refused() -> None:
         graphc.compile(lambda x: (row for row in x))(torch.ones(2))
 
 
-def test_numpy_on_traced_tensor_is_refused_with_the_line() -> None:
-    @graphc.compile
+def test_numpy_on_traced_tensor_runs_eager_and_names_the_line() -> None:
     def f(x):
         return torch.from_numpy((x + 1).numpy())  # numpy
 
     with pytest.raises(UnsupportedError) as caught:
-        f(torch.ones(2))
+        graphc.trace(f, torch.ones(2))
     _line_of(caught.value, "return torch.from_numpy((x + 1).numpy())  # numpy")
+    compiled = graphc.compile(f)
+    with pytest.warns(FallbackWarning, match=rf"Tensor.numpy needs the data[\s\S]*{caught.value.location.line}"):
+        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled(torch.zeros(2))
+    assert compiled.stats().eager_calls == 2
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_facts_that_do_not_hold_when_captured_run_eager(monkeypatch: pytest.MonkeyPatch, branches: bool) -> None:
+    """Something has changed them meanwhile, such as another thread."""
+    match = Captured.match
+
+    def changed(captured: Captured, args: Any, kwargs: Any) -> Any:
+        is_prefix = captured.segment is not None and captured.segment.question is not None
+        return match(captured, args, kwargs) if is_prefix else None
+
+    monkeypatch.setattr(Captured, "match", changed)
+    f = graphc.compile(lambda x: x + 1 if branches and x.sum() > 0 else x - 1, backend="interpret")
+    with pytest.warns(FallbackWarning, match="changes, while it runs, what its own compilation depends on"):
+        found = f(torch.ones(2))
+    assert torch.equal(found, torch.full((2,), 2.0 if branches else 0.0))
+    assert f.stats().eager_calls == 1
 
 
 def test_exception_in_user_code_comes_through_and_leaves_no_trace() -> None:

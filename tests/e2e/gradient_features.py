@@ -498,7 +498,7 @@ def case_flag_of_an_argument(c: Compiler) -> Any:
     return f(x), x.requires_grad, x.grad, f(x), x.grad, f(data(1))
 
 
-@program(eager=2)
+@program(compiles=1)
 def case_flag_of_an_argument_and_result(c: Compiler) -> Any:
     def f(x):
         return (x.requires_grad_() * 2).sin()

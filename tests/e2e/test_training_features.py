@@ -16,10 +16,12 @@ from graphc.errors import CaptureError, FallbackWarning, UnsupportedError
 from tests.e2e import (  # noqa: F401  # their programs are registered
     attribute_features,
     backward_features,
+    bind_features,
     functional_features,
     gradient_features,
     hook_features,
     inplace_features,
+    kept_features,
     module_features,
     object_features,
     path_features,
@@ -57,6 +59,7 @@ NATIVE = [
     "arg_attack_loop", "inplace_relu_on_arg_nonleaf", "arg_written_nonleaf2", "needs_old_value", "kv_cache",
     "view_of_result", "view_results_many", "chunk_results2",
     "scaler_skips_steps", "scaler_skips_the_first_step", "scaler_float16", "gradscaler_inf",
+    "queue_of_keys", "swapped_weights", "parameters_bound_in_each_step", "attack_on_an_argument",
 ]  # fmt: skip
 
 
@@ -80,6 +83,27 @@ def test_what_a_function_keeps_is_refused_with_the_line() -> None:
     model[0].register_forward_hook(lambda module, args, out: bool(kept.set(out)) and None)
     with pytest.raises(CaptureError, match=r"keeps a tensor it made[\s\S]*test_training_features.py:\d+"):
         graphc.compile(model)(data(0))
+
+
+def test_why_calls_run_eager_is_said_once() -> None:
+    """Though what they leave behind has them looked at anew."""
+    model, kept = net(), {}
+    model[0].register_forward_hook(lambda module, args, out: kept.update(out=out))
+    model[0].register_full_backward_hook(lambda module, given, got: kept.update(grad=got[0]))
+
+    def weighed(x: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        model(x).sum().backward()
+        return kept["out"] * kept["grad"]
+
+    compiled = graphc.compile(weighed, backend="interpret")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [compiled(data(i)) for i in range(3)]
+    torch.testing.assert_close(found, [weighed(data(i)) for i in range(3)])
+    assert compiled.stats().eager_calls == 3
+    said = [str(w.message) for w in caught if issubclass(w.category, FallbackWarning)]
+    assert len(said) == 1 and "has backward hooks" in said[0]
 
 
 def test_what_a_schedule_sets_is_not_known_in_the_step() -> None:

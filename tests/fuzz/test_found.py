@@ -11,7 +11,6 @@ from tests.suites.verdicts import RIGHT
 
 FOUND = sorted(Path(__file__).with_name("found").glob("*.py"))
 RUN_EAGER = {
-    "view_without_autograd": "by a leaf tensor that the function makes",
     "view_without_autograd_then_written": "a result is a view made without autograd",
     "mixed_bool_not_differentiated": "its backward pass cannot be captured: Subtraction",
     "gradient_of_complex_number": "aten._conj.default of the number 1j",

@@ -1,4 +1,5 @@
-"""A view of a leaf made under `no_grad` is a leaf of its own; what can be differentiated by that alone is for eager."""
+"""A view of a leaf made under `no_grad` is a leaf of its own; a result can be differentiated by that
+alone."""
 
 import torch
 
