@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -135,10 +135,11 @@ def _tensor(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     data = args[0] if args else kwargs.get("data")
     node = host.node_of(data)
     if node is None:
-        if isinstance(data, torch.Tensor) or kwargs.get("requires_grad") or not _holds_traced(data):
+        if isinstance(data, torch.Tensor) or kwargs.get("requires_grad") or not holds_traced(data):
             return func(*args, **kwargs)
-        stacked = _stacked(data)
-        return stacked.to(dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+        device = next((part.device for part in _parts(data) if isinstance(part, torch.Tensor)), None)
+        stacked = _stacked(data, device)
+        return stacked.to(dtype=kwargs.get("dtype"), device=kwargs.get("device") or torch.get_default_device())
     dtype, device = kwargs.get("dtype") or _default_dtype(node.kind), kwargs.get("device") or torch.get_default_device()
     return torch.full((), data, dtype=dtype, device=device)
 
@@ -178,24 +179,36 @@ def _set_grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _holds_traced(data: Any) -> bool:
+def holds_traced(data: Any) -> bool:
+    """Whether there is something traced in nested lists."""
     if type(data) in (float, int, bool):
         return False
     if isinstance(data, (list, tuple)):
-        return any(map(_holds_traced, data))
+        return any(map(holds_traced, data))
     if isinstance(data, torch.Tensor):
         return type(unwrapped(data)) is TracedTensor
     return host.node_of(data) is not None
 
 
-def _stacked(data: Any) -> torch.Tensor:
+def _parts(data: Any) -> Iterator[Any]:
+    """What nested lists consist of."""
+    for part in data:
+        if isinstance(part, (list, tuple)):
+            yield from _parts(part)
+        else:
+            yield part
+
+
+def _stacked(data: Any, device: torch.device | None) -> torch.Tensor:
     """Nested lists of numbers and tensors of one element as one tensor."""
     if isinstance(data, torch.Tensor):
-        return data.detach().reshape(()) if data.numel() == 1 else data.detach()
+        return (data.detach().reshape(()) if data.numel() == 1 else data.detach()).to(device)
     if not isinstance(data, (list, tuple)):
         node = host.node_of(data)
-        return torch.tensor(data) if node is None else torch.full((), data, dtype=_default_dtype(node.kind))
-    parts = [_stacked(part) for part in data]
+        if node is None:
+            return torch.tensor(data, device=device)
+        return torch.full((), data, dtype=_default_dtype(node.kind), device=device)
+    parts = [_stacked(part, device) for part in data]
     dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
     return torch.stack([part.to(dtype) for part in parts])
 

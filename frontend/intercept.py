@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import stateless
 
 from graphc.errors import DataLoopError, EagerOnlyError
-from graphc.frontend import batch_momentum, prints
+from graphc.frontend import batch_momentum, legacy_tensors, prints
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
@@ -289,7 +289,7 @@ def watching(recorder: Recorder, target: Any = None) -> Iterator[None]:
             batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
             watching_training(recorder, _current), grouped, written_out_scans(_current),
             _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
-            _without_data_loaders(target), packing_nothing(recorder),
+            _without_data_loaders(target), packing_nothing(recorder), legacy_tensors.stacking(),
         ):  # fmt: skip
             yield
     finally:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import graphc
 from graphc.frontend.capture import capture
 from graphc.ir.graph import Role
 from tests.frontend.harness import call, check
@@ -81,3 +82,24 @@ def test_numbers_python_looks_at_become_constants() -> None:
 def test_a_number_used_as_a_size_becomes_a_constant() -> None:
     captured = capture(lambda x, n: x.expand(n, 3) * n, (torch.randn(3), 2), dynamic_scalars={1})
     assert captured.explain_miss((torch.randn(3), 3), {}) == "argument n: 3, compiled for 2"
+
+
+def test_constructors_of_lists_with_traced_elements() -> None:
+    """`torch.LongTensor([[t[0] for t in best]])`, as a decoder's next input: no decision."""
+
+    def program(x):
+        values, places = x.topk(1)
+        given = torch.LongTensor([[places[row][0] for row in range(3)]])
+        kinds = isinstance(given, torch.LongTensor), torch.FloatTensor([1, 2]), torch.IntTensor(2, 0)
+        return given + 1, torch.FloatTensor([values[0, 0].item(), 2.0, values[1]]), kinds
+
+    compiled = graphc.compile(program, backend="interpret")
+    constructor = torch.LongTensor
+    for seed in range(3):
+        x = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(compiled(x), program(x))
+    assert (compiled.stats().compiles, compiled.stats().eager_calls) == (1, 0)
+    assert torch.LongTensor is constructor
+    refused = graphc.compile(lambda x: torch.LongTensor([x.sum(), 1]), backend="interpret")
+    with pytest.raises(TypeError):
+        refused(torch.tensor([0.5, 1.0]))

@@ -262,6 +262,19 @@ def test_a_tensor_of_another_device_is_an_error(name: str) -> None:
             call(*given)
 
 
+def test_lists_of_numbers_of_the_device() -> None:
+    """`torch.tensor` of a list, and the older constructors, give tensors of the CPU unless told otherwise."""
+
+    def program(x: torch.Tensor) -> Any:
+        found = torch.tensor([x.sum(), 2.0]), torch.tensor([[x.sum()], [3]], device="cuda")
+        return *found, torch.LongTensor([[x.argmax(), 3]]), torch.tensor([x.mean(), x.max()])
+
+    x = torch.randn(4, device="cuda")
+    found, wanted = graphc.compile(program)(x), program(x)
+    torch.testing.assert_close(found, wanted)
+    assert [y.device for y in found] == [y.device for y in wanted]
+
+
 def test_places_may_lie_with_the_cpu() -> None:
     """Eager takes an index of the CPU into a tensor of the GPU, numbers of the CPU, and copies."""
 
