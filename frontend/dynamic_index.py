@@ -116,6 +116,7 @@ def _view(recorder: Recorder, tensor: Any, index: Any) -> Any:
     recorder.builder.location = recorder.locator.here()
     for place, item in reversed(places):
         if isinstance(item, Window):
+            recorder.windows.add((item.start.node.value, item.stop.node.value, view.shape[place]))
             view = torch.ops.aten.slice.Tensor(view, place, item.start, item.stop)
         else:
             view = view.select(place, _number(recorder, item))
@@ -136,10 +137,14 @@ class Window:
     count: int
 
     def is_inside(self, size: int) -> bool:
-        """Whether the program checks, from now on, that all of it lies in a dim of this size."""
+        """Whether all of it lies in a dim of this size, as the program checks; where it once did not, a decision."""
         node: HostNode = self.start.node
+        if self.count > size:
+            return False
         conditions = node.binary("ge", 0), node.binary("le", size - self.count)
-        return self.count <= size and all(c.hint is not False and node.scope.assume(c) for c in conditions)
+        if all(condition.hint is not False and node.scope.assume(condition) for condition in conditions):
+            return True
+        return all(bool(host.wrap(condition)) for condition in conditions)
 
 
 def _window(recorder: Recorder, item: Any) -> Window | None:
@@ -258,13 +263,16 @@ def select_backward(
 def slice_window(
     recorder: Recorder, tensor: torch.Tensor, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
 ) -> torch.Tensor | None:
-    """`tensor[start:stop]` along a dim, of a window; None of any other slice."""
+    """`tensor[start:stop]` along a dim, of a window that is inside of it; None of any other slice."""
     source = recorder.state_of(tensor)
-    count = _distance(start.node.value, stop.node.value) if _is_number(start) and _is_number(stop) else None
-    if count is None or step != 1:
+    if not (_is_number(start) and _is_number(stop) and step == 1 and -len(source.shape) <= dim < len(source.shape)):
         return None
     dim %= len(source.shape)
     shape, strides = source.shape, source.strides
+    if (start.node.value, stop.node.value, shape[dim]) not in recorder.windows:
+        return None
+    count = _distance(start.node.value, stop.node.value)
+    assert count is not None
     link = DynamicWindow(dim, _index(recorder, start, source.device), shape[dim], strides[dim], count)
     state = source.view(link, (*shape[:dim], count, *shape[dim + 1 :]), strides)
     state.location = recorder.builder.location

@@ -114,6 +114,7 @@ class Recorder:
         self.messages = Messages(False)
         self.decider: Decider | None = None  # None: decisions on data are refused
         self.draws: Draws | None = None  # what it draws from generators of Python and numpy
+        self.windows: set[tuple[Value, Value, int]] = set()  # start, stop, size: of slices that are known to be inside
         self.forks: Forks | None = None  # which answers decisions, while one parameter stands for many
         self.imp.known = self.known = Known(self._constant_tensor)
         self._written: list[Storage] | None = None  # where writes are noted, while somebody asks

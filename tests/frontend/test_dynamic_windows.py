@@ -106,6 +106,22 @@ def test_a_cache_that_is_written_at_a_position() -> None:
     assert step.stats().compiles == 3
 
 
+def test_batches_of_which_the_last_is_cut_off() -> None:
+    """One program for all whole ones, whatever their number, and one for the rest, once it has come."""
+    data = torch.arange(70.0)
+
+    @graphc.compile(backend="c")
+    def batch(turn: int) -> torch.Tensor:
+        start = turn * 8
+        return data[start : start + 8] * 2
+
+    for _ in range(2):
+        for turn in range(9):
+            torch.testing.assert_close(batch(turn), data[turn * 8 : turn * 8 + 8] * 2)
+    stats = batch.stats()
+    assert stats.compiles <= 8 and stats.eager_calls == 1, stats
+
+
 def test_a_view_at_a_place_is_returned_as_one() -> None:
     def program(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x[t : t + 2]
