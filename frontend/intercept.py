@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
 from graphc.frontend.function_mode import FunctionMode
 from graphc.frontend.locations import is_user_code
+from graphc.frontend.loop_bodies import innermost_loop
 from graphc.frontend.math_functions import traced_math
 from graphc.frontend.packed import packing_nothing
 from graphc.frontend.recorder import Recorder, Uninitialized
@@ -160,18 +162,48 @@ def _watching_transforms() -> Iterator[None]:
         eager_transforms.lazy_dynamo_disallow = disallow
 
 
+_MANY = 100
+"""Times that a function trains, after which its loop runs turn by turn."""
+
+
+def _check_many(recorder: Recorder, target: Any) -> None:
+    """The function trains for the `_MANY`th time: it has a whole training loop, which would be unrolled.
+
+    Raises:
+        DataLoopError: the loop can be run turn by turn.
+    """
+    function = getattr(target, "__func__", target)
+    if not isinstance(function, types.FunctionType) or (recorder.decider is not None and recorder.decider.taken):
+        return
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    loop = None if frame is None else innermost_loop(function, frame.f_lineno)
+    if loop is not None:
+        raise DataLoopError(f"it trains {_MANY} times and more in one call", loop.line)
+
+
 @contextlib.contextmanager
-def _watching_backward(recorder: Recorder) -> Iterator[None]:
+def _watching_backward(recorder: Recorder, target: Any) -> Iterator[None]:
     """Python that autograd runs in a backward pass (hooks, forward passes of checkpoints) is watched like any other.
 
     A function mode is off while a function that it was told of runs, and `backward` is one.
+
+    Args:
+        target: what is captured.
     """
     module: Any = torch.autograd
     original = module._engine_run_backward
+    count = 0
 
     @functools.wraps(original)
     def run_backward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
         is_ours = _current() is recorder
+        if is_ours and kwargs.get("accumulate_grad"):
+            count += 1
+            if count == _MANY:
+                _check_many(recorder, target)
         if not is_ours or torch._C._len_torch_function_stack() >= recorder.function_modes:
             return original(*args, **kwargs)
         with FunctionMode(recorder):
@@ -288,7 +320,7 @@ def watching(recorder: Recorder, target: Any = None) -> Iterator[None]:
             _packing_detached(), _force_original_view_tracking(True),
             batch_momentum.traced_batch_counts(recorder), traced_extremes(), traced_math(),
             watching_training(recorder, _current), grouped, written_out_scans(_current),
-            _watching_transforms(), _watching_backward(recorder), prints.noted(_current),
+            _watching_transforms(), _watching_backward(recorder, target), prints.noted(_current),
             _without_data_loaders(target), packing_nothing(recorder), legacy_tensors.stacking(),
         ):  # fmt: skip
             yield

@@ -136,6 +136,14 @@ def split_loops(function: types.FunctionType) -> SplitFunction | None:
     return _Splitter(function, found).run()
 
 
+def innermost_loop(function: types.FunctionType, line: int) -> LoopBody | None:
+    """The loop whose body has a line of a function, if the function can be split; of several the innermost."""
+    split = split_loops(function)
+    bodies = () if split is None else split.bodies
+    found = [b for b in bodies if b.statements[0].lineno <= line <= (b.statements[-1].end_lineno or line)]
+    return max(found, key=lambda body: body.line, default=None)
+
+
 def _parsed(function: types.FunctionType) -> ast.FunctionDef | None:
     """The syntax tree of a function, without decorators, with the lines of its file."""
     code = function.__code__

@@ -495,3 +495,30 @@ def test_objects_that_keep_their_loader_and_history() -> None:
     compiled = check(Fitting.run, lambda net: (Fitting(net, loader(data)), 2), calls=3)
     stats = compiled.stats()
     assert stats.eager_calls == 0 and not any("history" in reason for reason in stats.recompiles)
+
+
+def test_a_loop_that_trains_many_times() -> None:
+    """Through batches by their numbers, in two loops, the last batch smaller: not unrolled into one program."""
+    x, y = torch.randn(250, 6), torch.randint(0, 3, (250,))
+
+    def fit(net: nn.Module) -> float:
+        total = 0.0
+        for _ in range(2):
+            for batch in range((len(x) - 1) // BATCH + 1):
+                start = batch * BATCH
+                loss = F.cross_entropy(net(x[start : start + BATCH]), y[start : start + BATCH])
+                loss.backward()
+                total += loss.item()
+                with torch.no_grad():
+                    for p in net.parameters():
+                        p -= p.grad * 0.05  # type: ignore[operator]
+                    net.zero_grad()
+        return total
+
+    ours = network()
+    theirs, compiled = copy.deepcopy(ours), graphc.compile(fit, backend="interpret")
+    for _ in range(2):
+        assert compiled(ours) == pytest.approx(fit(theirs), rel=1e-4)
+    for found, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert compiled.stats().compiles <= 8 and compiled.stats().eager_calls == 1, compiled.stats()
