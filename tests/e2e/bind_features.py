@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.e2e.features import Compiler, data, net, program
-from tests.e2e.step_features import loop
+from tests.e2e.step_features import loop, make_step
 
 
 class SAM(torch.optim.Optimizer):
@@ -117,16 +117,7 @@ class Lookahead(torch.optim.Optimizer):
 def case_lookahead(c: Compiler) -> Any:
     m = net()
     opt = Lookahead(torch.optim.SGD(m.parameters(), 0.1, momentum=0.9))
-
-    @c
-    def step(x):
-        opt.zero_grad()
-        loss = m(x).square().mean()
-        loss.backward()
-        opt.step()
-        return loss.detach()
-
-    return loop(step, 6), m, [dict(opt.state[p]) for p in m.parameters()]
+    return loop(make_step(c, m, opt), 6), m, [dict(opt.state[p]) for p in m.parameters()]
 
 
 def _own(body: Any, **attributes: Any) -> Any:
