@@ -37,6 +37,8 @@ from graphc.frontend.recorder import Recorder
 from graphc.frontend.replays import Replays, find_replays
 from graphc.frontend.schedulers import Later
 from graphc.frontend.segments import Oracle, PathRaises, Segment, Step, Stop, whole
+from graphc.frontend.selected import plain
+from graphc.frontend.selections import are_allowed
 from graphc.frontend.target import Target
 from graphc.frontend.undo import Undo, check_leaks
 from graphc.frontend.watched import users
@@ -102,6 +104,7 @@ class Attempt:
         modules.note_gradients(recorder.gradients)
         recorder.dynamic_numbers = request.numbers
         recorder.messages = self._messages
+        recorder.selections.allowed = are_allowed(target.fn)
         if request.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, request.steps, request.oracle)
         facts = Facts(target.node, target.leaves, target.names, reads, modules, dynamic)
@@ -326,7 +329,9 @@ class Attempt:
                 self.attributes.growing.check()
                 assert self._copies is not None
                 leaves, node = self._copies.flatten(result)
-                leaves = [leaf if self._copies.gives(leaf) else drawing.own(users(leaf)) for leaf in leaves]
+                leaves = [leaf if self._copies.gives(leaf) else plain(drawing.own(users(leaf))) for leaf in leaves]
+                del result
+                recorder.selections.check()
                 _check_results(leaves, node)
                 bound, changed = self.attributes.changed(), self._copies.changed()
                 bound += recorder.optimizers.changed()

@@ -26,6 +26,8 @@ from graphc.frontend.messages import Messages, NeedsText
 from graphc.frontend.objects import Restart
 from graphc.frontend.recorder import RestartCapture, Specialize, Uninitialized
 from graphc.frontend.segments import Diverged, Oracle, PathRaises, Regrow, Step
+from graphc.frontend.selected import Escaped
+from graphc.frontend.selections import at_once
 from graphc.frontend.target import Target
 
 _LOCK = threading.RLock()
@@ -140,6 +142,10 @@ class _Session:
                 if self.request.steps:
                     raise Regrow(merged, self.target.lists) from None
                 self.target.open()
+            except Escaped:
+                at_once(self.target.fn)
+                if self.request.steps:
+                    raise Regrow(merged, self.target.lists) from None
             except OtherLists as other:
                 if self.request.steps:
                     raise Regrow(merged, other.lists) from None

@@ -11,10 +11,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from graphc.errors import EagerOnlyError, GraphcError, UnsupportedError
-from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, replay
+from graphc.frontend import batch_momentum, dynamic_index, host, masked_values, replay, selections
 from graphc.frontend.dispatch import item
 from graphc.frontend.move_calls import assign_data
 from graphc.frontend.recorder import Recorder
+from graphc.frontend.selected import Selected, plain
+from graphc.frontend.selected_sums import call_of_selected
 from graphc.frontend.traced import TracedTensor, unwrapped
 from graphc.frontend.watched import look_into
 
@@ -39,6 +41,11 @@ class FunctionMode(TorchFunctionMode):
         special = _SPECIAL.get(func)
         look_into(args)
         try:
+            if Selected in types or any(type(arg) is Selected for arg in args):
+                found = call_of_selected(self.recorder, func, args, kwargs or {})
+                if found is not NotImplemented:
+                    return found
+                args, kwargs = plain(args), plain(kwargs)
             if special is not None:
                 return special(self.recorder, func, args, kwargs or {})
             return func(*args, **kwargs) if kwargs else func(*args)
@@ -291,6 +298,7 @@ _SPECIAL: dict[Any, Callable[[Recorder, Any, Any, Any], Any]] = {
     _TENSOR.tolist: _tolist,
     **dynamic_index.SPECIAL,
     **masked_values.SPECIAL,  # which hands `x[...] = v` on
+    **selections.SPECIAL,  # which hands `x[...]` on
     torch.nn.functional.batch_norm: batch_momentum.batch_norm,
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
     torch.tensor: _tensor,

@@ -18,7 +18,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import stateless
 
 from graphc.errors import DataLoopError, EagerOnlyError
-from graphc.frontend import batch_momentum, legacy_tensors, prints
+from graphc.frontend import batch_momentum, legacy_tensors, prints, selections
 from graphc.frontend.encoder import no_causal_hint
 from graphc.frontend.extremes import traced_extremes
 from graphc.frontend.foreach import grouped_updates
@@ -200,6 +200,8 @@ def _watching_backward(recorder: Recorder, target: Any) -> Iterator[None]:
     def run_backward(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
         is_ours = _current() is recorder
+        if is_ours:
+            selections.check_roots(args)
         if is_ours and kwargs.get("accumulate_grad"):
             count += 1
             if count == _MANY:
@@ -322,6 +324,7 @@ def watching(recorder: Recorder, target: Any = None) -> Iterator[None]:
             watching_training(recorder, _current), grouped, written_out_scans(_current),
             _watching_transforms(), _watching_backward(recorder, target), prints.noted(_current),
             _without_data_loaders(target), packing_nothing(recorder), legacy_tensors.stacking(),
+            selections.real_arguments(_current),
         ):  # fmt: skip
             yield
     finally:

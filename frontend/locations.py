@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import CodeType, FrameType
 
@@ -70,9 +71,21 @@ class Locator:
         self._known: dict[tuple[str, int, str, str], Location] = {}
         self._by_node: dict[int, Location] = {}
         self.differentiates = False
+        self._place: Location | None = None
+
+    @contextlib.contextmanager
+    def standing_at(self, place: Location) -> Iterator[None]:
+        """For the block, calls are made at this place: it is late for what the user's program did there."""
+        outer, self._place = self._place, place
+        try:
+            yield
+        finally:
+            self._place = outer
 
     def here(self) -> Location:
         """The location of the call being made, or `UNKNOWN` when no frame is the user's."""
+        if self._place is not None:
+            return self._place
         frame: FrameType | None = sys._getframe(1)
         known = _USER_FILES
         while frame is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graphc.frontend import host
 from graphc.frontend.functionalize import Link, TensorState
 from graphc.frontend.python_state import PythonState, UnclearError, frames_to
+from graphc.frontend.selected import Selected
 from graphc.frontend.traced import OWN_ATTRIBUTES, TracedTensor
 from graphc.ir.graph import Input, Op, Value
 
@@ -143,6 +144,8 @@ class _Reader:
     def _traced(self, item: Any) -> Any:
         if type(item) is TracedTensor:
             return self._tensor(item)
+        if type(item) is Selected:
+            raise UnclearError("rows wait for their selection")
         node = host.node_of(item)
         return None if node is None else self._number(node)
 

@@ -32,6 +32,7 @@ from graphc.frontend.paths import Decider
 from graphc.frontend.prints import Prints
 from graphc.frontend.scalers import Scalers
 from graphc.frontend.schedulers import Schedules
+from graphc.frontend.selected import Escaped, Selected, Selections
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
 from graphc.ir.graph import Builder, Graph, Input, Op, Role, Value
@@ -98,6 +99,7 @@ class Recorder:
         self.schedules = Schedules(self)
         self.scalers = Scalers(self)
         self.prints = Prints(self)
+        self.selections = Selections(self)
         self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
         self._states: dict[int, TensorState] = {}
@@ -241,6 +243,8 @@ class Recorder:
         known = self._states.get(id(tensor))
         if known is not None:
             return known
+        if type(tensor) is Selected:
+            raise Escaped
         role, path, binding = self.sources.find(tensor)
         if binding.warning:
             where = self.locator.here()

@@ -112,7 +112,7 @@ def unique_values(x):
     return values * 2, counts, values[inverse] - x
 
 
-@program(lambda: [(_table(), _table() > 2), (_table(), _table() > 9), (_table(), _table() > 2)], 2)
+@program(lambda: [(_table(), _table() > 2), (_table(), _table() > 9), (_table(), _table() > 2)], 0)
 def write_under_mask(x, mask):
     x[mask] = x[mask] * 2
     return x
