@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from graphc.frontend.draws import Draw, Draws
-from graphc.frontend.guards import is_plain
+from graphc.frontend.guards import is_plain, snapshot
 from graphc.frontend.inputs import Access, bind, bound
 from graphc.frontend.objects import is_traced
 from graphc.frontend.python_random import generators, refused
@@ -119,7 +119,8 @@ def _telling(name: str, method: Callable[..., Any], draws: Draws, thread: int) -
             return chosen[0]
         if not is_plain(args) or not is_plain(kwargs) or any(map(is_traced, (*args, *kwargs.values()))):
             raise refused(full, draws.location())
-        return draws.draw(Draw(full, method, args, kwargs, _outcomes(full, args, kwargs)))
+        outcomes = _outcomes(full, args, kwargs)
+        return draws.draw(Draw(full, method, tuple(map(snapshot, args)), snapshot(kwargs), outcomes))
 
     return draw
 
@@ -134,9 +135,9 @@ def _numpy_choice(
     draws: Draws, name: str, method: Callable[..., Any], a: Any, *args: Any, **kwargs: Any
 ) -> tuple[Any] | None:
     """`numpy.random.choice` of one item of many, of which the index is drawn; None for all else."""
-    if args or kwargs.keys() - {"p"} or isinstance(a, int):
+    if args or kwargs.keys() - {"p"} or not isinstance(a, (list, tuple)) or not is_plain([*a, kwargs], 2):
         return None
-    drawn = draws.draw(Draw(name, method, (len(a),), kwargs, len(a)))
+    drawn = draws.draw(Draw(name, method, (len(a),), snapshot(kwargs), len(a)))
     return (a[drawn],)
 
 

@@ -91,8 +91,8 @@ class Drawn(threading.local):
             generator = draw.function.__self__  # type: ignore[attr-defined]  # it is a method
             if id(generator) not in self._states:
                 self._states[id(generator)] = generator, state_of(generator)
+            self._values.append(draw.make())  # which may raise what eager raises
             self._draws.append(draw)
-            self._values.append(draw.make())
         return self._values[place]
 
     def keep(self, count: int) -> None:

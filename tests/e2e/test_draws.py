@@ -230,3 +230,26 @@ def test_threads_draw_for_their_own_calls() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_draws_that_raise() -> None:
+    """As in eager, in the capture and in later calls, and the next draw is the generator's next."""
+    items = [1.0, 2.0]
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return x * random.random() * random.choice(items)
+
+    compiled: Any = graphc.compile(step, backend="interpret")
+    for call in range(4):
+        items[:] = [] if call % 2 else [1.0, 2.0]
+        found: list[Any] = []
+        for function in (compiled, step):
+            random.seed(call)
+            try:
+                found.append(function(torch.ones(2)))
+            except IndexError as error:
+                found.append(type(error))
+        if call % 2:
+            assert found == [IndexError, IndexError]
+        else:
+            torch.testing.assert_close(*found)
