@@ -71,6 +71,7 @@ class CompiledFunction(PathCalls):
         self._once = 0  # calls that ran eager because of what a function may do in its first calls alone
         self._eager_only = ""  # why calls that no program matches are not captured any more
         self._drawn = Drawn()
+        self._draws = False  # some program draws
         self._lists = Lists()
         self._loops: DataLoops | None = None  # what runs it turn by turn
         if not isinstance(target, torch.nn.Module):
@@ -81,7 +82,8 @@ class CompiledFunction(PathCalls):
             return self.target(*args, **kwargs)
         if self._loops is not None:
             return self._loops.run(*args, **kwargs)
-        self._drawn.begin()
+        if self._draws:
+            self._drawn.begin()
         for entry in self._entries:
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
@@ -260,6 +262,7 @@ class CompiledFunction(PathCalls):
                 captured.withdraw()
                 raise
             self._lists = captured.lists
+            self._draws |= captured.draws > 0
             self._entries = (entry, *self._entries)
             self._earnings.compiled(time.perf_counter() - start)
             return entry

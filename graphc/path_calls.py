@@ -37,6 +37,7 @@ class PathCalls:
     _lock: threading.RLock
     _assumes: bool
     _drawn: Drawn
+    _draws: bool
 
     def _run_plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call by eager."""
@@ -113,10 +114,12 @@ class PathCalls:
         """As `Owner.capture_path`."""
         merged = root.merged_storages(args, kwargs)
         numbers = root.number_inputs | places
-        return driver.capture(
+        captured = driver.capture(
             self.target, args, kwargs, self.options, root.dynamic, steps, merged, numbers, self._assumes, oracle,
             self._drawn, root.lists,
         )  # fmt: skip
+        self._draws |= captured.draws > 0
+        return captured
 
     def draw_back(self, count: int) -> None:
         """As `Owner.draw_back`."""
