@@ -40,3 +40,9 @@ def run_interpreted(*arguments: str | Path, marked: str = "not suite") -> None:
 @elsewhere
 def test_in_the_interpreter() -> None:
     run_interpreted(FOLDER, *(f"--ignore={file}" for file in ATTENTION))
+
+
+@pytest.mark.suite
+@elsewhere
+def test_what_takes_long_in_the_interpreter() -> None:
+    run_interpreted(FOLDER, *(f"--ignore={file}" for file in ATTENTION), marked="suite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -117,8 +118,14 @@ def called(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return u, fetch(u.sum(0)), z.sum() + y.sum()
 
 
-@pytest.mark.parametrize("fn", [used, twice, called], ids=lambda fn: fn.__name__)
-@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
+def _recorded() -> Iterator[Any]:
+    """Each function with its results held, or let go; the rest takes long."""
+    for fn, held in itertools.product((used, twice, called), (False, True)):
+        name = f"{'held' if held else 'free'}-{fn.__name__}"
+        yield pytest.param(fn, held, id=name, marks=() if (fn is twice) == held else pytest.mark.suite)
+
+
+@pytest.mark.parametrize(("fn", "held"), _recorded())
 def test_stages_are_recorded_one_by_one(fn: Callable[..., Any], held: bool, device: MadeUpDevice) -> None:
     x, w = weights()
     placed = Placed(fn, x, w)
