@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from graphc.frontend import host
+from graphc.frontend.alike import is_same
 from graphc.frontend.aten import layout
 from graphc.frontend.functionalize import DynamicSelect, DynamicWindow, TensorState, dynamic_links, window
 from graphc.frontend.host import HostNode
@@ -183,23 +184,24 @@ def _value(recorder: Recorder, item: Any) -> Value:
 def _distance(start: Value, stop: Value) -> int | None:
     """How far it is from one to the other, if that is a constant."""
     (base, before), (other, behind) = _shifted(start), _shifted(stop)
-    return behind - before if base is other else None
+    return behind - before if is_same(base, other) else None
 
 
 def _shifted(value: Value) -> tuple[Value, int]:
     """A number as another one plus a constant."""
-    shift = 0
+    total = 0
     while value.op is not None:
-        op, (first, *others) = value.op, value.op.operands or (None,)
-        if op.name in ("add", "sub") and isinstance(first, Value) and type(others[0]) is int:
-            shift += others[0] if op.name == "add" else -others[0]
-        elif op.name == "add" and type(first) is int:
-            shift, first = shift + first, others[0]
-        elif op.name != "item":
-            break
-        assert isinstance(first, Value)
-        value = first
-    return value, shift
+        match value.op.name, value.op.operands:
+            case "item", (Value() as inner,):
+                shift = 0
+            case ("add", (Value() as inner, int(shift))) | ("add", (int(shift), Value() as inner)):
+                pass
+            case "sub", (Value() as inner, int(taken)):
+                shift = -taken
+            case _:
+                break
+        value, total = inner, total + shift
+    return value, total
 
 
 _BASIC = (int, slice, type(None), type(Ellipsis))
@@ -207,11 +209,9 @@ _BASIC = (int, slice, type(None), type(Ellipsis))
 
 def _is_basic(item: Any) -> bool:
     """An index that says where it leads by itself."""
-    return isinstance(item, _BASIC) and not (type(item) is slice and any(map(_is_dynamic, _bounds(item))))
-
-
-def _bounds(item: slice) -> tuple[Any, Any, Any]:
-    return item.start, item.stop, item.step
+    if type(item) is slice:
+        return not any(map(_is_dynamic, (item.start, item.stop, item.step)))
+    return isinstance(item, _BASIC)
 
 
 def _is_dynamic(item: Any) -> bool:

@@ -14,18 +14,14 @@ import torch
 
 from graphc.errors import CaptureError
 from graphc.frontend import host
+from graphc.frontend.alike import is_same
 from graphc.frontend.traced import AS_REPR, TracedTensor
-from graphc.ir.graph import Op, Value
 from graphc.ir.types import Location
-from graphc.ops.extern import effect
-from graphc.ops.registry import Kind, get
 
 if TYPE_CHECKING:
     from graphc.frontend.recorder import Recorder
 
 _Tensor = torch.Tensor
-_DEPTH = 8
-"""How masks are computed is compared down to this depth."""
 
 
 class Escaped(BaseException):
@@ -55,7 +51,7 @@ class Selections:
         known = [mask for ref in self._masks if (mask := ref()) is not None]
         new = self.recorder.value_of(tensor)
         for mask in known:
-            if _is_same(self.recorder.value_of(mask.tensor), new):
+            if is_same(self.recorder.value_of(mask.tensor), new):
                 return mask
         made = Mask(tensor.clone(), self.recorder)
         self._masks = [weakref.ref(mask) for mask in (*known, made)]
@@ -321,24 +317,3 @@ def plain(value: Any) -> Any:
 
 def _holds(value: Any) -> bool:
     return type(value) is Selected or isinstance(value, (list, tuple, dict))
-
-
-def _is_same(first: Value, second: Value, depth: int = 0) -> bool:
-    """Whether two values are computed alike, by the same ops of the same values."""
-    if first is second:
-        return True
-    mine, other = first.op, second.op
-    if mine is None or other is None or depth > _DEPTH or first.type != second.type:
-        return False
-    if mine.name != other.name or mine.attrs != other.attrs or len(mine.operands) != len(other.operands):
-        return False
-    if mine.results.index(first) != other.results.index(second) or not _is_pure(mine):
-        return False
-    return all(
-        _is_same(a, b, depth + 1) if isinstance(a, Value) and isinstance(b, Value) else type(a) is type(b) and a == b
-        for a, b in zip(mine.operands, other.operands, strict=True)
-    )
-
-
-def _is_pure(op: Op) -> bool:
-    return not effect(op) and get(op.name).kind is not Kind.RANDOM

@@ -6,6 +6,7 @@ rows a tensor. A function without a rule, and arguments that a rule declines, ar
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -236,7 +237,7 @@ def _reshaped(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[s
     if not row or not all(type(size) is int for size in row):
         raise Declined
     number = host.node_of(count)
-    if number is None and (count != -1 or _product(row) != _product(selected.row)):
+    if number is None and (count != -1 or math.prod(row) != math.prod(selected.row)):
         raise Declined
     if number is not None and number is not host.node_of(selected.mask.number):
         raise Declined
@@ -258,18 +259,11 @@ def _flattened(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
 
 def _elements(recorder: Recorder, selected: Selected) -> Selected:
     """All elements of the rows, one by one."""
-    if _product(selected.row) == 1:
+    if math.prod(selected.row) == 1:
         full = selected.full.reshape(selected.mask.tensor.shape)
         return recorder.selections.make(full, selected.mask, selected.family, selected.raw)
     mask = selected.mask.of_elements(selected.full)
     return recorder.selections.make(selected.full, mask, selected.family, selected.raw)
-
-
-def _product(sizes: Iterable[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 def _along(position: int, default: Any = None, *, view: bool = False, more: int = 0) -> Rule:
@@ -354,7 +348,7 @@ def _shape(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str,
 
 def _numel(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     selected = args[0]
-    return selected.mask.number * _product(selected.row)
+    return selected.mask.number * math.prod(selected.row)
 
 
 def _rank(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

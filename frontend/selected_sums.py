@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -45,17 +45,11 @@ def _arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, bool, 
     return given.pop("dim", None), given.pop("keepdim", False), given
 
 
-def _whole_dim(selected: Selected, result: torch.Tensor, keepdim: bool, over_rows: bool) -> torch.Tensor:
-    """A result that kept all dims of the mask, with one in their place."""
-    dims = selected.mask.tensor.dim()
-    return result.flatten(0, dims - 1) if keepdim and over_rows and dims > 1 else result
-
-
-def _reduction(neutral: Callable[[torch.dtype], Any]) -> Rule:
+def _reduction(of_rows: Callable[[Any, Selected, list[int], bool, dict[str, Any]], torch.Tensor]) -> Rule:
     """A reduction of all rows to one, or of each row.
 
     Args:
-        neutral: for a dtype the number that changes no result; None where there is none.
+        of_rows: the first, given the function, a selection, the dims of all rows, `keepdim` and all other arguments.
     """
 
     def reduce(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -64,24 +58,26 @@ def _reduction(neutral: Callable[[torch.dtype], Any]) -> Rule:
         dims, over_rows = _dims(selected, dim)
         if not over_rows:
             return made(recorder, func(selected.guarded(), dims, keepdim, **options), selected)
-        number = neutral(selected.full.dtype)
-        if number is None:
-            raise Declined
-        return _whole_dim(selected, func(selected.filled(number), dims, keepdim, **options), keepdim, over_rows)
+        result, rank = of_rows(func, selected, dims, keepdim, options), selected.mask.tensor.dim()
+        return result.flatten(0, rank - 1) if keepdim and rank > 1 else result  # one dim for all of the mask's
 
     return reduce
 
 
-def _mean(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    selected = together(args)
-    dim, keepdim, options = _arguments(args, kwargs)
-    dims, over_rows = _dims(selected, dim)
-    if not over_rows:
-        return made(recorder, func(selected.guarded(), dims, keepdim, **options), selected)
+def _sum(func: Any, selected: Selected, dims: list[int], keepdim: bool, options: dict[str, Any]) -> torch.Tensor:
+    total: torch.Tensor = func(selected.filled(0), dims, keepdim, **options)
+    return total
+
+
+def _no_form(func: Any, selected: Selected, dims: list[int], keepdim: bool, options: dict[str, Any]) -> NoReturn:
+    raise Declined
+
+
+def _mean(func: Any, selected: Selected, dims: list[int], keepdim: bool, options: dict[str, Any]) -> torch.Tensor:
     dtype = options.get("dtype") or selected.full.dtype
     if not dtype.is_floating_point:
         raise Declined
-    return _whole_dim(selected, _mean_over(selected, dims, keepdim, dtype), keepdim, over_rows)
+    return _mean_over(selected, dims, keepdim, dtype)
 
 
 def _mean_over(selected: Selected, dims: list[int], keepdim: bool, dtype: torch.dtype) -> torch.Tensor:
@@ -89,7 +85,7 @@ def _mean_over(selected: Selected, dims: list[int], keepdim: bool, dtype: torch.
     wide = torch.float32 if dtype in _16_BITS else dtype
     total = torch.sum(selected.filled(0), dims, keepdim, dtype=wide)
     sizes = [selected.full.shape[one] for one in dims[selected.mask.tensor.dim() :]]
-    return (total / (selected.mask.count * functools.reduce(operator.mul, sizes, 1))).to(dtype)
+    return (total / (selected.mask.count * math.prod(sizes))).to(dtype)
 
 
 def _all(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -218,15 +214,15 @@ def _class_loss(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict
     full = losses.reshape(*scores.mask.tensor.shape, *losses.shape[1:])
     losses = made(recorder, full, scores)
     if reduction == "mean":  # for each row and each place in it
-        return losses.filled(0).sum() / (losses.mask.count * functools.reduce(operator.mul, losses.row, 1))
+        return losses.filled(0).sum() / (losses.mask.count * math.prod(losses.row))
     return _reduced(recorder, losses, reduction)
 
 
 _WEIGHTED_MEANS = (F.mse_loss, F.l1_loss, F.huber_loss)
 RULES.update({
-    **dict.fromkeys(both("sum"), _reduction(lambda dtype: 0)),
-    **dict.fromkeys(both("amax", "amin"), _reduction(lambda dtype: None)),
-    **dict.fromkeys(both("mean"), _mean),
+    **dict.fromkeys(both("sum"), _reduction(_sum)),
+    **dict.fromkeys(both("amax", "amin"), _reduction(_no_form)),
+    **dict.fromkeys(both("mean"), _reduction(_mean)),
     **dict.fromkeys(both("all", "any"), _all),
     **dict.fromkeys(both("max", "min"), _extreme),
     **dict.fromkeys(both("norm"), _norm),

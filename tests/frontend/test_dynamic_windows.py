@@ -37,11 +37,11 @@ def written(data: torch.Tensor, t: torch.Tensor) -> Any:
 def of_numbers(data: torch.Tensor, t: torch.Tensor) -> Any:
     start = t.item()
     middle = start * 2 + 1
-    return -data[start : start + 3], data[middle - 1 : middle + 2] * start
+    return -data[start : start + 3], data[middle - 1 : middle + 2] * start, data[start * 3 : start * 3 + 4] + 1
 
 
 def dtypes(data: torch.Tensor, t: torch.Tensor) -> Any:
-    return data.half()[t : t + 2] * 2, ~(data > 3)[t : t + 2], data.long()[t : 2 + t] + 1
+    return data.half()[t : t + 2] * 2, ~(data > 3)[t : t + 2], data.long()[t * 2 : 2 + t * 2] + 1
 
 
 PROGRAMS: list[Callable[..., Any]] = [batch, crop, written, of_numbers, dtypes]
