@@ -9,6 +9,7 @@ from typing import Any
 from graphc.codegen.aten_shim import ShimCall, dtype_code
 from graphc.codegen.attention_text import ATTENTION, ATTENTION_PROTOTYPE, BACKWARD, BACKWARD_PROTOTYPE
 from graphc.codegen.gemm import address, longs
+from graphc.codegen.size_text import has_sizes, with_sizes
 from graphc.codegen.tile_text import ATTENTION_WINS
 from graphc.ir.types import f32
 from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, View
@@ -26,6 +27,8 @@ _MOST_FLOATS = 160_000
 _LEAST_BLOCK = 64
 """Queries at a time from which on the backward pays: keys are packed anew for each block."""
 _TILE, _PANEL = 8, 32  # with AVX-512; elsewhere less
+_KNOWN = {"names": "enum {", "end": " }", "table": "static const"}
+"""How a function has its numbers where it is for one size."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ def attention_text(step: AtenStep, buffers: Sequence[BufferSpec]) -> Attention |
 
 
 def _function(text: str, prototype: str, values: dict[str, Any]) -> Attention:
-    return Attention((text % values).replace("PROTOTYPE", prototype), prototype)
+    varies = has_sizes(" ".join(map(str, values.values())))
+    names = {"names": "const long", "end": "", "table": "const"} if varies else _KNOWN
+    return Attention(with_sizes((text % (values | names)).replace("PROTOTYPE", prototype)), prototype)
 
 
 def _fits(places: dict[str, View | BufferSpec]) -> bool:

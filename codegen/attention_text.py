@@ -22,10 +22,10 @@ BACKWARD_PROTOTYPE = (
 # running maximum is needed. Keys and values are packed once per head. Strides are those of batch, head and row.
 ATTENTION = """\
 PROTOTYPE {
-  enum { BATCH = %(batch)d, HEADS = %(heads)d, ROWS = %(rows)d, KEYS = %(keys)d, WIDTH = %(width)d, OUT = %(out_width)d,
-         CAUSAL = %(causal)d, TILES = (ROWS + TILE - 1) / TILE, PANELS = (KEYS + PANEL - 1) / PANEL,
-         OUT_PANELS = (OUT + PANEL - 1) / PANEL, LONG = PANELS * PANEL + 16, WIDE = OUT_PANELS * PANEL };
-  static const long qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s}, ls[] = {%(logsumexp)s};
+  %(names)s BATCH = %(batch)s, HEADS = %(heads)s, ROWS = %(rows)s, KEYS = %(keys)s, WIDTH = %(width)s,
+         OUT = %(out_width)s, CAUSAL = %(causal)s, TILES = (ROWS + TILE - 1) / TILE, PANELS = (KEYS + PANEL - 1) / PANEL,
+         OUT_PANELS = (OUT + PANEL - 1) / PANEL, LONG = PANELS * PANEL + 16, WIDE = OUT_PANELS * PANEL%(end)s;
+  %(table)s long qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s}, ls[] = {%(logsumexp)s};
   const float scale = (float)%(scale)s;
 #pragma omp parallel
   {
@@ -118,11 +118,11 @@ static inline void sum_over_queries(long size, long rows, long count, long off, 
 # `_across` are queries side by side, panel by panel; `_down` their numbers side by side. Slopes lie as `_across`.
 BACKWARD = """\
 PROTOTYPE {
-  enum { BATCH = %(batch)d, HEADS = %(heads)d, ROWS = %(rows)d, KEYS = %(keys)d, WIDTH = %(width)d, OUT = %(out_width)d,
-         CAUSAL = %(causal)d, BLOCK = %(block)d, LONG = BLOCK + 16, DEPTH = (KEYS + TILE - 1) / TILE * TILE,
+  %(names)s BATCH = %(batch)s, HEADS = %(heads)s, ROWS = %(rows)s, KEYS = %(keys)s, WIDTH = %(width)s,
+         OUT = %(out_width)s, CAUSAL = %(causal)s, BLOCK = %(block)s, LONG = BLOCK + 16, DEPTH = (KEYS + TILE - 1) / TILE * TILE,
          WIDTHS = (WIDTH + PANEL - 1) / PANEL, OUTS = (OUT + PANEL - 1) / PANEL, DEEP = DEPTH + 16,
-         WIDE = (WIDTHS > OUTS ? WIDTHS : OUTS) * PANEL, TURNED = (WIDTH + TILE - 1) / TILE * TILE };
-  static const long gs[] = {%(grad)s}, qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s},
+         WIDE = (WIDTHS > OUTS ? WIDTHS : OUTS) * PANEL, TURNED = (WIDTH + TILE - 1) / TILE * TILE%(end)s;
+  %(table)s long gs[] = {%(grad)s}, qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s},
                     ls[] = {%(logsumexp)s}, dqs[] = {%(grad_query)s}, dks[] = {%(grad_key)s}, dvs[] = {%(grad_value)s};
   const float scale = (float)%(scale)s;
 #pragma omp parallel

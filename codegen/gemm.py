@@ -123,7 +123,7 @@ def _layout(rows: int, columns: int, x: Matrices) -> tuple[str, int] | None:
 
 def blas_call(p: Product) -> BlasCall | None:
     """How BLAS computes the product, or None when its strides are not BLAS's."""
-    if max(p.m, p.n, p.k) > _INT_MAX or len(p.batch) > MAX_BATCH_RANK:
+    if any(size > _INT_MAX for size in (p.m, p.n, p.k)) or len(p.batch) > MAX_BATCH_RANK:
         return None
     swapped = _row_major(p.m, p.n, p.out) is None
     if swapped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphc.codegen.size_text import storage
 from graphc.program.loops import LoopStep
 from graphc.program.plan import BufferSpec
 
@@ -52,8 +53,8 @@ def loop_body(step: LoopStep, buffers: Sequence[BufferSpec], rows: Sequence[str]
     listed = "\n".join(f"    {place}" for place in places)
     table = "\n".join(f"    {row}" for row in rows)
     return (
-        f"  static const Place places[] = {{\n{listed}\n  }};\n"
-        f"  static const int64_t steps[] = {{\n{table}\n  }};\n"
+        f"  {storage(listed)} Place places[] = {{\n{listed}\n  }};\n"
+        f"  {storage(table)} int64_t steps[] = {{\n{table}\n  }};\n"
         f"  void *q[{max(len(places), 1)}];\n"
         f"  return loop(p, {step.length}, places, {len(places)}, q, steps, steps + sizeof steps / sizeof *steps);"
     )

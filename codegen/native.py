@@ -42,6 +42,7 @@ from graphc.codegen.gemm import (
     tile_line,
 )
 from graphc.codegen.loop_text import loop_body
+from graphc.codegen.size_text import HIDDEN, declaration, definition, storage, with_sizes
 from graphc.codegen.step_table import StepTable
 from graphc.errors import CodegenError
 from graphc.ir.types import Location, f32, f64
@@ -72,6 +73,8 @@ TILES = "tiles.c"
 _KERNELS_IN_ONE_FILE = 3
 _KERNELS_PER_FILE = 16
 _MOST_FILES = 8
+_SIZES = "/* sizes */"
+"""Where the table of sizes stands, once it is known who asks for them."""
 
 
 class EmittedKernel(Protocol):
@@ -187,6 +190,7 @@ class _NativeWriter:
             exposed=plan.exposed,
             draws=plan.draws,
             arena_bytes=plan.arena_bytes,
+            arena_blocks=plan.arena_blocks,
             checks=dict(plan.checks),
             segments=segments,
             sources=sources,
@@ -356,10 +360,10 @@ class _NativeWriter:
 
     def _run_function(self, segment: Segment, lines: list[str | None]) -> str:
         rows = "\n".join(f"    {line}" for line in lines)
-        return (
+        return with_sizes(
             f"/* steps {segment.first} to {segment.stop - 1}; gives 0, or 1 + the step that failed */\n"
             f"STRAIGHT int {segment.entry}(void **p, AtenTensorHandle *h) {{\n"
-            f"  static const int64_t steps[] = {{\n{rows}\n  }};\n"
+            f"  {storage(rows)} int64_t steps[] = {{\n{rows}\n  }};\n"
             f"  return walk({segment.first}, steps, steps + sizeof steps / sizeof *steps, p, h);\n}}\n"
         )
 
@@ -369,15 +373,17 @@ class _NativeWriter:
         here, elsewhere = ([], kernels) if files else (kernels, [])
         uses_tiles = self.tiles or self.tiles_batch or self.attentions or self.blockings
         tiles = {TILES: self._tiles()} if uses_tiles else {}
-        return {SOURCE: self._source(runs, here, elsewhere), **files, **tiles}
+        source = self._source(runs, here, elsewhere)
+        sizes = definition("".join((source, *files.values(), *tiles.values())))
+        return {SOURCE: source.replace(f"{_SIZES}\n", sizes), **files, **tiles}
 
     def _source(self, runs: list[str], here: list[EmittedKernel], elsewhere: list[EmittedKernel]) -> str:
         plan = self.plan
         parts = [f"/* {_safe(plan.name)}: {len(plan.steps)} steps, {len(self.kernels)} kernels. Made by graphc. */\n"]
-        parts += [prelude(_helpers(here)), text.TYPES, _buffer_table(plan)]
+        parts += [prelude(_helpers(here)), text.TYPES, _buffer_table(plan), _SIZES]
         parts.append(torch_text.declarations(self.symbols))
         parts += [kernel.text for kernel in here]
-        parts.append("".join(f"{_HIDDEN} {kernel.prototype};\n" for kernel in elsewhere))
+        parts.append("".join(f"{HIDDEN} {kernel.prototype};\n" for kernel in elsewhere))
         for dtype in (f32, f64):
             real = REAL_NAMES[dtype]
             one, batch = GEMM_SYMBOLS[dtype]
@@ -393,9 +399,9 @@ class _NativeWriter:
             parts.append(tile_text.BATCH_CALL)
         for blocking, batched in self._asked():
             prototype = tile_text.BATCH_PROTOTYPE if batched else tile_text.PRODUCT_PROTOTYPE
-            parts.append(f"{_HIDDEN} {blocking.text(prototype)};\n")
+            parts.append(f"{HIDDEN} {blocking.text(prototype)};\n")
         for attention, name in self.attentions.items():
-            parts.append(f"{_HIDDEN} {attention.prototype.replace('NAME', name)};\n")
+            parts.append(f"{HIDDEN} {attention.prototype.replace('NAME', name)};\n")
         if self.uses_checks:
             parts.append(text.FAILED)
         if self.uses_tensors:
@@ -425,10 +431,7 @@ class _NativeWriter:
         if any(attention.is_backward for attention in self.attentions):
             parts.append(SUM_OVER_QUERIES)
         parts += [f"HIDDEN {attention.text.replace('NAME', name)}" for attention, name in self.attentions.items()]
-        return "\n".join(parts)
-
-
-_HIDDEN = '__attribute__((visibility("hidden")))'
+        return "\n".join((parts[0], declaration("".join(parts)), *parts[1:]))
 
 
 def _helpers(kernels: list[EmittedKernel]) -> set[str]:
@@ -437,8 +440,8 @@ def _helpers(kernels: list[EmittedKernel]) -> set[str]:
 
 def _kernel_file(kernels: list[EmittedKernel]) -> str:
     """Kernels as a file of their own: there they are not static but hidden in the library."""
-    texts = [re.sub(r"^static ", f"{_HIDDEN} ", kernel.text, count=1, flags=re.MULTILINE) for kernel in kernels]
-    return "\n".join((prelude(_helpers(kernels)), *texts))
+    texts = [re.sub(r"^static ", f"{HIDDEN} ", kernel.text, count=1, flags=re.MULTILINE) for kernel in kernels]
+    return "\n".join((prelude(_helpers(kernels)), declaration("".join(texts)), *texts))
 
 
 def _segments(lines: list[str | None], apart: bool) -> list[Segment]:

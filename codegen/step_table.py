@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from graphc.codegen.loop_text import LOOP
+from graphc.codegen.size_text import with_sizes
 
 _PLACE = re.compile(r"\bp\[(\d+)\]|\bAT\((\d+), (\d+)\)")
 
@@ -110,6 +111,7 @@ class StepTable:
 
     def _unique(self, name: str) -> str:
         taken = {other.upper() for other in self._takes} | {"RELEASE"}
+        name = re.sub(r"\W+", "_", name)
         unique, count = name, 1
         while unique.upper() in taken:
             count += 1
@@ -122,4 +124,6 @@ def _row(what: str, numbers: Sequence[int]) -> str:
 
 
 def _function(name: str, body: str) -> str:
-    return f"STRAIGHT static int do_{name}(void **p, AtenTensorHandle *h, const int64_t *b) {{\n{body}\n}}\n"
+    return with_sizes(
+        f"STRAIGHT static int do_{name}(void **p, AtenTensorHandle *h, const int64_t *b) {{\n{body}\n}}\n"
+    )

@@ -30,6 +30,7 @@ from graphc.errors import (
     UninitializedError,
     UnsupportedError,
 )
+from graphc.families import Families
 from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.frontend.draws import Drawn
@@ -74,6 +75,7 @@ class CompiledFunction(PathCalls):
         self._draws = False  # some program draws
         self._lists = Lists()
         self._loops: DataLoops | None = None  # what runs it turn by turn
+        self.families = Families()
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
 
@@ -276,9 +278,9 @@ class CompiledFunction(PathCalls):
             return Entry(captured, None, None, PathTree(self.options.name, captured, self))
         execute: Callable[..., list[Any]] | None = None
         if captured.joint is not None:
-            compilation, execute = driver.differentiable(captured, self.options)
+            compilation, execute = driver.differentiable(captured, self.options, self.families)
         else:
-            compilation = driver.compile_graph(captured.graph, self.options)
+            compilation = driver.compile_graph(captured.graph, self.options, self.families)
         self._stats.compiles += 1
         checker = getattr(compilation.execute, "fact_check", None)
         if checker is not None:

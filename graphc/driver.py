@@ -18,7 +18,8 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph
 from graphc.errors import BackendUnavailableError, CodegenError, CompilerError, FallbackWarning, LoweringError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from graphc.codegen.c.emit import CKernel
     from graphc.differentiable import Program
+    from graphc.families import Families
     from graphc.frontend.captured import Captured
     from graphc.frontend.cotangents import Question, Strides
     from graphc.frontend.draws import Drawn
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
     from graphc.ir.graph import Graph
     from graphc.loopir.kernel import Kernel
     from graphc.program.plan import Plan
+    from graphc.program.record import Program as Record
+    from graphc.runtime.build import Build
     from graphc.runtime.load import Executable
+
+_Made = TypeVar("_Made")
 
 
 def capture(
@@ -67,7 +73,9 @@ def capture(
     return captured
 
 
-def differentiable(captured: Captured, options: Options) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
+def differentiable(
+    captured: Captured, options: Options, families: Families | None = None
+) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
     from graphc.differentiable import Differentiable
     from graphc.passes.partition import partition
@@ -80,7 +88,7 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
         again = prepare_split(graph, pass_context(options, choose_backend(graph, options)))
         split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
     captured.graph = split.forward
-    forward, chosen = compile_graph(split.forward, options), settings()
+    forward, chosen = compile_graph(split.forward, options, families), settings()
 
     def compile_backward(strides: Sequence[Strides | None] | None) -> Program | None:
         with or_else(chosen):
@@ -94,7 +102,8 @@ def differentiable(captured: Captured, options: Options) -> tuple[Compilation, C
                 graph, reached = _backward_for(split.backward, joint.question, strides)
         if graph is None:
             return None
-        forward.backward = compile_graph(graph, for_part(graph, replace(options, name=split.backward.name)))
+        part = for_part(graph, replace(options, name=split.backward.name))
+        forward.backward = compile_graph(graph, part, families)
         forward.backwards += 1
         return forward.backward.execute, reached
 
@@ -155,24 +164,27 @@ def _log(compilation: Compilation) -> None:
         print(*compilation.sources().values(), sep="\n", file=sys.stderr)
 
 
-def compile_graph(graph: Graph, options: Options) -> Compilation:
+def compile_graph(graph: Graph, options: Options, families: Families | None = None) -> Compilation:
     """Optimize, plan, generate, build and load a graph for the backend that its device and the options ask for.
+
+    Args:
+        families: other graphs of the function, with which this one may share what is built; None = with none.
 
     Raises:
         BackendUnavailableError: the backend asked for cannot run here.
     """
     with collector_paused():
-        compilation = _compile(graph, options)
+        compilation = _compile(graph, options, families)
     _log(compilation)
     return compilation
 
 
-def _compile(graph: Graph, options: Options) -> Compilation:
+def _compile(graph: Graph, options: Options, families: Families | None) -> Compilation:
     backend = choose_backend(graph, options)
     if backend == "interpret":
         return _interpreted(graph, options)
     try:
-        return _built(graph, options, backend)
+        return _built(graph, options, backend, families)
     except CompilerError as error:
         if options.backend != "auto" and backend != "c":
             raise
@@ -218,9 +230,12 @@ def plan_for(graph: Graph, options: Options, backend: str) -> Plan:
     return found
 
 
-def _built(graph: Graph, options: Options, backend: str) -> Compilation:
-    """From the disk cache when this very graph has been built here before, else through the whole pipeline."""
-    from graphc.runtime.load import find_program
+def _built(graph: Graph, options: Options, backend: str, families: Families | None) -> Compilation:
+    """From the disk cache when this very graph has been built here before, else through the whole pipeline.
+
+    The pipeline is gone through once for many graphs where they differ in sizes alone.
+    """
+    from graphc.runtime.load import find_program, program_with
     from graphc.runtime.triton_module import fingerprint, is_interpreting
 
     found = Compilation(graph, options, backend)
@@ -229,6 +244,12 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
     with _timed(found.seconds, "look up"):
         executable = find_program(key)
     found.cached = executable is not None
+    if families is not None and backend == "c" and not options.measures:
+        with _timed(found.seconds, "compare"):
+            shared = families.find(graph, None if found.cached else partial(_make_native, options))
+        if shared is not None:
+            with _timed(found.seconds, "load"):
+                executable = program_with(*shared, key)
     if executable is None:
         try:
             if backend == "triton" and not is_interpreting():
@@ -246,12 +267,29 @@ def _built(graph: Graph, options: Options, backend: str) -> Compilation:
 
 
 def _build_native(found: Compilation, key: str) -> Executable:
-    """Plan, generate, build. Kernels are built from the moment they are known, while the plan is still being made."""
+    from graphc.runtime.load import build_program
+
+    def keep(program: Record, build: Build, is_complete: bool) -> Executable:
+        return build_program(program, key, build, keep=is_complete)
+
+    return _generate_native(found, keep)
+
+
+def _make_native(options: Options, graph: Graph) -> tuple[Record, bytes]:
+    """A graph for several sizes, as a program and its library."""
+    found = Compilation(graph, options, "c")
+    return _generate_native(found, lambda program, build, is_complete: (program, build.library(program)))
+
+
+def _generate_native(found: Compilation, finish: Callable[[Record, Build, bool], _Made]) -> _Made:
+    """Plan, generate, and what `finish` makes of the program, told whether all that was to be measured was.
+
+    Kernels are built from the moment they are known, while the plan is still being made.
+    """
     from graphc.codegen.c.emit import COptions, emit_kernel
     from graphc.codegen.c.flags import c_flags
     from graphc.codegen.native import generate_native, kernel_files
     from graphc.runtime.build import Build
-    from graphc.runtime.load import build_program
 
     emitted: dict[tuple[int, str], tuple[Kernel, CKernel]] = {}
 
@@ -281,7 +319,7 @@ def _build_native(found: Compilation, key: str) -> Executable:
         with _timed(found.seconds, "generate"):
             found.program = generate_native(plan, emit)
         with _timed(found.seconds, "build"):
-            return build_program(found.program, key, build, keep=is_complete)
+            return finish(found.program, build, is_complete)
 
 
 def _tune_native(plan: Plan, emit: Callable[..., CKernel]) -> tuple[Plan, bool]:

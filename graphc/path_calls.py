@@ -16,6 +16,7 @@ from graphc.options import Options, for_part
 from graphc.paths import Node, PathTree, RunEager
 
 if TYPE_CHECKING:
+    from graphc.families import Families
     from graphc.frontend.captured import Captured
     from graphc.ir.graph import Graph
 
@@ -33,6 +34,7 @@ class PathCalls:
 
     target: Callable[..., Any]
     options: Options
+    families: Families
     _stats: Any
     _lock: threading.RLock
     _assumes: bool
@@ -133,7 +135,7 @@ class PathCalls:
     def compile_path(self, graph: Graph, number: int) -> Compilation:
         """Compile one program of a tree."""
         self._stats.compiles += 1
-        return driver.compile_graph(graph, for_part(graph, self._numbered(number)))
+        return driver.compile_graph(graph, for_part(graph, self._numbered(number)), self.families)
 
     def compile_differentiable(
         self, captured: Captured, number: int
@@ -141,7 +143,7 @@ class PathCalls:
         """Compile the last program of a path whose results can be differentiated."""
         self._stats.compiles += 1
         assert captured.joint is not None
-        return driver.differentiable(captured, for_part(captured.joint.graph, self._numbered(number)))
+        return driver.differentiable(captured, for_part(captured.joint.graph, self._numbered(number)), self.families)
 
     def _numbered(self, number: int) -> Options:
         return replace(self.options, name=f"{self.options.name}_{number}" if number else self.options.name)

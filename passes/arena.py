@@ -6,10 +6,11 @@ blocks come and go where library calls hold more memory than the arena.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
+from graphc.ir.sizes import Size, never_more, plain
 from graphc.loopir.kernel import Kernel
 from graphc.ops.attention import LIBRARIES
 from graphc.passes.again import run_again
@@ -19,7 +20,17 @@ from graphc.passes.rooms import Mover, Room, fill_rooms
 from graphc.passes.sharing import Sharing
 from graphc.passes.transient import coming_and_going, insert_allocations
 from graphc.program.lifetimes import step_buffers
-from graphc.program.plan import ARENA, EXTERNAL, OUTPUT, AtenStep, BufferSpec, ForeachStep, KernelStep, Step
+from graphc.program.plan import (
+    ARENA,
+    EXTERNAL,
+    OUTPUT,
+    ArenaBlock,
+    AtenStep,
+    BufferSpec,
+    ForeachStep,
+    KernelStep,
+    Step,
+)
 
 FRESH = frozenset(
     f"aten.{name}.default" for name in ("convolution", "convolution_backward", "embedding_dense_backward")
@@ -28,10 +39,11 @@ FRESH = frozenset(
 
 
 class ArenaSize(NamedTuple):
-    """Bytes of an arena, and what they would be if no two buffers shared any."""
+    """Bytes of an arena, what they would be if no two buffers shared any, and what is in it where sizes may differ."""
 
     total: int
     plain: int
+    blocks: tuple[ArenaBlock, ...]
 
 
 def place_arena(
@@ -99,7 +111,8 @@ class _Placer:
         self._move(housed)
         self.steps[:] = insert_allocations(self.steps, wanted)
         owners = [spec for spec in owners if spec.index not in housed]
-        where, arena_bytes = self._place(owners, blocks)
+        where, arena_bytes = self._place(owners, {index: _as_now(block) for index, block in blocks.items()})
+        for_sizes = self._for_sizes(arena, owners, blocks, housed, merged, starts)
         for spec in arena:
             if spec.index in housed:  # no step names it any more
                 self.buffers[spec.index] = replace(spec, shape=(0,), strides=(1,), nbytes=0, arena_offset=0)
@@ -108,7 +121,26 @@ class _Placer:
                     spec, where[merged.get(spec.index, spec.index)] + starts.get(spec.index, 0)
                 )
         self.buffers[:] = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
-        return ArenaSize(arena_bytes, plain_bytes)
+        return ArenaSize(arena_bytes, plain_bytes, for_sizes)
+
+    def _for_sizes(
+        self,
+        arena: list[BufferSpec],
+        owners: list[BufferSpec],
+        blocks: Mapping[int, Block],
+        housed: Mapping[int, tuple[int, int]],
+        merged: Mapping[int, int],
+        starts: Mapping[int, int],
+    ) -> tuple[ArenaBlock, ...]:
+        """What the arena is made of, where that is placed anew for other sizes."""
+        if all(type(blocks[spec.index].size) is not Size for spec in owners):
+            return ()
+        members: dict[int, list[tuple[int, int]]] = {}
+        for spec in arena:
+            if spec.index not in housed:
+                owner = merged.get(spec.index, spec.index)
+                members.setdefault(owner, []).append((spec.index, starts.get(spec.index, 0)))
+        return tuple(ArenaBlock(*blocks[spec.index], spec.device, tuple(members[spec.index])) for spec in owners)
 
     def _place(self, owners: list[BufferSpec], blocks: Mapping[int, Block]) -> tuple[dict[int, int], int]:
         """Offsets by buffer, in one arena per device, and the bytes of all arenas."""
@@ -194,7 +226,7 @@ class _Placer:
             if index not in housed and index not in stuck and self.buffers[index].device == "cpu"
         }
         wanted: dict[int, list[BufferSpec]] = {}
-        for owner in coming_and_going(staying, held):
+        for owner in coming_and_going({index: _as_now(block) for index, block in staying.items()}, held):
             dtype, index = self.buffers[owner].dtype, len(self.buffers)
             count = -(-blocks[owner].size // dtype.itemsize)
             self.buffers.append(BufferSpec(index, EXTERNAL, dtype, (count,), (1,), count * dtype.itemsize))
@@ -252,7 +284,9 @@ class _Placer:
         last: dict[int, int],
     ) -> bool:
         dying, fresh = self.buffers[other], self.buffers[made]
-        if other not in self.open or last[other] != at or first[other] == at or dying.nbytes < fresh.nbytes:
+        if other not in self.open or last[other] != at or first[other] == at:
+            return False
+        if not never_more(fresh.nbytes, dying.nbytes):
             return False
         if dying.dtype.itemsize != fresh.dtype.itemsize or fresh.nbytes == 0 or fresh.host != dying.host:
             return False
@@ -263,6 +297,24 @@ class _Placer:
         if any(kernel.buffers[p].access != "in" or step.offsets[p] != step.offsets[stored] for p in places):
             return False
         return self.sharing.allows(kernel, [kernel.buffers[p].name for p in places], kernel.buffers[stored].name)
+
+
+def place_anew(blocks: Sequence[ArenaBlock]) -> tuple[dict[int, int], int]:
+    """Where buffers of an arena lie, in bytes, now that its blocks have these sizes; and the arena's bytes."""
+    where: dict[int, int] = {}
+    total = 0
+    for device in sorted({block.device for block in blocks}):
+        here = [block for block in blocks if block.device == device]
+        offsets, size = place_blocks([Block(block.first, block.last, block.size) for block in here])
+        for block, offset in zip(here, offsets, strict=True):
+            where |= {index: offset + start for index, start in block.members}
+        total += size
+    return where, total
+
+
+def _as_now(block: Block) -> Block:
+    """The block with the size that it has for the sizes of now."""
+    return Block(block.first, block.last, plain(block.size))
 
 
 def _at(spec: BufferSpec, offset: int) -> BufferSpec:

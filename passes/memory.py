@@ -6,6 +6,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from graphc.ir.sizes import plain
+
 ALIGNMENT = 64
 EXACT_BLOCKS = 600
 """Blocks up to which all pairs are looked at; beyond it, one sweep in order of time."""
@@ -27,8 +29,9 @@ def most_alive(blocks: Iterable[Block]) -> tuple[int, int]:
     """The first step at which most bytes are alive, and how many."""
     change: dict[int, int] = {}
     for block in blocks:
-        change[block.first] = change.get(block.first, 0) + block.size
-        change[block.last + 1] = change.get(block.last + 1, 0) - block.size
+        size = plain(block.size)
+        change[block.first] = change.get(block.first, 0) + size
+        change[block.last + 1] = change.get(block.last + 1, 0) - size
     alive = most = at = 0
     for step in sorted(change):
         alive += change[step]

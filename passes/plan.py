@@ -8,6 +8,7 @@ from typing import Any
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
+from graphc.ir.sizes import plain
 from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
@@ -168,7 +169,7 @@ class Planner:
         plan.checks = self.checks
         handed = {self.buffer_of[value] for value in self.live if value in self.buffer_of}
         size = place_arena(self.steps, self.buffers, plan.kernels, self.sharing, handed)
-        plan.arena_bytes, self.plain_bytes = size
+        plan.arena_bytes, self.plain_bytes, plan.arena_blocks = size
         plan.outputs = whole_outputs(plan, self._outputs())
         plan.stats = self._stats(plan)
         moved = plan.stats["bytes_read"] + plan.stats["bytes_written"]
@@ -348,7 +349,7 @@ class Planner:
             makes = tuple(self.buffer_of[v] for v in self._made(node) if self.nodes.head(v) is v)
             uses = tuple(self.buffer_of[v] for v in self.nodes.reads(node) if v in self.buffer_of)
             tasks.append(Task(after, makes, uses, rank_of(node), runs_on(node)))
-        sizes = {spec.index: spec.nbytes for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
+        sizes = {spec.index: plain(spec.nbytes) for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
         kept = frozenset(self.buffer_of[value] for value in self.live if value in self.buffer_of)
         order = order_tasks(tasks, sizes, kept)
         early, late = commits_last(self.nodes, [nodes[at] for at in order], [group for _, group in self.cut])

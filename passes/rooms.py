@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from graphc.ir.sizes import Size, never_more, plain
 from graphc.passes.memory import Block, gap_for, most_alive
 from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import BufferSpec, ForeachStep, GemmStep, KernelStep, Step, View
@@ -47,20 +48,23 @@ def fill_rooms(blocks: Mapping[int, Block], rooms: Iterable[Room]) -> dict[int, 
     Returns:
         For each block that found place, by its number, the buffer and the byte in it.
     """
-    free = sorted((room for room in rooms if room.size >= SMALLEST and room.until > 0), key=lambda room: -room.size)
-    free = sorted(free[:MOST], key=lambda room: room.size)
+    large = (room for room in rooms if plain(room.size) >= SMALLEST and room.until > 0)
+    free = sorted(sorted(large, key=lambda room: -plain(room.size))[:MOST], key=lambda room: plain(room.size))
     if not free:
         return {}
     peak, _ = most_alive(blocks.values())
     placed: dict[int, list[tuple[int, int, int, int]]] = {room.buffer: [] for room in free}
     found: dict[int, tuple[int, int]] = {}
-    candidates = sorted((n for n, b in blocks.items() if b.size >= SMALLEST), key=lambda n: -blocks[n].size)[:MOST]
-    for number in sorted(candidates, key=lambda n: not blocks[n].first <= peak <= blocks[n].last):
+    candidates = (number for number, block in blocks.items() if plain(block.size) >= SMALLEST)
+    biggest = sorted(candidates, key=lambda number: -plain(blocks[number].size))[:MOST]
+    for number in sorted(biggest, key=lambda n: not blocks[n].first <= peak <= blocks[n].last):
         block = blocks[number]
         for room in free:
-            if room.size < block.size or room.until <= block.last:
+            if room.until <= block.last or not never_more(block.size, room.size):
                 continue
-            offset, fits = gap_for(placed[room.buffer], block, room.size)
+            if Size in (type(block.size), type(room.size)):  # the whole room, whatever its size
+                block = Block(block.first, block.last, plain(room.size))
+            offset, fits = gap_for(placed[room.buffer], block, plain(room.size))
             if fits:
                 insort(placed[room.buffer], (offset, offset + block.size, block.first, block.last))
                 found[number] = (room.buffer, offset)

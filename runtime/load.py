@@ -84,6 +84,24 @@ def build_program(program: Program, key: str, build: Build | None = None, keep: 
         build.begin(program)
         files[RECORD] = program.to_json().encode()  # while the compiler works
         files[LIBRARY] = build.library(program)
+    return _stored(program, key, files, keep)
+
+
+def program_with(library: bytes, program: Program, key: str) -> Executable:
+    """A native program whose library has been built, stored under its key and callable.
+
+    Args:
+        library: of the program, for any sizes; each program loads a copy, which knows its own.
+    """
+    files = {name: text.encode() for name, text in program.sources.items()}
+    files[RECORD] = program.to_json().encode()
+    if program.sources:
+        files[LIBRARY] = library
+    return _stored(program, key, files, True)
+
+
+def _stored(program: Program, key: str, files: dict[str, bytes], keep: bool) -> Executable:
+    """A built program, in the cache where it is to be kept, callable."""
     if not (keep and settings().cache):
         return load_program(program, temporary_entry(key, files))
     folder = disk_cache().put(key, files)

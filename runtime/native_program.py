@@ -189,7 +189,7 @@ class NativeProgram:
 
     def __init__(self, program: Program, library: Path | None) -> None:
         self.program = program
-        self._library = None if library is None else _load(library, program.symbols)
+        self._library = None if library is None else _load(library, program)
         self._entries = {
             segment.entry: _entry(self._library, segment.entry)
             for segment in program.segments
@@ -485,10 +485,12 @@ def _views(step: Step) -> Iterable[View]:
     return (step.a, step.b, step.out) if isinstance(step, GemmStep) else ()
 
 
-def _load(path: Path, symbols: Sequence[str]) -> ctypes.CDLL:
+def _load(path: Path, program: Program) -> ctypes.CDLL:
     libtorch()
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
-    bind(library, symbols)
+    bind(library, program.symbols)
+    if program.sizes and hasattr(library, "graphc_set_sizes"):
+        library.graphc_set_sizes((ctypes.c_int64 * len(program.sizes))(*program.sizes))
     return library
 
 

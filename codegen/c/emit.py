@@ -20,7 +20,9 @@ from graphc.codegen.c.prelude import MEMORY_TYPES, is_helper
 from graphc.codegen.c.rows import write_rows
 from graphc.codegen.c.scalar_text import c_type
 from graphc.codegen.c.writer import Writer
+from graphc.codegen.size_text import with_sizes
 from graphc.ir.dims import symbols
+from graphc.ir.sizes import plain
 from graphc.loopir.analysis import KernelFacts
 from graphc.loopir.kernel import Buffer, Kernel, is_value
 from graphc.loopir.transform import (
@@ -107,7 +109,8 @@ def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:
     names = {b.name: _safe_name(b.name) for b in kernel.buffers}
     writer = Writer(facts, names)
     if not any(axis.extent == 0 for axis in normal.parallel_axes):
-        parallel = options.parallel and facts.total_cost >= options.parallel_cost
+        cost = facts.total_cost if normal.row_axes else plain(facts.total_cost)  # threads cut rows, and sum otherwise
+        parallel = options.parallel and cost >= options.parallel_cost
         (write_rows if normal.row_axes else write_pointwise)(writer, replace(options, parallel=parallel))
     parameters = (*(_parameter(b, names[b.name]) for b in kernel.buffers), *(f"int64_t {size}" for size in sizes))
     name = f"k_{kernel.name}"
@@ -120,7 +123,8 @@ def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:
         *writer.lines,
         "}",
     ]
-    return CKernel(name, "\n".join(lines) + "\n", frozenset(writer.helpers), parameters, sizes)
+    text = with_sizes("\n".join(lines) + "\n")
+    return CKernel(name, text, frozenset(writer.helpers), parameters, sizes)
 
 
 def copies_for(copy: Kernel, kernel: Kernel, buffer: str) -> bool:
@@ -154,6 +158,8 @@ def _parameter(buffer: Buffer, name: str) -> str:
 
 def _safe_name(name: str) -> str:
     clashes = (
-        name in _KEYWORDS or is_helper(name) or re.fullmatch(r"(v\d+|gc)_\w+|\w+_(block|end|chunk|run|stop)", name)
+        name in _KEYWORDS
+        or is_helper(name)
+        or re.fullmatch(r"(v\d+|gc)_\w+|\w+_(block|end|chunk|run|stop)|size\d+", name)
     )
     return f"{name}_" if clashes else name

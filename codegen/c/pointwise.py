@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from graphc.codegen.c.nest import Loop, Nest, write_nest
 from graphc.codegen.c.writer import Writer
 from graphc.ir.dims import substitute, symbol
+from graphc.ir.sizes import plain
 from graphc.loopir.analysis import KernelFacts, breakpoints
 from graphc.loopir.kernel import Kernel, Load, Store
 
@@ -149,7 +150,7 @@ def _collapsed(steps: Sequence[int]) -> int:
     """How many outer loops threads share: as few as give each enough, since finding the indices of more costs more."""
     total = 1
     for count, extent in enumerate(steps, 1):
-        total *= extent
+        total *= plain(extent)
         if total >= ENOUGH_STEPS:
             return count
     return len(steps)

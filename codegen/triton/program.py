@@ -49,6 +49,7 @@ def generate(plan: Plan, target: str = "") -> Program:
         exposed=plan.exposed,
         draws=plan.draws,
         arena_bytes=plan.arena_bytes,
+        arena_blocks=plan.arena_blocks,
         checks=dict(plan.checks),
         segments=[Segment(PYTHON, 0, len(steps))] if steps else [],
         sources=sources,

@@ -51,6 +51,23 @@ class BufferSpec:
 
 
 @dataclass(frozen=True)
+class ArenaBlock:
+    """A part of an arena, which is placed anew where its size is another.
+
+    Args:
+        first, last: steps between which it is in use.
+        size: bytes.
+        members: buffers in it, each with the byte at which it starts.
+    """
+
+    first: int
+    last: int
+    size: int
+    device: str
+    members: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Check:
     """Something that eager refuses in data and that a kernel looks for. Its cell tells the largest offending value.
 
@@ -230,6 +247,7 @@ class Plan:
         exposed: those for which that would cost too much: after a failed call they may have changed.
         draws: it draws from torch's random generator.
         arena_bytes: size of the arena.
+        arena_blocks: what the arena is made of, where the plan is for several sizes.
         checks: per buffer of kind CHECKS what its cells mean.
         forms: per kernel in which form it is to be generated, of those that the code generator offers for it.
         stats: counters for `.explain()`: graph ops, fused ops, extern calls with reasons, bytes moved.
@@ -245,6 +263,7 @@ class Plan:
     exposed: tuple[int, ...] = ()
     draws: bool = False
     arena_bytes: int = 0
+    arena_blocks: tuple[ArenaBlock, ...] = ()
     checks: dict[int, list[Check]] = field(default_factory=dict)
     forms: dict[str, str] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)

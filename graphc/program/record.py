@@ -10,14 +10,19 @@ reading it back imports neither torch nor the compiler.
 from __future__ import annotations
 
 import json
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from graphc.errors import CacheError
+from graphc.ir.dims import Expr
 from graphc.ir.graph import Named, Ref
+from graphc.ir.sizes import Size, value_of
 from graphc.ir.types import DTYPES, DType, Location
 from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import (
+    ArenaBlock,
     AtenStep,
     BufferSpec,
     Check,
@@ -30,7 +35,7 @@ from graphc.program.plan import (
     View,
 )
 
-FORMAT = 6
+FORMAT = 7
 """Version of the JSON form; a record of another version is not read."""
 
 NATIVE, PYTHON = "native", "python"
@@ -59,12 +64,14 @@ class Program:
     Attributes:
         name: of the user's function.
         backend: `c` or `triton`.
-        buffers, steps, outputs, written, copied, exposed, draws, arena_bytes, checks, stats: as in `Plan`.
+        buffers, steps, outputs, written, copied, exposed, draws, arena_bytes, arena_blocks, checks, stats: as in
+            `Plan`.
         segments: a partition of the steps, in order.
         sources: generated files by name, in the order in which they are built.
         kernels: per kernel name what its launcher needs, as plain data (grid, constants, ...); empty for C.
         symbols: functions of libtorch and its BLAS that native code calls, in the order of its function table.
         flags, libraries: C compiler flags, and the linker's (`-lm`).
+        sizes: what generated code is told of the sizes of inputs, where it is for several.
     """
 
     name: str
@@ -77,6 +84,7 @@ class Program:
     exposed: tuple[int, ...] = ()
     draws: bool = False
     arena_bytes: int = 0
+    arena_blocks: tuple[ArenaBlock, ...] = ()
     checks: dict[int, list[Check]] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
@@ -84,7 +92,21 @@ class Program:
     symbols: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
     stats: dict[str, Any] = field(default_factory=dict)
+
+    def for_sizes(self, values: Mapping[str, int]) -> Program:
+        """The record with every `Size` in it as what it is where sizes have these values, by name in their order."""
+        known: dict[Expr, int] = {}
+
+        def change(size: Size) -> int:
+            value = known.get(size.expr)
+            if value is None:
+                value = known[size.expr] = value_of(size.expr, values)
+            return value
+
+        body = {name: _with_values(getattr(self, name), change) for name in _FIELDS}
+        return Program(**{**body, "sizes": tuple(values.values())})
 
     def to_json(self) -> str:
         """The record as JSON text; `Program.from_json` gives back an equal one.
@@ -119,8 +141,8 @@ Json: TypeAlias = Any
 _RECORDS: dict[str, type] = {
     record.__name__: record
     for record in (
-        BufferSpec, Check, View, KernelStep, RowArgument, ForeachStep, GemmStep, AtenStep, LoopStep, Binding,
-        OutputSpec, Segment, Location, Named, Ref,
+        ArenaBlock, BufferSpec, Check, View, KernelStep, RowArgument, ForeachStep, GemmStep, AtenStep, LoopStep,
+        Binding, OutputSpec, Segment, Location, Named, Ref,
     )
 }  # fmt: skip
 _PLAIN = frozenset((int, bool, str, type(None)))
@@ -129,6 +151,26 @@ _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
     record: tuple(record.__dataclass_fields__)  # type: ignore[attr-defined]
     for record in _RECORDS.values()
 }
+
+
+def _with_values(item: Any, change: Callable[[Size], int]) -> Any:
+    """A part of a record with each `Size` changed; the very same where there is none."""
+    kind = type(item)
+    if kind in _PLAIN:
+        return item
+    if kind is Size:
+        return change(item)
+    if kind is tuple or kind is list:
+        parts = [_with_values(part, change) for part in item]
+        return item if all(map(operator.is_, parts, item)) else kind(parts)
+    if kind is dict:
+        return {_with_values(key, change): _with_values(part, change) for key, part in item.items()}
+    names = _RECORD_FIELDS.get(kind)
+    if names is None:
+        return item
+    old = [getattr(item, name) for name in names]
+    new = [_with_values(part, change) for part in old]
+    return item if all(map(operator.is_, new, old)) else kind(*new)
 
 
 def _encode(value: Any) -> Json:

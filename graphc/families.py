@@ -1,0 +1,142 @@
+"""One build for calls of many sizes: what is compiled for sizes that have changed holds for others too.
+
+first size       compiled for it alone, as everything is that never changes
+second size      the two graphs are compared; the numbers in which they differ become sizes, and what is compiled now is
+                 for these sizes, with the conditions under which it is right for others
+further ones     the graph is looked up: where it is the same but for sizes, and the conditions hold, only numbers are
+                 filled in; where they do not, as when a row no longer fits in a cache, it is compiled once more
+
+The function itself runs on traced tensors for each size: what it does with a size is its own business, and a graph that
+comes out otherwise is another one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from graphc.errors import CodegenError, CompilerError, LoweringError
+from graphc.ir.generalize import General, Outline, generalize, outline
+from graphc.ir.sizes import LEAST
+
+if TYPE_CHECKING:
+    from graphc.ir.graph import Graph
+    from graphc.ir.sizes import Conditions
+    from graphc.program.record import Program
+
+_MOST_SAMPLES = 5
+_MOST_PINNED = 3
+"""Builds of a family that turned out to be for one size alone, after which it is not tried any more."""
+_NEAR = range(-64, 65)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is built for several sizes.
+
+    Attributes:
+        program: its record, with a `Size` where a number depends on sizes.
+        library: what its sources were built to; empty where that is done when a program is loaded.
+        conditions: under which it is right.
+    """
+
+    program: Program
+    library: bytes
+    conditions: Conditions
+
+    def program_for(self, sizes: Mapping[str, int]) -> Program:
+        """The program where inputs have these sizes."""
+        from graphc.passes.arena import place_anew
+
+        program = self.program.for_sizes(self.conditions.all_sizes(sizes))
+        if program.arena_blocks:
+            where, program.arena_bytes = place_anew(program.arena_blocks)
+            program.arena_blocks = ()
+            program.buffers = [
+                replace(spec, arena_offset=where.get(spec.index, spec.arena_offset)) for spec in program.buffers
+            ]
+        return program
+
+
+Make = Callable[["Graph"], tuple["Program", bytes]]
+"""Optimises, plans, generates and builds a graph."""
+
+
+@dataclass
+class Family:
+    """Graphs that differ in numbers alone."""
+
+    samples: list[Outline] = field(default_factory=list)
+    general: General | None = None
+    builds: list[Build] = field(default_factory=list)
+    pinned: int = 0
+    refusal: str = ""
+
+    def sizes_of(self, found: Outline) -> dict[str, int] | None:
+        """The sizes of a graph of the family, which is taken up where it is not yet like the others."""
+        sizes = None if self.general is None else self.general.sizes_of(found)
+        if sizes is None and len(self.samples) < _MOST_SAMPLES:
+            self.samples.append(found)
+            if len(self.samples) > 1:
+                self.general = generalize(self.samples)
+                sizes = None if self.general is None else self.general.sizes_of(found)
+        return sizes
+
+
+class Families:
+    """The graphs of one compiled function, and what has been built for several of them."""
+
+    def __init__(self) -> None:
+        self._families: dict[Hashable, Family] = {}
+        self._lock = threading.RLock()
+        self.builds = self.reuses = 0
+
+    def find(self, graph: Graph, make: Make | None) -> tuple[bytes, Program] | None:
+        """The program of a graph, and its library, by a build for several sizes; None when it is to be for it alone.
+
+        Args:
+            graph: as captured.
+            make: builds one for several sizes; None = the graph is only made known.
+        """
+        with self._lock:
+            found = outline(graph)
+            family = self._families.setdefault(found.rest, Family())
+            sizes = family.sizes_of(found)
+            if sizes is None or make is None:
+                return None
+            for build in family.builds:
+                if build.conditions.hold(sizes):
+                    self.reuses += 1
+                    return build.library, build.program_for(sizes)
+            if family.refusal or min(sizes.values()) < LEAST:
+                return None
+            return self._build(family, sizes, make)
+
+    def _build(self, family: Family, sizes: dict[str, int], make: Make) -> tuple[bytes, Program] | None:
+        assert family.general is not None
+        graph, conditions = family.general.graph(sizes)
+        try:
+            program, library = make(graph)
+        except (CodegenError, CompilerError, LoweringError) as error:
+            family.refusal = error.message
+            return None
+        self.builds += 1
+        if _is_pinned(conditions, sizes):
+            family.pinned += 1
+            if family.pinned == _MOST_PINNED:
+                family.refusal = "it turns out otherwise for every size"
+        build = Build(program, library, conditions)
+        family.builds.insert(0, build)
+        return library, build.program_for(sizes)
+
+
+def _is_pinned(conditions: Conditions, sizes: dict[str, int]) -> bool:
+    """Whether what was built is for these sizes alone, and for none near them."""
+    return not any(
+        conditions.hold({**sizes, name: value + step})
+        for name, value in sizes.items()
+        for step in _NEAR
+        if step and value + step >= LEAST
+    )

@@ -1,0 +1,239 @@
+"""One graph for several that differ in numbers alone: the captures of one function for inputs of several sizes.
+
+    f(x: f32[33, 64]):  view(x) {shape=[2112]}
+    f(x: f32[43, 64]):  view(x) {shape=[2752]}     ->     f(x: f32[size0, 64]):  view(x) {shape=[size0*64]}
+
+Dims of inputs that differ are sizes, and every other number that differs is looked for as an expression of them. That
+is a guess (anti-unification: Plotkin, A note on inductive generalization, 1970), and good for a graph whose numbers it
+gives, all of them: `General.sizes_of` looks. A graph that it fails for is one more to guess from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from math import prod
+from typing import Any
+
+from graphc.ir.dims import Dim, Expr, evaluate, floordiv, symbol
+from graphc.ir.graph import Graph, Output, Role, StridedView, Value
+from graphc.ir.sizes import LEAST, NAME, Conditions
+from graphc.ir.types import TensorType
+
+_MOST_BASES = 12
+_DEGREE = 3
+_DIVISORS = (2, 4, 8, 16, 32, 64)
+_FIXED = frozenset((Role.PARAM, Role.CONST))
+"""Inputs whose shapes are the program's own."""
+
+Row = tuple[int, ...]
+"""A number as it is in each of several graphs."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A graph taken apart.
+
+    Attributes:
+        graph: the graph.
+        numbers: its ints, in order.
+        rest: everything else, locations left out; equal for graphs that differ in numbers alone.
+        dims: positions in `numbers` of those that come with the user's tensors.
+    """
+
+    graph: Graph
+    numbers: tuple[int, ...]
+    rest: Hashable
+    dims: tuple[int, ...]
+
+
+def outline(graph: Graph) -> Outline:
+    """Take a graph apart."""
+    numbers: list[int] = []
+
+    def take(number: int) -> int:
+        numbers.append(number)
+        return 0
+
+    rest = with_numbers(graph, take).signature()
+    dims: list[int] = []
+    at = 0
+    for item in graph.inputs:
+        if item.role not in _FIXED:
+            dims += range(at, at + item.type.rank)
+        at += item.type.rank + len(item.strides or ())
+    return Outline(graph, tuple(numbers), rest, tuple(dims))
+
+
+def with_numbers(graph: Graph, change: Callable[[int], int]) -> Graph:
+    """A copy of a graph with all ints in it changed, in an order that depends on the rest of it alone."""
+    twin = graph.copy()
+    for item in twin.inputs:
+        _change_value(item, change)
+    for op in twin.ops:
+        op.operands = [o if isinstance(o, Value) else _changed(o, change) for o in op.operands]
+        op.attrs = {key: _changed(value, change) for key, value in op.attrs.items()}
+        for result in op.results:
+            _change_value(result, change)
+    twin.outputs = [Output(output.value, _changed(output.view, change)) for output in twin.outputs]
+    return twin
+
+
+def _change_value(value: Value, change: Callable[[int], int]) -> None:
+    value.type = TensorType(value.dtype, _changed(value.shape, change), value.device)
+    value.strides = _changed(value.strides, change)
+
+
+def _changed(item: Any, change: Callable[[int], int]) -> Any:
+    if isinstance(item, int) and not isinstance(item, bool):
+        return change(item)
+    if isinstance(item, tuple):
+        return tuple([_changed(part, change) for part in item])
+    if isinstance(item, dict):
+        return {key: _changed(part, change) for key, part in item.items()}
+    if isinstance(item, StridedView):
+        return StridedView(*(_changed(part, change) for part in (item.shape, item.strides, item.offset)))
+    return with_numbers(item, change) if isinstance(item, Graph) else item
+
+
+@dataclass(frozen=True)
+class General:
+    """A graph whose numbers are expressions of sizes.
+
+    Attributes:
+        first: one of the graphs that it was made from.
+        sizes: name -> the position of the dim that it is.
+        exprs: per number.
+    """
+
+    first: Outline
+    sizes: Mapping[str, int]
+    exprs: tuple[Dim, ...]
+
+    def sizes_of(self, found: Outline) -> dict[str, int] | None:
+        """The sizes for which this is the graph that was taken apart, or None when it never is."""
+        if found.rest != self.first.rest:
+            return None
+        sizes = {name: found.numbers[position] for name, position in self.sizes.items()}
+        known: dict[Expr, int] = {}
+        for expr, number in zip(self.exprs, found.numbers, strict=True):
+            if isinstance(expr, int):
+                if expr != number:
+                    return None
+                continue
+            value = known.get(expr)
+            if value is None:
+                value = known[expr] = evaluate(expr, sizes)
+            if value != number:
+                return None
+        return sizes
+
+    def graph(self, sizes: Mapping[str, int]) -> tuple[Graph, Conditions]:
+        """The graph for some sizes, which know what they are; and where it is noted what is found out about them.
+
+        They are at least `LEAST`, and within a factor of two of others for which the same holds: what is chosen for
+        them is chosen well for those.
+        """
+        conditions = Conditions(sizes)
+        for name in sizes:
+            size = conditions.given(name)
+            assert size >= LEAST
+            size.bit_length()
+        exprs = iter(self.exprs)
+
+        def change(_: int) -> int:
+            expr = next(exprs)
+            return expr if isinstance(expr, int) else conditions.size(evaluate(expr, sizes), expr)
+
+        return with_numbers(self.first.graph, change), conditions
+
+
+def generalize(outlines: Sequence[Outline]) -> General | None:
+    """The graph that all of several are for some sizes, or None where none is found.
+
+    Args:
+        outlines: two or more, of equal `rest`.
+    """
+    first = outlines[0]
+    rows = list(zip(*(found.numbers for found in outlines), strict=True))
+    fit = _Fit(len(outlines))
+    sizes: dict[str, int] = {}
+    for position in first.dims:
+        if fit.find(rows[position]) is None:
+            name = f"{NAME}{len(sizes)}"
+            sizes[name] = position
+            fit.add(symbol(name), rows[position])
+    if not sizes or not fit.divide({row for row in rows if fit.find(row) is None}):
+        return None
+    exprs = [expr for row in rows if (expr := fit.find(row)) is not None]
+    return General(first, sizes, tuple(exprs))
+
+
+class _Fit:
+    """Finds rows of numbers as expressions of rows that have names."""
+
+    def __init__(self, count: int) -> None:
+        self.bases: list[tuple[Dim, Row]] = []
+        self.products: list[tuple[Dim, Row]] = []
+        self.known: dict[Row, Dim | None] = {}
+        self.count = count
+
+    def add(self, expr: Dim, row: Row) -> None:
+        """Give a row a name."""
+        self.bases.append((expr, row))
+        self.products = [
+            (_product(factor for factor, _ in some), tuple(map(prod, zip(*(row for _, row in some), strict=True))))
+            for degree in range(1, _DEGREE + 1)
+            for some in combinations_with_replacement(self.bases, degree)
+        ]
+        self.known = {row: expr for row, expr in self.known.items() if expr is not None}
+
+    def find(self, row: Row) -> Dim | None:
+        """The expression that a row is."""
+        if row not in self.known:
+            self.known[row] = row[0] if len(set(row)) == 1 else self._multiple(row) or self._affine(row)
+        return self.known[row]
+
+    def _multiple(self, row: Row) -> Dim | None:
+        for expr, base in self.products:
+            if all(base) and not any(value % size for value, size in zip(row, base, strict=True)):
+                factors = {value // size for value, size in zip(row, base, strict=True)}
+                if len(factors) == 1:
+                    return expr * factors.pop()
+        return None
+
+    def _affine(self, row: Row) -> Dim | None:
+        for expr, base in self.products:
+            at = next((n for n in range(self.count) if base[n] != base[0]), None)
+            if at is None:
+                continue
+            slope, rest = divmod(row[at] - row[0], base[at] - base[0])
+            shift = row[0] - slope * base[0]
+            if not rest and all(value == slope * size + shift for value, size in zip(row, base, strict=True)):
+                return expr * slope + shift
+        return None
+
+    def divide(self, rows: set[Row]) -> bool:
+        """Name what comes of floor divisions, as of strides of convolutions, until all of some rows are found."""
+        while missing := sorted(row for row in rows if self.find(row) is None):
+            found = next(((expr, row) for row in missing if (expr := self._quotient(row)) is not None), None)
+            if found is None or len(self.bases) == _MOST_BASES:
+                return False
+            self.add(*found)
+        return True
+
+    def _quotient(self, row: Row) -> Dim | None:
+        for divisor in _DIVISORS:
+            for expr, base in self.bases:
+                for shift in sorted(range(-2 * divisor, 2 * divisor), key=abs):
+                    if all((size + shift) // divisor == value for value, size in zip(row, base, strict=True)):
+                        return floordiv(expr + shift, divisor)
+        return None
+
+
+def _product(factors: Any) -> Dim:
+    total: Dim = 1
+    for factor in factors:
+        total = total * factor
+    return total
