@@ -17,6 +17,7 @@ from typing import Any
 
 from graphc.codegen.gemm import address, longs
 from graphc.ir.graph import Named
+from graphc.ir.sizes import Size
 from graphc.ir.types import BY_TORCH_NAME, DType
 from graphc.program.plan import AtenStep, BufferSpec, View
 
@@ -151,6 +152,8 @@ class CallWriter:
             return str(dtype_code(value))
         if isinstance(value, Named):
             return _named(value)
+        if type(value) is Size:
+            return str(value)
         return f"{int(value)}LL" if ctype == "int64_t" else str(int(value))
 
 

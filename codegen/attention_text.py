@@ -23,7 +23,8 @@ BACKWARD_PROTOTYPE = (
 ATTENTION = """\
 PROTOTYPE {
   %(names)s BATCH = %(batch)s, HEADS = %(heads)s, ROWS = %(rows)s, KEYS = %(keys)s, WIDTH = %(width)s,
-         OUT = %(out_width)s, CAUSAL = %(causal)s, TILES = (ROWS + TILE - 1) / TILE, PANELS = (KEYS + PANEL - 1) / PANEL,
+         OUT = %(out_width)s, CAUSAL = %(causal)s,
+         TILES = (ROWS + TILE - 1) / TILE, PANELS = (KEYS + PANEL - 1) / PANEL,
          OUT_PANELS = (OUT + PANEL - 1) / PANEL, LONG = PANELS * PANEL + 16, WIDE = OUT_PANELS * PANEL%(end)s;
   %(table)s long qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s}, ls[] = {%(logsumexp)s};
   const float scale = (float)%(scale)s;
@@ -119,7 +120,8 @@ static inline void sum_over_queries(long size, long rows, long count, long off, 
 BACKWARD = """\
 PROTOTYPE {
   %(names)s BATCH = %(batch)s, HEADS = %(heads)s, ROWS = %(rows)s, KEYS = %(keys)s, WIDTH = %(width)s,
-         OUT = %(out_width)s, CAUSAL = %(causal)s, BLOCK = %(block)s, LONG = BLOCK + 16, DEPTH = (KEYS + TILE - 1) / TILE * TILE,
+         OUT = %(out_width)s, CAUSAL = %(causal)s,
+         BLOCK = %(block)s, LONG = BLOCK + 16, DEPTH = (KEYS + TILE - 1) / TILE * TILE,
          WIDTHS = (WIDTH + PANEL - 1) / PANEL, OUTS = (OUT + PANEL - 1) / PANEL, DEEP = DEPTH + 16,
          WIDE = (WIDTHS > OUTS ? WIDTHS : OUTS) * PANEL, TURNED = (WIDTH + TILE - 1) / TILE * TILE%(end)s;
   %(table)s long gs[] = {%(grad)s}, qs[] = {%(query)s}, ks[] = {%(key)s}, vs[] = {%(value)s}, os[] = {%(out)s},

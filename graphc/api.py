@@ -161,6 +161,7 @@ class CompiledFunction(PathCalls):
 
     def _withdraw(self, captured: Captured, always: bool = False) -> None:
         """Take back the state that was made for a program, and the program itself where there was some, or always."""
+        self.families.forget(captured.graph)
         if captured.withdraw() or always:
             with self._lock:
                 self._entries = tuple(entry for entry in self._entries if entry.captured is not captured)

@@ -235,6 +235,7 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
 
     The pipeline is gone through once for many graphs where they differ in sizes alone.
     """
+    from graphc.ir.generalize import outline
     from graphc.runtime.load import find_program, program_with
     from graphc.runtime.triton_module import fingerprint, is_interpreting
 
@@ -243,10 +244,10 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
     key = cache_key(text, options, backend)
     with _timed(found.seconds, "look up"):
         executable = find_program(key)
-    found.cached = executable is not None
-    if families is not None and backend == "c" and not options.measures:
+    found.cached, shared = executable is not None, None
+    if executable is None and families is not None and not options.measures:
         with _timed(found.seconds, "compare"):
-            shared = families.find(graph, None if found.cached else partial(_make_native, options))
+            shared = families.find(outline(graph), partial(build_for_sizes, options, backend))
         if shared is not None:
             with _timed(found.seconds, "load"):
                 executable = program_with(*shared, key)
@@ -260,6 +261,8 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
         except BackendUnavailableError as error:
             found.execute = _unavailable(error)  # its sources can still be read
             return found
+    if families is not None and shared is None:
+        families.remember(outline(graph))
     found.execute, found.program = executable, executable.program
     for name, source in found.program.sources.items():
         dump(options.name, name, source.__str__)
@@ -275,10 +278,22 @@ def _build_native(found: Compilation, key: str) -> Executable:
     return _generate_native(found, keep)
 
 
-def _make_native(options: Options, graph: Graph) -> tuple[Record, bytes]:
-    """A graph for several sizes, as a program and its library."""
-    found = Compilation(graph, options, "c")
-    return _generate_native(found, lambda program, build, is_complete: (program, build.library(program)))
+def build_for_sizes(options: Options, backend: str, graph: Graph) -> tuple[Record, bytes]:
+    """A graph with a `Size` for each number that may differ, as a program and its library; see `graphc.families`.
+
+    Kernels in Triton are built where the program is loaded: the library is empty.
+    """
+    found = Compilation(graph, options, backend)
+    if backend == "triton":
+        from graphc.codegen.triton.program import generate
+        from graphc.runtime.device import current_target
+
+        return generate(found.stage("scheduled"), current_target()), b""
+    return _generate_native(found, _with_library)
+
+
+def _with_library(program: Record, build: Build, is_complete: bool) -> tuple[Record, bytes]:
+    return program, build.library(program) if program.sources else b""
 
 
 def _generate_native(found: Compilation, finish: Callable[[Record, Build, bool], _Made]) -> _Made:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graphc.errors import CodegenError, CompilerError, LoweringError
-from graphc.ir.generalize import General, Outline, generalize, outline
+from graphc.ir.generalize import General, Outline, generalize
 from graphc.ir.sizes import LEAST
 
 if TYPE_CHECKING:
@@ -75,14 +75,24 @@ class Family:
     refusal: str = ""
 
     def sizes_of(self, found: Outline) -> dict[str, int] | None:
-        """The sizes of a graph of the family, which is taken up where it is not yet like the others."""
+        """The sizes of a graph of the family; None where it is not like the others."""
         sizes = None if self.general is None else self.general.sizes_of(found)
-        if sizes is None and len(self.samples) < _MOST_SAMPLES:
+        if sizes is not None or len(self.samples) == _MOST_SAMPLES or found.numbers in self._numbers():
+            return sizes
+        general = generalize([*self.samples, found])
+        sizes = None if general is None else general.sizes_of(found)
+        if sizes is not None:
             self.samples.append(found)
-            if len(self.samples) > 1:
-                self.general = generalize(self.samples)
-                sizes = None if self.general is None else self.general.sizes_of(found)
+            self.general = general
         return sizes
+
+    def add(self, found: Outline) -> None:
+        """Take up a graph."""
+        if len(self.samples) < _MOST_SAMPLES and found.numbers not in self._numbers():
+            self.samples.append(found)
+
+    def _numbers(self) -> list[tuple[int | float, ...]]:
+        return [sample.numbers for sample in self.samples]
 
 
 class Families:
@@ -93,18 +103,17 @@ class Families:
         self._lock = threading.RLock()
         self.builds = self.reuses = 0
 
-    def find(self, graph: Graph, make: Make | None) -> tuple[bytes, Program] | None:
+    def find(self, found: Outline, make: Make) -> tuple[bytes, Program] | None:
         """The program of a graph, and its library, by a build for several sizes; None when it is to be for it alone.
 
         Args:
-            graph: as captured.
-            make: builds one for several sizes; None = the graph is only made known.
+            found: the graph as captured.
+            make: builds one for several sizes.
         """
         with self._lock:
-            found = outline(graph)
-            family = self._families.setdefault(found.rest, Family())
-            sizes = family.sizes_of(found)
-            if sizes is None or make is None:
+            family = self._families.get(found.rest)
+            sizes = None if family is None else family.sizes_of(found)
+            if family is None or sizes is None:
                 return None
             for build in family.builds:
                 if build.conditions.hold(sizes):
@@ -113,6 +122,19 @@ class Families:
             if family.refusal or min(sizes.values()) < LEAST:
                 return None
             return self._build(family, sizes, make)
+
+    def remember(self, found: Outline) -> None:
+        """A graph has been compiled for itself alone."""
+        with self._lock:
+            self._families.setdefault(found.rest, Family()).add(found)
+
+    def forget(self, graph: Graph) -> None:
+        """The program of a graph has been withdrawn."""
+        with self._lock:
+            for key, family in list(self._families.items()):
+                family.samples = [sample for sample in family.samples if sample.graph is not graph]
+                if not family.samples:
+                    del self._families[key]
 
     def _build(self, family: Family, sizes: dict[str, int], make: Make) -> tuple[bytes, Program] | None:
         assert family.general is not None

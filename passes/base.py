@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from graphc.ir.graph import Attr, Builder, Graph, Input, Literal, Op, Operand, Output, Value, Write
+from graphc.ir.sizes import Reciprocal, Size
 from graphc.ir.types import DType, TensorType
 from graphc.ops import registry
 from graphc.ops.registry import OpDef
@@ -241,6 +242,8 @@ def literal_as(value: Literal, dtype: DType) -> Literal:
     """A number as a value of `dtype`: integers wrap, anything but zero is True."""
     if dtype.kind == "bool":
         return bool(value)
+    if type(value) in (Size, Reciprocal) and _holds(dtype, value):
+        return value
     if dtype.is_float:
         assert not isinstance(value, complex)
         return float(value)
@@ -250,6 +253,14 @@ def literal_as(value: Literal, dtype: DType) -> Literal:
     bits = 8 * dtype.itemsize
     wrapped = int(value) & ((1 << bits) - 1)
     return wrapped - (1 << bits) if dtype.kind == "int" and wrapped >> (bits - 1) else wrapped
+
+
+def _holds(dtype: DType, value: Any) -> bool:
+    """Whether a number that depends on sizes is one of a dtype."""
+    if type(value) is Reciprocal or dtype.is_float:
+        return dtype.is_float
+    half = 1 << 8 * dtype.itemsize - 1
+    return -half <= value < half if dtype.kind == "int" else dtype.kind == "uint" and 0 <= value < 2 * half
 
 
 def constant_of(operand: Operand) -> Literal | None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from graphc.ir.graph import Graph, Literal, Op, Operand, Value
+from graphc.ir.sizes import depends_on_sizes
 from graphc.ir.types import DType
 from graphc.loopir.scalar import SCALAR_OPS
 from graphc.passes.base import PassContext, PassResult, Rewriter, Rules, constant_of, defined_by, literal_as
@@ -49,7 +50,7 @@ def fold_pointwise(rewriter: Rewriter, op: Op) -> Value | None:
     numbers: list[Any] = []
     for operand in op.operands:
         number = constant_of(operand)
-        if number is None:
+        if number is None or depends_on_sizes(number):
             return None
         numbers.append(_tensor(number, operand.dtype) if isinstance(operand, Value) else number)
     try:

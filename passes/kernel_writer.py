@@ -10,6 +10,7 @@ from typing import TypeAlias
 from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, bounds, simplify, symbol
 from graphc.ir.graph import Op, Operand, Value
+from graphc.ir.sizes import Size
 from graphc.ir.types import HOST, UNFAILED, DType, bool_, f32, i64
 from graphc.loopir.bounded import drop_idle_bounds
 from graphc.loopir.builder import KernelBuilder
@@ -308,7 +309,7 @@ class KernelWriter:
         """A constant."""
         found = self.builder.constant(value, dtype)
         if dtype == i64:
-            self.expressions[found] = int(value)
+            self.expressions[found] = value if type(value) is Size else int(value)
         return found
 
     def index_value(self, expr: Dim) -> str:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import torch
 
 from graphc.ir.graph import Op, Operand, Value
+from graphc.ir.sizes import bound
 from graphc.ops.registry import Kind, get
 from graphc.passes.layout import int_shape
 
@@ -178,7 +179,9 @@ def _of_steps(op: Op, steps: Sequence[Step]) -> Step | None:
 def _computed(op: Op, numbers: Sequence[Number]) -> Number:
     """One element of an op, by its reference."""
     given = [
-        torch.tensor(number, dtype=getattr(torch, item.dtype.torch_name)) if isinstance(item, Value) else item
+        torch.tensor(bound(number), dtype=getattr(torch, item.dtype.torch_name))
+        if isinstance(item, Value)
+        else bound(item)
         for number, item in zip(numbers, op.operands, strict=True)
     ]
     found: Number = get(op.name).reference(*given, **op.attrs).item()

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from graphc.ir.dims import static
 from graphc.ir.graph import Graph, Input, Op, Operand, Role, Value
 from graphc.ops import rules
 from graphc.ops.registry import Kind, get
@@ -129,7 +130,7 @@ class Scores:
         if len(dict.fromkeys(values)) < len(values):
             return False
         together = rules.broadcast("where", [int_shape(value) for value in values])
-        return math.prod(int(str(size)) for size in together) < math.prod(shape)
+        return math.prod(static(size) for size in together) < math.prod(shape)
 
     def _mask_of(self, op: Op) -> Mask | None:
         condition = op.operands[0] if op.name == "where" else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from graphc.ir.dims import static
 from graphc.ir.graph import Attr, Op, Ref
-from graphc.loopir.kernel import Buffer
 from graphc.ops.extern import LIBRARY_CALL, gives_views, is_library
 from graphc.ops.registry import Kind, get
 from graphc.passes.layout import view_strides
@@ -135,17 +135,11 @@ def call_traffic(plan: Plan) -> dict[str, int]:
     return found
 
 
-def _elements(buffer: Buffer) -> int:
-    size = buffer.size
-    assert isinstance(size, int), "plans are made for sizes that are known"
-    return size
-
-
 def _traffic(plan: Plan, step: Step, buffers: Sequence[BufferSpec]) -> tuple[int, int]:
     """The same of one step, which is no loop."""
     if isinstance(step, KernelStep):
         sizes = [
-            (min(buffers[index].nbytes, _elements(buffer) * buffer.dtype.itemsize), buffer.access)
+            (min(buffers[index].nbytes, static(buffer.size) * buffer.dtype.itemsize), buffer.access)
             for index, buffer in zip(step.buffers, plan.kernels[step.kernel].buffers, strict=True)
         ]
         return sum(size for size, access in sizes if access == "in"), sum(s for s, access in sizes if access != "in")

@@ -16,10 +16,7 @@ from graphc.ir.types import Location
 from graphc.program.triton_kernel import Launch
 from graphc.runtime.device import Device
 from graphc.runtime.launch_list import MAX_ARGUMENTS, Binary, LaunchList
-from graphc.runtime.triton_launcher import Bound, DeviceKernel
-
-Place = tuple[int, int]
-"""An address: a place in the table of a call, and bytes from there."""
+from graphc.runtime.triton_launcher import Bound, DeviceKernel, Place
 
 
 @dataclass
@@ -47,10 +44,11 @@ class Launches:
         device: its kind.
         index: its number.
         scratch: place in the table of memory that lives only between the launches of one kernel.
+        nowhere: place in the table that holds 0.
     """
 
-    def __init__(self, device: Device, index: int, scratch: int) -> None:
-        self._device, self._index, self._scratch = device, index, scratch
+    def __init__(self, device: Device, index: int, scratch: int, nowhere: int) -> None:
+        self._device, self._index, self._scratch, self._nowhere = device, index, scratch, nowhere
         self._items: list[_Item] = []
         self._list: LaunchList | None = None
         self._is_finished = False
@@ -60,7 +58,7 @@ class Launches:
     def add(self, kernel: DeviceKernel, places: Sequence[Place], location: Location) -> None:
         """Append a kernel with the addresses of its buffers."""
         self.scratch_bytes = max(self.scratch_bytes, kernel.scratch_bytes)
-        found = (*places, *((self._scratch, offset) for offset in kernel.scratch_offsets()))
+        found = kernel.arguments(places, self._scratch, self._nowhere)
         expected = kernel.unaligned([offset for _, offset in found])
         for number, launch in enumerate(kernel.active):
             self._items.append(_Item(kernel, number, launch, found, location, expected))

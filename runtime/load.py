@@ -88,14 +88,14 @@ def build_program(program: Program, key: str, build: Build | None = None, keep: 
 
 
 def program_with(library: bytes, program: Program, key: str) -> Executable:
-    """A native program whose library has been built, stored under its key and callable.
+    """A program whose library has been built, stored under its key and callable.
 
     Args:
-        library: of the program, for any sizes; each program loads a copy, which knows its own.
+        library: of the program, for any sizes; each program loads a copy, which knows its own. Empty for none.
     """
     files = {name: text.encode() for name, text in program.sources.items()}
     files[RECORD] = program.to_json().encode()
-    if program.sources:
+    if library:
         files[LIBRARY] = library
     return _stored(program, key, files, True)
 

@@ -36,6 +36,8 @@ TENSOR_COLUMNS = 512
 SCRATCH_ALIGNMENT = 256
 """Bytes to which the parts of scratch memory are aligned."""
 _UNKNOWN = Location()
+Place = tuple[int, int]
+"""An address, or a number, as a sum: of what is in some place of the table of a call, and bytes."""
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
 """Exact arithmetic: no contraction to fused multiply-add, and libdevice keeps subnormal numbers, unless a launch says
@@ -49,7 +51,8 @@ _TORCH = {"*fp64": torch.float64, "*fp32": torch.float32, "*fp16": torch.float16
 
 def signature_of(kernel: TritonKernel, launch: Launch) -> dict[str, str]:
     """Parameter types of a launch as Triton names them."""
-    return {**dict(kernel.signature), **{name: "constexpr" for name, _ in launch.constexprs}}
+    sizes = {item.name: item.kind for item in kernel.sizes}
+    return {**dict(kernel.signature), **sizes, **{name: "constexpr" for name, _ in launch.constexprs}}
 
 
 def ast_source(kernel: TritonKernel, launch: Launch, unaligned: Sequence[int] = ()) -> Any:
@@ -63,6 +66,7 @@ def ast_source(kernel: TritonKernel, launch: Launch, unaligned: Sequence[int] = 
     function = getattr(load_module(kernel), launch.function)
     unknown = {*unaligned, *kernel.numbers}
     aligned = [number for number in range(len(kernel.signature)) if number not in unknown]
+    aligned += [number for number, item in enumerate(kernel.sizes, len(kernel.signature)) if item.is_multiple]
     attributes = {(number,): [["tt.divisibility", ALIGNMENT]] for number in aligned}
     return ASTSource(function, signature_of(kernel, launch), dict(launch.constexprs), attributes)
 
@@ -137,7 +141,8 @@ class DeviceKernel:
         self._variants: dict[tuple[int, int], Bound] = {}
         self._locks = [threading.Lock() for _ in self.active]  # launches are compiled at the same time
         self._scratch_offsets, self.scratch_bytes = scratch_places(kernel)
-        self.wanted = ~sum(1 << number for number in kernel.numbers)
+        sizes = range(len(kernel.signature), len(kernel.signature) + len(kernel.sizes))
+        self.wanted = ~sum(1 << number for number in (*kernel.numbers, *sizes))
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         """Launch by Triton's launcher on a stream of the device, which must be the current one.
@@ -149,9 +154,11 @@ class DeviceKernel:
         Raises:
             CompilerError: Triton or the assembler failed; only in the first call for an alignment of pointers.
         """
+        start = 0
         if self.scratch_bytes:
             scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device.place(self.index))
-            pointers = [*pointers, *(scratch.data_ptr() + offset for offset in self.scratch_offsets())]
+            start = scratch.data_ptr()
+        pointers = [place + offset for place, offset in self.arguments([(place, 0) for place in pointers], start, 0)]
         unaligned = self.unaligned(pointers)
         for number in range(len(self.active)):
             self.bound(number, unaligned)(pointers, stream)
@@ -160,9 +167,16 @@ class DeviceKernel:
         """Which pointers lack the alignment that variants differ by, as a bit set."""
         return unaligned_of(pointers) & self.wanted
 
-    def scratch_offsets(self) -> list[int]:
-        """Where in a kernel's scratch memory its parts begin, see `scratch_places`."""
-        return self._scratch_offsets
+    def arguments(self, buffers: Sequence[Place], scratch: int, nowhere: int) -> tuple[Place, ...]:
+        """All that a launch takes: buffers, scratch memory, sizes, and memory for descriptors, each as a sum.
+
+        Args:
+            buffers: of the kernel, in order.
+            scratch, nowhere: what stands for the beginning of scratch memory, and for 0.
+        """
+        parts = [(scratch, offset) for offset in self._scratch_offsets]
+        own = len(self.kernel.scratch)
+        return (*buffers, *parts[:own], *((nowhere, item.value) for item in self.kernel.sizes), *parts[own:])
 
     def effort(self) -> tuple[bool, int]:
         """What says which of two kernels takes longer to compile: products of matrices do, and long functions."""
@@ -195,7 +209,7 @@ class DeviceKernel:
                 self.location,
             ) from error
         constants = tuple(value for _, value in launch.constexprs)
-        taken, place = len(self.kernel.signature), self.device.place(self.index)
+        taken, place = len(self.kernel.signature) + len(self.kernel.sizes), self.device.place(self.index)
         binary = _binary(compiled, self.kernel)
         launcher = functools.cache(functools.partial(launcher_of, compiled))
         return Bound(launch, launcher, compiled.function, compiled.packed_metadata, constants, binary, taken, place)
@@ -367,12 +381,13 @@ class InterpretedKernel:
             torch.empty(item.size, dtype=_TORCH[item.dtype], device=tensors[0].device if tensors else "cpu")
             for item in self.kernel.scratch
         ]
+        sizes = [item.value for item in self.kernel.sizes]
         is_aligned = not unaligned_of([tensor.data_ptr() for tensor in tensors])
         with np.errstate(all="ignore"):
             for launch in self.kernel.launches:
                 if prod(launch.grid):
                     function = getattr(self._module, launch.variant(is_aligned).function)
-                    function[launch.grid](*tensors, *scratch, **dict(launch.constexprs))
+                    function[launch.grid](*tensors, *scratch, *sizes, **dict(launch.constexprs))
 
 
 def require_interpreter() -> None:

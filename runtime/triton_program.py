@@ -546,7 +546,7 @@ class _Run(Launches):
     """
 
     def __init__(self, device: Device, index: int, memory: Memory) -> None:
-        super().__init__(device, index, memory.scratch_place(device.place(index)))
+        super().__init__(device, index, memory.scratch_place(device.place(index)), memory.nowhere)
         self.device, self.index, self._memory = device, index, memory
         self.brought: set[int] = set()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from graphc.codegen.c.nest import Loop, Nest, write_nest
 from graphc.codegen.c.writer import Writer
-from graphc.ir.dims import substitute, symbol
+from graphc.ir.dims import static, substitute, symbol
 from graphc.ir.sizes import plain
 from graphc.loopir.analysis import KernelFacts, breakpoints
 from graphc.loopir.kernel import Kernel, Load, Store
@@ -138,7 +138,7 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
     before: list[str] = []
     if options.begins:
         name, buffer = writer.buffer_names[options.begins], facts.buffers[options.begins]
-        length = int(str(buffer.size)) // facts.extent(loops[0].variable) * buffer.dtype.itemsize
+        length = static(buffer.size) // facts.extent(loops[0].variable) * buffer.dtype.itemsize
         place = f"{loops[0].variable} * {length}"
         before = [f"memcpy((char *){name} + {place}, (const char *){BEFORE} + {place}, {length});"]
     cut = not blocked

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from graphc.codegen.c.prelude import C_TYPES, VECTOR_BINARY, VECTOR_UNARY, libm_name
 from graphc.errors import CodegenError
 from graphc.ir.dims import Atom, Dim, FloorDiv, Ranges, Sym, bounds
+from graphc.ir.sizes import Size
 from graphc.ir.types import DType
 
 Use = Callable[[str], str]
@@ -167,6 +168,8 @@ def number(value: bool | int | float, dtype: DType) -> str:
         return "1" if value else "0"
     if dtype.is_float:
         return _float_number(float(value), dtype)
+    if type(value) is Size and dtype.name == "i64":
+        return str(value)
     bits = 8 * dtype.itemsize
     wrapped = int(value) & ((1 << bits) - 1)
     if dtype.kind == "int" and wrapped >> (bits - 1):

@@ -41,6 +41,7 @@ from graphc.codegen.triton.tiling import INT32_LIMIT, TileDim, Tiling, needs_wid
 from graphc.codegen.triton.tiling import stride as axis_stride
 from graphc.codegen.triton.widths import WIDEST
 from graphc.errors import CodegenError
+from graphc.ir.dims import static
 from graphc.ir.types import FLOAT8, bool_
 from graphc.loopir.kernel import Axis, Compute, Define, Kernel, Load, Store, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
@@ -224,7 +225,7 @@ class Product:
         if self.group is None or not size:
             return 1
         names = {s.buffer for s in closure(self.kernel, (self.right,)) if isinstance(s, Load) and self._is_inner(s)}
-        return max(1, max(int(str(b.size)) for b in self.kernel.buffers if b.name in names) // size)
+        return max(1, max(static(b.size) for b in self.kernel.buffers if b.name in names) // size)
 
     def _width(self, s: Store | Load) -> int:
         return next(b.dtype.itemsize for b in self.kernel.buffers if b.name == s.buffer)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from graphc.errors import CodegenError
+from graphc.ir.sizes import Size
 from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i32, i64
 
 TL_NAMES: dict[str, str] = {
@@ -44,6 +45,8 @@ def literal(value: bool | int | float, dtype: DType) -> str:
     """Text that Triton reads as `value`, inside any expression; bits for -0.0, which as a literal it takes for 0.0."""
     if dtype.kind == "bool":
         return str(bool(value))
+    if type(value) is Size and not dtype.is_float:
+        return str(value)
     if not dtype.is_float:
         return str(int(value)) if value >= 0 else f"({int(value)})"
     number = float(value)

@@ -8,6 +8,7 @@ from graphc.codegen.host import host_text
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.foreach import emit_table_kernel
 from graphc.codegen.triton.loop_kernels import emit_loop, fits
+from graphc.codegen.triton.size_arguments import conditions_of, with_sizes
 from graphc.program.loops import LoopStep, unroll
 from graphc.program.plan import ForeachStep, KernelStep, Plan, Step
 from graphc.program.record import PYTHON, Program, Segment
@@ -31,7 +32,9 @@ def generate(plan: Plan, target: str = "") -> Program:
     """
     sources, kernels = {}, {}
     steps, loops = with_loop_kernels(plan, target)
-    for name, made in (triton_kernels(replace(plan, steps=steps), target) | loops).items():
+    conditions = conditions_of(plan.buffers)
+    for name, emitted in (triton_kernels(replace(plan, steps=steps), target) | loops).items():
+        made = with_sizes(emitted, conditions)
         sources[triton_source(name)] = made.text
         kernels[name] = made.to_plain()
     here = {name: plan.kernels[name] for name in host_kernels(replace(plan, steps=steps))}

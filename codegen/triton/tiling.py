@@ -15,6 +15,7 @@ from math import gcd, prod
 from graphc.codegen.triton.joined_axes import index_of, int_extent, join_axes
 from graphc.codegen.triton.row_parts import held_bytes, is_per_element, outer_axes
 from graphc.ir.dims import Dim, Expr, Sym, bounds, substitute, symbols
+from graphc.ir.sizes import Size
 from graphc.loopir.kernel import Axis, Kernel, Load, Reduce, Scan, Store, is_value
 
 WIDE_ELEMENTS = 16
@@ -352,6 +353,8 @@ def _split(tiling: Tiling, limits: Limits) -> int:
     steps = -(-row.extent // row.block)
     wanted = 2 * limits.fill // max(1, tiling.programs)
     most = max(1, min(limits.split, -(-steps // 4), wanted))
+    if Size in (type(steps), type(most)):
+        return 1 << most.bit_length() - 1
     # parts of equal length need no mask
     return next((parts for parts in range(most, most // 2, -1) if steps % parts == 0), most)
 

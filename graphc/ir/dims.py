@@ -259,6 +259,17 @@ def mod(numerator: Dim, denominator: Dim) -> Dim:
     return 0 if _exact_quotient(numerator, denominator) is not None else _from_atom(Mod(numerator, denominator))
 
 
+def static(value: Dim) -> int:
+    """A dim that is an int.
+
+    Raises:
+        TypeError: it is symbolic.
+    """
+    if isinstance(value, int):
+        return value
+    raise TypeError(f"{value} is symbolic")
+
+
 def symbols(value: Dim) -> frozenset[str]:
     """Names of all symbols in `value`."""
     return frozenset() if isinstance(value, int) else _symbols(value)
@@ -289,10 +300,16 @@ def substitute(value: Dim, mapping: Mapping[str, Dim]) -> Dim:
             else:
                 numerator, denominator = substitute(atom.numerator, mapping), substitute(atom.denominator, mapping)
                 operation = floordiv if isinstance(atom, FloorDiv) else mod
-                factor = operation(numerator, denominator)
+                factor = operation(_without_symbols(numerator), denominator)
             product = product * factor
         total = total + product
     return total
+
+
+def _without_symbols(value: Dim) -> Dim:
+    """A numerator that is but a number, as that."""
+    is_number = not isinstance(value, int) and len(value.terms) == 1 and not value.terms[0][0]
+    return value.terms[0][1] if is_number else value  # type: ignore[union-attr]
 
 
 def evaluate(value: Dim, values: Mapping[str, int]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from graphc.ir.dims import Dim, Expr, evaluate, floordiv, symbol
 from graphc.ir.graph import Graph, Output, Role, StridedView, Value
-from graphc.ir.sizes import LEAST, NAME, Conditions
+from graphc.ir.sizes import LEAST, NAME, Conditions, Reciprocal, Size
 from graphc.ir.types import TensorType
 
 _MOST_BASES = 12
@@ -27,8 +27,20 @@ _DIVISORS = (2, 4, 8, 16, 32, 64)
 _FIXED = frozenset((Role.PARAM, Role.CONST))
 """Inputs whose shapes are the program's own."""
 
+Number = int | float
 Row = tuple[int, ...]
 """A number as it is in each of several graphs."""
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """A float that is one over an expression."""
+
+    expr: Expr
+
+
+Source = Dim | float | Inverse
+"""What a number is made of: a float that is an expression is whole."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +49,24 @@ class Outline:
 
     Attributes:
         graph: the graph.
-        numbers: its ints, in order.
+        numbers: its ints, and floats that ops are given for values, in order.
         rest: everything else, locations left out; equal for graphs that differ in numbers alone.
         dims: positions in `numbers` of those that come with the user's tensors.
     """
 
     graph: Graph
-    numbers: tuple[int, ...]
+    numbers: tuple[Number, ...]
     rest: Hashable
     dims: tuple[int, ...]
 
 
 def outline(graph: Graph) -> Outline:
     """Take a graph apart."""
-    numbers: list[int] = []
+    numbers: list[Number] = []
 
-    def take(number: int) -> int:
+    def take(number: Number) -> Number:
         numbers.append(number)
-        return 0
+        return type(number)()
 
     rest = with_numbers(graph, take).signature()
     dims: list[int] = []
@@ -66,13 +78,16 @@ def outline(graph: Graph) -> Outline:
     return Outline(graph, tuple(numbers), rest, tuple(dims))
 
 
-def with_numbers(graph: Graph, change: Callable[[int], int]) -> Graph:
-    """A copy of a graph with all ints in it changed, in an order that depends on the rest of it alone."""
+def with_numbers(graph: Graph, change: Callable[[Number], Number]) -> Graph:
+    """A copy of a graph with all ints in it changed, and floats that ops are given for values.
+
+    They are changed in an order that depends on the rest of the graph alone.
+    """
     twin = graph.copy()
     for item in twin.inputs:
         _change_value(item, change)
     for op in twin.ops:
-        op.operands = [o if isinstance(o, Value) else _changed(o, change) for o in op.operands]
+        op.operands = [change(o) if isinstance(o, float) else _changed(o, change) for o in op.operands]
         op.attrs = {key: _changed(value, change) for key, value in op.attrs.items()}
         for result in op.results:
             _change_value(result, change)
@@ -80,12 +95,12 @@ def with_numbers(graph: Graph, change: Callable[[int], int]) -> Graph:
     return twin
 
 
-def _change_value(value: Value, change: Callable[[int], int]) -> None:
+def _change_value(value: Value, change: Callable[[Number], Number]) -> None:
     value.type = TensorType(value.dtype, _changed(value.shape, change), value.device)
     value.strides = _changed(value.strides, change)
 
 
-def _changed(item: Any, change: Callable[[int], int]) -> Any:
+def _changed(item: Any, change: Callable[[Number], Number]) -> Any:
     if isinstance(item, int) and not isinstance(item, bool):
         return change(item)
     if isinstance(item, tuple):
@@ -104,27 +119,27 @@ class General:
     Attributes:
         first: one of the graphs that it was made from.
         sizes: name -> the position of the dim that it is.
-        exprs: per number.
+        exprs: what each number is made of.
     """
 
     first: Outline
     sizes: Mapping[str, int]
-    exprs: tuple[Dim, ...]
+    exprs: tuple[Source, ...]
 
     def sizes_of(self, found: Outline) -> dict[str, int] | None:
         """The sizes for which this is the graph that was taken apart, or None when it never is."""
         if found.rest != self.first.rest:
             return None
-        sizes = {name: found.numbers[position] for name, position in self.sizes.items()}
-        known: dict[Expr, int] = {}
-        for expr, number in zip(self.exprs, found.numbers, strict=True):
-            if isinstance(expr, int):
-                if expr != number:
+        sizes = {name: int(found.numbers[position]) for name, position in self.sizes.items()}
+        known: dict[Expr | Inverse, Number] = {}
+        for source, number in zip(self.exprs, found.numbers, strict=True):
+            if isinstance(source, (int, float)):
+                if _key(source) != _key(number):
                     return None
                 continue
-            value = known.get(expr)
+            value = known.get(source)
             if value is None:
-                value = known[expr] = evaluate(expr, sizes)
+                value = known[source] = _evaluated(source, sizes)
             if value != number:
                 return None
         return sizes
@@ -137,14 +152,18 @@ class General:
         """
         conditions = Conditions(sizes)
         for name in sizes:
-            size = conditions.given(name)
+            size = conditions.known(name)
             assert size >= LEAST
             size.bit_length()
-        exprs = iter(self.exprs)
+        sources = iter(self.exprs)
 
-        def change(_: int) -> int:
-            expr = next(exprs)
-            return expr if isinstance(expr, int) else conditions.size(evaluate(expr, sizes), expr)
+        def change(_: Number) -> Number:
+            source = next(sources)
+            if isinstance(source, (int, float)):
+                return source
+            expr = source.expr if isinstance(source, Inverse) else source
+            size = conditions.size(evaluate(expr, sizes), expr)
+            return Reciprocal(size) if isinstance(source, Inverse) and isinstance(size, Size) else size
 
         return with_numbers(self.first.graph, change), conditions
 
@@ -156,7 +175,8 @@ def generalize(outlines: Sequence[Outline]) -> General | None:
         outlines: two or more, of equal `rest`.
     """
     first = outlines[0]
-    rows = list(zip(*(found.numbers for found in outlines), strict=True))
+    rows: list[tuple[Any, ...]] = list(zip(*(found.numbers for found in outlines), strict=True))
+    whole = [_whole(row) for row in rows]
     fit = _Fit(len(outlines))
     sizes: dict[str, int] = {}
     for position in first.dims:
@@ -164,10 +184,40 @@ def generalize(outlines: Sequence[Outline]) -> General | None:
             name = f"{NAME}{len(sizes)}"
             sizes[name] = position
             fit.add(symbol(name), rows[position])
-    if not sizes or not fit.divide({row for row in rows if fit.find(row) is None}):
+    if not sizes or None in whole or not fit.divide({row for row in whole if row and fit.find(row) is None}):
         return None
-    exprs = [expr for row in rows if (expr := fit.find(row)) is not None]
-    return General(first, sizes, tuple(exprs))
+    sources: list[Source] = []
+    for row, ints in zip(rows, whole, strict=True):
+        expr = fit.find(ints) if ints else None
+        assert expr is not None or not ints
+        if expr is None or isinstance(expr, int):
+            sources.append(row[0])
+        else:
+            sources.append(expr if ints == row else Inverse(expr))
+    return General(first, sizes, tuple(sources))
+
+
+def _whole(row: tuple[Any, ...]) -> Row | None:
+    """A row as ints: of floats that differ what they are, or are one over; empty where they do not differ."""
+    if isinstance(row[0], int):
+        return row
+    if len(set(map(_key, row))) == 1:
+        return ()
+    if all(value > 0 and value.is_integer() for value in row):
+        return tuple(map(int, row))
+    if not all(0 < value < 1 for value in row):
+        return None
+    found = tuple(round(1 / value) for value in row)
+    return found if all(1 / size == value for size, value in zip(found, row, strict=True)) else None
+
+
+def _key(number: Number) -> Number | str:
+    """What tells floats apart that are equal, as zeros are, and makes NaN equal to itself."""
+    return number if isinstance(number, int) else number.hex()
+
+
+def _evaluated(source: Expr | Inverse, sizes: Mapping[str, int]) -> Number:
+    return 1 / evaluate(source.expr, sizes) if isinstance(source, Inverse) else evaluate(source, sizes)
 
 
 class _Fit:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from math import gcd
 from typing import Any
 
-from graphc.ir.dims import Dim, Expr, Sym, evaluate, floordiv, mod, symbol
+from graphc.ir.dims import Dim, Expr, Sym, evaluate, floordiv, mod, substitute, symbol, symbols
 
 NAME = "size"
 """Sizes are called this and a number."""
@@ -52,8 +52,8 @@ class Conditions:
     def __len__(self) -> int:
         return len(self._found)
 
-    def given(self, name: str) -> int:
-        """A size of an input."""
+    def known(self, name: str) -> int:
+        """The size of this name."""
         return Size(self._values[name], symbol(name), self)
 
     def size(self, value: int, expr: Dim) -> int:
@@ -82,13 +82,11 @@ class Conditions:
         return name
 
     def never_negative(self, polynomial: Expr) -> bool:
-        """Whether a polynomial is known to be 0 or more: it is where all sizes are the least, and never falls."""
-        given = dict.fromkeys(self._given, LEAST)
-        rises = (
-            not monomial or (coefficient > 0 and all(atom.name in given for atom in monomial))  # type: ignore[union-attr]
-            for monomial, coefficient in polynomial.terms
-        )
-        return all(rises) and value_of(polynomial, given) >= 0
+        """Whether a polynomial is known to be 0 or more: one of what sizes are more than the least has no minus."""
+        if not symbols(polynomial).issubset(self._given):
+            return False
+        beyond = substitute(polynomial, {name: symbol(name) + LEAST for name in self._given})
+        return beyond >= 0 if isinstance(beyond, int) else all(coefficient > 0 for _, coefficient in beyond.terms)
 
     def note(self, sign: str, expr: Dim, holds: bool) -> bool:
         """Note whether an expression is below 0, or 0; gives that back."""
@@ -101,10 +99,14 @@ class Conditions:
 
     def note_bits(self, size: Size) -> int:
         """Note how many bits a size has; gives that back."""
-        bits = plain(size).bit_length()
+        value = plain(size)
+        bits = value.bit_length()
+        amount = size.expr if value > 0 else -size.expr
         if bits:
-            self.note("<", size.expr - 2 ** (bits - 1), False)
-        self.note("<", size.expr - 2**bits, True)
+            self.note("<", amount - 2 ** (bits - 1), False)
+            self.note("<", amount - 2**bits, True)
+        else:
+            self.note("==", amount, True)
         return bits
 
     def pin(self, size: Size) -> int:
@@ -141,6 +143,16 @@ class Conditions:
 def plain(value: int) -> int:
     """The value of an int, not noted: for choices that are right for all sizes."""
     return int.__add__(value, 0)
+
+
+def depends_on_sizes(value: object) -> bool:
+    """Whether a number is made of sizes."""
+    return type(value) in (Size, Reciprocal)
+
+
+def bound(value: Any) -> Any:
+    """A number as Python has it: the sizes that it is made of are bound to what they are."""
+    return value if not depends_on_sizes(value) else int(value) if type(value) is Size else float(value)
 
 
 def never_more(left: int, right: int) -> bool:
@@ -310,3 +322,62 @@ for _name, _sign, _holds, _swapped in (
     ("ge", "<=", True, True),
 ):
     setattr(Size, f"__{_name}__", _comparison(_sign, _holds, _swapped))
+
+
+class Reciprocal(float):
+    """A float that is one over a size, as means multiply by. What asks for more than a name binds the size."""
+
+    size: Size
+
+    def __new__(cls, size: Size) -> Reciprocal:
+        self = float.__new__(cls, 1.0 / plain(size))
+        self.size = size
+        return self
+
+    def __hash__(self) -> int:
+        return hash((1.0, self.size))
+
+    def __repr__(self) -> str:
+        return f"1/{self.size}"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec)
+
+    def __float__(self) -> float:
+        return 1.0 / self.size.conditions.pin(self.size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (float(self),)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is Reciprocal:
+            return self.size == other.size
+        if not isinstance(other, (int, float)) or other == 0:
+            return False
+        size = round(1.0 / other)
+        return 1.0 / size == other and self.size == size if size > 0 else False
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _by_float(name: str) -> Callable[..., Any]:
+    def method(self: Reciprocal, *others: Any) -> Any:
+        return getattr(float(self), name)(*(float(item) if type(item) is Reciprocal else item for item in others))
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "divmod"):
+    setattr(Reciprocal, f"__{_name}__", _by_float(f"__{_name}__"))
+    setattr(Reciprocal, f"__r{_name}__", _by_float(f"__r{_name}__"))
+for _name in (
+    "__lt__", "__le__", "__gt__", "__ge__", "__neg__", "__abs__", "__int__", "__trunc__", "__floor__", "__ceil__",
+    "__round__", "hex", "is_integer", "as_integer_ratio",
+):  # fmt: skip
+    setattr(Reciprocal, _name, _by_float(_name))

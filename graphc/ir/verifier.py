@@ -118,7 +118,7 @@ class _Verifier:
             if isinstance(operand, Value):
                 if operand not in self.defined:
                     self._fail(f"operand {number} of {op.name}, %{operand.name}, is not defined before its use", op)
-            elif type(operand) not in (bool, int, float, complex):
+            elif not isinstance(operand, (bool, int, float, complex)):
                 self._fail(f"operand {number} of {op.name} is a {type(operand).__name__}, not a value or a number", op)
         for key, value in op.attrs.items():
             if isinstance(value, Graph):

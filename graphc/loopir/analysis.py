@@ -254,8 +254,8 @@ def breakpoints(facts: KernelFacts, axis: str, names: Iterable[str]) -> list[int
             continue
         assert not isinstance(difference, int)
         offset = next((c for monomial, c in difference.terms if not monomial), 0)
-        zero = -offset / step  # where the difference is zero
-        for cut in (int(zero // 1), int(zero // 1) + 1):
+        zero = -offset // step  # where the difference is zero, or the last before
+        for cut in (zero, zero + 1):
             if 0 < cut < extent:
                 found.add(cut)
     return sorted(cut for cut in found if _changes(facts, axis, names, cut))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from graphc.errors import LoweringError
 from graphc.ir.dims import Dim, simplify
-from graphc.ir.types import DType, bool_, i64
+from graphc.ir.sizes import Reciprocal, Size
+from graphc.ir.types import DType, bool_, f64, i64
 from graphc.loopir.kernel import (
     Axis,
     Buffer,
@@ -50,6 +51,12 @@ class KernelBuilder:
         return f"v{len(self.dtypes)}"
 
     def constant(self, value: bool | int | float, dtype: DType) -> str:
+        """A number; one that depends on sizes is made of them, as Python makes it."""
+        if type(value) is Size:
+            return self.compute("cast", self._size(value), dtype=dtype)
+        if type(value) is Reciprocal:
+            size = self.compute("cast", self._size(value.size), dtype=f64)
+            return self.compute("cast", self.compute("div", self.constant(1.0, f64), size), dtype=dtype)
         value = bool(value) if dtype.kind == "bool" else float(value) if dtype.is_float else int(value)
         key = ("const", repr(value), dtype)
         found = self._known.get(key)
@@ -61,8 +68,11 @@ class KernelBuilder:
 
     def index_value(self, expr: Dim) -> str:
         expr = simplify(expr, self.ranges)
-        if isinstance(expr, int):
+        if isinstance(expr, int) and type(expr) is not Size:
             return self.constant(expr, i64)
+        return self._size(expr)
+
+    def _size(self, expr: Dim) -> str:
         key = ("index", expr)
         return self._known.get(key) or self._add(key, Index(self._fresh(), i64, expr))
 

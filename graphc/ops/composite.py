@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Operand, Value
+from graphc.ir.sizes import Size
 from graphc.ir.types import DType, TensorType, channels_last_strides, i64
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -119,7 +120,7 @@ def mean(builder: Builder, value: Value, dims: tuple[int, ...]) -> Value:
 def as_count(builder: Builder, count: Dim, like: Value) -> Operand:
     """A number of elements as a float literal, or as a scalar of the dtype of `like` when it is symbolic."""
     if isinstance(count, int):
-        return float(count)
+        return count if type(count) is Size else float(count)
     size = builder.op("full", shape=(), dtype=i64, value=count, device=like.device)
     return builder.op("cast", size, dtype=like.dtype)
 

@@ -26,7 +26,7 @@ def _infer(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[T
     values = [operand for operand in operands if isinstance(operand, Value)]
     if len(values) != len(operands) or len(operands) != len(body.inputs) or carries + sequences > len(operands):
         raise InvalidGraphError(f"scan: {len(operands)} operands for a body of {len(body.inputs)} inputs")
-    if type(length) is not int or length < 1 or len(body.outputs) < carries:
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1 or len(body.outputs) < carries:
         raise InvalidGraphError("scan: it has at least one step, and its body gives every carry")
     for number, (value, item) in enumerate(zip(values, body.inputs, strict=True)):
         wanted = item.type

@@ -14,6 +14,7 @@ import torch
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Ref, Value
+from graphc.ir.sizes import Size
 from graphc.ir.types import DType, TensorType, i64
 from graphc.ops import composite, rules
 from graphc.ops.registry import AtenCall, ElementContext, Kind, LoopValue, LowerRule, OpDef, TypeRule, register
@@ -163,6 +164,8 @@ def _variance(builder: Builder, op: Op) -> Value:
     centered = builder.op("sub", wide, composite.mean(builder, wide, dims))
     squares = builder.op("sum", builder.op("mul", centered, centered), dims=dims, keepdim=op.attrs["keepdim"])
     count = composite.product([x.shape[d] for d in dims])
+    if type(count) is Size and correction == int(correction):
+        return builder.op("div", squares, max(count - int(correction), 0))
     if isinstance(count, int):
         return builder.op("div", squares, max(float(count) - correction, 0.0))
     left = builder.op("sub", composite.as_count(builder, count, squares), float(correction))

@@ -61,6 +61,23 @@ class Scratch:
 
 
 @dataclass(frozen=True)
+class SizeArgument:
+    """A size of the program's inputs that a kernel takes.
+
+    Args:
+        name: of the parameter, behind the pointers.
+        kind: `i32` or `i64`.
+        value: what it is told.
+        is_multiple: it is known to be a multiple of `ALIGNMENT`.
+    """
+
+    name: str
+    kind: str
+    value: int
+    is_multiple: bool
+
+
+@dataclass(frozen=True)
 class TritonKernel:
     """A generated kernel.
 
@@ -73,6 +90,7 @@ class TritonKernel:
         scratch: memory to be allocated per run, zero or more.
         descriptors: of matrices, that each program writes to memory which Triton takes behind the parameters.
         numbers: positions of buffers that are accessed one number at a time, for which alignment does nothing.
+        sizes: of the program's inputs, which every function takes behind the pointers.
     """
 
     name: str
@@ -82,6 +100,7 @@ class TritonKernel:
     scratch: tuple[Scratch, ...] = ()
     descriptors: int = 0
     numbers: tuple[int, ...] = ()
+    sizes: tuple[SizeArgument, ...] = ()
 
     @property
     def descriptor_bytes(self) -> int:
@@ -108,6 +127,7 @@ class TritonKernel:
             "scratch": tuple((item.dtype, item.size) for item in self.scratch),
             "descriptors": self.descriptors,
             "numbers": self.numbers,
+            "sizes": tuple((item.name, item.kind, item.value, item.is_multiple) for item in self.sizes),
         }
 
     @staticmethod
@@ -124,6 +144,7 @@ class TritonKernel:
             tuple(Scratch(dtype, size) for dtype, size in plain["scratch"]),
             plain["descriptors"],
             tuple(plain["numbers"]),
+            tuple(SizeArgument(*item) for item in plain["sizes"]),
         )
 
 

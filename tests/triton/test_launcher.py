@@ -175,7 +175,7 @@ class Recording(Device):
 
 def launch(device: Device, made: TritonKernel, *calls: list[int]) -> Launches:
     """Launch one kernel, call by call with other addresses."""
-    launches = Launches(device, 0, len(calls[0]))
+    launches = Launches(device, 0, len(calls[0]), 0)
     launches.add(DeviceKernel(made, 0, device, LINE), [(at, 0) for at in range(len(calls[0]))], LINE)
     for addresses in calls:
         launches.run((ctypes.c_uint64 * (len(addresses) + 1))(*addresses, 1 << 20), 7)
@@ -193,7 +193,7 @@ def test_a_pipeline_has_as_many_stages_as_the_device_has_room_for(monkeypatch: p
     (wanted,) = {launch.num_stages for launch in made.launches}
     device = Device(monkeypatch)
     device.stages = wanted - 2
-    launches = Launches(device, 0, 3)
+    launches = Launches(device, 0, 3, 0)
     kernel = DeviceKernel(made, 0, device, LINE)
     launches.add(kernel, [(at, 0) for at in range(3)], LINE)
     launches.run((ctypes.c_uint64 * 4)(16, 32, 48, 1 << 20), 7)
@@ -229,7 +229,7 @@ def test_alignment_of_single_numbers_makes_no_variant(monkeypatch: pytest.Monkey
 
 def test_kernels_in_front_of_and_behind_a_misaligned_one_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
-    launches = Launches(device, 0, 3)
+    launches = Launches(device, 0, 3, 0)
     for first in (0, 1, 0):
         launches.add(DeviceKernel(emit_kernel(softmax(6, 128)), 0, device, LINE), [(first, 0), (2, 16)], LINE)
     launches.run((ctypes.c_uint64 * 4)(16, 20, 32, 0), 7)

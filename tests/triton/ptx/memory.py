@@ -186,7 +186,8 @@ def _load_parameter(instruction: Instruction, what: Access) -> Step:
     def step(frame: Frame) -> None:
         if name not in frame.parameters:
             raise instruction.unknown("a parameter that has no value")
-        write(frame, frame.parameters[name].view(KINDS[what.kind]))
+        given, kind = frame.parameters[name], np.dtype(KINDS[what.kind])
+        write(frame, given.view(kind)[:: given.dtype.itemsize // kind.itemsize])  # the low bytes of what is wider
 
     return step
 
