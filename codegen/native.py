@@ -459,13 +459,14 @@ def _segments(lines: list[str | None], apart: bool) -> list[Segment]:
 
 
 def _buffer_table(plan: Plan) -> str:
-    lines = [f" * p[{spec.index}] {_describe(spec)}" for spec in plan.buffers]
+    lines = [f" * p[{spec.index}] {_describe(spec, bool(plan.arena_blocks))}" for spec in plan.buffers]
     return "/* buffers\n" + "\n".join(lines) + "\n */\n"
 
 
-def _describe(spec: BufferSpec) -> str:
+def _describe(spec: BufferSpec, moves: bool) -> str:
+    """A buffer in words; where it lies in the arena unless that differs with sizes."""
     shape = f"{spec.dtype.name}[{', '.join(map(str, spec.shape))}]"
-    where = {"input": f" {spec.source}", "arena": f" at {spec.arena_offset}"}.get(spec.kind, "")
+    where = {"input": f" {spec.source}", "arena": "" if moves else f" at {spec.arena_offset}"}.get(spec.kind, "")
     return f"{shape} {spec.kind}{where}"
 
 

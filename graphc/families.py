@@ -13,7 +13,7 @@ comes out otherwise is another one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -96,12 +96,20 @@ class Family:
 
 
 class Families:
-    """The graphs of one compiled function, and what has been built for several of them."""
+    """The graphs of one compiled function, and what has been built for several of them.
+
+    Attributes:
+        builds: how often something was built for several sizes.
+        reuses: how often such a build was what a graph needed.
+    """
 
     def __init__(self) -> None:
         self._families: dict[Hashable, Family] = {}
         self._lock = threading.RLock()
         self.builds = self.reuses = 0
+
+    def __iter__(self) -> Iterator[Family]:
+        return iter(list(self._families.values()))
 
     def find(self, found: Outline, make: Make) -> tuple[bytes, Program] | None:
         """The program of a graph, and its library, by a build for several sizes; None when it is to be for it alone.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from math import prod
 
 from graphc.ir.graph import Op, Value
+from graphc.ir.sizes import is_one_over
 from graphc.ops.registry import Kind, get
 from graphc.passes.group import Group
 from graphc.passes.layout import int_shape
@@ -42,11 +43,10 @@ def _is_squared_distance(op: Op, total: Value) -> bool:
     if source.operands[0] is not x or not isinstance(x, Value):
         return False
     count = prod(int_shape(x)) // max(1, prod(int_shape(total)))
-    for name, factor in (("div", count), ("mul", 1 / max(1, count))):
-        quotient = _made_by(mean, name)
-        if quotient is not None and quotient.operands[0] is total and quotient.operands[1] == factor:
-            return True
-    return False
+    divided, scaled = _made_by(mean, "div"), _made_by(mean, "mul")
+    if divided is not None and divided.operands[0] is total and divided.operands[1] == count:
+        return True
+    return scaled is not None and scaled.operands[0] is total and is_one_over(count, scaled.operands[1])
 
 
 def _made_by(value: object, name: str) -> Op | None:

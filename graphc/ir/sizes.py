@@ -192,9 +192,8 @@ class Size(int):
         self.expr, self.conditions = expr, conditions
         return self
 
-    # one that another may stand beside: dictionaries take it for what it is made of
     def __hash__(self) -> int:
-        return hash(self.expr)
+        return hash((id(self.conditions), self.expr))  # what is kept for other builds is nothing to this one
 
     def __str__(self) -> str:
         return f"({self.expr})" if len(self.expr.terms) > 1 or self.expr.terms[0][1] != 1 else str(self.expr)
@@ -294,6 +293,8 @@ def _comparison(sign: str, holds: bool, swapped: bool) -> Callable[[Size, Any], 
             return compare(*((other, value) if swapped else (value, other))) is holds
         if not isinstance(other, int):
             return NotImplemented
+        if type(other) is Size and other.conditions is not self.conditions:
+            raise ValueError(f"{self} and {other} are sizes of two builds")
         left, right = (other, self) if swapped else (self, other)
         found = compare(plain(left), plain(right))
         return self.conditions.note(sign, expression(left) - expression(right), found) is holds
@@ -364,6 +365,13 @@ class Reciprocal(float):
 
     def __bool__(self) -> bool:
         return True
+
+
+def is_one_over(size: int, value: object) -> bool:
+    """Whether a number is one over an int, or over one where that is less."""
+    if type(value) is Reciprocal:
+        return value.size == size
+    return type(size) is not Size and value == 1 / max(1, size)
 
 
 def _by_float(name: str) -> Callable[..., Any]:
