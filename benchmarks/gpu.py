@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TEST_SECONDS, BENCH_SECONDS = 165, 275
 """For the tests and for the benchmarks: with starting and writing less than eight minutes."""
-TESTS = ("launch", "streams", "several_gpus", "programs", "attention", "templates", "loops", "cuda")
+TESTS = ("launch", "streams", "several_gpus", "programs", "attention", "templates", "loops", "cuda", "sizes")
 """Files of tests, the most telling first; each in a process of its own, side by side."""
 GRACE = 45.0
 """Seconds beyond its own after which a program is taken to hang."""

@@ -75,7 +75,7 @@ class CompiledFunction(PathCalls):
         self._draws = False  # some program draws
         self._lists = Lists()
         self._loops: DataLoops | None = None  # what runs it turn by turn
-        self.families = Families()
+        self.families = Families(self._stats)
         if not isinstance(target, torch.nn.Module):
             functools.update_wrapper(self, target)
 
@@ -136,6 +136,7 @@ class CompiledFunction(PathCalls):
         def compiled(turn: Callable[..., Any], options: Options) -> CompiledFunction:
             made = CompiledFunction(turn, options)
             made._stats = self._stats
+            made.families = Families(self._stats)
             return made
 
         self._loops = data_loops(self.target, is_data, self.options, compiled)
@@ -518,7 +519,8 @@ def compile(
             ATen), or `eager` (the target as it is).
         mode: `default` decides by models of the machine; `max` measures while compiling: products of matrices,
             convolutions and attention as library calls and as generated code, cut in several ways.
-        dynamic: None or False: every new shape is compiled once.
+        dynamic: False: every new shape is compiled for itself alone. None or True: what is compiled for the second
+            shape on is for others too, where they differ in sizes.
         numerics: `default` keeps reduced-precision intermediates in float32 and computes random numbers in the kernels
             that use them; `eager` rounds where eager rounds and draws eager's very random numbers.
         name: name in the IR, in generated code and in messages; the target's own by default.

@@ -245,12 +245,16 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
     with _timed(found.seconds, "look up"):
         executable = find_program(key)
     found.cached, shared = executable is not None, None
-    if executable is None and families is not None and not options.measures:
+    if executable is None and families is not None and options.dynamic and not options.measures:
         with _timed(found.seconds, "compare"):
             shared = families.find(outline(graph), partial(build_for_sizes, options, backend))
         if shared is not None:
-            with _timed(found.seconds, "load"):
-                executable = program_with(*shared, key)
+            try:
+                with _timed(found.seconds, "load"):
+                    executable = program_with(*shared, key)
+            except CompilerError as error:  # of kernels that a device compiles now
+                families.refuse(outline(graph), error)
+                shared = None
     if executable is None:
         try:
             if backend == "triton" and not is_interpreting():

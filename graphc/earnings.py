@@ -8,6 +8,7 @@ knowing the future would.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from graphc.frontend.captured import flatten_call
 
 _KINDS = 1 << 14
 """Kinds of calls that are remembered."""
+_RECENT = 8
+"""Compilations that the next one is expected to be like: the first ones build what later ones share."""
 
 
 class Earnings:
@@ -23,12 +26,11 @@ class Earnings:
 
     def __init__(self) -> None:
         self._eager: dict[Any, float] = {}
-        self._compiling, self._compilations = 0.0, 0
+        self._compiling: deque[float] = deque(maxlen=_RECENT)
 
     def compiled(self, seconds: float) -> None:
         """A compilation has taken so long."""
-        self._compiling += seconds
-        self._compilations += 1
+        self._compiling.append(seconds)
 
     def ran(self, kind: Any, seconds: float) -> None:
         """A call of this kind has run eager."""
@@ -38,7 +40,7 @@ class Earnings:
 
     def suffice(self, kind: Any) -> bool:
         """Whether calls of this kind have taken as long as a compilation."""
-        return self._eager.get(kind, 0.0) * max(self._compilations, 1) >= self._compiling
+        return self._eager.get(kind, 0.0) * max(len(self._compiling), 1) >= sum(self._compiling)
 
 
 def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

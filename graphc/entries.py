@@ -23,6 +23,9 @@ class Stats:
         eager_calls: calls run as plain PyTorch, whatever the reason.
         paths: paths compiled through functions that branch on data; each may take several compiles.
         recompiles: for every compile after the first, the facts that had changed, newest capture first.
+        builds: compiles of which the result is for several sizes of the inputs.
+        reuses: compiles for which there was such a build already, so that only numbers were filled in.
+        alone: why programs are for one size each.
     """
 
     compiles: int = 0
@@ -30,6 +33,9 @@ class Stats:
     eager_calls: int = 0
     paths: int = 0
     recompiles: list[str] = field(default_factory=list)
+    builds: int = 0
+    reuses: int = 0
+    alone: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

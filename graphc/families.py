@@ -17,11 +17,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from graphc.errors import CodegenError, CompilerError, LoweringError
+from graphc.errors import CodegenError, CompilerError, GraphcError, LoweringError
 from graphc.ir.generalize import General, Outline, generalize
 from graphc.ir.sizes import LEAST
 
 if TYPE_CHECKING:
+    from graphc.entries import Stats
     from graphc.ir.graph import Graph
     from graphc.ir.sizes import Conditions
     from graphc.program.record import Program
@@ -98,15 +99,14 @@ class Family:
 class Families:
     """The graphs of one compiled function, and what has been built for several of them.
 
-    Attributes:
-        builds: how often something was built for several sizes.
-        reuses: how often such a build was what a graph needed.
+    Args:
+        stats: where builds, reuses and refusals are counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stats: Stats) -> None:
         self._families: dict[Hashable, Family] = {}
         self._lock = threading.RLock()
-        self.builds = self.reuses = 0
+        self._stats = stats
 
     def __iter__(self) -> Iterator[Family]:
         return iter(list(self._families.values()))
@@ -125,7 +125,7 @@ class Families:
                 return None
             for build in family.builds:
                 if build.conditions.hold(sizes):
-                    self.reuses += 1
+                    self._stats.reuses += 1
                     return build.library, build.program_for(sizes)
             if family.refusal or min(sizes.values()) < LEAST:
                 return None
@@ -135,6 +135,13 @@ class Families:
         """A graph has been compiled for itself alone."""
         with self._lock:
             self._families.setdefault(found.rest, Family()).add(found)
+
+    def refuse(self, found: Outline, error: GraphcError) -> None:
+        """What was built for several sizes cannot be loaded: graphs of this family are for themselves from now on."""
+        with self._lock:
+            family = self._families[found.rest]
+            family.builds = []
+            self._refuse(family, error.message)
 
     def forget(self, graph: Graph) -> None:
         """The program of a graph has been withdrawn."""
@@ -150,16 +157,20 @@ class Families:
         try:
             program, library = make(graph)
         except (CodegenError, CompilerError, LoweringError) as error:
-            family.refusal = error.message
+            self._refuse(family, error.message)
             return None
-        self.builds += 1
+        self._stats.builds += 1
         if _is_pinned(conditions, sizes):
             family.pinned += 1
             if family.pinned == _MOST_PINNED:
-                family.refusal = "it turns out otherwise for every size"
+                self._refuse(family, f"what was built turned out to be for one size alone, {_MOST_PINNED} times")
         build = Build(program, library, conditions)
         family.builds.insert(0, build)
         return library, build.program_for(sizes)
+
+    def _refuse(self, family: Family, reason: str) -> None:
+        family.refusal = reason
+        self._stats.alone.append(reason)
 
 
 def _is_pinned(conditions: Conditions, sizes: dict[str, int]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from graphc.errors import BackendUnavailableError, FallbackWarning, UnsupportedError
+from graphc.errors import BackendUnavailableError, FallbackWarning
 from graphc.settings import settings
 
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ MODES = ("default", "max")
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked of `compile`."""
+    """What the user asked of `compile`. `dynamic`: graphs that differ in sizes may share what is built."""
 
     name: str
     backend: str = "auto"
     numerics: str = "default"
     mode: str = "default"
+    dynamic: bool = True
 
     @property
     def measures(self) -> bool:
@@ -51,7 +52,6 @@ def make_options(
     Raises:
         TypeError: the target cannot be called, or is a generator or coroutine function.
         ValueError: an option has no such value.
-        UnsupportedError: an option that this version does not offer.
     """
     if not callable(target):
         raise TypeError(f"graphc.compile takes a callable, not {type(target).__name__}")
@@ -65,10 +65,9 @@ def make_options(
     for option, value, allowed in options:
         if value not in allowed:
             raise ValueError(f"{option}={value!r}; there are {', '.join(allowed)}")
-    if dynamic:
-        raise UnsupportedError("dynamic=True: symbolic shapes are not offered; every new shape is compiled once")
     label = name or getattr(target, "__name__", None) or type(target).__name__
-    return Options("".join(c if c.isalnum() or c == "_" else "_" for c in label) or "graph", backend, numerics, mode)
+    name = "".join(c if c.isalnum() or c == "_" else "_" for c in label) or "graph"
+    return Options(name, backend, numerics, mode, dynamic is not False)
 
 
 def choose_backend(graph: Graph, options: Options) -> str:

@@ -268,7 +268,6 @@ def test_outputs_are_never_overwritten_while_held() -> None:
         ({"backend": "cuda"}, ValueError, "backend='cuda'; there are auto"),
         ({"numerics": "fast"}, ValueError, "numerics='fast'"),
         ({"mode": "max-autotune"}, ValueError, "mode="),
-        ({"dynamic": True}, UnsupportedError, "symbolic shapes"),
     ],
 )
 def test_bad_options(options: dict, error: type[Exception], match: str) -> None:

@@ -39,7 +39,7 @@ def test_right_for_every_size(name):
     fn, eager, inputs = made(name)
     for n in SIZES:
         compare(fn, eager, inputs, n)
-    builds, reuses = fn.families.builds, fn.families.reuses
+    builds, reuses = fn.stats().builds, fn.stats().reuses
     assert fn.stats().eager_calls == 0
     assert reuses >= LEAST_REUSED.get(name, 3), f"{builds} builds, used again {reuses} times"
 

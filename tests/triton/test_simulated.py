@@ -36,7 +36,19 @@ def test_what_the_simulation_refuses() -> None:
     simulated("-m", "pytest", "-q", "--import-mode=importlib", Path(__file__).parent / "simulated")
 
 
-@pytest.mark.parametrize("name", ["launch", "streams", "several_gpus", "programs", "cuda", "loops", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "launch",
+        "streams",
+        "several_gpus",
+        "programs",
+        "cuda",
+        "loops",
+        "sizes",
+        "attention",
+    ],
+)
 def test_of_a_gpu(name: str) -> None:
     chosen = ["-k", "never or auto"] if name == "attention" else []  # machine code of large products takes long here
     simulated("-m", "pytest", "-q", "-m", "gpu", *chosen, f"tests/gpu/test_{name}.py", GRAPHC_SIMULATED_GPUS="2")
