@@ -18,6 +18,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from graphc.ir.dims import Dim, Sym, bounds
+from graphc.ir.sizes import bound
 from graphc.loopir.kernel import Kernel, Load, Store
 from graphc.passes.layout import is_dense, span
 from graphc.passes.memory import ALIGNMENT, Block, most_alive
@@ -272,7 +273,7 @@ def _turns(loop: LoopStep, index: int) -> list[Span]:
     found: list[Span] = []
     for spec, binding in zip(loop.specs, loop.bindings, strict=True):
         own = Span(0, spec.nbytes // spec.dtype.itemsize)
-        for turn in {0, 1, 2, loop.length - 2, loop.length - 1} & set(range(loop.length)):  # it moves on evenly
+        for turn in {0, 1, 2, loop.length - 2, loop.length - 1} & set(range(bound(loop.length))):  # it moves on evenly
             buffer, offset = binding.at(turn)
             if buffer == index:
                 found.append(own.moved(offset))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Operand, Value
+from graphc.ir.sizes import bound
 from graphc.ir.types import f32
 from graphc.ops.registry import Kind, get
 from graphc.passes.base import PassContext, PassResult, redirect_ends
@@ -218,6 +219,7 @@ def _has_rows(rows: Rows, chunk: Chunk) -> bool:
 
 def _chunks(rows: int, batches: int, count: int) -> list[Chunk]:
     """Chunks of about `count` rows: whole batches where several fit, else even parts of one."""
+    rows, batches, count = bound(rows), bound(batches), bound(count)
     length = rows // batches
     if batches > 1 and length * 2 <= count:
         step = count // length

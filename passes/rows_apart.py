@@ -19,6 +19,7 @@ from math import prod
 import numpy as np
 
 from graphc.ir.dims import Dim, Sym, bounds, substitute, symbol, symbols
+from graphc.ir.sizes import bound
 from graphc.ir.types import bool_, i64
 from graphc.loopir.interpreter import run as interpret
 from graphc.loopir.kernel import Axis, Buffer, Compute, Const, Index, Kernel, Load, Store, is_value, operands
@@ -133,7 +134,7 @@ def _of_kernel(kernel: Kernel, step: KernelStep) -> Iterator[_Access]:
 def _under_mask(kernel: Kernel, s: Load | Store) -> tuple[int, int] | None:
     """First and last element of row 0 where the condition of an access holds, if that is one on positions."""
     first, *others = kernel.axes
-    points = prod(axis.extent for axis in others if isinstance(axis.extent, int))
+    points = bound(prod(axis.extent for axis in others if isinstance(axis.extent, int)))
     wanted, kept = {s.mask}, []
     for one in reversed(list(kernel.defines)):
         if one.id in wanted:
@@ -185,7 +186,7 @@ def _places(loop: LoopStep, buffer: int) -> Iterator[tuple[int, int]]:
     """Buffer of the program and offset, in elements, of a buffer of the loop in each turn; -1 - buffer = its own."""
     if loop.specs[buffer].kind == ARENA:
         return iter([(-1 - buffer, 0)])
-    return (loop.bindings[buffer].at(turn) for turn in range(loop.length))
+    return (loop.bindings[buffer].at(turn) for turn in range(bound(loop.length)))
 
 
 def _memories(loop: LoopStep, buffers: list[BufferSpec]) -> dict[int, int]:

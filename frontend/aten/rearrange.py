@@ -300,6 +300,8 @@ def pixel_unshuffle(imp: Importer, self: Value, downscale_factor: int) -> Value:
     r = downscale_factor
     if self.type.rank < 3 or r <= 0 or _shape(self)[-1] % r or _shape(self)[-2] % r:
         raise Decline("eager raises")
+    if 0 in _shape(self):
+        return imp.full(_shape(self), 0, self.dtype, self.device)  # eager leaves the shape as it is
     *batch, channels, height, width = _shape(self)
     n = len(batch)
     split = imp.reshape(self, (*batch, channels, height // r, r, width // r, r))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
+from graphc.ir.sizes import bound
 from graphc.ir.types import DType, TensorType, i8, i16, i32, i64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
@@ -64,7 +65,7 @@ def _window_slices(b: Builder, x: Value, op: Op, fill: float) -> list[tuple[tupl
         x = b.op("pad", x, low=(0,) * lead + tuple(padding), high=(0,) * lead + tuple(high), value=fill)
     found: list[tuple[tuple[int, ...], Value]] = [((), x)]
     for position in range(spatial):
-        start_step = [(offset * dilation[position], stride[position]) for offset in range(kernel[position])]
+        start_step = [(offset * dilation[position], stride[position]) for offset in range(bound(kernel[position]))]
         found = [
             ((*offsets, start), _slice(b, value, lead + position, start, start + spans[position], step))
             for offsets, value in found

@@ -17,6 +17,7 @@ import torch
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
+from graphc.ir.sizes import bound
 from graphc.ir.types import TensorType, channels_last_strides, i64
 from graphc.ops import composite
 from graphc.ops.pooling import UNROLLED_WINDOW, pooled_shape, window_sizes
@@ -90,7 +91,7 @@ class _Windows:
 
     def shifts(self) -> Iterator[tuple[int, ...]]:
         """How many windows back, per dim, so that windows come in their own order."""
-        return itertools.product(*(range(line.reach - 1, -1, -1) for line in self.lines))
+        return itertools.product(*(range(bound(line.reach) - 1, -1, -1) for line in self.lines))
 
     def spread(self, value: Value, fill: float) -> Value:
         """One value per window with `fill` around it, such that every shift is a slice."""

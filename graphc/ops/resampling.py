@@ -15,6 +15,7 @@ import torch
 
 from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
+from graphc.ir.sizes import bound
 from graphc.ir.types import DType, TensorType, f32, i32, i64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
@@ -35,6 +36,7 @@ def repeats(size: int, count: int, scale: float, exact: bool) -> bool:
     """Whether nearest upsampling of a dim reads each element `count // size` times in a row."""
     if size == 0 or count % size != 0:
         return False
+    size, count = bound(size), bound(count)
     import numpy as np  # 80 ms, which programs without resampling need not pay
 
     position = np.arange(count, dtype=np.float32) + np.float32(0.5 if exact else 0.0)
@@ -145,7 +147,7 @@ class Line:
         if not step:
             return self.count
         reach = 1
-        for i in range(self.count):
+        for i in range(bound(self.count)):
             low = min(max(first + i * step, 0) // under, self.size - 1)
             for j in (low, min(low + 1, self.size - 1)):
                 begin = 0 if j <= 1 else max((j * under + step - 1 - first - under) // step, 0)

@@ -8,6 +8,7 @@ import torch
 
 from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
+from graphc.ir.sizes import bound
 from graphc.ir.types import TensorType
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
@@ -47,7 +48,7 @@ def _gathered(b: Builder, grad: Value, dim: int, line: Line) -> Value:
         terms = _terms(b, grad, dim, line, pixel, b.op("add", start, readers))
         return b.op("sum", terms, dims=(dim + 1,), keepdim=False)
     total: Value | None = None
-    for number in range(most):
+    for number in range(bound(most)):
         term = _terms(b, grad, dim, line, pixel, b.op("add", start, number) if number else start)
         total = term if total is None else b.op("add", total, term)
     assert total is not None

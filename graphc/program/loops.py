@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from graphc.ir.sizes import bound
 from graphc.ir.types import Location
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class LoopStep:
 
     def unrolled(self) -> Iterator[Step]:
         """The same, turn by turn, on the buffers of the program."""
-        for turn in range(self.length):
+        for turn in range(bound(self.length)):
             places = [binding.at(turn) for binding in self.bindings]
             for step in self.steps:
                 yield moved(step, places)

@@ -215,3 +215,81 @@ def writes():
         return state[:, :n].sum(), state.clone()
 
     return fn
+
+
+@program(lambda n: (floats(2, 3, n, n),))
+def resized_images():
+    def fn(x):
+        return (
+            F.interpolate(x, scale_factor=2.0),
+            F.interpolate(x, size=(7, 9), mode="bilinear"),
+            F.avg_pool2d(x, x.shape[2:]),
+            F.adaptive_avg_pool2d(x, 3),
+            F.max_pool2d(x, 3, 2, padding=1),
+            F.avg_pool2d(x, 2, ceil_mode=True),
+            F.pixel_unshuffle(x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2], 2),
+        )
+
+    return fn
+
+
+@program(lambda n: (floats(3, n, 4), floats(3, 6)))
+def recurrent_over_time():
+    torch.manual_seed(1)
+    cell, lstm = nn.GRUCell(4, 6), nn.LSTM(4, 6, batch_first=True)
+
+    def fn(x, h):
+        with torch.no_grad():
+            out = lstm(x)[0]
+            for t in range(x.shape[1]):
+                h = cell(x[:, t], h)
+            return out, h
+
+    return fn
+
+
+@program(lambda n: (floats(n, 12), words(n, most=3000)))
+def large_vocabulary():
+    torch.manual_seed(1)
+    head = nn.Linear(12, 3000)
+
+    def fn(x, y):
+        head.zero_grad()
+        loss = F.cross_entropy(head(x), y, label_smoothing=0.1)
+        loss.backward()
+        return loss.detach(), head.weight.grad
+
+    return fn
+
+
+@program(lambda n: (floats(2, 2, n, 16), floats(2, 2, n + 3, 16)))
+def masked_attention():
+    def fn(q, k):
+        rows, keys = q.shape[2], k.shape[2]
+        scores = q @ k.transpose(-2, -1) * 16**-0.5
+        seen = torch.arange(keys)[None, :] <= torch.arange(rows)[:, None] + (keys - rows)
+        near = (torch.arange(keys)[None, :] - torch.arange(rows)[:, None]).abs() < 9
+        return torch.softmax(scores.masked_fill(~seen, float("-inf")), -1) @ k, torch.softmax(
+            scores.where(near, -1e9), -1
+        ) @ k
+
+    return fn
+
+
+@program(lambda n: (floats(n, 16), torch.randint(0, 4, (n,)), floats(40, 16)))
+def graphs():
+    def fn(x, group, table):
+        n = x.shape[0]
+        sums = torch.zeros(4, 16).index_add(0, group, x)
+        most = torch.full((4, 16), -1e9).scatter_reduce(0, group[:, None].expand(-1, 16), x, "amax")
+        order = torch.argsort(x[:, 0])
+        return (
+            sums,
+            most,
+            torch.cdist(x, x).triu(1).sum(),
+            x[order],
+            table[:n].sum(),
+            x.unfold(0, 2, 1).mean(),
+        )
+
+    return fn
