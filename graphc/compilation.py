@@ -166,6 +166,15 @@ def optimize_graph(graph: Graph, options: Options, backend: str, templates: Temp
     return copy
 
 
+def rolled_graph(graph: Graph, options: Options, backend: str) -> Graph:
+    """A copy of a captured graph with its loops found, which takes as many ops for any number of turns."""
+    from graphc.passes.pipeline import roll
+
+    copy = graph.copy()
+    roll(copy, pass_context(options, backend))
+    return copy
+
+
 def plan_graph(
     graph: Graph,
     options: Options,

@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph
+from graphc.compilation import STAGES, Compilation, dump, optimize_graph, plan_graph, rolled_graph
 from graphc.errors import BackendUnavailableError, CodegenError, CompilerError, FallbackWarning, LoweringError
 from graphc.options import Options, cache_key, choose_backend, for_part, machine, pass_context, templates_for
 from graphc.settings import or_else, settings
@@ -235,7 +235,6 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
 
     The pipeline is gone through once for many graphs where they differ in sizes alone.
     """
-    from graphc.ir.generalize import outline
     from graphc.runtime.load import find_program, program_with
     from graphc.runtime.triton_module import fingerprint, is_interpreting
 
@@ -245,15 +244,16 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
     with _timed(found.seconds, "look up"):
         executable = find_program(key)
     found.cached, shared = executable is not None, None
+    facts, rolled = cache_key("", options, backend), partial(rolled_graph, options=options, backend=backend)
     if executable is None and families is not None and options.dynamic and not options.measures:
         with _timed(found.seconds, "compare"):
-            shared = families.find(outline(graph), partial(build_for_sizes, options, backend))
+            shared = families.find(graph, facts, rolled, partial(build_for_sizes, options, backend))
         if shared is not None:
             try:
                 with _timed(found.seconds, "load"):
                     executable = program_with(*shared, key)
             except CompilerError as error:  # of kernels that a device compiles now
-                families.refuse(outline(graph), error)
+                families.refuse(graph, facts, rolled, error)
                 shared = None
     if executable is None:
         try:
@@ -266,7 +266,7 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
             found.execute = _unavailable(error)  # its sources can still be read
             return found
     if families is not None and shared is None:
-        families.remember(outline(graph))
+        families.remember(graph, facts, rolled)
     found.execute, found.program = executable, executable.program
     for name, source in found.program.sources.items():
         dump(options.name, name, source.__str__)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graphc.errors import CodegenError, CompilerError, GraphcError, LoweringError
-from graphc.ir.generalize import General, Outline, generalize
+from graphc.ir.generalize import General, Outline, generalize, outline
 from graphc.ir.sizes import LEAST
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Build:
         return program
 
 
+Roll = Callable[["Graph"], "Graph"]
+"""Gives a copy of a captured graph with its loops found, which has as many ops for any number of turns."""
 Make = Callable[["Graph"], tuple["Program", bytes]]
 """Optimises, plans, generates and builds a graph."""
 
@@ -70,6 +72,7 @@ class Family:
     """Graphs that differ in numbers alone."""
 
     samples: list[Outline] = field(default_factory=list)
+    graphs: list[Graph | None] = field(default_factory=list)  # as captured, of samples that were compiled alone
     general: General | None = None
     builds: list[Build] = field(default_factory=list)
     pinned: int = 0
@@ -83,14 +86,20 @@ class Family:
         general = generalize([*self.samples, found])
         sizes = None if general is None else general.sizes_of(found)
         if sizes is not None:
-            self.samples.append(found)
+            self.add(found)
             self.general = general
         return sizes
 
-    def add(self, found: Outline) -> None:
+    def add(self, found: Outline, graph: Graph | None = None) -> None:
         """Take up a graph."""
         if len(self.samples) < _MOST_SAMPLES and found.numbers not in self._numbers():
             self.samples.append(found)
+            self.graphs.append(graph)
+
+    def drop(self, graph: Graph) -> None:
+        """Let go of a graph."""
+        kept = [at for at, other in enumerate(self.graphs) if other is not graph]
+        self.samples, self.graphs = [self.samples[at] for at in kept], [self.graphs[at] for at in kept]
 
     def _numbers(self) -> list[tuple[int | float, ...]]:
         return [sample.numbers for sample in self.samples]
@@ -105,21 +114,30 @@ class Families:
 
     def __init__(self, stats: Stats) -> None:
         self._families: dict[Hashable, Family] = {}
+        self._waiting: list[tuple[Graph, str, Roll]] = []  # not compared with any other yet
         self._lock = threading.RLock()
         self._stats = stats
 
     def __iter__(self) -> Iterator[Family]:
         return iter(list(self._families.values()))
 
-    def find(self, found: Outline, make: Make) -> tuple[bytes, Program] | None:
+    def find(self, graph: Graph, facts: str, roll: Roll, make: Make) -> tuple[bytes, Program] | None:
         """The program of a graph, and its library, by a build for several sizes; None when it is to be for it alone.
 
         Args:
-            found: the graph as captured.
+            graph: as captured.
+            facts: all that code depends on beside the graph.
+            roll: finds its loops.
             make: builds one for several sizes.
         """
         with self._lock:
-            family = self._families.get(found.rest)
+            if not (self._waiting or self._families):
+                return None
+            for item in self._waiting:
+                self._take_up(*item)
+            self._waiting.clear()
+            found = outline(roll(graph))
+            family = self._families.get((facts, found.rest))
             sizes = None if family is None else family.sizes_of(found)
             if family is None or sizes is None:
                 return None
@@ -131,23 +149,28 @@ class Families:
                 return None
             return self._build(family, sizes, make)
 
-    def remember(self, found: Outline) -> None:
-        """A graph has been compiled for itself alone."""
+    def remember(self, graph: Graph, facts: str, roll: Roll) -> None:
+        """A graph has been compiled for itself alone; arguments as of `find`."""
         with self._lock:
-            self._families.setdefault(found.rest, Family()).add(found)
+            self._waiting.append((graph, facts, roll))  # a function that is called for one size pays nothing
 
-    def refuse(self, found: Outline, error: GraphcError) -> None:
+    def _take_up(self, graph: Graph, facts: str, roll: Roll) -> None:
+        found = outline(roll(graph))
+        self._families.setdefault((facts, found.rest), Family()).add(found, graph)
+
+    def refuse(self, graph: Graph, facts: str, roll: Roll, error: GraphcError) -> None:
         """What was built for several sizes cannot be loaded: graphs of this family are for themselves from now on."""
         with self._lock:
-            family = self._families[found.rest]
+            family = self._families[facts, outline(roll(graph)).rest]
             family.builds = []
             self._refuse(family, error.message)
 
     def forget(self, graph: Graph) -> None:
         """The program of a graph has been withdrawn."""
         with self._lock:
+            self._waiting = [item for item in self._waiting if item[0] is not graph]
             for key, family in list(self._families.items()):
-                family.samples = [sample for sample in family.samples if sample.graph is not graph]
+                family.drop(graph)
                 if not family.samples:
                     del self._families[key]
 

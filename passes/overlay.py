@@ -18,7 +18,6 @@ from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from graphc.ir.dims import Dim, Sym, bounds
-from graphc.ir.sizes import bound
 from graphc.loopir.kernel import Kernel, Load, Store
 from graphc.passes.layout import is_dense, span
 from graphc.passes.memory import ALIGNMENT, Block, most_alive
@@ -273,7 +272,9 @@ def _turns(loop: LoopStep, index: int) -> list[Span]:
     found: list[Span] = []
     for spec, binding in zip(loop.specs, loop.bindings, strict=True):
         own = Span(0, spec.nbytes // spec.dtype.itemsize)
-        for turn in {0, 1, 2, loop.length - 2, loop.length - 1} & set(range(bound(loop.length))):  # it moves on evenly
+        for turn in (0, 1, 2, loop.length - 2, loop.length - 1):  # it moves on evenly
+            if not 0 <= turn < loop.length:
+                continue
             buffer, offset = binding.at(turn)
             if buffer == index:
                 found.append(own.moved(offset))

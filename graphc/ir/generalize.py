@@ -17,7 +17,7 @@ from math import prod
 from typing import Any
 
 from graphc.ir.dims import Dim, Expr, evaluate, floordiv, symbol
-from graphc.ir.graph import Graph, Output, Role, StridedView, Value
+from graphc.ir.graph import Graph, Output, Role, StridedView, Value, regions
 from graphc.ir.sizes import LEAST, NAME, Conditions, Reciprocal, Size
 from graphc.ir.types import TensorType
 
@@ -50,7 +50,7 @@ class Outline:
     Attributes:
         graph: the graph.
         numbers: its ints, and floats that ops are given for values, in order.
-        rest: everything else, locations left out; equal for graphs that differ in numbers alone.
+        rest: everything else, locations and names of values left out; equal for graphs that differ in numbers alone.
         dims: positions in `numbers` of those that come with the user's tensors.
     """
 
@@ -68,7 +68,9 @@ def outline(graph: Graph) -> Outline:
         numbers.append(number)
         return type(number)()
 
-    rest = with_numbers(graph, take).signature()
+    bare = with_numbers(graph, take)
+    _rename(bare)
+    rest = bare.signature()
     dims: list[int] = []
     at = 0
     for item in graph.inputs:
@@ -76,6 +78,15 @@ def outline(graph: Graph) -> Outline:
             dims += range(at, at + item.type.rank)
         at += item.type.rank + len(item.strides or ())
     return Outline(graph, tuple(numbers), rest, tuple(dims))
+
+
+def _rename(graph: Graph) -> None:
+    """Name the values that ops give by their order."""
+    for number, value in enumerate(value for op in graph.ops for value in op.results):
+        value.name = f"#{number}"
+    for op in graph.ops:
+        for region in regions(op):
+            _rename(region)
 
 
 def with_numbers(graph: Graph, change: Callable[[Number], Number]) -> Graph:

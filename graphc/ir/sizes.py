@@ -196,7 +196,9 @@ class Size(int):
         return hash((id(self.conditions), self.expr))  # what is kept for other builds is nothing to this one
 
     def __str__(self) -> str:
-        return f"({self.expr})" if len(self.expr.terms) > 1 or self.expr.terms[0][1] != 1 else str(self.expr)
+        ((monomial, coefficient), *others) = self.expr.terms
+        is_name = coefficient == 1 and len(monomial) == 1 and not others
+        return str(self.expr) if is_name else f"({self.expr})"
 
     __repr__ = __str__
 

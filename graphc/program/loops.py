@@ -35,7 +35,8 @@ class Binding:
         """Buffer and offset in a turn."""
         if turn == 0 and self.first >= 0:
             return self.first, self.first_offset
-        return self.buffers[turn % 2], self.offsets[turn % 2] + turn * self.stride
+        odd = bound(turn % 2)
+        return self.buffers[odd], self.offsets[odd] + turn * self.stride
 
 
 @dataclass(frozen=True)

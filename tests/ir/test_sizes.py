@@ -74,6 +74,7 @@ def test_text_is_that_of_the_polynomial():
         "(size0*size1 + 1)",
         "(size0 - size1)",
     )
+    assert (str(n * m), str(n * n), str(-n)) == ("(size0*size1)", "(size0*size0)", "(-size0)")
     assert str(n // 2) == "size2" and str(n % 4 + n // 2) == "(size2 + size3)"
     assert type(n * 3 // n) is int and n - n == 0 and type(n * 0) is int
     assert conditions.names == ("size0", "size1", "size2", "size3")
