@@ -18,7 +18,7 @@ from graphc import driver
 from graphc.compilation import STAGES, Compilation, Report
 from graphc.data_loops import DataLoops, data_loops, names_of_data
 from graphc.earnings import Earnings, kind_of
-from graphc.entries import Entry, Stats
+from graphc.entries import FEW, Entry, Likely, Stats
 from graphc.errors import (
     AssumptionError,
     DataLoopError,
@@ -62,6 +62,7 @@ class CompiledFunction(PathCalls):
         self.target = target
         self.options = options
         self._entries: tuple[Entry, ...] = ()
+        self._likely = Likely()
         self._stats = Stats()
         self._lock = threading.RLock()
         self._dynamic_scalars: set[int] = set()
@@ -86,7 +87,8 @@ class CompiledFunction(PathCalls):
             return self._loops.run(*args, **kwargs)
         if self._draws:
             self._drawn.begin()
-        for entry in self._entries:
+        entries = self._entries
+        for entry in entries if len(entries) < FEW else self._likely.first(entries, args, kwargs):
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
                 return self._run(entry, inputs, args, kwargs)

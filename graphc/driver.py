@@ -246,7 +246,7 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
     found.cached, shared = executable is not None, None
     facts, rolled = cache_key("", options, backend), partial(rolled_graph, options=options, backend=backend)
     if executable is None and families is not None and options.dynamic and not options.measures:
-        with _timed(found.seconds, "compare"):
+        with _timed(found.seconds, "share"):
             shared = families.find(graph, facts, rolled, partial(build_for_sizes, options, backend))
         if shared is not None:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,3 +50,32 @@ class Entry:
     execute: Callable[..., list[Any]] | None
     tree: PathTree | None = None
     reclaimer: Reclaimer | None = None
+
+
+FEW = 6
+"""Programs up to which a call is matched with one after the other."""
+_MOST = 4096
+
+
+class Likely:
+    """Which of many programs fit calls of some shapes: those that did before."""
+
+    def __init__(self) -> None:
+        self._of: dict[Any, tuple[tuple[Entry, ...], Entry]] = {}
+
+    def first(self, entries: tuple[Entry, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Entry]:
+        """The programs, the likely one first. Whoever stops at one says that it fits."""
+        key = tuple([getattr(item, "shape", None) for item in (*args, *kwargs.values())])
+        try:
+            known, entry = self._of.get(key, (None, None))
+        except TypeError:  # a shape of the user's own
+            yield from entries
+            return
+        if known is entries and entry is not None:
+            yield entry
+        if len(self._of) >= _MOST:
+            self._of.clear()
+        for other in entries:
+            self._of[key] = entries, other
+            yield other
+        self._of.pop(key, None)

@@ -52,6 +52,7 @@ class Build:
         from graphc.passes.arena import place_anew
 
         program = self.program.for_sizes(self.conditions.all_sizes(sizes))
+        program.stats = {**program.stats, "sizes": dict(sizes)}
         if program.arena_blocks:
             where, program.arena_bytes = place_anew(program.arena_blocks)
             program.arena_blocks = ()

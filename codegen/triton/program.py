@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphc.codegen.host import host_text
+from graphc.codegen.size_text import has_sizes
 from graphc.codegen.triton.emit import emit_kernel
 from graphc.codegen.triton.foreach import emit_table_kernel
 from graphc.codegen.triton.loop_kernels import emit_loop, fits
 from graphc.codegen.triton.size_arguments import conditions_of, with_sizes
+from graphc.errors import CodegenError
 from graphc.program.loops import LoopStep, unroll
 from graphc.program.plan import ForeachStep, KernelStep, Plan, Step
 from graphc.program.record import PYTHON, Program, Segment
@@ -40,6 +42,8 @@ def generate(plan: Plan, target: str = "") -> Program:
     here = {name: plan.kernels[name] for name in host_kernels(replace(plan, steps=steps))}
     sources |= {host_source(name): str(kernel) for name, kernel in here.items()}
     text = host_text(here)
+    if conditions is not None and has_sizes("".join((text, *map(str, here.values())))):
+        raise CodegenError(f"{plan.name}: kernels on numbers of the CPU do not take sizes")
     sources |= {HOST_TEXT: text} if text else {}
     return Program(
         name=plan.name,

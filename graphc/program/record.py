@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from graphc.errors import CacheError
 from graphc.ir.dims import Expr
 from graphc.ir.graph import Named, Ref
-from graphc.ir.sizes import Size, value_of
+from graphc.ir.sizes import Reciprocal, Size, value_of
 from graphc.ir.types import DTYPES, DType, Location
 from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import (
@@ -160,6 +160,8 @@ def _with_values(item: Any, change: Callable[[Size], int]) -> Any:
         return item
     if kind is Size:
         return change(item)
+    if kind is Reciprocal:
+        return 1 / change(item.size)
     if kind is tuple or kind is list:
         parts = [_with_values(part, change) for part in item]
         return item if all(map(operator.is_, parts, item)) else kind(parts)

@@ -1,0 +1,154 @@
+"""When builds are shared between sizes, and when not."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import graphc
+from graphc import driver
+from graphc.errors import CodegenError, CompilerError
+from graphc.settings import override
+
+
+def rows(x, y):
+    return torch.softmax(x * y, 1) @ y
+
+
+def inputs(n):
+    return torch.randn(n, 24), torch.randn(24)
+
+
+def right(fn, n):
+    given = inputs(n)
+    torch.testing.assert_close(fn(*given), rows(*given))
+
+
+@pytest.fixture(autouse=True)
+def without_a_cache(tmp_path):
+    with override(cache_dir=tmp_path, max_recompiles=100):
+        yield
+
+
+def test_counters_and_report():
+    fn = graphc.compile(rows)
+    for n in (33, 43, 47, 40, 35):
+        right(fn, n)
+    stats = fn.stats()
+    assert (stats.compiles, stats.builds, stats.reuses, stats.alone) == (5, 1, 3, [])
+    report = fn.explain(*inputs(47))
+    assert report.stats["sizes"] == {"size0": 47}
+    assert report.stats["bytes_written"] % 47 == 0, "numbers are those of the size"
+
+
+def test_one_size_pays_nothing(monkeypatch):
+    monkeypatch.setattr("graphc.families.outline", None)
+    fn = graphc.compile(rows)
+    right(fn, 33)
+    right(fn, 33)
+
+
+def test_dynamic_false():
+    fn = graphc.compile(rows, dynamic=False)
+    for n in (33, 43, 47):
+        right(fn, n)
+    assert (fn.stats().compiles, fn.stats().builds) == (3, 0)
+    assert graphc.compile(rows, dynamic=True).options == graphc.compile(rows).options
+
+
+def test_sizes_from_the_disk_cache():
+    for builds, reuses in ((1, 1), (0, 0)):
+        fn = graphc.compile(rows)
+        for n in (33, 43, 47):
+            right(fn, n)
+        assert (fn.stats().builds, fn.stats().reuses) == (builds, reuses)
+    right(fn, 40)  # its like came from the cache
+    assert (fn.stats().builds, fn.stats().reuses) == (1, 0)
+
+
+def test_a_module_that_is_trained_outside():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 3))
+    compiled = graphc.compile(net)
+    for n in (33, 43, 47, 50):
+        x = torch.randn(n, 24)
+        found = torch.autograd.grad(compiled(x).square().mean(), list(net.parameters()))
+        expected = torch.autograd.grad(net(x).square().mean(), list(net.parameters()))
+        torch.testing.assert_close(found, expected)
+    assert compiled.stats().builds == 2 and compiled.stats().reuses == 4, "forward and backward"
+
+
+def test_branches_on_data_and_on_sizes():
+    def fn(x):
+        if x.shape[0] > 45:
+            x = x + 1
+        return torch.sin(x) if x.sum() > 0 else torch.cos(x)
+
+    compiled = graphc.compile(fn)
+    for n in (33, 43, 46, 60, 50, 40):
+        for sign in (1.0, -1.0):
+            x = torch.full((n, 24), sign)
+            torch.testing.assert_close(compiled(x), fn(x))
+    assert compiled.stats().reuses > 0 and compiled.stats().eager_calls == 0
+
+
+def test_many_sizes_find_their_programs():
+    fn = graphc.compile(rows)
+    sizes = range(32, 52)
+    for n in (*sizes, *reversed(sizes), *sizes):
+        right(fn, n)
+    assert fn.stats().compiles == len(sizes) and fn.stats().hits == 2 * len(sizes)
+
+
+def test_threads():
+    fn = graphc.compile(rows)
+    failed = []
+
+    def work(first):
+        try:
+            with override(max_recompiles=100):  # of a thread
+                for n in range(first, 60, 4):
+                    right(fn, n)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(32 + number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and fn.stats().compiles == 28
+
+
+@pytest.mark.parametrize("error", [CodegenError, CompilerError])
+def test_what_cannot_be_built_for_several(monkeypatch, error):
+    def fail(options, backend, graph):
+        raise error("no sizes today")
+
+    monkeypatch.setattr(driver, "build_for_sizes", fail)
+    fn = graphc.compile(rows)
+    for n in (33, 43, 47):
+        right(fn, n)
+    assert (fn.stats().compiles, fn.stats().builds, fn.stats().alone) == (3, 0, ["no sizes today"])
+
+
+def test_what_cannot_be_loaded(monkeypatch):
+    def fail(library, program, key):
+        raise CompilerError("not on this device")
+
+    monkeypatch.setattr("graphc.runtime.load.program_with", fail)
+    fn = graphc.compile(rows)
+    for n in (33, 43, 47):
+        right(fn, n)
+    assert fn.stats().alone == ["not on this device"]
+
+
+def test_facts_beside_the_graph_are_not_shared():
+    fn = graphc.compile(rows)
+    for n in (33, 43):
+        right(fn, n)
+    with override(cflags=("-O1",)):
+        right(fn, 47)
+        right(fn, 40)
+    assert (fn.stats().builds, fn.stats().reuses) == (2, 0)
