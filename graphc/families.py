@@ -94,7 +94,8 @@ class Family:
     def add(self, found: Outline, graph: Graph | None = None) -> None:
         """Take up a graph."""
         if len(self.samples) < _MOST_SAMPLES and found.numbers not in self._numbers():
-            self.samples.append(found)
+            first = self.samples[0] if self.samples else found
+            self.samples.append(replace(found, graph=first.graph, rest=first.rest))  # numbers are what differs
             self.graphs.append(graph)
 
     def drop(self, graph: Graph) -> None:

@@ -8,12 +8,15 @@ which watches them by itself.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.triton.watch import install
 
+FOLDER = Path(__file__).parent
 IS_INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 IS_PTX = os.environ.get("GRAPHC_TEST_PTX") == "1" and not IS_INTERPRETING
 WRONG = install() if IS_INTERPRETING else []
@@ -33,7 +36,19 @@ if IS_PTX:
 collect_ignore_glob = [] if IS_INTERPRETING or IS_PTX else ["test_*.py"]
 
 
+MANY = 4
+"""Cases of a test from which on every other one is left to the suites: Triton's interpreter is slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if FOLDER in item.path.parents:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for found in cases.values():
+        for item in found[1::2] if len(found) >= MANY else []:
+            item.add_marker(pytest.mark.suite)
     for item in items if IS_PTX else []:
         reason = next((why for part, why in NOT_IN_PTX.items() if part in item.nodeid), None)
         if reason is not None:
