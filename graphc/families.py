@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from graphc.errors import CodegenError, CompilerError, GraphcError, LoweringError
+from graphc.errors import GraphcError
 from graphc.ir.generalize import General, Outline, generalize, outline
 from graphc.ir.sizes import LEAST
 
@@ -181,8 +181,10 @@ class Families:
         graph, conditions = family.general.graph(sizes)
         try:
             program, library = make(graph)
-        except (CodegenError, CompilerError, LoweringError) as error:
-            self._refuse(family, error.message)
+        except Exception as error:  # what is wrong with more than the sizes shows when the graph is compiled alone
+            self._refuse(
+                family, error.message if isinstance(error, GraphcError) else f"{type(error).__name__}: {error}"
+            )
             return None
         self._stats.builds += 1
         if _is_pinned(conditions, sizes):

@@ -253,7 +253,8 @@ def _atom(atom: Atom, ranges: Ranges, use: Use, names: Mapping[str, str]) -> str
     positive = low is not None and low >= 0 and isinstance(denominator, int) and denominator > 0
     operator = "/" if is_div else "%"
     if positive and high is not None and high < 1 << 31:
-        return f"(int64_t)((uint32_t)({top}) {operator} {bottom}u)"
+        bottom = f"(uint32_t){bottom}" if type(denominator) is Size else f"{bottom}u"
+        return f"(int64_t)((uint32_t)({top}) {operator} {bottom})"
     if positive:
         return f"(({top}) {operator} {bottom})"
     return f"{use('gc_div_index' if is_div else 'gc_mod_index')}({top}, {bottom})"

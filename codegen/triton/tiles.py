@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from graphc.codegen.triton.tiling import power_of_two
+from graphc.ir.sizes import plain
 from graphc.ir.types import DType, f32
 
 
@@ -210,6 +211,7 @@ def candidate_tiles(
             rows have groups.
     """
     machine = machine_of(target)
+    batch, rows, columns, inner = map(plain, (batch, rows, columns, inner))  # any tile is right for any size
 
     def fits(tile: Tile) -> bool:
         if dtype.itemsize == 1 and tile.rows * tile.columns > SCALED_ELEMENTS:
