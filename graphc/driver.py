@@ -245,7 +245,8 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
         executable = find_program(key)
     found.cached, shared = executable is not None, None
     facts, rolled = cache_key("", options, backend), partial(rolled_graph, options=options, backend=backend)
-    if executable is None and families is not None and options.dynamic and not options.measures:
+    families = families if options.dynamic and not options.measures else None
+    if executable is None and families is not None:
         with _timed(found.seconds, "share"):
             shared = families.find(graph, facts, rolled, partial(build_for_sizes, options, backend))
         if shared is not None:

@@ -31,6 +31,7 @@ _MOST_SAMPLES = 5
 _MOST_PINNED = 3
 """Builds of a family that turned out to be for one size alone, after which it is not tried any more."""
 _NEAR = range(-64, 65)
+"""How far from a size others are looked for that meet the same conditions."""
 
 
 @dataclass(frozen=True)

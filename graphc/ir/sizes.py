@@ -77,8 +77,8 @@ class Conditions:
     def _division(self, expr: Expr) -> str:
         name = self._made.get(expr)
         if name is None:
-            name = self._made[expr] = f"{NAME}{len(self._values)}"
-            self._values[name] = evaluate(expr, self._values)
+            value, name = evaluate(expr, self._values), f"{NAME}{len(self._values)}"
+            self._made[expr], self._values[name] = name, value
         return name
 
     def never_negative(self, polynomial: Expr) -> bool:
