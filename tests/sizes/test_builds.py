@@ -99,4 +99,4 @@ def test_nothing_belongs_to_one_size(name, backend, monkeypatch):
                 one, two = (p.for_sizes(c.all_sizes(values)) for p, c in ((program, conditions), (again, others)))
                 assert one.steps == two.steps and one.outputs == two.outputs and one.kernels == two.kernels
             compared += 1
-    assert compared or not generals
+    assert compared or name in ALONE
