@@ -1,6 +1,6 @@
 """Batches of many lengths: what a training loop waits for while programs for them come to be, and what steps take then.
 
-    python benchmarks/lengths.py [--against inductor] [--batches 400]
+    python benchmarks/lengths.py [--against inductor] [--batches 1500]
 
 trains a Transformer on batches of 12 to 120 words, each contender in a process of its own, from the same seed, with an
 empty cache, and prints per contender the seconds of the whole loop, of its slowest step, and of the last hundred
@@ -106,7 +106,7 @@ def train(contender: str, batches: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", default="", help="inductor, or nothing")
-    parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--batches", type=int, default=1500)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:

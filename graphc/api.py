@@ -254,7 +254,7 @@ class CompiledFunction(PathCalls):
                 if entry.captured.match(args, kwargs) is not None:
                     return entry
             self._note_recompile(args, kwargs)
-            start = time.perf_counter()
+            start, reuses = time.perf_counter(), self._stats.reuses
             dynamic = frozenset(self._dynamic_scalars)
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
             numbers = frozenset(self._dynamic_numbers)
@@ -270,7 +270,7 @@ class CompiledFunction(PathCalls):
             self._lists = captured.lists
             self._draws |= captured.draws > 0
             self._entries = (entry, *self._entries)
-            self._earnings.compiled(time.perf_counter() - start)
+            self._earnings.compiled(time.perf_counter() - start, self._stats.reuses > reuses)
             return entry
 
     def _compile(self, captured: Captured) -> Entry:

@@ -18,7 +18,7 @@ from graphc.frontend.captured import flatten_call
 _KINDS = 1 << 14
 """Kinds of calls that are remembered."""
 _RECENT = 8
-"""Compilations that the next one is expected to be like: the first ones build what later ones share."""
+"""Compilations that the next one is expected to be like."""
 
 
 class Earnings:
@@ -26,11 +26,12 @@ class Earnings:
 
     def __init__(self) -> None:
         self._eager: dict[Any, float] = {}
-        self._compiling: deque[float] = deque(maxlen=_RECENT)
+        self._building: deque[float] = deque(maxlen=_RECENT)
+        self._sharing: deque[float] = deque(maxlen=_RECENT)
 
-    def compiled(self, seconds: float) -> None:
-        """A compilation has taken so long."""
-        self._compiling.append(seconds)
+    def compiled(self, seconds: float, shared: bool) -> None:
+        """A compilation has taken so long; `shared`: what was built for other sizes was what it needed."""
+        (self._sharing if shared else self._building).append(seconds)
 
     def ran(self, kind: Any, seconds: float) -> None:
         """A call of this kind has run eager."""
@@ -40,7 +41,8 @@ class Earnings:
 
     def suffice(self, kind: Any) -> bool:
         """Whether calls of this kind have taken as long as a compilation."""
-        return self._eager.get(kind, 0.0) * max(len(self._compiling), 1) >= sum(self._compiling)
+        costs = self._sharing or self._building  # what is built once more is for many kinds
+        return self._eager.get(kind, 0.0) * max(len(costs), 1) >= sum(costs)
 
 
 def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -121,11 +121,14 @@ def test_a_number_that_changes_needs_no_earning(monkeypatch: pytest.MonkeyPatch)
 def test_earnings() -> None:
     earnings = Earnings()
     assert earnings.suffice("a")  # nothing has been compiled yet
-    earnings.compiled(2.0)
-    earnings.compiled(4.0)
+    earnings.compiled(2.0, shared=False)
+    earnings.compiled(4.0, shared=False)
     for seconds, suffices in ((1.0, False), (1.5, False), (1.0, True)):
         earnings.ran("a", seconds)
         assert earnings.suffice("a") is suffices and not earnings.suffice("b")
+    earnings.compiled(0.5, shared=True)  # what a kind costs from now on
+    earnings.ran("b", 0.6)
+    assert earnings.suffice("b") and not earnings.suffice("c")
 
 
 def test_globals_and_closures_are_guarded() -> None:
