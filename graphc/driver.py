@@ -244,8 +244,9 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
     with _timed(found.seconds, "look up"):
         executable = find_program(key)
     found.cached, shared = executable is not None, None
-    facts, rolled = cache_key("", options, backend), partial(rolled_graph, options=options, backend=backend)
     families = families if options.dynamic and not options.measures else None
+    facts = "" if families is None else cache_key("", options, backend)
+    rolled = partial(rolled_graph, options=options, backend=backend)
     if executable is None and families is not None:
         with _timed(found.seconds, "share"):
             shared = families.find(graph, facts, rolled, partial(build_for_sizes, options, backend))

@@ -13,11 +13,12 @@ comes out otherwise is another one.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from graphc.errors import GraphcError
+from graphc.errors import GraphcError, GraphcWarning
 from graphc.ir.generalize import General, Outline, generalize, outline
 from graphc.ir.sizes import LEAST
 
@@ -50,12 +51,12 @@ class Build:
 
     def program_for(self, sizes: Mapping[str, int]) -> Program:
         """The program where inputs have these sizes."""
-        from graphc.passes.arena import place_anew
+        from graphc.passes.arena import place_contents
 
         program = self.program.for_sizes(self.conditions.all_sizes(sizes))
         program.stats = {**program.stats, "sizes": dict(sizes)}
         if program.arena_blocks:
-            where, program.arena_bytes = place_anew(program.arena_blocks)
+            where, program.arena_bytes = place_contents(program.arena_blocks)
             program.arena_blocks = ()
             program.buffers = [
                 replace(spec, arena_offset=where.get(spec.index, spec.arena_offset)) for spec in program.buffers
@@ -183,9 +184,11 @@ class Families:
         try:
             program, library = make(graph)
         except Exception as error:  # what is wrong with more than the sizes shows when the graph is compiled alone
-            self._refuse(
-                family, error.message if isinstance(error, GraphcError) else f"{type(error).__name__}: {error}"
-            )
+            if isinstance(error, GraphcError):
+                self._refuse(family, error.message)
+                return None
+            self._refuse(family, f"{type(error).__name__}: {error}")
+            warnings.warn(GraphcWarning(f"building for several sizes failed: {family.refusal}"), stacklevel=2)
             return None
         self._stats.builds += 1
         if _is_pinned(conditions, sizes):

@@ -111,19 +111,18 @@ class _Placer:
         self._move(housed)
         self.steps[:] = insert_allocations(self.steps, wanted)
         owners = [spec for spec in owners if spec.index not in housed]
-        where, arena_bytes = self._place(owners, {index: _as_now(block) for index, block in blocks.items()})
-        for_sizes = self._for_sizes(arena, owners, blocks, housed, merged, starts)
+        contents = self._contents(arena, owners, blocks, housed, merged, starts)
+        where, arena_bytes = place_contents(contents)
         for spec in arena:
             if spec.index in housed:  # no step names it any more
                 self.buffers[spec.index] = replace(spec, shape=(0,), strides=(1,), nbytes=0, arena_offset=0)
             else:
-                self.buffers[spec.index] = _at(
-                    spec, where[merged.get(spec.index, spec.index)] + starts.get(spec.index, 0)
-                )
+                self.buffers[spec.index] = _at(spec, where[spec.index])
         self.buffers[:] = [_at(s, 0) if s.kind == ARENA and s.arena_offset < 0 else s for s in self.buffers]
-        return ArenaSize(arena_bytes, plain_bytes, for_sizes)
+        differs = any(type(block.size) is Size for block in contents)
+        return ArenaSize(arena_bytes, plain_bytes, contents if differs else ())
 
-    def _for_sizes(
+    def _contents(
         self,
         arena: list[BufferSpec],
         owners: list[BufferSpec],
@@ -132,26 +131,13 @@ class _Placer:
         merged: Mapping[int, int],
         starts: Mapping[int, int],
     ) -> tuple[ArenaBlock, ...]:
-        """What the arena is made of, where that is placed anew for other sizes."""
-        if all(type(blocks[spec.index].size) is not Size for spec in owners):
-            return ()
+        """What lies in the arena."""
         members: dict[int, list[tuple[int, int]]] = {}
         for spec in arena:
             if spec.index not in housed:
                 owner = merged.get(spec.index, spec.index)
                 members.setdefault(owner, []).append((spec.index, starts.get(spec.index, 0)))
         return tuple(ArenaBlock(*blocks[spec.index], spec.device, tuple(members[spec.index])) for spec in owners)
-
-    def _place(self, owners: list[BufferSpec], blocks: Mapping[int, Block]) -> tuple[dict[int, int], int]:
-        """Offsets by buffer, in one arena per device, and the bytes of all arenas."""
-        where: dict[int, int] = {}
-        total = 0
-        for device in sorted({spec.device for spec in owners}):
-            here = [spec.index for spec in owners if spec.device == device]
-            offsets, size = place_blocks([blocks[index] for index in here])
-            where |= zip(here, offsets, strict=True)
-            total += size
-        return where, total
 
     def _house(
         self,
@@ -299,15 +285,15 @@ class _Placer:
         return self.sharing.allows(kernel, [kernel.buffers[p].name for p in places], kernel.buffers[stored].name)
 
 
-def place_anew(blocks: Sequence[ArenaBlock]) -> tuple[dict[int, int], int]:
-    """Where buffers of an arena lie, in bytes, now that its blocks have these sizes; and the arena's bytes."""
+def place_contents(blocks: Sequence[ArenaBlock]) -> tuple[dict[int, int], int]:
+    """Where buffers lie, in bytes, in one arena per device, with the sizes of now; and the bytes of all arenas."""
     where: dict[int, int] = {}
     total = 0
     for device in sorted({block.device for block in blocks}):
         here = [block for block in blocks if block.device == device]
-        offsets, size = place_blocks([Block(block.first, block.last, block.size) for block in here])
+        offsets, size = place_blocks([Block(block.first, block.last, plain(block.size)) for block in here])
         for block, offset in zip(here, offsets, strict=True):
-            where |= {index: offset + start for index, start in block.members}
+            where |= {index: offset + plain(start) for index, start in block.members}
         total += size
     return where, total
 

@@ -162,14 +162,11 @@ class Planner:
         )
         self._close_checks()
         plan.buffers = self.buffers
-        self.traffic, self.call_traffic = (
-            traffic(plan),
-            call_traffic(plan),
-        )  # the arena makes large buffers of small ones
+        self.traffic, self.call_traffic = traffic(plan), call_traffic(plan)  # the arena makes large buffers of small
         plan.checks = self.checks
         handed = {self.buffer_of[value] for value in self.live if value in self.buffer_of}
-        size = place_arena(self.steps, self.buffers, plan.kernels, self.sharing, handed)
-        plan.arena_bytes, self.plain_bytes, plan.arena_blocks = size
+        placed = place_arena(self.steps, self.buffers, plan.kernels, self.sharing, handed)
+        plan.arena_bytes, self.plain_bytes, plan.arena_blocks = placed
         plan.outputs = whole_outputs(plan, self._outputs())
         plan.stats = self._stats(plan)
         moved = plan.stats["bytes_read"] + plan.stats["bytes_written"]

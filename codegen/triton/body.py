@@ -21,7 +21,7 @@ from graphc.codegen.triton.ops import Context, Operand, cast, constant, literal,
 from graphc.codegen.triton.tiling import TileDim, Tiling
 from graphc.codegen.triton.tiling import stride as axis_stride
 from graphc.errors import CodegenError
-from graphc.ir.dims import Dim, static, substitute, symbol, symbols
+from graphc.ir.dims import Dim, substitute, symbol, symbols
 from graphc.ir.types import DType, bool_, i32, i64
 from graphc.loopir.kernel import Compute, Const, Define, Index, Load, Reduce, Scan, Store, is_value, operands
 
@@ -123,7 +123,7 @@ class Body:
             return
         below = dim.extent
         for position, axis in enumerate(dim.axes):
-            below //= max(1, static(axis.extent))
+            below //= max(1, int_extent(axis))
             place = first if position < dim.fixed else dim.name
             text = place if below == 1 else f"{place} // {below}"
             if position:

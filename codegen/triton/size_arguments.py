@@ -43,15 +43,12 @@ def with_sizes(made: TritonKernel, conditions: Conditions | None) -> TritonKerne
     names = sorted(set(_SIZE.findall(made.text)), key=lambda name: int(name.removeprefix(NAME)))
     wide = [product for product in set(_PRODUCT.findall(made.text)) if _is_wide(product, conditions)]
     kind = "i64" if wide else "i32"
-    sizes = tuple(SizeArgument(name, kind, size, _is_multiple(size)) for name, size in _values(names, conditions))
+    found = [(name, conditions.known(name)) for name in names]
+    sizes = tuple(SizeArgument(name, kind, size, _is_multiple(size)) for name, size in found)
     text = made.text
     for function in _functions(launches):
         text = re.sub(rf"^def {function}\((.*)\):$", lambda found: _taking(found, names), text, flags=re.MULTILINE)
     return replace(made, text=text, launches=launches, sizes=sizes)
-
-
-def _values(names: Iterable[str], conditions: Conditions) -> list[tuple[str, int]]:
-    return [(name, conditions.known(name)) for name in names]
 
 
 def _is_multiple(size: int) -> bool:

@@ -44,14 +44,6 @@ class Conditions:
         self._made: dict[Expr, str] = {}  # what a division gives -> the name of the size that it is
         self._found: dict[tuple[str, Expr], bool] = {}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All sizes, in order, with those that are made of others by divisions."""
-        return tuple(self._values)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
     def known(self, name: str) -> int:
         """The size of this name."""
         return Size(self._values[name], symbol(name), self)

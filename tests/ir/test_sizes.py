@@ -77,7 +77,6 @@ def test_text_is_that_of_the_polynomial():
     assert (str(n * m), str(n * n), str(-n)) == ("(size0*size1)", "(size0*size0)", "(-size0)")
     assert str(n // 2) == "size2" and str(n % 4 + n // 2) == "(size2 + size3)"
     assert type(n * 3 // n) is int and n - n == 0 and type(n * 0) is int
-    assert conditions.names == ("size0", "size1", "size2", "size3")
     assert conditions.all_sizes({"size0": 9, "size1": 2}) == {"size0": 9, "size1": 2, "size2": 4, "size3": 1}
 
 
@@ -110,7 +109,7 @@ def test_whoever_looks_leaves_a_condition(look, holds, fails):
 def test_equal_polynomials_are_equal_without_condition():
     conditions, (n, m) = sizes(size0=7, size1=7)
     assert n * 64 == 32 * n + n * 32 and {n * 2: "found"}[n + n] == "found"
-    assert len(conditions) == 0
+    assert not str(conditions)
     assert n == m and conditions.hold({"size0": 9, "size1": 9}) and not conditions.hold({"size0": 9, "size1": 8})
 
 
@@ -126,5 +125,5 @@ def test_known_to_be_at_most():
     conditions, (n, m) = sizes(size0=7, size1=5)
     assert never_more(n, n * 2) and never_more(n * 64, n * m * 32) and never_more(4, n * 2) and never_more(3, 3)
     assert not never_more(n, m) and not never_more(5, n) and not never_more(n * 2, n) and not never_more(4, 3)
+    assert not str(conditions)
     assert not never_more(1, n // 2), "what a division gives may be anything"
-    assert len(conditions) == 0
