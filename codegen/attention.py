@@ -11,6 +11,7 @@ from graphc.codegen.attention_text import ATTENTION, ATTENTION_PROTOTYPE, BACKWA
 from graphc.codegen.gemm import address, longs
 from graphc.codegen.size_text import has_sizes, with_sizes
 from graphc.codegen.tile_text import ATTENTION_WINS
+from graphc.ir.sizes import depends_on_sizes, typical
 from graphc.ir.types import f32
 from graphc.program.plan import EXTERNAL, AtenStep, BufferSpec, View
 
@@ -115,7 +116,7 @@ def _fits(places: dict[str, View | BufferSpec]) -> bool:
         return False
     padded_keys, padded_width = _panels(keys), _panels(out_width)
     packed = padded_keys * width + keys * padded_width + _TILE * (padded_keys + width + padded_width)
-    return query.shape[2] >= _LEAST_ROWS and packed <= _MOST_FLOATS
+    return typical(query.shape[2]) >= _LEAST_ROWS and packed <= _MOST_FLOATS
 
 
 def _panels(size: int) -> int:
@@ -123,15 +124,18 @@ def _panels(size: int) -> int:
     return -(-size // _PANEL) * _PANEL
 
 
-def _block(rows: int, keys: int, width: int, out_width: int) -> int:
-    """How many queries the backward takes at a time, whole panels of them; 0 when too few fit."""
+def _block(rows: int, keys: int, width: int, out_width: int) -> str:
+    """How many queries the backward takes at a time, whole panels of them, in C; empty when too few fit."""
     per_query = width + _panels(width) + out_width + _panels(out_width) + keys + 3 * _TILE
     once = (
         (width + _TILE) * (keys + _TILE + 2 * _PANEL) + _PANEL * out_width + 4 * _TILE * _panels(max(width, out_width))
     )
     most = (_MOST_FLOATS - once) // per_query // _PANEL * _PANEL
-    block = min(most, _panels(rows))
-    return block if block >= min(_LEAST_BLOCK, _panels(rows)) else 0
+    panels = _panels(rows)
+    if depends_on_sizes(most - panels) and most >= _LEAST_BLOCK:
+        return f"{most} < {panels} ? {most} : {panels}"
+    block = min(most, panels)
+    return str(block) if block >= min(_LEAST_BLOCK, panels) else ""
 
 
 def attention_call(step: AtenStep, buffers: Sequence[BufferSpec], call: ShimCall, name: str) -> ShimCall:

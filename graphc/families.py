@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _MOST_SAMPLES = 5
 _MOST_PINNED = 3
-"""Builds of a family that turned out to be for one size alone, after which it is not tried any more."""
+"""Builds of a family that turned out to be for one size alone, one after the other, after which it is not tried any
+more."""
 _NEAR = range(-64, 65)
 """How far from a size others are looked for that meet the same conditions."""
 
@@ -148,6 +149,7 @@ class Families:
             for build in family.builds:
                 if build.conditions.hold(sizes):
                     self._stats.reuses += 1
+                    family.pinned = 0
                     return build.library, build.program_for(sizes)
             if family.refusal or min(sizes.values()) < LEAST:
                 return None
@@ -194,7 +196,9 @@ class Families:
         if _is_pinned(conditions, sizes):
             family.pinned += 1
             if family.pinned == _MOST_PINNED:
-                self._refuse(family, f"what was built turned out to be for one size alone, {_MOST_PINNED} times")
+                self._refuse(
+                    family, f"what was built turned out to be for one size alone, {_MOST_PINNED} times in a row"
+                )
         build = Build(program, library, conditions)
         family.builds.insert(0, build)
         return library, build.program_for(sizes)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from graphc.ir.sizes import typical
 from graphc.loopir.kernel import Kernel
 from graphc.passes.rooms import Mover
 from graphc.program.lifetimes import step_buffers, written_buffers
@@ -69,6 +70,6 @@ def _result(step: Step, buffers: Sequence[BufferSpec], kernels: Mapping[str, Ker
     if len(stored) != 1 or step.offsets[stored[0]]:
         return -1
     spec = buffers[step.buffers[stored[0]]]
-    plain = spec.kind == ARENA and not spec.host and spec.nbytes >= SMALLEST
+    plain = spec.kind == ARENA and not spec.host and typical(spec.nbytes) >= SMALLEST
     others = [index for at, index in enumerate(step.buffers) if at != stored[0]]
     return spec.index if plain and others and all(buffers[index].kind == INPUT for index in others) else -1

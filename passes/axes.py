@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Sym, substitute, symbol, symbols
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 from graphc.loopir.builder import KernelBuilder
 from graphc.loopir.kernel import (
     PARALLEL,
@@ -187,7 +187,7 @@ def _order_axes(kernel: Kernel) -> Kernel:
 
 
 def _largest_step(exprs: list[Dim], name: str) -> int:
-    return max((abs(plain(_step(expr, name) or 0)) for expr in exprs), default=0)
+    return max((abs(typical(_step(expr, name) or 0)) for expr in exprs), default=0)
 
 
 def _step(expr: Dim, name: str) -> int | None:

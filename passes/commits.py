@@ -16,6 +16,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Input
+from graphc.ir.sizes import typical
 from graphc.ops.checks import may_refuse
 from graphc.passes.fused import Library
 from graphc.passes.group import Group
@@ -172,8 +173,8 @@ def exposed_inputs(
                 refuses = number
     exposed = [index for index, number in when.items() if number <= fails]
     copied = [index for index in exposed if when[index] <= refuses]
-    effort = sum(buffers[index].nbytes + COPY_BYTES for index in copied)
-    if effort > max(COPIED_BYTES, moved // COPIED_PART):
+    effort = typical(sum(buffers[index].nbytes + COPY_BYTES for index in copied))
+    if effort > max(COPIED_BYTES, typical(moved) // COPIED_PART):
         copied = [index for index in copied if when[index] <= assumes]
     others = (buffers[index].source for index in exposed if index not in copied)
     return tuple(buffers[index].source for index in copied), tuple(others)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from graphc.ir.graph import Value
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 
 INFINITE = float("inf")
 
@@ -32,7 +32,7 @@ def smallest_cut(
     wanted = _reach(needed, is_computed)
     for value in wanted:
         size = cost(value)
-        flow.add_edge((value, 0), (value, 1), capacity=plain(size) if isinstance(size, int) else size)
+        flow.add_edge((value, 0), (value, 1), capacity=typical(size) if isinstance(size, int) else size)
         operands = list(value.op.inputs) if value.op is not None and is_computed(value) else []
         for operand in operands:
             flow.add_edge((operand, 1), (value, 0), capacity=INFINITE)

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import replace
 
 from graphc.ir.graph import Graph, Input, Op, StridedView, Value
+from graphc.ir.sizes import typical
 from graphc.ir.types import HOST
 from graphc.ops.registry import Kind, get
 from graphc.passes.fused import Fusion, Library
@@ -152,8 +153,8 @@ class Fuser:
                     leaves = leaves | below if leaves else below
             if work > (CHEAP_WORK if leaves else FREE_WORK):
                 continue
-            size = element_count(result)
-            read = sum([min(size, element_count(leaf)) * leaf.type.dtype.itemsize for leaf in leaves])
+            size = typical(element_count(result))
+            read = sum([min(size, typical(element_count(leaf))) * leaf.type.dtype.itemsize for leaf in leaves])
             if 4 * read <= 5 * size * result.type.dtype.itemsize + 2048 or result in masks:
                 self.cheap[result] = (work, leaves)
                 again = sum(self.effort.get(operand, 0) for operand in dict.fromkeys(op.inputs))
@@ -315,11 +316,11 @@ class Fuser:
             return False
         if len(op.operands) > MANY_PIECES or any(group.device != groups[0].device for group in groups):
             return False
+        size = typical(element_count(value))
         if value in self.cheap:
             # random words cost more than their work says: worth it for memory, but each element once per kernel
             return value not in self.drawn or all(
-                sum(iterations(group, place) for place in group.visits[value]) <= element_count(value)
-                for group in groups
+                typical(sum(iterations(group, place) for place in group.visits[value])) <= size for group in groups
             )
         if len(groups) > 1:
             return False
@@ -330,8 +331,8 @@ class Fuser:
             self.early.add(value)
             return False
         (group,) = groups
-        size, effort = element_count(value), element_work(op)
-        points = sum(iterations(group, place) for place in group.visits[value])
+        effort = element_work(op)
+        points = typical(sum(iterations(group, place) for place in group.visits[value]))
         # storing and reading it back would take as long as a few scalar operations on each of its elements
         return points <= size or (points - size) * effort <= max(REDUNDANT_WORK, WORK_OF_STORING[self.backend] * size)
 
@@ -339,7 +340,8 @@ class Fuser:
         """Whether gathering early lets go of a large table, of which but a little is read."""
         table = next(iter(op.inputs))
         is_kept = isinstance(table, Input) or table in self.live
-        return not is_kept and element_count(table) >= TABLE_SHARE * max(element_count(value), SMALL_TABLE)
+        size = typical(element_count(value))
+        return not is_kept and typical(element_count(table)) >= TABLE_SHARE * max(size, SMALL_TABLE)
 
 
 def _seen(view: StridedView, place: Place) -> Place:

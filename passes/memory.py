@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 
 ALIGNMENT = 64
 EXACT_BLOCKS = 600
@@ -29,7 +29,7 @@ def most_alive(blocks: Iterable[Block]) -> tuple[int, int]:
     """The first step at which most bytes are alive, and how many."""
     change: dict[int, int] = {}
     for block in blocks:
-        size = plain(block.size)
+        size = typical(block.size)
         change[block.first] = change.get(block.first, 0) + size
         change[block.last + 1] = change.get(block.last + 1, 0) - size
     alive = most = at = 0

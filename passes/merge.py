@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from graphc.ir.graph import Value
+from graphc.ir.sizes import typical
 from graphc.passes.access import Index
 from graphc.passes.commits import may_merge
 from graphc.passes.fuse import ROW_LIMITS
@@ -97,7 +98,7 @@ class _Merger:
             for size in int_shape(value):
                 total *= size
             readers = [node for node in self.nodes.readers[value] if isinstance(node, Group) and value in node.visits]
-            if total < SHARED_BYTES or not 2 <= len(readers) <= MAX_SHARERS:
+            if typical(total) < SHARED_BYTES or not 2 <= len(readers) <= MAX_SHARERS:
                 continue
             readers.sort(key=self.place.__getitem__)
             met: list[Group] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Input, Op, Value
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 from graphc.ir.types import HOST, UNKNOWN, Location, i64
 from graphc.loopir.kernel import Kernel
 from graphc.ops.extern import effect
@@ -346,7 +346,7 @@ class Planner:
             makes = tuple(self.buffer_of[v] for v in self._made(node) if self.nodes.head(v) is v)
             uses = tuple(self.buffer_of[v] for v in self.nodes.reads(node) if v in self.buffer_of)
             tasks.append(Task(after, makes, uses, rank_of(node), runs_on(node)))
-        sizes = {spec.index: plain(spec.nbytes) for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
+        sizes = {spec.index: typical(spec.nbytes) for spec in self.buffers if spec.kind in (ARENA, EXTERNAL)}
         kept = frozenset(self.buffer_of[value] for value in self.live if value in self.buffer_of)
         order = order_tasks(tasks, sizes, kept)
         early, late = commits_last(self.nodes, [nodes[at] for at in order], [group for _, group in self.cut])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphc.ir.graph import Builder, Graph, Op, Value
+from graphc.ir.sizes import typical
 from graphc.ir.types import bf16, f16, f32, f64
 from graphc.passes.base import PassContext, PassResult, redirect_ends
 from graphc.passes.layout import int_shape
@@ -219,7 +220,7 @@ class _Accumulated(_Sums):
         self.number = {op: number for number, op in enumerate(graph.ops)}
 
     def _merge(self, root: Op) -> bool:
-        dtype, size = root.result.dtype, math.prod(int_shape(root.result)) * root.result.dtype.itemsize
+        dtype, size = root.result.dtype, typical(math.prod(int_shape(root.result))) * root.result.dtype.itemsize
         terms = self._terms(root) if dtype in (f32, f64) and _rank2(root.result) and size >= self.least_bytes else None
         products = [term.op for term in terms or () if self._kind(term) == "matmul" and term.op in self.number]
         if len(products) < self.at_least:

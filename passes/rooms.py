@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from graphc.ir.sizes import Size, never_more, plain
+from graphc.ir.sizes import Size, never_more, typical
 from graphc.passes.memory import Block, gap_for, most_alive
 from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import BufferSpec, ForeachStep, GemmStep, KernelStep, Step, View
@@ -48,23 +48,23 @@ def fill_rooms(blocks: Mapping[int, Block], rooms: Iterable[Room]) -> dict[int, 
     Returns:
         For each block that found place, by its number, the buffer and the byte in it.
     """
-    large = (room for room in rooms if plain(room.size) >= SMALLEST and room.until > 0)
-    free = sorted(sorted(large, key=lambda room: -plain(room.size))[:MOST], key=lambda room: plain(room.size))
+    large = (room for room in rooms if typical(room.size) >= SMALLEST and room.until > 0)
+    free = sorted(sorted(large, key=lambda room: -typical(room.size))[:MOST], key=lambda room: typical(room.size))
     if not free:
         return {}
     peak, _ = most_alive(blocks.values())
     placed: dict[int, list[tuple[int, int, int, int]]] = {room.buffer: [] for room in free}
     found: dict[int, tuple[int, int]] = {}
-    candidates = (number for number, block in blocks.items() if plain(block.size) >= SMALLEST)
-    biggest = sorted(candidates, key=lambda number: -plain(blocks[number].size))[:MOST]
+    candidates = (number for number, block in blocks.items() if typical(block.size) >= SMALLEST)
+    biggest = sorted(candidates, key=lambda number: -typical(blocks[number].size))[:MOST]
     for number in sorted(biggest, key=lambda n: not blocks[n].first <= peak <= blocks[n].last):
         block = blocks[number]
         for room in free:
             if room.until <= block.last or not never_more(block.size, room.size):
                 continue
             if Size in (type(block.size), type(room.size)):  # the whole room, whatever its size
-                block = Block(block.first, block.last, plain(room.size))
-            offset, fits = gap_for(placed[room.buffer], block, plain(room.size))
+                block = Block(block.first, block.last, typical(room.size))
+            offset, fits = gap_for(placed[room.buffer], block, typical(room.size))
             if fits:
                 insort(placed[room.buffer], (offset, offset + block.size, block.first, block.last))
                 found[number] = (room.buffer, offset)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from graphc.ir.dims import static
 from graphc.ir.graph import Op, Value
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 from graphc.ir.types import DType, bf16
 from graphc.ops import attention, grouped, scaled
 from graphc.ops.registry import get
@@ -112,7 +112,7 @@ class Templates:
             return rate > 0  # the library waits for the ends of groups on the host, but for bf16
         if not rate:
             return self._decide(site(op), False)
-        elements, saved = plain(math.prod(int_shape(op.results[0]))), plain(saved)
+        elements, saved = typical(math.prod(int_shape(op.results[0]))), typical(saved)
         behind = elements * work / (self.chip.flops / 2e6)
         library = self._time(op, rate) + max(saved / self._bandwidth, behind) + launches * LAUNCH
         is_worth_it = launches > 0 and elements >= SMALL
@@ -140,7 +140,7 @@ class Templates:
         rate = self._rate(dtype) if dtype.is_float else 0.0
         if not rate:
             return False
-        by_model = is_wide and plain(flops) / (rate * PROLOGUE_EFFICIENCY) <= plain(moved) / self._bandwidth
+        by_model = is_wide and typical(flops) / (rate * PROLOGUE_EFFICIENCY) <= typical(moved) / self._bandwidth
         return self._decide(f"{site(op)}, {flops} operations", by_model)
 
     def takes_chain(self, scores: int, rows: int, dtype: DType) -> bool:
@@ -171,7 +171,7 @@ class Templates:
         rate = self._rate(dtype) * CHAIN_EFFICIENCY
         if not rate:
             return False
-        scores, width, masked, read = map(plain, (scores, width, masked, read))
+        scores, width, masked, read = map(typical, (scores, width, masked, read))
         skipped = MASKED_SHARE * 4 * scores * width / rate
         launches = 2 if not read else 8
         return skipped > (MASK_BYTES * masked + read) / self._bandwidth + launches * LAUNCH
@@ -226,8 +226,8 @@ class Templates:
         rate = self._rate_of(op)
         if not rate or work > PROLOGUE_WORK:
             return False
-        size, leaves = plain(_bytes(value)), plain(leaves)
-        rows, columns = map(plain, int_shape(op.results[0])[-2:])
+        size, leaves = typical(_bytes(value)), typical(leaves)
+        rows, columns = map(typical, int_shape(op.results[0])[-2:])
         again = -(-(columns if value is op.operands[0] else rows) // TILE)
         # what is read again comes from the cache in part; the model counts a quarter of it
         fused = self._time(op, rate * PROLOGUE_EFFICIENCY) + (leaves - size) * (3 + again) / 4 / self._bandwidth
@@ -259,8 +259,8 @@ class Templates:
         """The product alone, in us: as long as its operations or its bytes take, whichever is more."""
         flops = get(op.name).flops
         assert flops is not None
-        moved = plain(sum(_bytes(value) for value in (*op.inputs, *op.results)))
-        return max(plain(static(flops(op))) / rate, moved / self._bandwidth)
+        moved = typical(sum(_bytes(value) for value in (*op.inputs, *op.results)))
+        return max(typical(static(flops(op))) / rate, moved / self._bandwidth)
 
 
 def site(op: Op) -> str:

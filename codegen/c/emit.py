@@ -22,7 +22,7 @@ from graphc.codegen.c.scalar_text import c_type
 from graphc.codegen.c.writer import Writer
 from graphc.codegen.size_text import with_sizes
 from graphc.ir.dims import symbols
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import depends_on_sizes, typical
 from graphc.loopir.analysis import KernelFacts
 from graphc.loopir.kernel import Buffer, Kernel, is_value
 from graphc.loopir.transform import (
@@ -43,6 +43,9 @@ _KEYWORDS = frozenset(
     )
 )  # fmt: skip
 
+_MOST_TIMES = 8
+"""How many times a kernel's typical work it may have for sizes of as many bits."""
+
 
 @dataclass(frozen=True)
 class COptions:
@@ -53,6 +56,7 @@ class COptions:
         row_buffer_bytes: stack per thread for values of one row that later stages need again.
         chunk: elements of a row in one parallel step, at least, when there are too few rows.
         parallel: False writes no OpenMP threads at all.
+        threads_if: an OpenMP clause that says when there are threads; empty for always.
         begins: a buffer of which each row, right before the kernel comes to it, is copied from the same row of one more
             argument, the last one; see `copies_for`.
     """
@@ -61,6 +65,7 @@ class COptions:
     row_buffer_bytes: int = 64 << 10
     chunk: int = 2048
     parallel: bool = True
+    threads_if: str = ""
     begins: str = ""
 
 
@@ -109,9 +114,7 @@ def emit_kernel(kernel: Kernel, options: COptions = COptions()) -> CKernel:
     names = {b.name: _safe_name(b.name) for b in kernel.buffers}
     writer = Writer(facts, names)
     if not any(axis.extent == 0 for axis in normal.parallel_axes):
-        cost = facts.total_cost if normal.row_axes else plain(facts.total_cost)  # threads cut rows, and sum otherwise
-        parallel = options.parallel and cost >= options.parallel_cost
-        (write_rows if normal.row_axes else write_pointwise)(writer, replace(options, parallel=parallel))
+        (write_rows if normal.row_axes else write_pointwise)(writer, _with_threads(options, facts.total_cost))
     parameters = (*(_parameter(b, names[b.name]) for b in kernel.buffers), *(f"int64_t {size}" for size in sizes))
     name = f"k_{kernel.name}"
     if options.begins:
@@ -141,6 +144,14 @@ def normalize(kernel: Kernel) -> Kernel:
     """The kernel with as few axes, divisions and kinds of reductions as it can have."""
     kernel = lower_arg_reductions(drop_dead(kernel))
     return merge_axes(split_divided_axes(drop_unit_axes(kernel)))
+
+
+def _with_threads(options: COptions, cost: int) -> COptions:
+    """The options for a kernel of so much work: what depends on sizes is compared with the limit in each call."""
+    if not depends_on_sizes(cost):
+        return replace(options, parallel=options.parallel and cost >= options.parallel_cost)
+    may_be = options.parallel and _MOST_TIMES * typical(cost) >= options.parallel_cost
+    return replace(options, parallel=may_be, threads_if=f" if ({cost} >= {options.parallel_cost})")
 
 
 def _sizes(kernel: Kernel) -> set[str]:

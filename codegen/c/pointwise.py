@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from graphc.codegen.c.nest import Loop, Nest, write_nest
 from graphc.codegen.c.writer import Writer
 from graphc.ir.dims import static, substitute, symbol
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 from graphc.loopir.analysis import KernelFacts, breakpoints
 from graphc.loopir.kernel import Kernel, Load, Store
 
@@ -115,13 +115,14 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
     outer = [name for name in safe if name not in (vector, tiled)]
     inner = [name for name in facts.axes if name not in safe and name != vector]
     loops = [_loop(writer, name) for name in outer]
-    steps = facts.points(outer)
+    steps = typical(facts.points(outer))
     blocked: dict[str, int] = {}
     if tiled is not None:
         narrowest = min(facts.buffers[s.buffer].dtype.itemsize for s in facts.accesses())
         blocked = {tiled: TILE_STEPS, vector: max(8, TILE_BYTES // narrowest)}
     elif vector in safe and options.parallel and (outer or inner) and steps < MIN_PARALLEL_STEPS:
-        blocked = {vector: min(BLOCK, max(MIN_BLOCK, facts.extent(vector) // MIN_PARALLEL_STEPS // 16 * 16))}
+        extent = typical(facts.extent(vector))
+        blocked = {vector: min(BLOCK, max(MIN_BLOCK, extent // MIN_PARALLEL_STEPS // 16 * 16))}
     loops += [_block_loop(writer, name, size) for name, size in blocked.items()]
     collapse = _collapsed(
         [facts.extent(name) for name in outer] + [-(-facts.extent(n) // s) for n, s in blocked.items()]
@@ -133,7 +134,7 @@ def _write_box(writer: Writer, options: COptions, vector: str | None) -> None:
         directive = "parallel for" + (f" collapse({collapse})" if collapse > 1 else "")
         if len(loops) == 1:
             directive, simd = "parallel for simd", ""
-        directive += " schedule(static)"
+        directive += f" schedule(static){options.threads_if}"
         loops[0] = replace(loops[0], pragma=directive)
     before: list[str] = []
     if options.begins:
@@ -150,7 +151,7 @@ def _collapsed(steps: Sequence[int]) -> int:
     """How many outer loops threads share: as few as give each enough, since finding the indices of more costs more."""
     total = 1
     for count, extent in enumerate(steps, 1):
-        total *= plain(extent)
+        total *= typical(extent)
         if total >= ENOUGH_STEPS:
             return count
     return len(steps)
@@ -177,7 +178,7 @@ def _bounds(writer: Writer, axis: str) -> tuple[str, str]:
 
 def _tile_axis(facts: KernelFacts, vector: str, safe: list[str]) -> str | None:
     """The axis that is contiguous in a buffer in which the vector axis is not, or None."""
-    if vector not in safe or facts.extent(vector) < MIN_TILED:
+    if vector not in safe or typical(facts.extent(vector)) < MIN_TILED:
         return None
     found: dict[str, int] = {}
     for s in facts.accesses():

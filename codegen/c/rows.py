@@ -16,6 +16,7 @@ from graphc.codegen.c.scalar_text import c_type
 from graphc.codegen.c.stages import Stage, plan_stages
 from graphc.codegen.c.writer import Writer
 from graphc.ir.dims import Dim, symbol
+from graphc.ir.sizes import typical
 from graphc.loopir.kernel import Index, Load, Scan, Store, operands
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ class _RowWriter:
 
     def choose_blocks(self) -> None:
         """Lanes per block, and chunks of the row where the rows alone keep too few threads busy."""
-        facts, steps = self.facts, self.facts.points(self.outer)
+        facts, steps = self.facts, typical(self.facts.points(self.outer))
         if self.lane is not None:
-            extent = facts.extent(self.lane)
+            extent = typical(facts.extent(self.lane))
             wanted = MAX_LANES
             if self.options.parallel:
                 wanted = max(MIN_LANES, min(MAX_LANES, extent * steps // ENOUGH_ROWS // 16 * 16))
@@ -84,18 +85,19 @@ class _RowWriter:
             return
         if self.lane is not None and steps >= ENOUGH_ROWS // 2:
             return
-        axis = max(self.rows, key=lambda name: (facts.extent(name), name == self.vector))
-        extent, rest = facts.extent(axis), facts.points(self.rows) // max(1, facts.extent(axis))
+        axis = max(self.rows, key=lambda name: (typical(facts.extent(name)), name == self.vector))
+        extent = typical(facts.extent(axis))
+        rest = typical(facts.points(self.rows)) // max(1, extent)
         least = max(1, self.options.chunk // max(1, rest * self.lanes))
         size = max(least, -(-extent // CHUNKS))
         if axis == self.vector:
             size = -(-size // 8) * 8
         stores = [s for s in self.kernel.stores if facts.domain(s) & facts.rows]
         is_possible = isinstance(facts.axes[axis].extent, int) and facts.is_disjoint(axis, stores)
-        if is_possible and extent >= 2 * size and facts.total_cost >= self.options.parallel_cost * steps:
-            self.chunks = _Chunks(axis, -(-extent // size), size)
+        if is_possible and extent >= 2 * size and typical(facts.total_cost) >= self.options.parallel_cost * steps:
+            self.chunks = _Chunks(axis, -(-facts.extent(axis) // size), size)
             if self.lane is not None:
-                self.lanes = max(1, min(MAX_LANES, facts.extent(self.lane)))
+                self.lanes = max(1, min(MAX_LANES, typical(facts.extent(self.lane))))
 
     def row_buffer_limit(self) -> int:
         """Values that fit the row buffers, 0 when rows are cut or of unknown size."""
@@ -114,7 +116,7 @@ class _RowWriter:
             loops.append(Loop(None, *self.bounds(self.lane), f"{self.lane}_block", self.lanes))
         if loops and self.options.parallel and self.chunks is None:
             collapse = f" collapse({len(loops)})" if len(loops) > 1 else ""
-            writer.pragma(f"parallel for{collapse} schedule(static)")
+            writer.pragma(f"parallel for{collapse} schedule(static){self.options.threads_if}")
         loops += [self.loop(name) for name in self.serial]
         for loop in loops:
             writer.open(loop.head())
@@ -361,7 +363,7 @@ class _RowWriter:
         for a in found:
             size = chunks.count * (self.lanes if self.has_lanes(args[a.id]) else 1)
             writer.line(f"{a.c_type} {a.id}_chunk[{size}];")
-        writer.pragma("parallel for schedule(static)")
+        writer.pragma(f"parallel for schedule(static){self.options.threads_if}")
         writer.open(f"for (int64_t chunk = 0; chunk < {chunks.count}; chunk++)")
         writer.line(f"const int64_t {axis}_chunk = chunk*{chunks.size};")
         _, high = self.bounds(axis)

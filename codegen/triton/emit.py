@@ -46,7 +46,7 @@ from graphc.codegen.triton.tiles import ChainTile, Choice, machine_of
 from graphc.codegen.triton.tiling import TileDim, Tiling, choose_tiling, has_ragged_edge, power_of_two, summing
 from graphc.errors import CodegenError
 from graphc.ir.dims import symbols
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 from graphc.ir.types import DType
 from graphc.loopir.kernel import Const, Define, Kernel, Load, Reduce, Scan, Store, is_value, operands
 from graphc.program.triton_kernel import Launch, Scratch, TritonKernel
@@ -357,7 +357,7 @@ class _Writer:
         row = self.tiling.row
         assert row is not None
         step = sum(self._tile_size(s) * s.dtype.itemsize for s in loads)
-        return min(_MOST_STAGES, plain(-(-length // row.block)), _PIPELINED_BYTES // step)
+        return min(_MOST_STAGES, typical(-(-length // row.block)), _PIPELINED_BYTES // step)
 
     def _tile_size(self, s: Load) -> int:
         """Elements of a program's tile of a value."""

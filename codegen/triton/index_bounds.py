@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from graphc.codegen.triton.joined_axes import int_extent
 from graphc.ir.dims import Dim, Expr, Sym, symbol, symbols
-from graphc.ir.sizes import plain
+from graphc.ir.sizes import typical
 from graphc.loopir.analysis import closure
 from graphc.loopir.bounded import goes_along
 from graphc.loopir.kernel import Axis, Compute, Const, Define, Index, Kernel, Load, Reduce
@@ -265,8 +265,8 @@ def _kept(bounds: Sequence[Bound], row: int, steps: int) -> int:
 
 def share_within(bounds: Sequence[Bound], rows: tuple[Axis, ...], steps: Axis) -> float:
     """Which share of all pairs of a row, of one axis or none, and a position keeps to all bounds."""
-    count, length = plain(int_extent(rows[0])) if rows else 1, plain(int_extent(steps))
-    bounds = [replace(bound, slope=plain(bound.slope), offset=plain(bound.offset)) for bound in bounds]
+    count, length = typical(int_extent(rows[0])) if rows else 1, typical(int_extent(steps))
+    bounds = [replace(bound, slope=typical(bound.slope), offset=typical(bound.offset)) for bound in bounds]
     return sum(_kept(bounds, row, length) for row in range(count)) / max(1, count * length)
 
 

@@ -15,7 +15,7 @@ from math import gcd, prod
 from graphc.codegen.triton.joined_axes import index_of, int_extent, join_axes
 from graphc.codegen.triton.row_parts import held_bytes, is_per_element, outer_axes
 from graphc.ir.dims import Dim, Expr, Sym, bounds, substitute, symbols
-from graphc.ir.sizes import Size, plain
+from graphc.ir.sizes import Size, typical
 from graphc.loopir.kernel import Axis, Kernel, Load, Reduce, Scan, Store, is_value
 
 WIDE_ELEMENTS = 16
@@ -268,7 +268,7 @@ def _pointwise_tiling(kernel: Kernel, limits: Limits) -> Tiling:
     total = prod(int_extent(axis) for axis in axes)
     if total == 1:
         return Tiling(kernel, (), 1)
-    block = min(limits.pointwise, power_of_two(plain(total)))
+    block = min(limits.pointwise, power_of_two(typical(total)))
     for smaller in (limits.pointwise, limits.pointwise // 2, limits.pointwise // 4):
         if total % smaller == 0 and total > 0:
             block = smaller

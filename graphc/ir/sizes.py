@@ -43,6 +43,7 @@ class Conditions:
         self._given = tuple(sizes)
         self._made: dict[Expr, str] = {}  # what a division gives -> the name of the size that it is
         self._found: dict[tuple[str, Expr], bool] = {}
+        self._usual = {name: max(LEAST, 3 << value.bit_length() >> 2) for name, value in sizes.items()}
 
     def known(self, name: str) -> int:
         """The size of this name."""
@@ -71,7 +72,15 @@ class Conditions:
         if name is None:
             value, name = evaluate(expr, self._values), f"{NAME}{len(self._values)}"
             self._made[expr], self._values[name] = name, value
+            try:
+                self._usual[name] = evaluate(expr, self._usual)
+            except ZeroDivisionError:
+                self._usual[name] = value
         return name
+
+    def usual(self, polynomial: Expr) -> int:
+        """The value of a polynomial where each size of an input is in the middle of those with as many bits."""
+        return value_of(polynomial, self._usual)
 
     def never_negative(self, polynomial: Expr) -> bool:
         """Whether a polynomial is known to be 0 or more: one of what sizes are more than the least has no minus."""
@@ -135,6 +144,14 @@ class Conditions:
 def plain(value: int) -> int:
     """The value of an int, not noted: for choices that are right for all sizes."""
     return int.__add__(value, 0)
+
+
+def typical(value: int) -> int:
+    """An int where sizes are what they are about, not noted: for choices that are right for all sizes.
+
+    About: in the middle of those with as many bits. So a choice does not depend on which of them has come first.
+    """
+    return value.conditions.usual(value.expr) if type(value) is Size else value
 
 
 def depends_on_sizes(value: object) -> bool:

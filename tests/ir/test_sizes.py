@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphc.ir.sizes import Conditions, Size, never_more, plain, value_of
+from graphc.ir.sizes import Conditions, Size, never_more, plain, typical, value_of
 
 BINARY: list[Callable[[Any, Any], Any]] = [operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod]
 COMPARED = [operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge]
@@ -127,3 +127,14 @@ def test_known_to_be_at_most():
     assert not never_more(n, m) and not never_more(5, n) and not never_more(n * 2, n) and not never_more(4, 3)
     assert not str(conditions)
     assert not never_more(1, n // 2), "what a division gives may be anything"
+
+
+def test_what_is_typical_depends_on_bits_alone():
+    found = set()
+    for size in (16, 21, 31):
+        conditions, (n,) = sizes(size0=size)
+        found.add((typical(n), typical(n * n - 3), typical(n // 5), typical(1 % (n - 23)), typical(8)))
+        assert typical(n // (n - 24)) == size // (size - 24), "where nothing is typical, what there is"
+        assert all(" = " in line or line.endswith("!= 0") for line in str(conditions).splitlines())
+    assert found == {(24, 573, 4, 0, 8)}
+    assert [typical(sizes(size0=size)[1][0]) for size in (2, 3, 4, 7, 8)] == [3, 3, 6, 6, 12]

@@ -69,14 +69,11 @@ def compare(fn, eager, inputs, n):
 
 @pytest.mark.parametrize("backend", ["c", "triton"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_nothing_belongs_to_one_size(name, backend, monkeypatch):
+def test_nothing_belongs_to_one_size(name, backend):
     """Built for two sizes that meet the same conditions, a program is the same: its text, its steps, its outputs.
 
     And nobody has taken the value of one unseen.
     """
-    # what lies in results, and what comes and goes, is a choice by sizes
-    monkeypatch.setattr("graphc.passes.rooms.MOST", 0)
-    monkeypatch.setattr("graphc.passes.arena.coming_and_going", lambda staying, held: ())
     fn, _, inputs = made(name)
     with override(cache=False):
         for n in SIZES[:3]:

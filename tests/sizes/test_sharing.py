@@ -42,6 +42,23 @@ def test_counters_and_report():
     assert report.stats["bytes_written"] % 47 == 0, "numbers are those of the size"
 
 
+def test_what_is_chosen_by_sizes_does_not_make_more_builds():
+    """Threads, tiles, what is computed again: thresholds of a few sizes, and of many."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+
+    @graphc.compile
+    def gradient(x):
+        (found,) = torch.autograd.grad(layer(x).square().mean(), x)
+        return found
+
+    sizes = [*range(9, 128, 4)]
+    for n in sizes:
+        gradient(torch.randn(6, n, 32, requires_grad=True))
+    stats = gradient.stats()
+    assert stats.compiles == len(sizes) and not stats.alone
+    assert stats.builds == 4, "one per number of bits"
+
+
 def test_one_size_pays_nothing(monkeypatch):
     monkeypatch.setattr("graphc.families.outline", None)
     fn = graphc.compile(rows)
