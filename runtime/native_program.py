@@ -1,8 +1,8 @@
 """Running a native program: fill a pointer table, make one foreign call, hand out the outputs.
 
 A call works in a frame of its own: the table of buffer addresses, which generated code reads by buffer number; the
-handles of libtorch tensors it makes on the way; the arena; and one 8-byte cell per Python number. Outputs are fresh
-memory in every call, so nothing that the user holds is ever overwritten.
+handles of libtorch tensors it makes on the way; and one 8-byte cell per Python number. It works in an arena that other
+programs use too. Outputs are fresh memory in every call, so nothing that the user holds is ever overwritten.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
@@ -37,7 +38,7 @@ from graphc.program.plan import (
     View,
 )
 from graphc.program.record import NATIVE, Program, Segment
-from graphc.runtime.arena import Pool, allocate
+from graphc.runtime.arena import ARENAS, Arena, Pool
 from graphc.runtime.aten_calls import AtenCall, run_aten, run_call, run_gemm
 from graphc.runtime.checks import Cells, raise_failed
 from graphc.runtime.library import bind, last_error, libtorch, tensor_offset
@@ -75,20 +76,22 @@ class Frame:
         self.cell_bytes = memoryview(self.cells).cast("B")
         self.table_address = ctypes.addressof(self.table)
         self.arguments = (self.table_address, ctypes.addressof(self.handles))
-        self.arena = allocate(program.arena_bytes)
+        self.arena: Arena | None = None  # during a call
         self.inputs: Sequence[Any] = ()
         self.made: Sequence[torch.Tensor] = ()
         self.external: dict[int, torch.Tensor] = {}
-        self.arena_views: dict[int, torch.Tensor] = {}
         self.failed: dict[int, Cells] = {}
         self.reached = -1  # the last step that may have run
         self._getters = getters
         self._places = {spec.index: place for place, spec in enumerate(made_buffers(program))}
+        arena = [spec for spec in program.buffers if is_in_arena(spec)]
+        self._in_arena = np.array([spec.index for spec in arena], dtype=np.intp)
+        self._offsets = np.array([spec.arena_offset for spec in arena], dtype=np.uintp)
+        self._addresses = np.frombuffer(memoryview(self.table).cast("B"), dtype=np.uintp)
+        self._arena_address = 0
         for spec in program.buffers:
             if spec.host:
                 self.table[spec.index] = ctypes.addressof(self.cells) + 8 * spec.index
-            elif spec.kind == ARENA:
-                self.table[spec.index] = self.arena.data_ptr() + spec.arena_offset
             elif spec.kind == CHECKS:
                 self.failed[spec.index] = Cells(program.checks[spec.index])
                 self.table[spec.index] = self.failed[spec.index].address
@@ -97,12 +100,26 @@ class Frame:
         """The tensor of a view in the program's steps, or the number of a view of a host buffer."""
         return self._getters[id(view)](self)
 
+    def work_in(self, arena: Arena) -> None:
+        """Have the next call use an arena."""
+        self.arena = arena
+        if self._arena_address != arena.address:
+            self._arena_address = arena.address
+            self._addresses[self._in_arena] = self._offsets + np.uintp(arena.address)
+
     def arena_view(self, spec: BufferSpec, view: View) -> torch.Tensor:
-        """A tensor over a part of the arena."""
-        offset = (self.arena.storage_offset() + spec.arena_offset) // view.dtype.itemsize + view.offset
-        with torch.inference_mode(False), torch.no_grad():
-            empty = torch.empty(0, dtype=torch_dtype(view.dtype), device=_CPU)
-            return empty.set_(self.arena.untyped_storage(), offset, view.shape, view.strides)
+        """A tensor over a part of the arena, of a view in the program's steps."""
+        assert self.arena is not None
+        views = self.arena.views.setdefault(self, {})
+        found = views.get(id(view))
+        if found is None:
+            memory = self.arena.tensor
+            offset = (memory.storage_offset() + spec.arena_offset) // view.dtype.itemsize + view.offset
+            with torch.inference_mode(False), torch.no_grad():
+                empty = torch.empty(0, dtype=torch_dtype(view.dtype), device=_CPU)
+                found = empty.set_(memory.untyped_storage(), offset, view.shape, view.strides)
+            views[id(view)] = found
+        return found
 
     def output(self, index: int) -> torch.Tensor:
         """The tensor of an OUTPUT buffer."""
@@ -135,20 +152,18 @@ def made_buffers(program: Program) -> list[BufferSpec]:
     return [spec for spec in program.buffers if spec.kind == OUTPUT and not spec.host]
 
 
+def is_in_arena(spec: BufferSpec) -> bool:
+    """Whether a buffer is a part of the arena."""
+    return spec.kind == ARENA and not spec.host
+
+
 def getter(spec: BufferSpec, view: View) -> Getter:
     """How to get the tensor of a view of a buffer, or the number of a host buffer."""
     index, source = spec.index, spec.source
     if spec.host:
         return lambda frame: read_cell(frame.cell_bytes, spec)
     if spec.kind == ARENA:
-
-        def of_arena(frame: Frame) -> torch.Tensor:
-            found = frame.arena_views.get(id(view))
-            if found is None:
-                found = frame.arena_views[id(view)] = frame.arena_view(spec, view)
-            return found
-
-        return of_arena
+        return lambda frame: frame.arena_view(spec, view)
     bases: dict[str, Getter] = {
         INPUT: lambda frame: frame.inputs[source],
         OUTPUT: lambda frame: frame.output(index),
@@ -199,6 +214,9 @@ class NativeProgram:
             id(view): getter(program.buffers[view.buffer], view) for step in program.steps for view in _views(step)
         }
         self._pool = Pool(lambda: Frame(program, getters))
+        self._arena_bytes = program.arena_bytes if any(is_in_arena(spec) for spec in program.buffers) else None
+        if self._arena_bytes is not None:
+            ARENAS.expect(self, self._arena_bytes)
         ended = last_external_uses(program.buffers, program.steps, program.outputs)
         self._runners = [runner for segment in program.segments for runner in self._segment_runners(segment, ended)]
         self._calls_torch = any(isinstance(step, AtenStep) for step in program.steps) or any(
@@ -237,7 +255,7 @@ class NativeProgram:
             What an ATen call in the program raises, of its own class, with the user's source line added; what the call
             would have changed is as before, but for inputs in `program.exposed`.
         """
-        frame = self._pool.take()
+        frame = self._take_frame()
         before = self._undo.remember(inputs)
         frame.reached = -1
         try:
@@ -270,8 +288,20 @@ class NativeProgram:
                 increment_version([inputs[index] for index in self._written])
             return outputs
         finally:
-            frame.clear()
-            self._pool.give_back(frame)
+            self._give_back(frame)
+
+    def _take_frame(self) -> Frame:
+        frame = self._pool.take()
+        if self._arena_bytes is not None:
+            frame.work_in(ARENAS.take(self._arena_bytes))
+        return frame
+
+    def _give_back(self, frame: Frame) -> None:
+        if frame.arena is not None:
+            ARENAS.give_back(frame.arena)
+            frame.arena = None
+        frame.clear()
+        self._pool.give_back(frame)
 
     def _run_segments(self, frame: Frame) -> None:
         """Run segment by segment."""
@@ -301,7 +331,7 @@ class NativeProgram:
         For measuring: nothing is undone, no outputs are handed out. A program without steps for Python has a run per
         segment.
         """
-        frame = self._pool.take()
+        frame = self._take_frame()
         try:
             frame.inputs, frame.made = inputs, [empty_strided(*layout) for layout in self._layouts]
             for spec in self._numbers:
@@ -312,8 +342,7 @@ class NativeProgram:
                 yield [functools.partial(run, frame) for run in self._runners]
         finally:
             frame.drop_handles()
-            frame.clear()
-            self._pool.give_back(frame)
+            self._give_back(frame)
 
     def fact_check(self, entries: Sequence[EntryFact], tensors: Sequence[TensorFact]) -> FactCheck | None:
         """A check of guards by this program's native code, or None where that cannot be; see `FactChecker`."""
