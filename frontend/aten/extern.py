@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -39,6 +39,18 @@ _HOST_TYPES = {bool: TensorType(bool_, (), HOST), int: TensorType(i64, (), HOST)
 _BY_INDICES = frozenset(("aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.masked_select.default"))
 """Calls whose second argument alone decides the shapes of their results."""
 MakeTensor: TypeAlias = Callable[[Value], Any]
+
+
+class Trial(NamedTuple):
+    """What a call returns for operands of these types.
+
+    Args:
+        structure: its answer, with `...` for each result of its own.
+        own: the types of these, and the strides of tensors.
+    """
+
+    structure: Any
+    own: list[tuple[TensorType, tuple[int, ...] | None]]
 
 
 @dataclass(frozen=True)
@@ -77,17 +89,21 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     written = list(written_arguments(func, args, kwargs))
     mutates = tuple(encoder.index(value) for value in written)
     decided = None
-    try:
-        trial = _try(imp, func, args, kwargs)
-    except DataDependentError:
-        trial = None if written else _run_known(imp, func, args, kwargs)
-        if trial is None:
-            decided = imp.decisions
-            if decided is None or written:
-                raise
-            trial = decided.results(func, encoder.operands, call_args, call_kwargs)
-    own: list[tuple[TensorType, tuple[int, ...] | None]] = []
-    structure = _structure(func, trial, own)
+    given = [(value.type, imp.strides(value)) for value in encoder.operands]
+    tried = repr((func, call_args, call_kwargs, given, torch.get_default_dtype()))
+    if tried in imp.trials:
+        structure, own = imp.trials[tried]
+    else:
+        try:
+            structure, own = imp.trials[tried] = _structure(func, _try(imp, func, args, kwargs))
+        except DataDependentError:
+            found = None if written else _run_known(imp, func, args, kwargs)
+            if found is None:
+                decided = imp.decisions
+                if decided is None or written:
+                    raise
+                found = decided.results(func, encoder.operands, call_args, call_kwargs)
+            structure, own = _structure(func, found)
     attrs: dict[str, Attr] = {"op": str(func), "args": call_args, "kwargs": call_kwargs}
     if mutates:
         attrs["mutates"] = mutates
@@ -206,8 +222,9 @@ def _effect(func: Any, has_results: bool) -> str:
     return "" if has_results and func.namespace in ("aten", "prims") else "opaque"
 
 
-def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ...] | None]]) -> Any:
-    """The answer of a trial with `...` for each result of its own, whose types go to `own`; lengths are as they are."""
+def _structure(func: Any, answer: Any) -> Trial:
+    """What a trial has told; lengths are as they are."""
+    own: list[tuple[TensorType, tuple[int, ...] | None]] = []
     returns = func._schema.returns
     answers = (answer,) if len(returns) == 1 else (() if answer is None else tuple(answer))
     known = lengths(func)
@@ -228,7 +245,7 @@ def _structure(func: Any, answer: Any, own: list[tuple[TensorType, tuple[int, ..
         else note(item)
         for number, (declared, item) in enumerate(zip(returns, answers, strict=True))
     ]
-    return None if not returns else noted[0] if len(returns) == 1 else tuple(noted)
+    return Trial(None if not returns else noted[0] if len(returns) == 1 else tuple(noted), own)
 
 
 def _result_type(item: Any) -> tuple[TensorType, tuple[int, ...] | None]:

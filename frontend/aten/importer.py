@@ -14,6 +14,7 @@ from graphc.ir.graph import Attr, Builder, Op, Operand, Value
 from graphc.ir.types import HOST, DType, TensorType, bool_, contiguous_strides
 
 if TYPE_CHECKING:
+    from graphc.frontend.aten.extern import Trial
     from graphc.frontend.known import Known
 
 
@@ -34,6 +35,7 @@ class Importer:
         b: the builder of the graph being captured; `imp.b.op("add", x, y)` appends an op and infers its type.
         keys: what random draws are made from.
         rounds_as_eager: every op rounds where eager rounds, and nowhere else.
+        trials: what calls of libraries have been found to return, by what they are given: layers are alike.
     """
 
     def __init__(self, builder: Builder, numerics: str = "default") -> None:
@@ -46,6 +48,7 @@ class Importer:
         self.keys = Keys(builder, self.tape, not self.rounds_as_eager)
         self.decisions: Decisions | None = None  # asked for results whose shape depends on data
         self.known: Known | None = None  # values that no input decides
+        self.trials: dict[str, Trial] = {}
 
     # dtypes and devices
 
