@@ -13,6 +13,8 @@ from typing import ClassVar
 from graphc.ir.graph import Builder, Graph, Input, Op, Output, Role, Value, Write
 from graphc.ops.registry import Kind, get
 from graphc.passes.base import PassContext, PassResult
+from graphc.passes.dce import EliminateDeadCode
+from graphc.passes.layout import int_shape
 from graphc.passes.repeats import Run, find_runs, tokens_of
 from graphc.passes.turns import Carried, Finder, Fixed, Gathered, Inner, Item, Part, Place, Slot, Turns
 
@@ -64,6 +66,7 @@ class RollLoops:
         if not finder.loops:
             return PassResult(False)
         _Roller(graph, ctx, finder).run()
+        EliminateDeadCode().run(graph, ctx)  # pieces of what is one stack now
         return PassResult(True)
 
     def _find(self, finder: Finder, runs: Sequence[Run]) -> None:
@@ -123,6 +126,7 @@ class _Roller:
         self.made: dict[Value, Value] = {}  # values of loops, as the new graph has them
         self.stacks: dict[tuple[int, Place], Value] = {}
         self.reverse: dict[int, bool] = {}
+        self.reshaped: dict[Value, Value] = {}  # outside of loops -> what it is of a turn, in the old graph
 
     def run(self) -> None:
         ops, self.graph.ops = self.graph.ops, []
@@ -138,6 +142,8 @@ class _Roller:
             self.builder.location = op.location
             if op.name == "concat" and len(op.operands) > 2:
                 self._join(op)
+            if op.name == "reshape" and self.finder.where(*op.inputs) is not None:
+                self.reshaped[op.result] = next(iter(op.inputs))
             op.operands = [self.value(item) if isinstance(item, Value) else item for item in op.operands]
             self.graph.ops.append(op)
             at += 1
@@ -174,9 +180,9 @@ class _Roller:
         return turns.count - 1 - turn if self.reverse[turns.number] else turn
 
     def _join(self, op: Op) -> None:
-        """Operands of a concat that are one value from many turns become the stack of them."""
+        """Operands of a concat that are one value from many turns, perhaps reshaped, become the stack of them."""
         dim, operands = op.attrs["dim"], list(op.operands)
-        places = [self.finder.where(item) for item in operands]  # type: ignore[arg-type]
+        places = [self._place_of(item) for item in operands]  # type: ignore[arg-type]
         joined: list[Value] = []
         at = 0
         while at < len(operands):
@@ -186,6 +192,8 @@ class _Roller:
             while here is not None and end < len(operands):
                 there = places[end]
                 if there is None or there[0] is not here[0] or there[2] != here[2]:
+                    break
+                if operands[end].shape != operands[at].shape:  # type: ignore[union-attr]
                     break
                 move = there[1] - places[end - 1][1]  # type: ignore[index]
                 if abs(move) != 1 or (step and move != step):
@@ -198,9 +206,16 @@ class _Roller:
                 at += 1
                 continue
             stack = self._items(here[0], here[2], here[1], step, end - at, False)
+            shape = (end - at, *int_shape(operands[at]))  # type: ignore[arg-type]
+            if shape != stack.shape:
+                stack = self.builder.op("reshape", stack, shape=shape)
             joined.append(self._side_by_side(stack, dim))
             at = end
         op.operands = list(joined)
+
+    def _place_of(self, item: Value) -> tuple[Turns, int, Place] | None:
+        """Where a value comes from, as is or reshaped outside of the loop."""
+        return self.finder.where(self.reshaped.get(item, item))
 
     def _items(self, turns: Turns, place: Place, first: int, step: int, count: int, reverse: bool) -> Value:
         """A stack of what turns `first`, `first + step`, ... gave; in `reverse` order."""
@@ -226,6 +241,8 @@ class _Roller:
         ops = self.finder.ops
         for position in sorted(turns.fixed):
             op = ops[turns.start + position]
+            if op.name == "reshape" and self.finder.where(*op.inputs) is not None:
+                self.reshaped[op.result] = next(iter(op.inputs))
             op.operands = [self.value(item) if isinstance(item, Value) else item for item in op.operands]
             self.graph.ops.append(op)
             for result in op.results:

@@ -156,8 +156,8 @@ def test_random_recurrences_short_enough_to_roll_more(graph: Graph) -> None:
     _check(graph, after, _inputs(graph))
 
 
-def _rnn(turns: int) -> Graph:
-    """tanh(h w + x_t), all of which are needed."""
+def _rnn(turns: int, shape: tuple[int, ...] = (ROWS, WIDTH)) -> Graph:
+    """tanh(h w + x_t), all of which are needed, side by side in this shape."""
     graph = Graph("rnn")
     b = Builder(graph, infer)
     h: Value = b.input("h", TensorType(f32, (ROWS, WIDTH)), Role.ARG, "h")
@@ -168,13 +168,16 @@ def _rnn(turns: int) -> Graph:
         part = b.op("reshape", b.op("slice", x, dim=0, start=t, stop=t + 1, step=1), shape=(ROWS, WIDTH))
         h = b.op("tanh", b.op("add", b.op("matmul", h, w), part))
         found.append(h)
-    graph.outputs = [Output(b.op("concat", *found, dim=0)), Output(h)]
+    if shape != (ROWS, WIDTH):
+        found = [b.op("reshape", item, shape=shape) for item in found]
+    graph.outputs = [Output(b.op("concat", *found, dim=shape.index(1) if 1 in shape else 0)), Output(h)]
     return graph
 
 
+@pytest.mark.parametrize("shape", [(ROWS, WIDTH), (1, ROWS, WIDTH), (ROWS, 1, WIDTH)])
 @pytest.mark.parametrize("turns", [8, 50])
-def test_a_graph_is_as_long_for_many_turns_as_for_few(turns: int) -> None:
-    graph = _rnn(turns)
+def test_a_graph_is_as_long_for_many_turns_as_for_few(turns: int, shape: tuple[int, ...]) -> None:
+    graph = _rnn(turns, shape)
     after = graph.copy()
     optimize(after)
     (loop,) = [op for op in after.ops if op.name == "scan"]
