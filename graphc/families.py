@@ -44,11 +44,13 @@ class Build:
         program: its record, with a `Size` where a number depends on sizes.
         library: what its sources were built to; empty where that is done when a program is loaded.
         conditions: under which it is right.
+        general: the graph that it is of. What another one, made of more samples, says of a graph is no matter here.
     """
 
     program: Program
     library: bytes
     conditions: Conditions
+    general: General
 
     def program_for(self, sizes: Mapping[str, int]) -> Program:
         """The program where inputs have these sizes."""
@@ -147,10 +149,11 @@ class Families:
             if family is None or sizes is None:
                 return None
             for build in family.builds:
-                if build.conditions.hold(sizes):
+                given = sizes if build.general is family.general else build.general.sizes_of(found)
+                if given is not None and build.conditions.hold(given):
                     self._stats.reuses += 1
                     family.pinned = 0
-                    return build.library, build.program_for(sizes)
+                    return build.library, build.program_for(given)
             if family.refusal or min(sizes.values()) < LEAST:
                 return None
             return self._build(family, sizes, make)
@@ -199,7 +202,7 @@ class Families:
                 self._refuse(
                     family, f"what was built turned out to be for one size alone, {_MOST_PINNED} times in a row"
                 )
-        build = Build(program, library, conditions)
+        build = Build(program, library, conditions, family.general)
         family.builds.insert(0, build)
         return library, build.program_for(sizes)
 

@@ -276,20 +276,24 @@ class _Fit:
         return None
 
     def divide(self, rows: set[Row]) -> bool:
-        """Name what comes of floor divisions, as of strides of convolutions, until all of some rows are found."""
+        """Name what comes of floor divisions, as of strides of convolutions, until all of some rows are found.
+
+        By the least divisor first: of halves and eighths of a few sizes, halves may be sums of eighths.
+        """
         while missing := sorted(row for row in rows if self.find(row) is None):
-            found = next(((expr, row) for row in missing if (expr := self._quotient(row)) is not None), None)
+            quotients = ((self._quotient(row, divisor), row) for divisor in _DIVISORS for row in missing)
+            found = next(((expr, row) for expr, row in quotients if expr is not None), None)
             if found is None or len(self.bases) == _MOST_BASES:
                 return False
             self.add(*found)
         return True
 
-    def _quotient(self, row: Row) -> Dim | None:
-        for divisor in _DIVISORS:
-            for expr, base in self.bases:
-                for shift in sorted(range(-2 * divisor, 2 * divisor), key=abs):
-                    if all((size + shift) // divisor == value for value, size in zip(row, base, strict=True)):
-                        return floordiv(expr + shift, divisor)
+    def _quotient(self, row: Row, divisor: int) -> Dim | None:
+        shifts = sorted(range(-2 * divisor, 2 * divisor), key=lambda shift: (shift not in (0, divisor - 1), abs(shift)))
+        for expr, base in self.bases:
+            for shift in shifts:
+                if all((size + shift) // divisor == value for value, size in zip(row, base, strict=True)):
+                    return floordiv(expr + shift, divisor)
         return None
 
 

@@ -59,7 +59,7 @@ def _lower_iota(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValu
     dtype = op.results[0].type.dtype.compute
     size, start, step = op.attrs["size"], op.attrs["start"], op.attrs["step"]
     if dtype.is_integral or _small_integers(size, start, step):
-        return ctx.compute("cast", ctx.index_value(index[0] * int(step) + int(start)), dtype=dtype)
+        return ctx.compute("cast", ctx.index_value(index[0] * _whole(step) + _whole(start)), dtype=dtype)
     # as eager's arange: counted in f64, rounded once
     position = ctx.compute("cast", ctx.index_value(index[0]), dtype=f64)
     scaled = ctx.compute("mul", position, ctx.constant(float(step), f64), dtype=f64)
@@ -67,9 +67,15 @@ def _lower_iota(ctx: ElementContext, op: Op, index: tuple[Dim, ...]) -> LoopValu
 
 
 def _small_integers(size: Dim, start: int | float, step: int | float) -> bool:
-    if not isinstance(size, int) or start != int(start) or step != int(step):
+    first, step_by = _whole(start), _whole(step)
+    if not isinstance(size, int) or start != first or step != step_by:
         return False
-    return max(abs(start), abs(start + step * size)) < _EXACT_IN_F32
+    return max(abs(first), abs(first + step_by * size)) < _EXACT_IN_F32
+
+
+def _whole(number: int | float) -> int:
+    """A number without what is behind its point; an int is left as it is, with what it knows of sizes."""
+    return number if isinstance(number, int) else int(number)
 
 
 def _infer_to_tensor(operands: Sequence[Operand], attrs: Mapping[str, Attr]) -> Sequence[TensorType]:

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import graphc
 from graphc import driver
@@ -57,6 +58,29 @@ def test_what_is_chosen_by_sizes_does_not_make_more_builds():
     stats = gradient.stats()
     assert stats.compiles == len(sizes) and not stats.alone
     assert stats.builds == 4, "one per number of bits"
+
+
+def halves(x):
+    a = x[::2]
+    b = a[::2]
+    c = b[::2]
+    return a * 2, b - 1, c + 1
+
+
+def pyramid(x):
+    a = F.avg_pool1d(x, 3, 2, 1)
+    b = F.avg_pool1d(a, 3, 2, 1)
+    return a[..., : 2 * b.shape[-1] - 1] + F.interpolate(b, size=2 * b.shape[-1] - 1), b.shape[-1]
+
+
+@pytest.mark.parametrize("sizes", [(37, 41, 46, 50, 42, 44, 61, 57), (45, 37, 40, 39, 36, 35, 34, 33)])
+def test_what_few_sizes_seem_to_say_is_checked_for_each(sizes):
+    """Of 37 and 41 the half, rounded up, might as well be 2 * eighth + 9."""
+    strided, pooled = graphc.compile(halves), graphc.compile(pyramid)
+    for n in sizes:
+        for fn, eager, x in ((strided, halves, torch.randn(n, 4)), (pooled, pyramid, torch.randn(2, 3, n))):
+            torch.testing.assert_close(fn(x), eager(x))
+    assert strided.stats().reuses and pooled.stats().reuses
 
 
 def test_one_size_pays_nothing(monkeypatch):
