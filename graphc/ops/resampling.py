@@ -15,7 +15,7 @@ import torch
 
 from graphc.errors import InvalidGraphError
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
-from graphc.ir.sizes import bound
+from graphc.ir.sizes import bound, depends_on_sizes
 from graphc.ir.types import DType, TensorType, f32, i32, i64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
@@ -36,12 +36,14 @@ def repeats(size: int, count: int, scale: float, exact: bool) -> bool:
     """Whether nearest upsampling of a dim reads each element `count // size` times in a row."""
     if size == 0 or count % size != 0:
         return False
-    size, count = bound(size), bound(count)
+    times, most = bound(count // size), count
+    if depends_on_sizes(count):
+        most = 1 << count.bit_length()  # what holds for more elements holds for fewer
     import numpy as np  # 80 ms, which programs without resampling need not pay
 
-    position = np.arange(count, dtype=np.float32) + np.float32(0.5 if exact else 0.0)
-    source = np.minimum(np.floor(position * np.float32(scale)), size - 1)
-    return bool((source == np.arange(count) // (count // size)).all())
+    position = np.arange(most, dtype=np.float32) + np.float32(0.5 if exact else 0.0)
+    source = np.minimum(np.floor(position * np.float32(scale)), (most - 1) // times)
+    return bool((source == np.arange(most) // times).all())
 
 
 def _expand_nearest(b: Builder, op: Op) -> Sequence[Value]:
@@ -142,17 +144,14 @@ class Line:
 
     @cached_property
     def most_readers(self) -> int:
-        """How many result pixels, at most, are computed from one source pixel, and from what lies between them."""
+        """How many result pixels, at most, are computed from one source pixel, and from what lies between them.
+
+        Those that lie less than a pixel from it, on either side; of the second one also those before the first.
+        """
         first, step, under = self.place
-        if not step:
+        if not step or (self.count - 1) * step + first >= self.size * under:  # more lie at the end
             return self.count
-        reach = 1
-        for i in range(bound(self.count)):
-            low = min(max(first + i * step, 0) // under, self.size - 1)
-            for j in (low, min(low + 1, self.size - 1)):
-                begin = 0 if j <= 1 else max((j * under + step - 1 - first - under) // step, 0)
-                reach = max(reach, i - begin + 1)
-        return reach
+        return min(self.count, (2 * under - 1 + max(0, -first)) // step + 1)
 
 
 def pixel_numbers(b: Builder, line: Line, count: int, device: str) -> Value:

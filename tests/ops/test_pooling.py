@@ -13,6 +13,7 @@ from graphc.errors import InvalidGraphError
 from graphc.frontend.aten.resampling import linear_ratio
 from graphc.ops import Kind, pooling_backward
 from graphc.ops.pooling import UNROLLED_WINDOW
+from graphc.ops.resampling import Line
 from tests.ops.expansion import check, graph_of, kinds, op_names, ordinary
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -163,6 +164,22 @@ def test_upsample_by_a_factor(factor):
     size = int(7 * factor)
     check("upsample_linear", [x], lambda t: F.interpolate(t, scale_factor=factor, mode="linear"),
           size=(size,), ratio=(linear_ratio(7, size, factor, False),), align_corners=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [None, 2.0, 1.5, 0.6, 3.0, 2.3, 0.5])
+@pytest.mark.parametrize("align", [False, True])
+def test_readers_of_a_pixel(align, factor):
+    """As many result pixels are looked through as lie between the first and the last one that a pixel is part of."""
+    for size, count in itertools.product(range(1, 13), range(1, 30)):
+        count = count if factor is None else int(size * factor)
+        if count == 0 or (align and (count == 1 or factor)):
+            continue
+        line = Line(size, count, linear_ratio(size, count, factor, align), align)
+        first, step, under = line.place
+        lows = [min(max(first + i * step, 0) // under, size - 1) for i in range(count)]
+        begins = [0 if j <= 1 else max(-((first + under - j * under) // step), 0) for j in range(size)]
+        reach = max(i - begins[j] + 1 for i, low in enumerate(lows) for j in (low, min(low + 1, size - 1)))
+        assert reach <= line.most_readers <= reach + (count <= 3)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("pad_reflect", "reflect"), ("pad_replicate", "replicate")])
