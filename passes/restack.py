@@ -209,7 +209,9 @@ class _Recompute:
         made = self._rebuild(op, list(stacked))
         sequences = body.inputs[carries : carries + op.attrs["sequences"]]
         sources = {value: Stacked(result, True) for value, result in made.items()}
-        sources |= {item: Stacked(inputs[item], item in sequences) for item in cut if item in inputs}
+        sources |= {
+            item: Stacked(inputs[item], item in sequences) for item in cut if item in inputs and item not in made
+        }
         for old, value in needed.items():
             if old in dropped:
                 self.recipes[old] = _Recipe(value, sources)
@@ -225,9 +227,9 @@ class _Recompute:
         def cost(value: Value) -> float:
             if value in given or _is_constant(value):
                 return 0  # stacked in any case, or never
-            if value in moving:
-                return INFINITE  # what a loop begins with is no item of a stack
-            if value in operands:
+            if value in moving and value not in needed:
+                return INFINITE  # what a turn begins with is no item of a stack, unless it is stacked itself
+            if value in operands and value not in moving:
                 return 1 if isinstance(operands[value], Input) else value_bytes(operands[value])
             return length * value_bytes(value)
 

@@ -15,6 +15,7 @@ from graphc.codegen.c.accumulators import Accumulator
 from graphc.codegen.c.random_text import BLOCK
 from graphc.codegen.c.writer import Writer
 from graphc.ir.dims import Dim, substitute, symbol
+from graphc.ir.sizes import typical
 from graphc.ir.types import i64
 from graphc.loopir.analysis import breakpoints, closure, known_truths
 from graphc.loopir.kernel import Compute, Const, Define, Index, Scan, Statement, Store, operands
@@ -237,7 +238,7 @@ class _NestWriter:
     def runs(self, segment: _Segment) -> list[Compute]:
         """Random words that are neighbours from step to step of the innermost loop."""
         axis, depth = self.nest.loops[-1].axis, len(self.nest.loops)
-        if axis is None or self.facts.extent(axis) < MIN_RUN:
+        if axis is None or typical(self.facts.extent(axis)) < MIN_RUN:
             return []
         return [
             s for name, s in segment.body.items()

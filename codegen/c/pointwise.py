@@ -185,6 +185,6 @@ def _tile_axis(facts: KernelFacts, vector: str, safe: list[str]) -> str | None:
         if abs(facts.step(s.index, vector) or 0) <= 1:
             continue
         for name in safe:
-            if name != vector and facts.step(s.index, name) == 1 and facts.extent(name) >= MIN_TILED:
-                found[name] = found.get(name, 0) + facts.points(facts.domain(s))
+            if name != vector and facts.step(s.index, name) == 1 and typical(facts.extent(name)) >= MIN_TILED:
+                found[name] = found.get(name, 0) + typical(facts.points(facts.domain(s)))
     return max(found, key=lambda name: found[name]) if found else None

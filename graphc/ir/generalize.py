@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import combinations_with_replacement
 from math import prod
 from typing import Any
@@ -253,8 +254,13 @@ class _Fit:
     def find(self, row: Row) -> Dim | None:
         """The expression that a row is."""
         if row not in self.known:
-            self.known[row] = row[0] if len(set(row)) == 1 else self._multiple(row) or self._affine(row)
+            self.known[row] = row[0] if len(set(row)) == 1 else self._fitted(row)
         return self.known[row]
+
+    def _fitted(self, row: Row) -> Dim | None:
+        found = self._multiple(row)
+        found = self._affine(row) if found is None else found
+        return self._quadratic(row) if found is None else found
 
     def _multiple(self, row: Row) -> Dim | None:
         for expr, base in self.products:
@@ -273,6 +279,23 @@ class _Fit:
             shift = row[0] - slope * base[0]
             if not rest and all(value == slope * size + shift for value, size in zip(row, base, strict=True)):
                 return expr * slope + shift
+        return None
+
+    def _quadratic(self, row: Row) -> Dim | None:
+        """As of pixels where both sides are so much longer than one size."""
+        for expr, base in self.bases:
+            points = dict(zip(base, row, strict=True))
+            if len(points) < 3:
+                continue
+            (a, at_a), (b, at_b), (c, at_c), *_ = points.items()
+            slope, next_slope = Fraction(at_b - at_a, b - a), Fraction(at_c - at_b, c - b)
+            square = (next_slope - slope) / (c - a)
+            linear = slope - square * (a + b)
+            shift = at_a - (square * a + linear) * a
+            if any(part.denominator != 1 for part in (square, linear, shift)):
+                continue
+            if all(value == (square * size + linear) * size + shift for size, value in zip(base, row, strict=True)):
+                return expr * expr * int(square) + expr * int(linear) + int(shift)
         return None
 
     def divide(self, rows: set[Row]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from graphc.ir.dims import Dim, Sym, bounds, symbols
+from graphc.ir.sizes import typical
 from graphc.ir.types import DType
 from graphc.loopir.kernel import (
     Axis,
@@ -135,15 +136,15 @@ class KernelFacts:
 
     def _contiguity(self, axis: str) -> float:
         score = 0.0
-        total = self.points(self.axes) or 1
+        total = typical(self.points(self.axes)) or 1
         for s in self.accesses():
             step = self.step(s.index, axis)
             is_store = isinstance(s, Store)
             if step == 0:
                 continue
             worth = {1: 3.0 if is_store else 2.0, -1: 1.0}.get(step or 0, -2.0 if is_store else -1.0)
-            score += worth * self.points(self.domain(s)) / total
-        return score * min(self.extent(axis), 8) / 8 if score > 0 else score
+            score += worth * typical(self.points(self.domain(s))) / total
+        return score * min(typical(self.extent(axis)), 8) / 8 if score > 0 else score
 
     def step(self, index: Dim, axis: str) -> int | None:
         """How far an index moves per step of an axis; None when that is not one number."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from graphc.errors import InvalidGraphError
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Builder, Op, Operand, Value
-from graphc.ir.sizes import bound
+from graphc.ir.sizes import bound, depends_on_sizes
 from graphc.ir.types import DType, TensorType, i8, i16, i32, i64
 from graphc.ops import composite
 from graphc.ops.registry import Kind, OpDef, register
@@ -199,21 +199,29 @@ def window_sizes(b: Builder, x: Value, attrs: Mapping[str, Attr], pooled: Sequen
     if attrs["divisor"] is not None:
         return float(attrs["divisor"])
     lead = x.type.rank - len(attrs["kernel"])
-    total: Value | float = 1.0
+    total: Value | int = 1
     for position, (kernel, stride, padding) in enumerate(
         zip(attrs["kernel"], attrs["stride"], attrs["padding"], strict=True)
     ):
         size, count = composite.static((x.shape[lead + position], pooled[lead + position]), "avg_pool")
         low, high = (-padding, size + padding) if attrs["count_include_pad"] else (0, size)
         if -padding >= low and (count - 1) * stride - padding + kernel <= high:
-            total = b.op("mul", total, float(kernel)) if isinstance(total, Value) else total * kernel
+            total = b.op("mul", total, _number(kernel)) if isinstance(total, Value) else total * kernel
             continue
         start = b.op("iota", size=count, start=-padding, step=stride, dtype=i64, device=x.device)
         stop = b.op("minimum", b.op("add", start, kernel), high)
         extent = b.op("cast", b.op("sub", stop, b.op("maximum", start, low)), dtype=x.dtype.compute)
         extent = composite.reshape(b, extent, (count, *(1 for _ in range(len(attrs["kernel"]) - 1 - position))))
-        total = extent if total == 1.0 else b.op("mul", extent, total)
-    return total
+        if isinstance(total, Value):
+            total = b.op("mul", extent, total)
+        else:
+            total = extent if total == 1 else b.op("mul", extent, _number(total))
+    return total if isinstance(total, Value) else _number(total)
+
+
+def _number(count: int) -> float:
+    """A count as a float, or as the int that it is where it is made of sizes."""
+    return count if depends_on_sizes(count) else float(count)
 
 
 def _expand_avg_pool(b: Builder, op: Op) -> Sequence[Value]:

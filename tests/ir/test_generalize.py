@@ -65,6 +65,26 @@ def test_divisions_are_found_from_enough_graphs():
     assert with_numbers(graph, plain) == strided(31).graph and "size1" in str(graph)
 
 
+WINDOW = """
+graph f(%x: f32[{n}, {wide}] arg "x") {{
+  %0: f32[{all}] = reshape(%x) {{shape=[{all}]}}
+  return %0
+}}
+"""
+
+
+def window(n: int):
+    return outline(parse(WINDOW.format(n=n, wide=n + 3, all=n * (n + 3))))
+
+
+def test_products_of_dims_that_grow_together():
+    general = generalize([window(10), window(12), window(17)])
+    assert [general.sizes_of(window(n)) for n in (9, 40)] == [{"size0": 9}, {"size0": 40}]
+    assert str(general.graph({"size0": 9})[0]).splitlines()[1] == (
+        "  %0: f32[(size0*3 + size0*size0)] = reshape(%x) {shape=[(size0*3 + size0*size0)]}"
+    )
+
+
 def test_dims_that_differ_by_themselves_are_sizes_of_their_own():
     text = 'graph f(%x: f32[{n}, {m}] arg "x", %y: f32[{m}, {k}] arg "y") {{\n  return %x, %y\n}}\n'
 

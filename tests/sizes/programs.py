@@ -233,6 +233,14 @@ def resized_images():
     return fn
 
 
+@program(lambda n: (floats(2, 3, n, n),))
+def whole_windows():
+    def fn(x):
+        return F.avg_pool2d(x, x.shape[2:]), F.avg_pool2d(x, (x.shape[2], 3), (1, 2), (0, 1)), F.max_pool2d(x, (4, 2))
+
+    return fn
+
+
 @program(lambda n: (floats(3, n, 4), floats(3, 6)))
 def recurrent_over_time():
     torch.manual_seed(1)

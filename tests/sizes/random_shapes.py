@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
+FIXED = 40
+"""Random functions that are named programs."""
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-LEAST = 4
+LEAST = 5
 """Items that stay along the dim that changes: what would leave fewer is left out."""
 
 
@@ -189,3 +192,31 @@ def _product(draw: random.Random) -> tuple[str, Any]:
 
 
 _ENDS: Sequence[Callable[[random.Random], tuple[str, Any]]] = (_sum, _mean, _whole, _loss, _number, _product)
+
+
+def gradients_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradients of what a function gives, by different amounts of each element."""
+
+    def gradients(x: torch.Tensor) -> Any:
+        x = x.detach().requires_grad_()
+        tensors = [found for found in tree_leaves(function(x)) if isinstance(found, torch.Tensor)]
+        total = sum((found * (found.detach().cos() + 1)).sum() for found in tensors)
+        return torch.autograd.grad(total, x)
+
+    return gradients
+
+
+def made(seed: int) -> tuple[Callable[..., Any], str]:
+    """A function of a tensor (3, n, 8), or its gradients; and what it is in words."""
+    function, words = generate(seed)
+    if seed % 5 < 2:
+        return gradients_of(function), f"gradients of {words}"
+    return function, words
+
+
+def tensor_for(n: int) -> tuple[torch.Tensor]:
+    """The argument of such a function."""
+    return (torch.randn(3, n, 8, generator=torch.Generator().manual_seed(n)),)
+
+
+PROGRAMS = {f"random_{seed}": (lambda seed=seed: made(seed)[0], tensor_for) for seed in range(FIXED)}
