@@ -151,7 +151,7 @@ def _with_threads(options: COptions, cost: int) -> COptions:
     if not depends_on_sizes(cost):
         return replace(options, parallel=options.parallel and cost >= options.parallel_cost)
     may_be = options.parallel and _MOST_TIMES * typical(cost) >= options.parallel_cost
-    return replace(options, parallel=may_be, threads_if=f" if ({cost} >= {options.parallel_cost})")
+    return replace(options, parallel=may_be, threads_if=f" if (parallel: {cost} >= {options.parallel_cost})")
 
 
 def _sizes(kernel: Kernel) -> set[str]:
