@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
-from graphc.ir.sizes import Size, never_more, plain, typical
+from graphc.ir.sizes import Size, never_more, plain
 from graphc.loopir.kernel import Kernel
 from graphc.ops.attention import LIBRARIES
 from graphc.passes.again import run_again
@@ -212,7 +212,7 @@ class _Placer:
             if index not in housed and index not in stuck and self.buffers[index].device == "cpu"
         }
         wanted: dict[int, list[BufferSpec]] = {}
-        for owner in coming_and_going({index: _as_usual(block) for index, block in staying.items()}, held):
+        for owner in coming_and_going(staying, held):
             dtype, index = self.buffers[owner].dtype, len(self.buffers)
             count = -(-blocks[owner].size // dtype.itemsize)
             self.buffers.append(BufferSpec(index, EXTERNAL, dtype, (count,), (1,), count * dtype.itemsize))
@@ -296,11 +296,6 @@ def place_contents(blocks: Sequence[ArenaBlock]) -> tuple[dict[int, int], int]:
             where |= {index: offset + plain(start) for index, start in block.members}
         total += size
     return where, total
-
-
-def _as_usual(block: Block) -> Block:
-    """The block with the size that it has for about these sizes."""
-    return Block(block.first, block.last, typical(block.size))
 
 
 def _at(spec: BufferSpec, offset: int) -> BufferSpec:

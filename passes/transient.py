@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from graphc.ir.sizes import typical
 from graphc.passes.memory import Block, most_alive
 from graphc.program.plan import AtenStep, BufferSpec, Step
 
@@ -33,8 +34,9 @@ def coming_and_going(blocks: Mapping[int, Block], held: Sequence[Block]) -> list
     _, own = most_alive(blocks.values())
     if most <= own:
         return []
-    idle = [n for n, block in blocks.items() if block.size >= SMALLEST and not block.first <= peak <= block.last]
-    return sorted(idle, key=lambda n: (-blocks[n].size, blocks[n].first))[:MOST]
+    sizes = {n: typical(block.size) for n, block in blocks.items() if not block.first <= peak <= block.last}
+    idle = [n for n, size in sizes.items() if size >= SMALLEST]
+    return sorted(idle, key=lambda n: (-sizes[n], blocks[n].first))[:MOST]
 
 
 def insert_allocations(steps: Sequence[Step], wanted: Mapping[int, Sequence[BufferSpec]]) -> list[Step]:

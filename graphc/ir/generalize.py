@@ -25,6 +25,11 @@ from graphc.ir.types import TensorType
 _MOST_BASES = 12
 _DEGREE = 3
 _DIVISORS = (2, 4, 8, 16, 32, 64)
+_SHIFTS = {
+    divisor: sorted(range(-2 * divisor, 2 * divisor), key=lambda shift: (shift not in (0, divisor - 1), abs(shift)))
+    for divisor in _DIVISORS
+}
+"""What is added before a division: nothing or all but one first, as of what is rounded down or up."""
 _FIXED = frozenset((Role.PARAM, Role.CONST))
 """Inputs whose shapes are the program's own."""
 
@@ -312,9 +317,8 @@ class _Fit:
         return True
 
     def _quotient(self, row: Row, divisor: int) -> Dim | None:
-        shifts = sorted(range(-2 * divisor, 2 * divisor), key=lambda shift: (shift not in (0, divisor - 1), abs(shift)))
         for expr, base in self.bases:
-            for shift in shifts:
+            for shift in _SHIFTS[divisor]:
                 if all((size + shift) // divisor == value for value, size in zip(row, base, strict=True)):
                     return floordiv(expr + shift, divisor)
         return None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from graphc.ir.sizes import Size
+from tests.sizes.watched import LeakError
 
 TAKERS = [
     (builtins, "range"),
@@ -20,10 +21,6 @@ TAKERS = [
     *((torch, name) for name in ("arange", "zeros", "empty", "full", "ones", "tensor", "empty_strided", "linspace")),
     *((math, name) for name in ("gcd", "isqrt", "log2", "sqrt", "ceil", "floor", "comb")),
 ]
-
-
-class LeakError(AssertionError):
-    """A size has been taken for its value."""
 
 
 @contextmanager
