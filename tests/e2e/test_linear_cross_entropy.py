@@ -198,6 +198,7 @@ def _assert_small(plan: Any) -> None:
     assert plan.arena_bytes < 0.8 * LOGITS
 
 
+@pytest.mark.suite
 @pytest.mark.parametrize("name", FORMS)
 def test_without_gradients(name: str) -> None:
     model, x, y = _inputs()

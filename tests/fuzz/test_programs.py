@@ -24,7 +24,7 @@ def _check(programs: list[Program], backend: str, size: int) -> None:
 
 
 def test_everything() -> None:
-    _check([generate(seed) for seed in range(400)], "c", 40)
+    _check([generate(seed) for seed in range(280)], "c", 40)
 
 
 @pytest.mark.parametrize("focus", ["branches", "memory"])

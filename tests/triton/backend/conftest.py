@@ -17,6 +17,7 @@ import pytest
 from graphc.runtime.device import Device, find_device
 from graphc.settings import override
 from tests.triton.backend.register import IS_CUDA, OwnMemoryDevice, build, register
+from tests.triton.sampled import leave_to_suites
 from tests.triton.watch import install
 
 IS_ALONE = os.environ.get("GRAPHC_MADE_UP_BACKEND") in ("1", "cuda")
@@ -28,6 +29,11 @@ if IS_ALONE and IS_PTX and not IS_CUDA:
     run_machine_code()
 
 collect_ignore_glob = [] if IS_ALONE else ["test_*.py"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leave_to_suites(items, Path(__file__).parent, keep=4)
 
 
 @pytest.fixture(scope="session")

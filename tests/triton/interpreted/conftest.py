@@ -8,12 +8,12 @@ which watches them by itself.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.triton.sampled import leave_to_suites
 from tests.triton.watch import install
 
 FOLDER = Path(__file__).parent
@@ -36,19 +36,9 @@ if IS_PTX:
 collect_ignore_glob = [] if IS_INTERPRETING or IS_PTX else ["test_*.py"]
 
 
-MANY = 4
-"""Cases of a test from which on every other one is left to the suites: Triton's interpreter is slow."""
-
-
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    cases: dict[str, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        if FOLDER in item.path.parents:
-            cases[item.nodeid.partition("[")[0]].append(item)
-    for found in cases.values():
-        for item in found[1::2] if len(found) >= MANY else []:
-            item.add_marker(pytest.mark.suite)
+    leave_to_suites(items, FOLDER, keep=4)
     for item in items if IS_PTX else []:
         reason = next((why for part, why in NOT_IN_PTX.items() if part in item.nodeid), None)
         if reason is not None:
