@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
 from collections.abc import Hashable, Iterator
@@ -13,6 +14,7 @@ import torch
 from graphc.errors import CaptureError, EagerOnceError, EagerOnlyError, GraphcError
 from graphc.frontend import attributes, drawing, finish, outside, tree
 from graphc.frontend.argument_effects import Changed, Given, argument_effect
+from graphc.frontend.aten.sized_trials import OneSizeOnly
 from graphc.frontend.attributes import Attributes, effects_of, look_up_rebound
 from graphc.frontend.captured import Captured, Effect, Ends
 from graphc.frontend.dispatch import CaptureMode
@@ -39,6 +41,7 @@ from graphc.frontend.schedulers import Later
 from graphc.frontend.segments import Oracle, PathRaises, Segment, Step, Stop, whole
 from graphc.frontend.selected import plain
 from graphc.frontend.selections import are_allowed
+from graphc.frontend.sized import Sized, SizedInputs
 from graphc.frontend.target import Target
 from graphc.frontend.undo import Undo, check_leaks
 from graphc.frontend.watched import users
@@ -54,6 +57,7 @@ class Request:
     assumes: bool
     oracle: Oracle | None
     drawn: Drawn | None
+    sized: SizedInputs | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Attempt:
         modules.note_gradients(recorder.gradients)
         recorder.dynamic_numbers = request.numbers
         recorder.messages = self._messages
+        recorder.sized = request.sized
         recorder.selections.allowed = are_allowed(target.fn)
         if request.steps is not None:
             recorder.decider = recorder.imp.decisions = Decider(recorder, request.steps, request.oracle)
@@ -172,6 +177,8 @@ class Attempt:
         recorder.bindings = look_up_rebound(recorder.graph, recorder.bindings, rebound, self.request.numbers)
         del given, returned
         self._forget(recorder)
+        if recorder.sized is not None and ends.joint is not None:
+            ends.joint.question = None  # it would ask for one size
         if ends.joint is None or ends.joint.question is None or not ends.joint.question.settle():
             if ends.joint is not None:
                 ends.joint.question = None
@@ -254,6 +261,7 @@ class Attempt:
         self, recorder: Recorder, facts: Facts, dynamic: frozenset[int], segment: Segment | None, ends: Ends
     ) -> Captured:
         graph = ends.graph or recorder.graph
+        sized = None if recorder.sized is None else _sized(recorder, ends, segment)
         trained = [lambda g: Gradients.guards(g, ends.gradients), recorder.optimizers.guards, recorder.scalers.guards]
         trained.append(self.attributes.guards)
         trained.append(lambda g: recorder.arguments.guards(g, facts.local))
@@ -273,6 +281,7 @@ class Attempt:
                 self.attributes.contents(),
                 self.attributes.replaced,
                 self._draws.guards,
+                recorder.sized_inputs,
             ),
             ends.node,
             ends.leaves,
@@ -297,6 +306,7 @@ class Attempt:
             checks=ends.checks,
             draws=self._draws.count(),
             lists=self.target.lists,
+            sized=sized,
         )
 
     def _arguments(self, recorder: Recorder, dynamic: frozenset[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -359,6 +369,26 @@ class Attempt:
             if decider is not None and decider.all_met:
                 raise PathRaises(error) from None
             raise
+
+
+def _sized(recorder: Recorder, ends: Ends, segment: Segment | None) -> Sized:
+    """For which calls a capture for many sizes holds.
+
+    Raises:
+        OneSizeOnly: it is more than one program, or keeps something that is for these sizes alone.
+    """
+    assert recorder.sized is not None
+    if segment is not None or (recorder.decider is not None and recorder.decider.taken):
+        raise OneSizeOnly("it decides on data")
+    if ends.needs_grad or ends.replays or any(b.kind is BindingKind.STORAGE for b in recorder.bindings):
+        raise OneSizeOnly("some of it runs eager, or goes by where tensors lie in memory")
+    if recorder.keeps_sizes():
+        gc.collect()
+        if recorder.keeps_sizes():
+            raise OneSizeOnly("a size is kept outside of the function")
+    paths = ((place, recorder.graph.inputs[place].path) for place in recorder.sized_inputs.values())
+    inputs = {place: recorder.sized.geometry[path] for place, path in paths}
+    return Sized(recorder.sized.conditions, inputs, recorder.imp.sized_trials)
 
 
 def _effects(

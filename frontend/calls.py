@@ -52,9 +52,9 @@ def to_values(recorder: Recorder, item: Any, operands: Operands) -> Any:
     if kind in _PLAIN:
         return item
     if kind is list or kind is tuple:  # a traced integer in a list is a size: it must be known
-        return kind(int(p) if isinstance(p, torch.SymInt) else to_values(recorder, p, operands) for p in item)
+        return kind(host.size_of(p) if isinstance(p, torch.SymInt) else to_values(recorder, p, operands) for p in item)
     node = host.node_of(item)
-    return item if node is None else node.value
+    return host.known(item) if node is None else node.value
 
 
 def _has_elements_of(recorder: Recorder, tensor: Any, value: Value, others: Sequence[torch.Tensor]) -> bool:
@@ -90,9 +90,11 @@ def _fix_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     """Traced integers where the schema wants a size or a dim: they must be known. As operands they stay."""
     declared = {a.name: str(a.type) for a in func._schema.arguments}
     kinds = list(declared.values())
-    fixed = [int(a) if isinstance(a, torch.SymInt) and "int" in kind.lower() else a for a, kind in zip(args, kinds)]
+    fixed = [
+        host.size_of(a) if isinstance(a, torch.SymInt) and "int" in kind.lower() else a for a, kind in zip(args, kinds)
+    ]
     return (*fixed, *args[len(fixed) :]), {
-        key: int(a) if isinstance(a, torch.SymInt) and "int" in declared[key].lower() else a
+        key: host.size_of(a) if isinstance(a, torch.SymInt) and "int" in declared[key].lower() else a
         for key, a in kwargs.items()
     }
 
@@ -103,7 +105,7 @@ def to_states(recorder: Recorder, item: Any) -> Any:
         return recorder.state_of(item)
     if isinstance(item, (list, tuple)):
         return [to_states(recorder, part) for part in item]
-    return int(item) if isinstance(item, torch.SymInt) else item
+    return host.size_of(item) if isinstance(item, torch.SymInt) else item
 
 
 def wrap_results(recorder: Recorder, result: Any, rule_layout: str, operands: Operands) -> Any:

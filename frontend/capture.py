@@ -28,6 +28,7 @@ from graphc.frontend.recorder import RestartCapture, Specialize, Uninitialized
 from graphc.frontend.segments import Diverged, Oracle, PathRaises, Regrow, Step
 from graphc.frontend.selected import Escaped
 from graphc.frontend.selections import at_once
+from graphc.frontend.sized import SizedInputs
 from graphc.frontend.target import Target
 
 _LOCK = threading.RLock()
@@ -50,6 +51,7 @@ def capture(
     oracle: Oracle | None = None,
     drawn: Drawn | None = None,
     lists: Lists | None = None,
+    sized: SizedInputs | None = None,
 ) -> Captured:
     """Capture one call of a function as a graph. The function runs once (rarely more often), on tensors without data.
 
@@ -69,6 +71,7 @@ def capture(
             on the other side; see `graphc.frontend.assumptions`.
         oracle: answers decisions behind `steps`, so that the capture goes on there; it may end at any of them.
         lists: what is known of lists among the arguments.
+        sized: inputs whose dims are taken for sizes that may be others in other calls.
         drawn: draws for each call what the function draws from generators of Python and numpy; None refuses that.
 
     Returns:
@@ -80,6 +83,7 @@ def capture(
         PathRaises: the function raises after a decision.
         Regrow: the path has to be captured again from its first program.
         UninitializedError: a lazy module runs that has no parameters yet.
+        OneSizeOnly: the function depends on `sized` in a way that holds for these sizes alone.
         CaptureError: tensor subclasses, generators, tensors kept from another capture or left behind in attributes.
         UnsupportedError: sparse, quantized, nested and meta tensors, changes of storage, what else has no graph form.
         Exception: whatever the function raises by itself; where an operator refuses its arguments, eager's own class
@@ -90,7 +94,7 @@ def capture(
         _STATE.capturing = True
         try:
             target = Target(fn, tuple(args), dict(kwargs or {}), name, lists or Lists())
-            request = Request(None if steps is None else list(steps), numerics, numbers, assumes, oracle, drawn)
+            request = Request(None if steps is None else list(steps), numerics, numbers, assumes, oracle, drawn, sized)
             captured = _Session(target, request).run(frozenset(dynamic_scalars), merged)
         finally:
             _STATE.capturing = False

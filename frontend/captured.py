@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from graphc.frontend.optimizers import CreatedState
 from graphc.frontend.replays import Replay
 from graphc.frontend.scalers import CreatedScale
 from graphc.frontend.segments import Segment
+from graphc.frontend.sized import Sized
 from graphc.ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Captured:
         checks: how many outputs of `path` check decisions, the last ones of its forward pass; 0: it makes no checks.
         draws: how often it draws from generators of Python and numpy.
         lists: which lists among the arguments are taken as they are.
+        sized: for which other sizes it holds, where it is for many.
     """
 
     graph: Graph
@@ -120,6 +122,7 @@ class Captured:
     checks: int = 0
     draws: int = 0
     lists: Lists = field(default_factory=Lists)
+    sized: Sized | None = None
 
     def __post_init__(self) -> None:
         first = self.out_leaves[0] if self.out_node.kind == "leaf" else OutputLeaf()
@@ -128,6 +131,18 @@ class Captured:
     def match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
         """The inputs of the program for a call, in the order of `graph.inputs`, or None when a guard fails."""
         return self.guards.match(args, kwargs)
+
+    def tensors(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The tensors of a call by the paths of the inputs that they would be; empty for calls of another structure."""
+        leaves, node = flatten_call(tuple(args), kwargs, self.lists)
+        if node != self.arg_node:
+            return {}
+        found: dict[str, torch.Tensor] = {}
+        for value, binding in zip(self.graph.inputs, self.bindings, strict=False):
+            item = binding.found(leaves)
+            if isinstance(item, torch.Tensor):
+                found[value.path] = item
+        return found
 
     def withdraw(self) -> bool:
         """The program is not kept (its call failed, or was only a question): state made for it goes. True if any."""
@@ -155,7 +170,8 @@ class Captured:
 
     def explain_miss(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """The first fact that changed, such as `argument x: shape (3, 4), compiled for (2, 4)`; empty when none did."""
-        return self.guards.explain(args, kwargs)
+        other = "sizes for which other things are true" if self.sized is not None else ""
+        return self.guards.explain(args, kwargs) or other
 
     def changed_scalars(self, args: Sequence[Any], kwargs: dict[str, Any], others: Iterable[Captured]) -> set[int]:
         """Argument leaves whose Python number is another one than when captured, and is to be an input from now on.
@@ -205,6 +221,16 @@ class Captured:
         if self.effects or self.argument_effect is not None:
             return self._with_effects(outputs, inputs, call)
         return self._returned(outputs, call)
+
+    def at(self, sizes: Mapping[str, int]) -> Captured:
+        """The same for some sizes, of a capture for many, as far as goes what is returned and left behind."""
+        sized = self.sized
+        assert sized is not None
+
+        def leaves(found: list[OutputLeaf]) -> list[OutputLeaf]:
+            return [replace(leaf, constant=sized.at(leaf.constant, sizes)) for leaf in found]
+
+        return replace(self, out_leaves=leaves(self.out_leaves), effect_leaves=leaves(self.effect_leaves), sized=None)
 
     def _with_effects(self, outputs: Sequence[Any], inputs: Sequence[Any], call: Any) -> Any:
         made = [_leaf(leaf, outputs, call) for leaf in self.effect_leaves]

@@ -22,7 +22,7 @@ from graphc.frontend.aten.extern import copied
 from graphc.frontend.aten.importer import tensor_type
 from graphc.frontend.functionalize import root_state
 from graphc.frontend.recorder import Recorder, set_versions
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import TracedTensor, geometry
 from graphc.ir.graph import Builder, Graph, Input, Output, Role, StridedView, Value
 from graphc.ir.types import UNKNOWN
 from graphc.ops import infer
@@ -33,7 +33,7 @@ Strides: TypeAlias = tuple[int, ...]
 
 def usual(tensor: torch.Tensor) -> Strides:
     """The strides that cotangents of a result mostly have: its own, or those of a fresh tensor like it."""
-    return canonical(tuple(tensor.shape), tuple(tensor.stride()), expands=False)
+    return canonical(*geometry(tensor), expands=False)
 
 
 def canonical(shape: Strides, strides: Strides, expands: bool = True) -> Strides:

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
+from graphc.frontend import host
+
 _INTEGERS = (None, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _TRACED = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def is_traced(*numbers: Any) -> bool:
     """Whether some number is traced."""
-    return any(isinstance(number, _TRACED) for number in numbers)
+    return any(host.node_of(number) is not None for number in numbers)
 
 
 def arange(func: Any, *args: Any, **options: Any) -> Any:

@@ -155,7 +155,8 @@ def _view_handler(view: Callable[..., Any]) -> Handler:
     def handle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = recorder.state_of(args[0])
         try:
-            result = view(source, *(to_states(recorder, a) for a in args[1:]), **kwargs)
+            given = {name: to_states(recorder, item) for name, item in kwargs.items()}
+            result = view(source, *(to_states(recorder, a) for a in args[1:]), **given)
         except StorageModeNeeded as needed:
             recorder.need_storage(needed.state)
         except Decline:

@@ -83,6 +83,7 @@ class Facts:
         self._locals: list[str] = []
         self._objects: list[str] = []  # locals that hold objects among the arguments, in order
         self._found: dict[int, str] = {}  # by binding: the local that holds what was looked up
+        self._sized: frozenset[int] = frozenset()
         self._gradients: dict[int, int] = {}  # by binding: the place in the list of gradients, which one line looks up
 
     def guards(
@@ -95,6 +96,7 @@ class Facts:
         contents: Iterable[tuple[str, Access, Any]] = (),
         replaced: Collection[Hashable] = (),
         drawn: Callable[[GuardBuilder], None] = lambda g: None,
+        sized: Collection[int] = (),
     ) -> GuardSet:
         """The guard function for a captured graph.
 
@@ -105,7 +107,9 @@ class Facts:
             replaced: keys of accesses to what may be another object in every call.
             trained: add the facts about gradients and optimizers.
             drawn: adds the draws of the call, which come last.
+            sized: ids of tensors whose shapes and strides are for others to check.
         """
+        self._sized = frozenset(sized)
         g = GuardBuilder()
         self._arguments(g)
         self._global_state(g)
@@ -293,10 +297,10 @@ class Facts:
         listed = list(expressions)
         if fixed:
             listed.append(f"*{g.hold(tuple(tensor for _, tensor in fixed))}")
-        check = _metadata_check(tensors)
+        check = _metadata_check(tensors, self._sized)
         g.check(
             f"{g.hold(check)}({', '.join(listed)})",
-            _describe_metadata(names, tensors, expressions, given),
+            _describe_metadata(names, tensors, expressions, given, self._sized),
             self._native_facts(g, tensors, expressions, given),
         )
 
@@ -316,6 +320,7 @@ class Facts:
             if keys not in samples:
                 place = f"{_GRADIENTS}[{index - len(alone)}]" if index < given else g.hold(tensor)
                 samples[keys] = tensor, alone[index] if index < len(alone) else place
+            is_sized = id(tensor) in self._sized
             facts.append(
                 TensorFact(
                     tensor=None if index < given else tensor,
@@ -323,12 +328,12 @@ class Facts:
                     keys=keys,
                     dtype=tensor.dtype,
                     device=tensor.device,
-                    shape=tuple(tensor.shape),
-                    strides=stride_facts(tensor.shape, tensor.stride()),
+                    shape=(-1,) * tensor.dim() if is_sized else tuple(tensor.shape),
+                    strides=(-1,) * tensor.dim() if is_sized else stride_facts(tensor.shape, tensor.stride()),
                     requires_grad=tensor.requires_grad if self._state.grad_mode else None,
                 )
             )
-        check = g.hold(_metadata_check([tensor for tensor, _ in samples.values()]))
+        check = g.hold(_metadata_check([tensor for tensor, _ in samples.values()], self._sized))
         rest = f"{check}({', '.join(where for _, where in samples.values())})"
         return TensorFacts(tuple(facts), tuple(expressions), rest)
 
@@ -360,7 +365,7 @@ class Facts:
             first = isinstance(leaf, torch.Tensor) and not any(leaf is self._leaves[i] for i in range(index))
             if first and leaf.untyped_storage()._cdata not in keys:
                 expressions.append(self._locals[index])
-                spans.append(_span_bytes(leaf))
+                spans.append(None if id(leaf) in self._sized else _span_bytes(leaf))
                 flags.append(any(self._leaves[other] is leaf for other in written_leaves if other >= 0))
         if not written or not expressions:
             return
@@ -417,25 +422,32 @@ class Apart:
     Calls have their tensors where earlier ones had them more often than not, so answers are kept by addresses.
 
     Args:
-        spans: extents of the tensors in bytes.
+        spans: extents of the tensors in bytes; None where they differ from call to call.
         written: which of them are written.
     """
 
-    def __init__(self, spans: Sequence[int], written: Sequence[bool]) -> None:
+    def __init__(self, spans: Sequence[int | None], written: Sequence[bool]) -> None:
         self._rows = [(span, flag) for span, flag in zip(spans, written, strict=True)]
+        self._sized = None in spans
         self._known: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> bool:
+        if self._sized:
+            return self._are_apart(tensors)
         addresses = tuple([tensor.data_ptr() for tensor in tensors])
         found = self._known.get(addresses)
         if found is None:
             if len(self._known) >= _MOST_PLACES:
                 self._known.clear()
-            found = self._known[addresses] = self._are_apart(addresses)
+            found = self._known[addresses] = self._are_apart(tensors)
         return found
 
-    def _are_apart(self, addresses: Sequence[int]) -> bool:
-        ranges = sorted((start, *row) for start, row in zip(addresses, self._rows, strict=True) if row[0])
+    def _are_apart(self, tensors: Sequence[torch.Tensor]) -> bool:
+        rows = [
+            (tensor.data_ptr(), _span_bytes(tensor) if span is None else span, flag)
+            for tensor, (span, flag) in zip(tensors, self._rows, strict=True)
+        ]
+        ranges = sorted(row for row in rows if row[1])
         last = last_written = 0
         for start, span, is_written in ranges:
             if start < (last if is_written else last_written):
@@ -480,19 +492,25 @@ def _argument_count(count: int) -> Describe:
     return lambda scope: f"{len(scope['args'])} positional arguments, compiled for {count}"
 
 
-def _metadata_check(tensors: list[Any]) -> Any:
+def _metadata_check(tensors: list[Any], sized: frozenset[int] = frozenset()) -> Any:
+    """A test of the metadata of tensors; of those of these ids, of all but their shapes and strides."""
     if hasattr(_INSTALLED, "TensorGuards"):
-        sizes = [list(t.shape) for t in tensors]
-        facts = [stride_facts(t.shape, t.stride()) for t in tensors]
+        sizes = [[None] * t.dim() if id(t) in sized else list(t.shape) for t in tensors]
+        facts = [(-1,) * t.dim() if id(t) in sized else stride_facts(t.shape, t.stride()) for t in tensors]
         strides = [[None if stride < 0 else stride for stride in known] for known in facts]
         try:
             return _INSTALLED.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
         except (TypeError, RuntimeError, SystemError):  # another torch, with another signature
             pass
-    expected = [metadata(tensor) for tensor in tensors]
+    expected = [_facts_of(metadata(tensor), id(tensor) in sized) for tensor in tensors]
     return lambda *now: all(
-        isinstance(t, torch.Tensor) and metadata(t) == then for t, then in zip(now, expected, strict=True)
+        isinstance(t, torch.Tensor) and {key: metadata(t)[key] for key in then} == then
+        for t, then in zip(now, expected, strict=True)
     )
+
+
+def _facts_of(found: dict[str, Any], is_sized: bool) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if not (is_sized and key in ("shape", "strides"))}
 
 
 def metadata(tensor: torch.Tensor) -> dict[str, Any]:
@@ -505,8 +523,10 @@ def metadata(tensor: torch.Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _describe_metadata(names: list[str], tensors: list[Any], expressions: list[str], given: int) -> Describe:
-    expected = [metadata(tensor) for tensor in tensors]
+def _describe_metadata(
+    names: list[str], tensors: list[Any], expressions: list[str], given: int, sized: frozenset[int]
+) -> Describe:
+    expected = [_facts_of(metadata(tensor), id(tensor) in sized) for tensor in tensors]
     held = tensors[given:]
 
     def describe(scope: dict[str, Any]) -> str:
@@ -519,9 +539,10 @@ def _describe_metadata(names: list[str], tensors: list[Any], expressions: list[s
         for number, (name, item, then) in enumerate(zip(names, now, expected, strict=True)):
             if not isinstance(item, torch.Tensor):
                 return f"{name}: a {type(item).__name__}, compiled for a tensor"
-            for key, value in metadata(item).items():
-                if value != then[key]:
-                    return f"{name}: {key} {value}, compiled for {then[key]}"
+            now_is = metadata(item)
+            for key, value in then.items():
+                if now_is[key] != value:
+                    return f"{name}: {key} {now_is[key]}, compiled for {value}"
             if any(item is now[i] for i in range(number)):
                 return f"{name} is one tensor with another argument, compiled for two"
         return "metadata of a tensor"

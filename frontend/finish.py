@@ -58,7 +58,7 @@ class _Finisher:
         for leaf in self.leaves:
             node = host.node_of(leaf)
             if node is None and id(leaf) not in self.states:
-                result.append(OutputLeaf(constant=leaf))
+                result.append(OutputLeaf(constant=host.known(leaf)))
                 continue
             if id(leaf) not in numbers:
                 numbers[id(leaf)] = len(graph.outputs)

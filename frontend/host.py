@@ -18,6 +18,7 @@ import torch
 from graphc.errors import DataDependentError
 from graphc.frontend.locations import is_graphc_code
 from graphc.ir.graph import Value
+from graphc.ir.sizes import Size, SizedFloat, bound, depends_on_sizes
 from graphc.ir.types import DType, Location, bool_, f64, i64
 
 Number: TypeAlias = Union[bool, int, float]
@@ -49,6 +50,9 @@ class HostScope(Protocol):
 
     def note_number(self, node: HostNode) -> None:
         """A traced number has been made."""
+
+    def note_size(self, node: SizeNode) -> None:
+        """A size has been handed out."""
 
     def user_location(self) -> Location:
         """The user's line that runs now."""
@@ -126,6 +130,14 @@ class HostNode:
 
     def expect_size(self, file: str, line: int) -> bool:
         return int(self.scope.specialize(self)) >= 0
+
+    def known(self) -> Number:
+        """The number, which is looked at."""
+        return self.scope.specialize(self)
+
+    def text(self, spec: str = "") -> str:
+        """What the number is formatted as."""
+        return self.scope.text_of(self, spec)
 
     def int_(self) -> int:
         return self.guard_int("", 0)
@@ -208,6 +220,12 @@ class HostConstant(HostNode):
     def maybe_as_int(self) -> int | None:
         return int(self.number) if self.kind is int else None
 
+    def known(self) -> Number:
+        return bound(self.number)
+
+    def text(self, spec: str = "") -> str:
+        return format(self.known(), spec)
+
     @property
     def number(self) -> Number:
         """The number itself."""
@@ -217,17 +235,82 @@ class HostConstant(HostNode):
     def guard_int(self, file: str, line: int) -> int:
         return int(self.number)
 
+    def guard_float(self, file: str, line: int) -> float:
+        return float(self.number)
+
+    def guard_bool(self, file: str, line: int) -> bool:
+        return bool(self.number)
+
+    guard_size_oblivious = guard_or_false = guard_or_true = statically_known_true = expect_true = guard_bool
+
+    def expect_size(self, file: str, line: int) -> bool:
+        return bool(self.number >= 0)
+
+    def sym_not(self) -> HostNode:
+        return HostConstant(self.scope, not self.number)
+
+    def maybe_as_float(self) -> float | None:
+        return float(self.number) if self.kind is float else None
+
+    def maybe_as_bool(self) -> bool | None:
+        return bool(self.number) if self.kind is bool else None
+
     def convert(self, kind: type) -> HostNode:
-        return HostConstant(self.scope, kind(self.number))
+        return self if kind is self.kind else constant(self.scope, kind(self.number))
 
     def unary(self, name: str) -> HostNode:
-        return HostConstant(self.scope, _UNARY[name](self.number))
+        return constant(self.scope, _UNARY[name](self.number))
 
     def binary(self, name: str, other: HostNode | Number, swap: bool = False) -> HostNode:
         if isinstance(other, HostNode) and not isinstance(other, HostConstant):
             return other.binary(name, self.number, not swap)
         pair = [self.number, other.number if isinstance(other, HostConstant) else other]
-        return HostConstant(self.scope, _BINARY[name](*(reversed(pair) if swap else pair)))
+        return constant(self.scope, _BINARY[name](*(reversed(pair) if swap else pair)))
+
+
+class SizeNode(HostConstant):
+    """A size of a tensor that stands for many: see `graphc.ir.sizes`. Whoever looks at it binds it, and is noted."""
+
+    def __init__(self, scope: HostScope, number: Size | SizedFloat) -> None:
+        super().__init__(scope, number)
+        self.kind = int if isinstance(number, int) else float
+        scope.note_size(self)
+
+    def is_constant(self) -> bool:
+        return False
+
+    def maybe_as_int(self) -> int | None:
+        return None
+
+
+def constant(scope: HostScope, number: Number) -> HostConstant:
+    """The node of a number that is known, or of a size."""
+    return SizeNode(scope, number) if depends_on_sizes(number) else HostConstant(scope, number)  # type: ignore[arg-type]
+
+
+def sized(scope: HostScope, number: int) -> Any:
+    """A size as the user's Python and ATen get it; a plain int as it is."""
+    return HostInt(SizeNode(scope, number)) if type(number) is Size else number
+
+
+def known(item: Any) -> Any:
+    """An argument or result as it is, but sizes as the graph gets them."""
+    if type(item) is torch.Size:
+        return torch.Size(map(known, item)) if any(map(is_traced, item)) else item
+    node = getattr(item, "node", None)
+    return node.number if isinstance(node, HostConstant) else item
+
+
+def is_traced(item: Any) -> bool:
+    """Whether something is a number of ours: one that data decide, or a size."""
+    return isinstance(item, _HostNumber)
+
+
+def size_of(item: Any) -> int:
+    """A size as the graph gets it: a plain int, or a `Size`. Data that decide one are looked at."""
+    node = getattr(item, "node", None)
+    number = node.number if type(node) is SizeNode else item
+    return number if isinstance(number, Size) else int(number)
 
 
 _RANK = {bool: 0, int: 1, float: 2}
@@ -265,25 +348,31 @@ class _HostNumber:
         return self.node.bool_()
 
     def __int__(self) -> int:
-        return int(self.node.scope.specialize(self.node))
+        return self.node.guard_int("", 0)
 
     __index__ = __int__
 
     def __float__(self) -> float:
-        return float(self.node.scope.specialize(self.node))
+        return self.node.guard_float("", 0)
 
     def __hash__(self) -> int:
-        return hash(self.node.scope.specialize(self.node))
+        return hash(self.node.known())
 
     def __repr__(self) -> str:
         """As text, `repr` in containers included; of the graph's value for graphc itself."""
         return repr(self.node) if is_graphc_code(sys._getframe(1).f_code) else str(self)
 
     def __str__(self) -> str:
-        return self.node.scope.text_of(self.node)
+        return self.node.text()
 
     def __format__(self, spec: str) -> str:
-        return self.node.scope.text_of(self.node, spec)
+        return self.node.text(spec)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
 
     def __trunc__(self) -> Any:
         return wrap(self.node.unary("trunc").convert(int))
@@ -307,7 +396,7 @@ class _HostNumber:
         operation = _UFUNCS.get(ufunc.__name__)
         if operation is not None and method == "__call__" and not options and None not in map(_operand, inputs):
             return operation(*inputs)
-        given = (item.node.scope.specialize(item.node) if isinstance(item, _HostNumber) else item for item in inputs)
+        given = (item.node.known() if isinstance(item, _HostNumber) else item for item in inputs)
         return getattr(ufunc, method)(*given, **options)
 
     def is_integer(self) -> Any:
@@ -318,6 +407,8 @@ def _operand(other: object) -> HostNode | Number | None:
     node = getattr(other, "node", None)
     if isinstance(node, HostNode):
         return node
+    if isinstance(other, (Size, SizedFloat)):
+        return other
     return next((kind(other) for kind in (bool, int, float) if isinstance(other, kind)), None)
 
 
@@ -399,20 +490,22 @@ def _node_method(name: str) -> Callable[[HostNode, HostNode | Number], HostNode]
 
 for _name, _op in _OPERATORS.items():  # ATen calls these on the node of an operand
     setattr(HostNode, _name, _node_method(_op))
-HostNode.str = HostNode.__repr__  # type: ignore[attr-defined]  # under this name ATen asks for a description
+HostNode.str = lambda self: repr(self)  # type: ignore[attr-defined]  # under this name ATen asks for a description
 for _name in ("neg", "floor", "ceil", "trunc", "round"):
     setattr(HostNode, _name, lambda self, name=_name: self.unary(name))
 
 
 def wrap(node: HostNode) -> Any:
     """The Python object the user gets for a traced number."""
+    if type(node) is HostConstant:
+        return node.number
     return _CLASSES[node.kind](node)
 
 
 def node_of(value: object) -> HostNode | None:
-    """The node of a traced number of ours, else None."""
+    """The node of a number of ours that data decide, else None."""
     node = getattr(value, "node", None) if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else None
-    return node if isinstance(node, HostNode) else None
+    return node if isinstance(node, HostNode) and not isinstance(node, HostConstant) else None
 
 
 def refuse(what: str, location: Location) -> DataDependentError:

@@ -7,7 +7,7 @@ import functools
 import re
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -233,6 +233,19 @@ class Binding:
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             return False
         return isinstance(now, torch.Tensor) and now is not self.tensor
+
+    def found(self, leaves: Sequence[Any]) -> Any:
+        """What the input is for a call with these argument leaves; None where that cannot be told."""
+        if self.kind is BindingKind.ARG:
+            return leaves[self.leaf]
+        if self.kind is BindingKind.ARG_GRAD:
+            return leaves[self.leaf].grad
+        if self.kind is not BindingKind.FOUND:
+            return self.tensor
+        try:
+            return self.accesses[0].resolve()
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            return None
 
     def without_argument(self) -> Binding:
         """The same without the argument seen at capture, which must not be kept alive."""

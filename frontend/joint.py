@@ -15,15 +15,15 @@ import torch
 
 from graphc.frontend import functionalize
 from graphc.frontend.aten import layout
-from graphc.frontend.aten.importer import tensor_type
 from graphc.frontend.cotangents import Question, own_gradient, usual, without_hooks
 from graphc.frontend.functionalize import Storage, root_state
 from graphc.frontend.inputs import BindingKind
 from graphc.frontend.recorder import Recorder
 from graphc.frontend.replays import Replays
 from graphc.frontend.segments import Stop
-from graphc.frontend.traced import TracedTensor
+from graphc.frontend.traced import TracedTensor, geometry
 from graphc.ir.graph import Graph, Input, Op, Role, Value
+from graphc.ir.types import TensorType
 
 _SECOND_TIME = "backward through the graph a second time"
 
@@ -123,7 +123,7 @@ def _record_backward(recorder: Recorder, replays: Replays) -> Recorded | str | N
             results = [leaf for leaf in results if not _is_used_up(recorder, leaf)]
             continue
         gradients = [
-            (value, functionalize.read(recorder.builder, recorder.state_of(grad)), tuple(grad.stride()))
+            (value, functionalize.read(recorder.builder, recorder.state_of(grad)), geometry(grad)[1])
             for (_, value), grad in zip(wanted, found, strict=True)
             if grad is not None
         ]
@@ -194,9 +194,9 @@ def _cotangents(recorder: Recorder, results: list[TracedTensor]) -> tuple[list[I
     """One input and stand-in per result. They have no binding: the caller puts them behind all other inputs."""
     inputs, stand_ins = [], []
     for number, leaf in enumerate(results):
-        type_ = tensor_type(leaf)
-        strides = usual(leaf)
-        hint = None if strides == layout.contiguous(leaf.shape) else strides
+        shape, strides = leaf.state.shape, usual(leaf)
+        type_ = TensorType(leaf.state.dtype, shape, leaf.state.device)
+        hint = None if strides == layout.contiguous(shape) else strides
         value = recorder.builder.input(f"cotangent.{number}", type_, Role.ARG, f"cotangent.{number}", hint)
         inputs.append(value)
         stand_ins.append(recorder.make(root_state(value, strides)))

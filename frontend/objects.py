@@ -48,7 +48,7 @@ def is_plain_object(value: Any) -> bool:
 
 def is_traced(value: Any) -> bool:
     """A tensor or number of the capture."""
-    return type(value) is TracedTensor or host.node_of(value) is not None
+    return type(value) is TracedTensor or host.is_traced(value)
 
 
 def holders(value: Any, holds: Callable[[Any], bool]) -> dict[int, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from graphc.frontend.aten.extern import generators_kept
 from graphc.frontend.foreign_views import is_foreign
 from graphc.frontend.functionalize import Storage, TensorState, repeats
 from graphc.frontend.recorder import Recorder
+from graphc.ir.sizes import bound, plain
 
 _LIMIT_BYTES = 1 << 30
 
@@ -44,7 +45,7 @@ def refuse_as_eager(
     size = sum(layout.span(s.shape, s.strides) * s.dtype.itemsize for s in states)
     if size > _LIMIT_BYTES or any(map(is_foreign, states)):
         return meet
-    memory = _Memory(states)
+    memory = _Memory(states, plain if _lie_alike(states, targets) else bound)
 
     def real(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
@@ -57,6 +58,17 @@ def refuse_as_eager(
     with replay.located(recorder.builder.location), torch.no_grad(), generators_kept((-1,) if random else ()):
         func(*map(real, args), **{key: real(item) for key, item in kwargs.items()})
     return meet
+
+
+def _lie_alike(states: list[TensorState], targets: list[TensorState]) -> bool:
+    """Whether all that is in the memory of what is written lies there as that does: so eager says the same for any
+    sizes."""
+    return all(
+        (state.shape, state.strides, state.offset) == (target.shape, target.strides, target.offset)
+        for target in targets
+        for state in states
+        if state.storage is target.storage
+    )
 
 
 def _any_shares(states: list[TensorState], targets: list[TensorState]) -> bool:
@@ -80,9 +92,14 @@ def _meet(a: TensorState, b: TensorState) -> bool:
 
 
 class _Memory:
-    """Zeros in the place of the storages of some tensors."""
+    """Zeros in the place of the storages of some tensors.
 
-    def __init__(self, states: list[TensorState]) -> None:
+    Args:
+        known: gives the value of a number that sizes may be in.
+    """
+
+    def __init__(self, states: list[TensorState], known: Callable[[int], int]) -> None:
+        self._known = known
         self._flat: dict[Storage, torch.Tensor] = {}
         sizes: dict[Storage, int] = {}
         for state in states:
@@ -90,7 +107,7 @@ class _Memory:
             sizes[state.storage] = max(sizes.get(state.storage, 0), bytes_)
         for storage, size in sizes.items():
             root = storage.root
-            count = -(-size // root.dtype.itemsize)
+            count = -(-known(size) // root.dtype.itemsize)
             self._flat[storage] = torch.zeros(count, dtype=promotion.to_torch(root.dtype), device=root.device)
         self._made: dict[int, torch.Tensor] = {}
 
@@ -99,7 +116,9 @@ class _Memory:
         if id(state) not in self._made:
             flat, dtype = self._flat[state.storage], promotion.to_torch(state.dtype)
             flat = flat if flat.dtype == dtype else flat.view(dtype)
-            self._made[id(state)] = flat.as_strided(state.shape, state.strides, state.offset)
+            self._made[id(state)] = flat.as_strided(
+                tuple(map(self._known, state.shape)), tuple(map(self._known, state.strides)), self._known(state.offset)
+            )
         return self._made[id(state)]
 
 

@@ -33,6 +33,7 @@ from graphc.frontend.prints import Prints
 from graphc.frontend.scalers import Scalers
 from graphc.frontend.schedulers import Schedules
 from graphc.frontend.selected import Escaped, Selected, Selections
+from graphc.frontend.sized import SizedInputs
 from graphc.frontend.traced import TracedTensor
 from graphc.ir import types
 from graphc.ir.graph import Builder, Graph, Input, Op, Role, Value
@@ -102,6 +103,9 @@ class Recorder:
         self.selections = Selections(self)
         self.dynamic_numbers: Collection[Hashable] = ()  # keys of numbers of optimizers that are to be inputs
         self._merged = merged
+        self.sized: SizedInputs | None = None  # inputs that are taken to have any sizes
+        self.sized_inputs: dict[int, int] = {}  # by tensor: which inputs these are
+        self._sizes: weakref.WeakSet[host.SizeNode] = weakref.WeakSet()
         self._states: dict[int, TensorState] = {}
         self._kept: list[torch.Tensor] = []  # keeps ids in _states valid
         self._versions: list[tuple[torch.Tensor, int]] = []  # autograd counts writes that have not been carried out
@@ -135,9 +139,14 @@ class Recorder:
         if key in self._merged and key:
             state = self._merged_state(tensor, key, role, path, binding)
         else:
-            value = self._new_input(tensor_type(tensor), role, path, binding, tuple(tensor.stride()))
+            type_, strides = tensor_type(tensor), tuple(tensor.stride())
+            found = None if self.sized is None else self.sized.of(path, tensor)
+            if found is not None:
+                self.sized_inputs[id(tensor)] = len(self.bindings)
+                strides, type_ = found[1], TensorType(type_.dtype, found[0], type_.device)
+            value = self._new_input(type_, role, path, binding, strides)
             constant = role is Role.CONST
-            state = root_state(value, tuple(tensor.stride()), int(tensor.storage_offset()), value, constant)
+            state = root_state(value, strides, int(tensor.storage_offset()), value, constant)
             self.storages.append(state.storage)
             if not constant:
                 self.very_tensors[id(state)] = value
@@ -425,6 +434,13 @@ class Recorder:
     def note_number(self, node: host.HostNode) -> None:
         if self.decider is not None:
             self.numbers.append(weakref.ref(node))
+
+    def note_size(self, node: host.SizeNode) -> None:
+        self._sizes.add(node)
+
+    def keeps_sizes(self) -> bool:
+        """Whether somebody holds a size when the capture is over."""
+        return bool(self._sizes)
 
     def user_location(self) -> Location:
         return self.locator.here()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -9,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphc.errors import CaptureError, EagerOnlyError
+from graphc.frontend import host
 from graphc.frontend.aten import promotion
 from graphc.frontend.locations import is_graphc_code
 
@@ -51,9 +53,9 @@ class TracedTensor(torch.Tensor):
                 return TracedTensor.make(state, recorder, requires_grad)
         tensor = torch.Tensor._make_wrapper_subclass(
             TracedTensor,
-            state.shape,
-            strides=state.strides,
-            storage_offset=state.offset,
+            [host.sized(recorder, size) for size in state.shape],
+            strides=[host.sized(recorder, stride) for stride in state.strides],
+            storage_offset=host.sized(recorder, state.offset),
             dtype=promotion.to_torch(state.dtype),
             device=_device(state.device),
             requires_grad=requires_grad,
@@ -62,6 +64,27 @@ class TracedTensor(torch.Tensor):
         return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    # sizes: numbers of the capture where they stand for many
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return torch.Size([host.sized(self.recorder, size) for size in self.state.shape])
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def stride(self, dim: int | None = None) -> Any:
+        strides = tuple([host.sized(self.recorder, stride) for stride in self.state.strides])
+        return strides if dim is None else strides[dim]
+
+    def storage_offset(self) -> Any:
+        return host.sized(self.recorder, self.state.offset)
+
+    def numel(self) -> Any:
+        return host.sized(self.recorder, math.prod(self.state.shape))
+
+    nelement = numel
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -127,6 +150,13 @@ def _device(name: str) -> torch.device:
     if found is None:
         found = _devices[name] = torch.device(name)
     return found
+
+
+def geometry(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of a tensor as graphs have them."""
+    if type(tensor) is TracedTensor:
+        return tensor.state.shape, tensor.state.strides
+    return tuple(tensor.shape), tuple(tensor.stride())
 
 
 def unwrapped(tensor: torch.Tensor) -> torch.Tensor | None:

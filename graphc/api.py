@@ -18,7 +18,7 @@ from graphc import driver
 from graphc.compilation import STAGES, Compilation, Report
 from graphc.data_loops import DataLoops, data_loops, names_of_data
 from graphc.earnings import Earnings, kind_of
-from graphc.entries import FEW, Entry, Likely, Stats
+from graphc.entries import FEW, Entry, Likely, Stats, entry_of, leave_to_native
 from graphc.errors import (
     AssumptionError,
     DataLoopError,
@@ -35,15 +35,16 @@ from graphc.frontend.ambient import surroundings
 from graphc.frontend.capture import is_capturing
 from graphc.frontend.draws import Drawn
 from graphc.frontend.list_arguments import Lists
-from graphc.frontend.reclaim import Reclaimer, Spare
 from graphc.options import Options, make_options
 from graphc.path_calls import PathCalls, PathView
 from graphc.paths import PathTree
 from graphc.settings import override, settings
+from graphc.sized_calls import SizedCalls
 
 if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.loop_bodies import LoopBody
+    from graphc.frontend.reclaim import Spare
     from graphc.frontend.segments import Regrow
     from graphc.ir.graph import Graph
 
@@ -52,7 +53,7 @@ _ATTEMPTS = 3
 """Captures for one call: the first ones may fill caches that the function keeps outside."""
 
 
-class CompiledFunction(PathCalls):
+class CompiledFunction(SizedCalls, PathCalls):
     """A compiled callable: calls like its target, with the target's signature, docstring and attributes.
 
     Thread-safe: several threads may call it at once; compiling is done by one of them at a time.
@@ -63,6 +64,7 @@ class CompiledFunction(PathCalls):
         self.options = options
         self._entries: tuple[Entry, ...] = ()
         self._likely = Likely()
+        self._has_many = False  # some of these have programs for many sizes
         self._stats = Stats()
         self._lock = threading.RLock()
         self._dynamic_scalars: set[int] = set()
@@ -88,10 +90,15 @@ class CompiledFunction(PathCalls):
         if self._draws:
             self._drawn.begin()
         entries = self._entries
-        for entry in entries if len(entries) < FEW else self._likely.first(entries, args, kwargs):
+        by_shapes = self._has_many or len(entries) >= FEW
+        for entry in self._likely.first(entries, args, kwargs) if by_shapes else entries:
             inputs = entry.captured.match(args, kwargs)
             if inputs is not None:
-                return self._run(entry, inputs, args, kwargs)
+                if entry.many is None:
+                    return self._run(entry, inputs, args, kwargs)
+                found = entry.many.find(inputs)
+                if found is not None:
+                    return self._run(found, inputs, args, kwargs)
         is_known = self._entries or self._eager_only
         data = frozenset() if is_known else names_of_data(self.target, args, kwargs)
         if data and self._go_turn_by_turn(lambda body: not data.isdisjoint(body.through)):
@@ -116,11 +123,11 @@ class CompiledFunction(PathCalls):
                 return self._run_eager(reason, args, kwargs)
             except UninitializedError:
                 return self._run_plain(args, kwargs)
-            if entry.execute is None and entry.tree is None:
+            if entry.execute is None and entry.tree is None and entry.many is None:
                 return self._run(entry, [], args, kwargs, fresh=True)
-            inputs = entry.captured.match(args, kwargs)
-            if inputs is not None:
-                return self._run_fresh(entry, inputs, args, kwargs)
+            fits = entry.fit(args, kwargs)
+            if fits is not None:
+                return self._run_fresh(*fits, args, kwargs)
             reason = entry.captured.explain_miss(args, kwargs)
             self._withdraw(entry.captured, attempt + 1 < _ATTEMPTS)
         if self._loops is not None:
@@ -251,9 +258,13 @@ class CompiledFunction(PathCalls):
     def _add_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], merged: frozenset[int] = frozenset()) -> Entry:
         with self._lock, driver.collector_paused():
             for entry in self._entries:  # another thread may have compiled it meanwhile
-                if entry.captured.match(args, kwargs) is not None:
+                if entry.fit(args, kwargs) is not None:
                     return entry
+            if (built := self._built_entry(args, kwargs)) is not None:
+                return built
             self._note_recompile(args, kwargs)
+            if (sized := self._sized_entry(args, kwargs)) is not None:
+                return sized
             start, reuses = time.perf_counter(), self._stats.reuses
             dynamic = frozenset(self._dynamic_scalars)
             steps = () if settings().max_paths > 0 else None  # no decisions yet, or none allowed
@@ -286,16 +297,8 @@ class CompiledFunction(PathCalls):
         else:
             compilation = driver.compile_graph(captured.graph, self.options, self.families)
         self._stats.compiles += 1
-        checker = getattr(compilation.execute, "fact_check", None)
-        if checker is not None:
-            captured.guards.use(checker)
-        reclaimer = None
-        lend = getattr(compilation.execute, "lend", None)
-        if execute is None and (lend is not None or hasattr(compilation.execute, "spare_outputs")):
-            reclaimer = Reclaimer(captured.effects, captured.effect_leaves, lent=lend is not None)
-            if lend is not None:
-                lend(reclaimer.numbers())
-        return Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
+        leave_to_native(captured, compilation)
+        return entry_of(captured, compilation, execute)
 
     def _changed_scalars(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
         """Argument leaves whose Python numbers have changed enough to be inputs of the next program."""
@@ -341,9 +344,11 @@ class CompiledFunction(PathCalls):
                 "does what it does in a turn"
             )
         for entry in self._entries:
-            if entry.captured.match(args, kwargs) is not None:
-                return entry
-        return self._add_entry(args, kwargs)
+            if (fits := entry.fit(args, kwargs)) is not None:
+                return fits[0]
+        entry = self._add_entry(args, kwargs)
+        fits = None if entry.many is None else entry.fit(args, kwargs)
+        return entry if fits is None else fits[0]
 
     def _compilation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compilation | PathView:
         known = self._entries

@@ -62,11 +62,13 @@ class Differentiable:
         compile_backward: compiles the backward graph for cotangents with given strides, None for those that are not
             given, or (None) for all with the strides that it was recorded with; called at the first backward pass with
             such ones. Gives None where it has no program but the latter.
+        cotangents: those of the call, where the graphs are for many sizes.
     """
 
     def __init__(
         self, name: str, joint: Joint, split: Split, forward: Execute,
         compile_backward: Callable[[Sequence[Strides | None] | None], Program | None],
+        cotangents: Sequence[Input] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self._results, self._wanted, self._anchor = joint.results, joint.wanted, joint.anchor
@@ -76,7 +78,7 @@ class Differentiable:
         self._reused = split.reused
         self._saved_from = split.saved_from
         self._forward, self._compile_backward = forward, compile_backward
-        cotangents = split.backward.inputs[len(split.backward.inputs) - len(joint.results) :]
+        cotangents = cotangents_of(split, joint) if cotangents is None else cotangents
         self._recorded = tuple(layout_of(value) for value in cotangents)
         self._cotangents, self._backward = cotangents, split.backward
         self._adapts = joint.question is not None
@@ -230,6 +232,11 @@ class _Once(torch.autograd.Function):
             "offer. Compile the function that calls autograd.grad(create_graph=True) together with the backward() "
             "that follows, or run this with graphc.eager()"
         )
+
+
+def cotangents_of(split: Split, joint: Joint) -> list[Input]:
+    """The inputs of a backward graph that are cotangents."""
+    return split.backward.inputs[len(split.backward.inputs) - len(joint.results) :]
 
 
 def _absent(layouts: Sequence[Strides | None]) -> frozenset[int]:

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from graphc.frontend.captured import Captured
     from graphc.frontend.cotangents import Question, Strides
     from graphc.frontend.draws import Drawn
+    from graphc.frontend.joint import Joint
     from graphc.frontend.list_arguments import Lists
     from graphc.frontend.segments import Oracle, Step
-    from graphc.ir.graph import Graph
+    from graphc.frontend.sized import SizedInputs
+    from graphc.ir.graph import Graph, Input
     from graphc.loopir.kernel import Kernel
+    from graphc.passes.partition import Split
     from graphc.program.plan import Plan
     from graphc.program.record import Program as Record
     from graphc.runtime.build import Build
@@ -60,6 +63,7 @@ def capture(
     oracle: Oracle | None = None,
     drawn: Drawn | None = None,
     lists: Lists | None = None,
+    sized: SizedInputs | None = None,
 ) -> Captured:
     """Run the user's code once on traced tensors; see `graphc.frontend.capture`."""
     from graphc.frontend.capture import capture as capture_target
@@ -68,6 +72,7 @@ def capture(
         captured = capture_target(
             target, args, kwargs, name=options.name, dynamic_scalars=dynamic_scalars, steps=steps, merged=merged,
             numerics=options.numerics, numbers=numbers, assumes=assumes, oracle=oracle, drawn=drawn, lists=lists,
+            sized=sized,
         )  # fmt: skip
     dump(options.name, "captured.graph", lambda: str(captured.graph))
     return captured
@@ -77,18 +82,56 @@ def differentiable(
     captured: Captured, options: Options, families: Families | None = None
 ) -> tuple[Compilation, Callable[[list[Any]], list[Any]]]:
     """Split a capture with a backward pass in two and compile the forward half; `captured.graph` becomes that half."""
-    from graphc.differentiable import Differentiable
+    joint = captured.joint
+    assert joint is not None
+    split = split_joint(joint, options)
+    captured.graph = split.forward
+    forward = compile_graph(split.forward, options, families)
+    return forward, with_backward(joint, split, options, forward, families)
+
+
+def split_joint(joint: Joint, options: Options) -> Split:
+    """The forward and the backward half of a graph with both."""
     from graphc.passes.partition import partition
     from graphc.passes.pipeline import prepare_split
 
-    joint = captured.joint
-    assert joint is not None
     with collector_paused():
         graph = joint.graph.copy()
         again = prepare_split(graph, pass_context(options, choose_backend(graph, options)))
-        split = partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
-    captured.graph = split.forward
-    forward, chosen = compile_graph(split.forward, options, families), settings()
+        return partition(graph, len(joint.results), len(joint.wanted), again, joint.overwritten)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A backward half for some sizes, of one for many.
+
+    Args:
+        cotangents: its last inputs.
+        graph: makes the graph.
+        recorded: compiles it for cotangents that lie as when recorded.
+    """
+
+    cotangents: Sequence[Input]
+    graph: Callable[[], Graph]
+    recorded: Callable[[], Compilation]
+
+
+def with_backward(
+    joint: Joint,
+    split: Split,
+    options: Options,
+    forward: Compilation,
+    families: Families | None,
+    behind: Behind | None = None,
+) -> Callable[[list[Any]], list[Any]]:
+    """Runs a compiled forward half; the backward half is compiled when a gradient is asked for.
+
+    Args:
+        behind: the backward half, where the graphs are for many sizes.
+    """
+    from graphc.differentiable import Differentiable
+
+    chosen = settings()
 
     def compile_backward(strides: Sequence[Strides | None] | None) -> Program | None:
         with or_else(chosen):
@@ -99,15 +142,24 @@ def differentiable(
         reached: Sequence[int] = range(len(joint.wanted))
         if strides is not None:
             with collector_paused():
-                graph, reached = _backward_for(split.backward, joint.question, strides)
+                whole = split.backward if behind is None else behind.graph()
+                graph, reached = _backward_for(whole, joint.question, strides)
         if graph is None:
             return None
-        part = for_part(graph, replace(options, name=split.backward.name))
-        forward.backward = compile_graph(graph, part, families)
+        if strides is None and behind is not None:
+            forward.backward = behind.recorded()
+        else:
+            forward.backward = compile_graph(graph, backward_options(graph, split, options), families)
         forward.backwards += 1
         return forward.backward.execute, reached
 
-    return forward, Differentiable(options.name, joint, split, forward.execute, compile_backward)
+    cotangents = None if behind is None else behind.cotangents
+    return Differentiable(options.name, joint, split, forward.execute, compile_backward, cotangents)
+
+
+def backward_options(graph: Graph, split: Split, options: Options) -> Options:
+    """The options of a backward half."""
+    return for_part(graph, replace(options, name=split.backward.name))
 
 
 def _backward_for(
@@ -130,7 +182,7 @@ def _backward_for(
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     try:
         yield
@@ -241,18 +293,18 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
     found = Compilation(graph, options, backend)
     text = str(graph)
     key = cache_key(text, options, backend)
-    with _timed(found.seconds, "look up"):
+    with timed(found.seconds, "look up"):
         executable = find_program(key)
     found.cached, shared = executable is not None, None
     families = families if options.dynamic and not options.measures else None
     facts = "" if families is None else cache_key("", options, backend)
     rolled = partial(rolled_graph, options=options, backend=backend)
     if executable is None and families is not None:
-        with _timed(found.seconds, "share"):
+        with timed(found.seconds, "share"):
             shared = families.find(graph, facts, rolled, partial(build_for_sizes, options, backend))
         if shared is not None:
             try:
-                with _timed(found.seconds, "load"):
+                with timed(found.seconds, "load"):
                     executable = program_with(*shared, key)
             except CompilerError as error:  # of kernels that a device compiles now
                 families.refuse(graph, facts, rolled, error)
@@ -261,7 +313,7 @@ def _built(graph: Graph, options: Options, backend: str, families: Families | No
         try:
             if backend == "triton" and not is_interpreting():
                 fingerprint()  # computed by a thread while the graph is worked on
-            with _timed(found.seconds, "optimize"):
+            with timed(found.seconds, "optimize"):
                 found.stage("optimized")
             executable = (_build_triton if backend == "triton" else _build_native)(found, key)
         except BackendUnavailableError as error:
@@ -330,16 +382,16 @@ def _generate_native(found: Compilation, finish: Callable[[Record, Build, bool],
             for name, text in kernel_files([emit(kernel) for kernel in kernels]).items():
                 build.start(name, text)
 
-        with _timed(found.seconds, "plan"):
+        with timed(found.seconds, "plan"):
             found.plan = plan = plan_graph(found.stage("optimized"), found.options, found.backend, start)
         is_complete = True
         if found.options.measures:
-            with _timed(found.seconds, "measure"):
+            with timed(found.seconds, "measure"):
                 plan, is_complete = _tune_native(plan, emit)
             found.plan = plan
-        with _timed(found.seconds, "generate"):
+        with timed(found.seconds, "generate"):
             found.program = generate_native(plan, emit)
-        with _timed(found.seconds, "build"):
+        with timed(found.seconds, "build"):
             return finish(found.program, build, is_complete)
 
 
@@ -358,14 +410,14 @@ def _build_triton(found: Compilation, key: str) -> Executable:
     from graphc.runtime.load import build_program
 
     is_complete = True
-    with _timed(found.seconds, "plan"):
+    with timed(found.seconds, "plan"):
         plan = found.stage("scheduled")
     if found.options.measures:
-        with _timed(found.seconds, "measure"):
+        with timed(found.seconds, "measure"):
             plan, is_complete = _tune_triton(found)
-    with _timed(found.seconds, "generate"):
+    with timed(found.seconds, "generate"):
         found.program = generate(plan, current_target())
-    with _timed(found.seconds, "build"):
+    with timed(found.seconds, "build"):
         return build_program(found.program, key, keep=is_complete)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from graphc.compilation import Compilation
     from graphc.frontend.captured import Captured
     from graphc.frontend.reclaim import Reclaimer
+    from graphc.many import Many
     from graphc.paths import PathTree
 
 
@@ -26,6 +27,8 @@ class Stats:
         builds: compiles of which the result is for several sizes of the inputs.
         reuses: compiles for which there was such a build already, so that only numbers were filled in.
         alone: why programs are for one size each.
+        known: compiles that took no capture, since the function had been captured for any sizes.
+        one_size: why captures are for one size each.
     """
 
     compiles: int = 0
@@ -36,13 +39,16 @@ class Stats:
     builds: int = 0
     reuses: int = 0
     alone: list[str] = field(default_factory=list)
+    known: int = 0
+    one_size: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One capture with what runs it. `execute` is None where a path tree does, or where calls must stay eager.
 
-    `reclaimer` is there when the program can store new gradients where old ones lay.
+    `reclaimer` is there when the program can store new gradients where old ones lay. `many` has those of a capture that
+    is for many sizes, one for each.
     """
 
     captured: Captured
@@ -50,6 +56,37 @@ class Entry:
     execute: Callable[..., list[Any]] | None
     tree: PathTree | None = None
     reclaimer: Reclaimer | None = None
+    many: Many | None = None
+
+    def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Entry, list[Any]] | None:
+        """What runs a call, and the inputs of the program; None where this does not fit the call."""
+        inputs = self.captured.match(args, kwargs)
+        found = self if inputs is None or self.many is None else self.many.find(inputs)
+        return None if inputs is None or found is None else (found, inputs)
+
+
+def leave_to_native(captured: Captured, compilation: Compilation | None) -> None:
+    """Have the native code of a program check the facts of a capture that it can check."""
+    checker = getattr(compilation and compilation.execute, "fact_check", None)
+    if checker is not None:
+        captured.guards.use(checker)
+
+
+def entry_of(captured: Captured, compilation: Compilation, execute: Callable[..., list[Any]] | None = None) -> Entry:
+    """What runs a compiled capture.
+
+    Args:
+        execute: where that is not the program alone.
+    """
+    from graphc.frontend.reclaim import Reclaimer
+
+    reclaimer = None
+    lend = getattr(compilation.execute, "lend", None)
+    if execute is None and (lend is not None or hasattr(compilation.execute, "spare_outputs")):
+        reclaimer = Reclaimer(captured.effects, captured.effect_leaves, lent=lend is not None)
+        if lend is not None:
+            lend(reclaimer.numbers())
+    return Entry(captured, compilation, execute or compilation.execute, reclaimer=reclaimer or None)
 
 
 FEW = 6

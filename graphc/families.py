@@ -6,8 +6,8 @@ second size      the two graphs are compared; the numbers in which they differ b
 further ones     the graph is looked up: where it is the same but for sizes, and the conditions hold, only numbers are
                  filled in; where they do not, as when a row no longer fits in a cache, it is compiled once more
 
-The function itself runs on traced tensors for each size: what it does with a size is its own business, and a graph that
-comes out otherwise is another one.
+The function itself runs on traced tensors for a size, or once for any sizes, see `graphc.many`; a graph that comes out
+otherwise is another one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from graphc.builds import Build, find_build, store_build
 from graphc.errors import GraphcError, GraphcWarning
-from graphc.ir.generalize import General, Outline, generalize, outline
+from graphc.ir.generalize import General, Outline, generalize, generalize_inputs, outline
 from graphc.ir.sizes import LEAST
 
 if TYPE_CHECKING:
@@ -34,37 +35,6 @@ _MOST_PINNED = 3
 more."""
 _NEAR = range(-64, 65)
 """How far from a size others are looked for that meet the same conditions."""
-
-
-@dataclass(frozen=True)
-class Build:
-    """What is built for several sizes.
-
-    Attributes:
-        program: its record, with a `Size` where a number depends on sizes.
-        library: what its sources were built to; empty where that is done when a program is loaded.
-        conditions: under which it is right.
-        general: the graph that it is of. What another one, made of more samples, says of a graph is no matter here.
-    """
-
-    program: Program
-    library: bytes
-    conditions: Conditions
-    general: General
-
-    def program_for(self, sizes: Mapping[str, int]) -> Program:
-        """The program where inputs have these sizes."""
-        from graphc.passes.arena import place_contents
-
-        program = self.program.for_sizes(self.conditions.all_sizes(sizes))
-        program.stats = {**program.stats, "sizes": dict(sizes)}
-        if program.arena_blocks:
-            where, program.arena_bytes = place_contents(program.arena_blocks)
-            program.arena_blocks = ()
-            program.buffers = [
-                replace(spec, arena_offset=where.get(spec.index, spec.arena_offset)) for spec in program.buffers
-            ]
-        return program
 
 
 Roll = Callable[["Graph"], "Graph"]
@@ -121,6 +91,7 @@ class Families:
 
     def __init__(self, stats: Stats) -> None:
         self._families: dict[Hashable, Family] = {}
+        self._of: dict[int, Family] = {}  # by graph, of those that there are programs of
         self._waiting: list[tuple[Graph, str, Roll]] = []  # not compared with any other yet
         self._lock = threading.RLock()
         self._stats = stats
@@ -140,32 +111,100 @@ class Families:
         with self._lock:
             if not (self._waiting or self._families):
                 return None
-            for item in self._waiting:
-                self._take_up(*item)
-            self._waiting.clear()
+            self._compare()
             found = outline(roll(graph))
-            family = self._families.get((facts, found.rest))
-            sizes = None if family is None else family.sizes_of(found)
-            if family is None or sizes is None:
-                return None
+            result = self._find(found, facts) or self._made(found, facts, make)
+            if result is not None:
+                family = self._of[id(graph)] = self._families[facts, found.rest]
+                family.add(found)
+            return result
+
+    def find_sizes(
+        self, general: General, sizes: Mapping[str, int], facts: str, make: Make | None
+    ) -> tuple[bytes, Program] | None:
+        """As `find`, for the graph that one for many sizes is for some.
+
+        Args:
+            make: None: what has been built is looked at, and no more.
+        """
+        with self._lock:
+            family = self._families[facts, general.first.rest]
             for build in family.builds:
-                given = sizes if build.general is family.general else build.general.sizes_of(found)
-                if given is not None and build.conditions.hold(given):
-                    self._stats.reuses += 1
-                    family.pinned = 0
-                    return build.library, build.program_for(given)
-            if family.refusal or min(sizes.values()) < LEAST:
+                if build.general.is_like(general) and build.conditions.hold(sizes):
+                    return self._reused(family, build, sizes)
+            found = general.outline(sizes)
+            return self._find(found, facts) or (None if make is None else self._made(found, facts, make))
+
+    def _find(self, found: Outline, facts: str) -> tuple[bytes, Program] | None:
+        family = self._families.get((facts, found.rest))
+        if family is None:
+            return None
+        for build in family.builds:
+            sizes = build.general.sizes_of(found)
+            if sizes is not None and build.conditions.hold(sizes):
+                return self._reused(family, build, sizes)
+        stored = None if family.refusal else find_build(found, facts)
+        if stored is None:
+            return None
+        family.builds.insert(0, stored)
+        return self._find(found, facts)
+
+    def _reused(self, family: Family, build: Build, sizes: Mapping[str, int]) -> tuple[bytes, Program]:
+        self._stats.reuses += 1
+        family.pinned = 0
+        return build.library, build.program_for(sizes)
+
+    def _made(self, found: Outline, facts: str, make: Make) -> tuple[bytes, Program] | None:
+        family = self._families.get((facts, found.rest))
+        sizes = None if family is None else family.sizes_of(found)
+        if family is None or sizes is None or family.refusal or min(sizes.values()) < LEAST:
+            return None
+        return self._build(family, sizes, facts, make)
+
+    def of(self, graph: Graph) -> Family | None:
+        """The family of a graph that there is a program of; None where no two of its graphs are for other sizes."""
+        with self._lock:
+            if len(self._waiting) + len(self._of) < 2:
                 return None
-            return self._build(family, sizes, make)
+            self._compare()
+            family = self._of.get(id(graph))
+            if family is None or len(family.samples) < 2:
+                return None
+            return family
+
+    def inputs_of(self, graph: Graph) -> General | None:
+        """What the inputs of a graph that there is a program of are like, in all graphs of its family; else None."""
+        family = self.of(graph)
+        if family is None or family.refusal:
+            return None
+        with self._lock:
+            return family.general or generalize_inputs(family.samples)
+
+    def confirm(self, found: General, facts: str) -> General | None:
+        """What a family goes by from now on: a graph for many sizes that is each of those captured for one.
+
+        Returns:
+            The graph; None where it is not each of them, or there are not two.
+        """
+        with self._lock:
+            family = self._families.get((facts, found.first.rest))
+            if family is None or len(family.samples) < 2 or not all(map(found.gives, family.samples)):
+                return None
+            if family.general is None or not family.general.is_like(found):
+                family.general = found
+            return family.general
 
     def remember(self, graph: Graph, facts: str, roll: Roll) -> None:
         """A graph has been compiled for itself alone; arguments as of `find`."""
         with self._lock:
             self._waiting.append((graph, facts, roll))  # a function that is called for one size pays nothing
 
-    def _take_up(self, graph: Graph, facts: str, roll: Roll) -> None:
-        found = outline(roll(graph))
-        self._families.setdefault((facts, found.rest), Family()).add(found, graph)
+    def _compare(self) -> None:
+        for graph, facts, roll in self._waiting:
+            found = outline(roll(graph))
+            family = self._of[id(graph)] = self._families.setdefault((facts, found.rest), Family())
+            family.add(found, graph)
+        self._waiting.clear()
 
     def refuse(self, graph: Graph, facts: str, roll: Roll, error: GraphcError) -> None:
         """What was built for several sizes cannot be loaded: graphs of this family are for themselves from now on."""
@@ -177,13 +216,14 @@ class Families:
     def forget(self, graph: Graph) -> None:
         """The program of a graph has been withdrawn."""
         with self._lock:
+            self._of.pop(id(graph), None)
             self._waiting = [item for item in self._waiting if item[0] is not graph]
             for key, family in list(self._families.items()):
                 family.drop(graph)
                 if not family.samples:
                     del self._families[key]
 
-    def _build(self, family: Family, sizes: dict[str, int], make: Make) -> tuple[bytes, Program] | None:
+    def _build(self, family: Family, sizes: dict[str, int], facts: str, make: Make) -> tuple[bytes, Program] | None:
         assert family.general is not None
         graph, conditions = family.general.graph(sizes)
         try:
@@ -196,13 +236,15 @@ class Families:
             warnings.warn(GraphcWarning(f"building for several sizes failed: {family.refusal}"), stacklevel=2)
             return None
         self._stats.builds += 1
-        if _is_pinned(conditions, sizes):
+        build = Build(program, library, conditions, family.general)
+        if is_pinned(conditions, sizes):
             family.pinned += 1
             if family.pinned == _MOST_PINNED:
                 self._refuse(
                     family, f"what was built turned out to be for one size alone, {_MOST_PINNED} times in a row"
                 )
-        build = Build(program, library, conditions, family.general)
+        else:
+            store_build(build, facts)
         family.builds.insert(0, build)
         return library, build.program_for(sizes)
 
@@ -211,7 +253,7 @@ class Families:
         self._stats.alone.append(reason)
 
 
-def _is_pinned(conditions: Conditions, sizes: dict[str, int]) -> bool:
+def is_pinned(conditions: Conditions, sizes: dict[str, int]) -> bool:
     """Whether what was built is for these sizes alone, and for none near them."""
     return not any(
         conditions.hold({**sizes, name: value + step})

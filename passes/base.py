@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from graphc.ir.graph import Attr, Builder, Graph, Input, Literal, Op, Operand, Output, Value, Write
-from graphc.ir.sizes import Reciprocal, Size
+from graphc.ir.sizes import SizedFloat, depends_on_sizes
 from graphc.ir.types import DType, TensorType
 from graphc.ops import registry
 from graphc.ops.registry import OpDef
@@ -242,7 +242,7 @@ def literal_as(value: Literal, dtype: DType) -> Literal:
     """A number as a value of `dtype`: integers wrap, anything but zero is True."""
     if dtype.kind == "bool":
         return bool(value)
-    if type(value) in (Size, Reciprocal) and _holds(dtype, value):
+    if depends_on_sizes(value) and _holds(dtype, value):
         return value
     if dtype.is_float:
         assert not isinstance(value, complex)
@@ -257,7 +257,7 @@ def literal_as(value: Literal, dtype: DType) -> Literal:
 
 def _holds(dtype: DType, value: Any) -> bool:
     """Whether a number that depends on sizes is one of a dtype."""
-    if type(value) is Reciprocal or dtype.is_float:
+    if isinstance(value, SizedFloat) or dtype.is_float:
         return dtype.is_float
     half = 1 << 8 * dtype.itemsize - 1
     return -half <= value < half if dtype.kind == "int" else dtype.kind == "uint" and 0 <= value < 2 * half

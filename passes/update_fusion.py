@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Input, Op, Value
+from graphc.ir.sizes import typical
 from graphc.ops.registry import Kind, get
 from graphc.passes.fused import Library
 from graphc.passes.group import group_of
@@ -157,7 +158,7 @@ class UpdateFusion:
         """Whether the pieces of a stored concat are stored one by one. A GPU moves what lies in memory at once."""
         if len(op.operands) > MANY_PIECES:
             return True
-        if element_count(op.results[0]) < BIG_CONCAT:
+        if typical(element_count(op.results[0])) < BIG_CONCAT:
             return False
         return self.fuser.backend == "c" or any(self._is_computed(piece) for piece in op.inputs)
 

@@ -87,12 +87,15 @@ def build_program(program: Program, key: str, build: Build | None = None, keep: 
     return _stored(program, key, files, keep)
 
 
-def program_with(library: bytes, program: Program, key: str) -> Executable:
+def program_with(library: bytes, program: Program, key: str, keep: bool = True) -> Executable:
     """A program whose library has been built, stored under its key and callable.
 
     Args:
         library: of the program, for any sizes; each program loads a copy, which knows its own. Empty for none.
+        keep: store it for other processes.
     """
+    if not keep:
+        return load_program(program, temporary_entry(key, {LIBRARY: library}) if library else None)
     files = {name: text.encode() for name, text in program.sources.items()}
     files[RECORD] = program.to_json().encode()
     if library:

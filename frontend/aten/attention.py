@@ -17,6 +17,7 @@ from graphc.frontend.aten import layout
 from graphc.frontend.aten.activation import floats, number
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.registry import Decline, rule
+from graphc.ir.dims import static
 from graphc.ir.graph import Attr, Operand, Value
 from graphc.ir.types import i64, u64
 from graphc.ops.attention import CUDNN, FLASH, GRADIENT, LIBRARIES, NAME
@@ -52,7 +53,7 @@ def flash_attention_for_cpu(
     }
     operands = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
     output, logsumexp = imp.b.multi("attention", operands, attrs).results
-    _, heads, length, width = (int(size) for size in output.shape)  # type: ignore[arg-type]  # static shapes
+    _, heads, length, width = map(static, output.shape)
     if _keeps_query_layout():
         imp.with_strides(output, imp.preserved_strides(query))
     else:

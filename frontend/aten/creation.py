@@ -14,6 +14,7 @@ from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import SUPPORTED, fitting, supported
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.ir.graph import Operand, Value
+from graphc.ir.sizes import depends_on_sizes
 from graphc.ir.types import DType, bool_, i64
 
 
@@ -136,7 +137,7 @@ def arange_start(imp: Importer, start: Operand, end: Operand, **options: Any) ->
 
 @rule("aten.arange.start_step", layout=CONTIGUOUS)
 def arange_step(imp: Importer, start: Operand, end: Operand, step: Operand = 1, **options: Any) -> Value:
-    numbers = [n for n in (start, end, step) if isinstance(n, (int, float)) and math.isfinite(n)]
+    numbers = [n for n in (start, end, step) if isinstance(n, int) or (isinstance(n, float) and math.isfinite(n))]
     if len(numbers) != 3:
         raise Decline("a traced number, or one that is not finite")
     if options.get("dtype") is None and not any(isinstance(number, float) for number in numbers):
@@ -145,13 +146,18 @@ def arange_step(imp: Importer, start: Operand, end: Operand, step: Operand = 1, 
     if dtype == bool_:
         raise Decline("counting in bools")
     # eager counts steps in f64, but for i64
-    first, last, width = map(int, numbers) if dtype == i64 else numbers
+    whole = dtype == i64 or any(map(depends_on_sizes, numbers))
+    first, last, width = map(_truncated, numbers) if whole else numbers
     if width == 0 or (last - first) * width < 0:
         raise Decline("eager raises")
-    size = -int((first - last) // width) if dtype == i64 else math.ceil((last - first) / width)
+    size = -((first - last) // width) if whole else math.ceil((last - first) / width)
     if dtype.is_integral:
-        first, width = int(first), int(width)
+        first, width = _truncated(first), _truncated(width)
     return imp.b.op("iota", size=size, start=first, step=width, dtype=dtype, device=device)
+
+
+def _truncated(number: int | float) -> int:
+    return number if depends_on_sizes(number) else int(number)  # type: ignore[return-value]  # of ints
 
 
 @rule("aten.linspace.default", layout=CONTIGUOUS)

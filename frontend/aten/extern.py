@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -16,7 +17,9 @@ import torch
 
 from graphc.errors import DataDependentError, EagerOnlyError, ResizesError, UnsupportedError
 from graphc.frontend.aten import layout, promotion
+from graphc.frontend.aten.sized_trials import Lying, SizedTrial, sizes_in
 from graphc.ir.graph import Attr, Builder, Named, Ref, Value
+from graphc.ir.sizes import Conditions, bound, plain
 from graphc.ir.types import HOST, DType, TensorType, bool_, f64, i64
 from graphc.ops.extern import lengths
 
@@ -91,11 +94,15 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     decided = None
     given = [(value.type, imp.strides(value)) for value in encoder.operands]
     tried = repr((func, call_args, call_kwargs, given, torch.get_default_dtype()))
+    sizes = next(sizes_in((given, args, kwargs)), None)
     if tried in imp.trials:
         structure, own = imp.trials[tried]
     else:
         try:
-            structure, own = imp.trials[tried] = _structure(func, _try(imp, func, args, kwargs))
+            if sizes is None:
+                structure, own = imp.trials[tried] = _structure(func, _try(imp, func, args, kwargs))
+            else:
+                structure, own = imp.trials[tried] = _tried_for_sizes(imp, func, args, kwargs, sizes.conditions)
         except DataDependentError:
             found = None if written else _run_known(imp, func, args, kwargs)
             if found is None:
@@ -122,6 +129,20 @@ def import_extern(imp: Importer, overload: Any, args: Sequence[Any], kwargs: dic
     if decided is not None:
         decided.answered(op)
     return Imported(_fill(structure, iter(op.results)), op.results[len(own) :])
+
+
+def _tried_for_sizes(
+    imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], conditions: Conditions
+) -> Trial:
+    """What the call returns for operands of many sizes; the trial is kept, to be run for others."""
+
+    def run(lying: Lying, args: Sequence[Any], kwargs: dict[str, Any]) -> Trial:
+        return _structure(func, _try(lying, func, args, kwargs))
+
+    strides = {value: imp.strides(value) for value in _values([args, kwargs])}
+    trial = SizedTrial(run, args, kwargs, strides, conditions)
+    imp.sized_trials.append(trial)
+    return Trial(*trial.answer)
 
 
 def _run_known(imp: Importer, func: Any, args: Any, kwargs: Any) -> Any:
@@ -269,7 +290,7 @@ def _fill(structure: Any, results: Iterator[Value]) -> Any:
 # trial runs
 
 
-def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _try(imp: Importer | Lying, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What the call returns for tensors like its operands, as far as metadata goes."""
     values = list(_values([args, kwargs]))
     dynamic = torch.Tag.dynamic_output_shape in func.tags or str(func) in _UNTAGGED
@@ -300,7 +321,7 @@ def _try(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     return answer
 
 
-def _try_seeded(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _try_seeded(imp: Importer | Lying, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """As `_try`, for attention of GPUs: on tensors where that can be, since torch tells of results that are not given.
 
     Seeds, which lie with the CPU when it is called and on the device when it is recorded, are taken to lie there: only
@@ -328,7 +349,9 @@ def _static_result(func: Any, args: Sequence[Any]) -> bool:
     return not any(index is not None and index.dtype.name in ("bool", "u8") for index in args[1])
 
 
-def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any) -> None:
+def _check_shapes_fixed(
+    imp: Importer | Lying, func: Any, args: Sequence[Any], kwargs: dict[str, Any], zeros: Any
+) -> None:
     """Run again on ones (for numbers: twos): results of another shape depend on data, whatever the tags say.
 
     On the CPU, wherever the operands are: a one that is no valid index would be the end of a GPU's context.
@@ -345,7 +368,7 @@ def _check_shapes_fixed(imp: Importer, func: Any, args: Sequence[Any], kwargs: d
         raise DataDependentError(f"{func} gives a result whose shape depends on the data of its operands")
 
 
-def call_on_zeros(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def call_on_zeros(imp: Importer | Lying, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Make a call with Values replaced by zeros of the same metadata."""
     return _call_on(func, args, kwargs, lambda value: _filled(imp, value, 0))
 
@@ -365,7 +388,7 @@ def _call_on(func: Any, args: Sequence[Any], kwargs: dict[str, Any], make: MakeT
             return made[item]
         if isinstance(item, DType):
             return promotion.to_torch(item)
-        return [replace(part) for part in item] if isinstance(item, (list, tuple)) else item
+        return [replace(part) for part in item] if isinstance(item, (list, tuple)) else bound(item)
 
     random = torch.Tag.nondeterministic_seeded in func.tags
     cards = {torch.device(v.device).index for v in _values([args, kwargs]) if v.device.startswith("cuda")} | {-1}
@@ -391,15 +414,20 @@ def generators_kept(cards: Iterable[int]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _filled(imp: Importer, value: Value, number: int, device: str = "") -> Any:
+def _filled(imp: Importer | Lying, value: Value, number: int, device: str = "") -> Any:
     if value.type.is_host:
         return {"f64": 1.0 + number, "i64": 1 + number, "bool": True}[value.dtype.name]
     dtype = promotion.to_torch(value.dtype)
+    return torch.empty_strided(*_geometry(imp, value), dtype=dtype, device=device or value.device).fill_(number)
+
+
+def _geometry(imp: Importer | Lying, value: Value) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of a value as torch takes them."""
     shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
-    return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=device or value.device).fill_(number)
+    return tuple(map(bound, shape)), tuple(map(bound, imp.strides(value)))
 
 
-def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def call_on_fakes(imp: Importer | Lying, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Make a call with Values replaced by FakeTensors of the same metadata."""
     from torch._subclasses.fake_tensor import (
         DynamicOutputShapeException,
@@ -411,8 +439,7 @@ def call_on_fakes(imp: Importer, func: Any, args: Sequence[Any], kwargs: dict[st
         if value.type.is_host:
             return _filled(imp, value, 0)
         dtype = promotion.to_torch(value.dtype)
-        shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
-        return torch.empty_strided(shape, imp.strides(value), dtype=dtype, device=value.device)
+        return torch.empty_strided(*_geometry(imp, value), dtype=dtype, device=value.device)
 
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
@@ -446,7 +473,6 @@ def _tensors(item: Any) -> Iterator[torch.Tensor]:
 
 
 def _numel(value: Value) -> int:
-    total = 1
-    for size in value.shape:
-        total *= int(size)  # type: ignore[arg-type]  # static by construction
-    return total
+    """How many elements; of sizes as they are now, which only choose the way of a trial."""
+    shape: tuple[int, ...] = value.shape  # type: ignore[assignment]  # static by construction
+    return math.prod(map(plain, shape))

@@ -15,6 +15,7 @@ from graphc.ir.types import HOST, DType, TensorType, bool_, contiguous_strides
 
 if TYPE_CHECKING:
     from graphc.frontend.aten.extern import Trial
+    from graphc.frontend.aten.sized_trials import SizedTrial
     from graphc.frontend.known import Known
 
 
@@ -36,6 +37,7 @@ class Importer:
         keys: what random draws are made from.
         rounds_as_eager: every op rounds where eager rounds, and nowhere else.
         trials: what calls of libraries have been found to return, by what they are given: layers are alike.
+        sized_trials: those of them on tensors of many sizes.
     """
 
     def __init__(self, builder: Builder, numerics: str = "default") -> None:
@@ -49,6 +51,7 @@ class Importer:
         self.decisions: Decisions | None = None  # asked for results whose shape depends on data
         self.known: Known | None = None  # values that no input decides
         self.trials: dict[str, Trial] = {}
+        self.sized_trials: list[SizedTrial] = []
 
     # dtypes and devices
 

@@ -10,6 +10,7 @@ from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import fitting, supported, wrap_dim
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.frontend.aten.views import view_strides
+from graphc.ir.dims import slice_bounds
 from graphc.ir.graph import Attr, Operand, Value
 from graphc.ir.types import bool_, i32, i64
 from graphc.ops.rules import broadcast
@@ -387,7 +388,7 @@ def slice_scatter(
     if not rank:
         raise Decline("eager raises")
     size = _shape(self)[axis]
-    first, last, _ = slice(start, end).indices(size)
+    first, last = slice_bounds(start, end, size)
     count = -((first - max(last, first)) // step)
     expected = (*_shape(self)[:axis], count, *_shape(self)[axis + 1 :])
     if _shape(src) != expected or step < 1:

@@ -11,7 +11,9 @@ from graphc.frontend.aten.expression import Term, wide
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.loss import MEAN
 from graphc.frontend.aten.registry import CONTIGUOUS, POINTWISE, Decline, rule
+from graphc.ir.dims import static
 from graphc.ir.graph import Operand, Value
+from graphc.ir.sizes import one_over
 from graphc.ir.types import i64
 
 
@@ -45,7 +47,7 @@ def _scaled(
         raise Decline("dtypes differ")
     if reduction == MEAN and self.type.numel == 0:
         raise Decline("nothing to divide by")
-    share = 1.0 / self.type.numel if reduction == MEAN else 1.0  # type: ignore[operator]  # static shapes
+    share = one_over(static(self.type.numel)) if reduction == MEAN else 1.0
     slope = fn(*(wide(imp, value) for value in (self, *rest)))
     if reduction == MEAN:
         slope = slope * share

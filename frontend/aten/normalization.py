@@ -14,6 +14,7 @@ from graphc.frontend.aten.memory_format import batch_format, like_input, suggest
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.frontend.aten.stated import stated_call
 from graphc.ir.graph import Operand, Value
+from graphc.ir.sizes import real
 from graphc.ir.types import DType, f32, f64, u8
 from graphc.ops import composite
 
@@ -188,7 +189,7 @@ def _batch_norm_train(
         imp.write(running_mean, _moving_average(imp, running_mean, mean, momentum))
     if running_var is not None:
         (count,) = composite.static((input.type.numel // input.shape[1],), "batch norm")
-        unbiased = imp.b.op("div", imp.b.op("mul", variance, float(count)), float(count - 1))
+        unbiased = imp.b.op("div", imp.b.op("mul", variance, real(count)), real(count - 1))
         imp.write(running_var, _moving_average(imp, running_var, unbiased, momentum))
     stat = next((p.dtype for p in _present(weight, bias, running_mean, running_var)), input.dtype)
     if not (input.dtype.is_reduced and stat == f32):

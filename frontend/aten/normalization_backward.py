@@ -19,6 +19,7 @@ from graphc.frontend.aten.memory_format import batch_format, like_input, suggest
 from graphc.frontend.aten.normalization import weight_norm_dims
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.ir.graph import Operand, Value
+from graphc.ir.sizes import one_over
 
 
 def _check(grad: Value, input: Value, *parameters: Value | None) -> None:
@@ -31,7 +32,7 @@ def _check(grad: Value, input: Value, *parameters: Value | None) -> None:
 
 
 def _input_gradient(g: Term, xhat: Term, rstd: Term, dims: Sequence[int], count: int) -> Term:
-    share = 1.0 / count
+    share = one_over(count)
     return rstd * (g - g.sum(dims) * share - xhat * ((g * xhat).sum(dims) * share))
 
 
@@ -71,7 +72,7 @@ def fused_rms_norm_backward(
     results: list[Value | None] = [None, None]
     if output_mask[0]:
         g = grad if weight is None else grad * wide(imp, weight)
-        along = (g * xhat).sum(tuple(range(lead, input.type.rank))) * (1.0 / math.prod(shape))
+        along = (g * xhat).sum(tuple(range(lead, input.type.rank))) * one_over(math.prod(shape))
         results[0] = (scale * (g - xhat * along)).to(input.dtype)
     if output_mask[1] and weight is not None:
         results[1] = (grad * xhat).sum(tuple(range(lead))).reshape(shape).to(weight.dtype)

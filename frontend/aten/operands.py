@@ -13,6 +13,7 @@ from graphc.frontend.aten import promotion
 from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.registry import Decline, RuleFn
 from graphc.ir.graph import Operand, Value
+from graphc.ir.sizes import depends_on_sizes, real
 from graphc.ir.types import DType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
 
 Number: TypeAlias = bool | int | float
@@ -45,6 +46,8 @@ def fitting(value: Number, dtype: DType) -> Number:
     """
     if isinstance(value, complex):
         raise Decline("a complex number")
+    if dtype.is_float and depends_on_sizes(value):
+        return real(value) if isinstance(value, int) else value
     if dtype.is_float:
         if dtype.compute == f32 and math.isfinite(value) and abs(value) > _F32_MAX:
             raise Decline("a number beyond f32")
@@ -54,7 +57,7 @@ def fitting(value: Number, dtype: DType) -> Number:
     low, high = _INTEGER_BOUNDS[dtype]
     if not low <= value <= high:
         raise Decline(f"a number beyond {dtype.name}")
-    return bool(value) if dtype == bool_ else int(value)
+    return value if depends_on_sizes(value) else bool(value) if dtype == bool_ else int(value)
 
 
 def converted(imp: Importer, args: Sequence[Operand], dtype: DType) -> list[Operand]:

@@ -12,6 +12,7 @@ import torch
 
 from graphc.errors import UnsupportedError
 from graphc.ir.graph import Operand, Value
+from graphc.ir.sizes import real
 from graphc.ir.types import BY_TORCH_NAME, DType, bool_, i64
 
 
@@ -95,7 +96,7 @@ def _combine(higher: DType | None, lower: DType | None) -> DType | None:
 def convert_number(value: bool | int | float | complex, dtype: DType) -> bool | int | float | complex:
     """A Python number as an operand beside tensors of `dtype`: of the Python type of the dtype where that is exact."""
     if dtype.kind == "float" and isinstance(value, (bool, int)):
-        return float(value)
+        return real(value)
     if dtype.kind in ("int", "uint") and isinstance(value, bool):
         return int(value)
     if dtype.kind == "bool" and not isinstance(value, bool):

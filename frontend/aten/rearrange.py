@@ -12,6 +12,7 @@ from graphc.frontend.aten.memory_format import suggests_channels_last
 from graphc.frontend.aten.operands import fitting, supported, wrap_dim, wrap_dims
 from graphc.frontend.aten.promotion import common_dtype
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
+from graphc.ir.dims import slice_bounds
 from graphc.ir.graph import Operand, Value
 
 Shape = tuple[int, ...]
@@ -126,8 +127,8 @@ def slice_backward(
     supported(grad_output)
     axis = wrap_dim(dim, len(input_sizes))
     size = input_sizes[axis]
-    first, last, _ = slice(start, end, 1).indices(size)
-    count = len(range(first, last, step)) if step > 0 else 0
+    first, last = slice_bounds(start, end, size)
+    count = (last - first + step - 1) // step if step > 0 and last > first else 0
     shape = (*input_sizes[:axis], count, *input_sizes[axis + 1 :])
     if step < 1 or _shape(grad_output) != shape:
         raise Decline("eager raises")

@@ -15,6 +15,7 @@ from graphc.frontend.aten.importer import Importer
 from graphc.frontend.aten.operands import wrap_dim
 from graphc.frontend.aten.registry import CONTIGUOUS, Decline, rule
 from graphc.ir.graph import Value
+from graphc.ir.sizes import bound
 from graphc.ir.types import DType
 from graphc.ops.composite import static
 
@@ -25,7 +26,8 @@ def unsafe_split(imp: Importer, self: Value, split_size: int, dim: int = 0) -> l
     (size,) = static((self.shape[axis],), "unsafe_split")
     if split_size <= 0:
         raise Decline("eager raises, or nothing to split")
-    return _pieces(imp, self, [min(split_size, size - start) for start in range(0, max(size, 1), split_size)], axis)
+    count = bound(max((size + split_size - 1) // split_size, 1))
+    return _pieces(imp, self, [min(split_size, size - i * split_size) for i in range(count)], axis)
 
 
 @rule("aten.unsafe_split_with_sizes.default")

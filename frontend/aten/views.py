@@ -26,6 +26,8 @@ from graphc.frontend.functionalize import (
     TensorState,
     dynamic_links,
 )  # fmt: skip
+from graphc.ir.dims import slice_bounds
+from graphc.ir.sizes import bound
 
 ViewFn: TypeAlias = Callable[..., Any]
 VIEW_RULES: dict[str, ViewFn] = {}
@@ -208,7 +210,7 @@ def expand(self: TensorState, size: Sequence[int], implicit: bool = False) -> Te
 
 def _sliced(self: TensorState, dim: int, start: int, stop: int, step: int = 1) -> TensorState:
     """Elements `start:stop:step` of one dim, bounds valid."""
-    extent = len(range(start, stop, step))
+    extent = (stop - start + step - 1) // step
     shape = (*self.shape[:dim], extent, *self.shape[dim + 1 :])
     strides = (*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :])
     whole = extent == self.shape[dim] and step == 1
@@ -223,7 +225,7 @@ def slice_(
     if not self.shape or step <= 0:
         raise RuntimeError("slice() cannot be applied to a 0-dim tensor, and its step must be greater than zero")
     axis = _wrap(dim, len(self.shape))
-    first, last, _ = slice(start, end).indices(self.shape[axis])
+    first, last = slice_bounds(start, end, self.shape[axis])
     return _sliced(self, axis, first, max(first, last), step)
 
 
@@ -237,7 +239,8 @@ def select(self: TensorState, dim: int, index: int) -> TensorState:
         raise IndexError(
             f"select(): index {index} out of range for tensor of size {list(self.shape)} at dimension {axis}"
         )
-    part = _sliced(self, axis, index % size, index % size + 1)
+    place = index + size if index < 0 else index
+    part = _sliced(self, axis, place, place + 1)
     return _reshaped(
         part, (*part.shape[:axis], *part.shape[axis + 1 :]), (*part.strides[:axis], *part.strides[axis + 1 :])
     )
@@ -247,9 +250,9 @@ def select(self: TensorState, dim: int, index: int) -> TensorState:
 def narrow(self: TensorState, dim: int, start: int, length: int) -> TensorState:
     axis = _wrap(dim, len(self.shape))
     size = self.shape[axis]
-    if not self.shape or length < 0 or not -size <= start <= size or start % max(size, 1) + length > size:
-        raise RuntimeError("start and length must lie in the dimension")
     first = start + size if start < 0 else start
+    if not self.shape or length < 0 or not -size <= start <= size or first + length > size:
+        raise RuntimeError("start and length must lie in the dimension")
     return _sliced(self, axis, first, first + length)
 
 
@@ -260,7 +263,7 @@ def split(self: TensorState, split_size: int, dim: int = 0) -> list[TensorState]
     if split_size < 0 or (split_size == 0 and size != 0):
         raise RuntimeError("split expects a positive split_size")
     count = max((size + split_size - 1) // split_size, 1) if split_size else 1
-    return [_sliced(self, axis, i * split_size, min((i + 1) * split_size, size)) for i in range(count)]
+    return [_sliced(self, axis, i * split_size, min((i + 1) * split_size, size)) for i in range(bound(count))]
 
 
 @view_rule("aten.split_with_sizes.default", "aten.split.sizes")
@@ -286,7 +289,7 @@ def chunk(self: TensorState, chunks: int, dim: int = 0) -> list[TensorState]:
 @view_rule("aten.unbind.int")
 def unbind(self: TensorState, dim: int = 0) -> list[TensorState]:
     axis = _wrap(dim, len(self.shape))
-    return [select(self, axis, index) for index in range(self.shape[axis])]
+    return [select(self, axis, index) for index in range(bound(self.shape[axis]))]
 
 
 # arbitrary geometry

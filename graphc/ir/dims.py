@@ -259,6 +259,16 @@ def mod(numerator: Dim, denominator: Dim) -> Dim:
     return 0 if _exact_quotient(numerator, denominator) is not None else _from_atom(Mod(numerator, denominator))
 
 
+def slice_bounds(start: int | None, stop: int | None, size: int) -> tuple[int, int]:
+    """First and behind last place of `x[start:stop]` in a dim, as `slice.indices` tells of plain ints."""
+
+    def place(bound: int) -> int:
+        bound = bound + size if bound < 0 else bound
+        return 0 if bound < 0 else size if bound > size else bound
+
+    return 0 if start is None else place(start), size if stop is None else place(stop)
+
+
 def static(value: Dim) -> int:
     """A dim that is an int.
 

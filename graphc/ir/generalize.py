@@ -11,7 +11,7 @@ gives, all of them: `General.sizes_of` looks. A graph that it fails for is one m
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
 from math import prod
@@ -19,7 +19,7 @@ from typing import Any
 
 from graphc.ir.dims import Dim, Expr, evaluate, floordiv, symbol
 from graphc.ir.graph import Graph, Output, Role, StridedView, Value, regions
-from graphc.ir.sizes import LEAST, NAME, Conditions, Reciprocal, Size
+from graphc.ir.sizes import LEAST, NAME, Conditions, Reciprocal, Size, SizedFloat, plain
 from graphc.ir.types import TensorType
 
 _MOST_BASES = 12
@@ -72,7 +72,7 @@ def outline(graph: Graph) -> Outline:
 
     def take(number: Number) -> Number:
         numbers.append(number)
-        return type(number)()
+        return 0 if isinstance(number, int) else 0.0
 
     bare = with_numbers(graph, take)
     _rename(bare)
@@ -161,6 +161,32 @@ class General:
                 return None
         return sizes
 
+    def is_like(self, other: General) -> bool:
+        """Whether the numbers of another one are made of the same, under the same names; of graphs of one `rest`."""
+        return self is other or (self.sizes == other.sizes and self.exprs == other.exprs)
+
+    def gives(self, found: Outline) -> bool:
+        """Whether this is the graph that was taken apart, for some sizes."""
+        return self.sizes_of(found) is not None
+
+    def outline(self, sizes: Mapping[str, int]) -> Outline:
+        """The graph for some sizes, taken apart."""
+        known: dict[Expr | Inverse, Number] = {}
+        numbers: list[Number] = []
+        for source, first in zip(self.exprs, self.first.numbers, strict=True):
+            if isinstance(source, (int, float)):
+                numbers.append(source)
+                continue
+            if source not in known:
+                known[source] = _evaluated(source, sizes)
+            numbers.append(known[source] if isinstance(first, int) else float(known[source]))
+        return replace(self.first, numbers=tuple(numbers))
+
+    def at(self, sizes: Mapping[str, int]) -> Graph:
+        """The graph for some sizes, which are plain ints in it."""
+        numbers = iter(self.outline(sizes).numbers)
+        return with_numbers(self.first.graph, lambda _: next(numbers))
+
     def graph(self, sizes: Mapping[str, int]) -> tuple[Graph, Conditions]:
         """The graph for some sizes, which know what they are; and where it is noted what is found out about them.
 
@@ -212,6 +238,48 @@ def generalize(outlines: Sequence[Outline]) -> General | None:
         else:
             sources.append(expr if ints == row else Inverse(expr))
     return General(first, sizes, tuple(sources))
+
+
+def generalize_inputs(outlines: Sequence[Outline]) -> General | None:
+    """As `generalize`, of the inputs alone: there are expressions for their numbers, which are the first ones."""
+    first = outlines[0]
+    count = sum(item.type.rank + len(item.strides or ()) for item in first.graph.inputs)
+    bare = Graph(first.graph.name, first.graph.inputs)
+    return generalize([Outline(bare, found.numbers[:count], None, first.dims) for found in outlines])
+
+
+def derived(graph: Graph, conditions: Conditions) -> General:
+    """The graph that one is whose numbers know what they are made of."""
+    found = outline(graph)
+    sources: list[Source] = []
+    for number in found.numbers:
+        size = number.size if isinstance(number, SizedFloat) else number
+        expr = conditions.spelled(size.expr) if isinstance(size, Size) else number
+        sources.append(Inverse(expr) if isinstance(number, Reciprocal) and isinstance(expr, Expr) else expr)
+    places = {str(sources[position]): position for position in reversed(found.dims)}
+    sizes = {name: places[name] for name in conditions.given()}
+    return General(replace(found, numbers=tuple(map(_value, found.numbers))), sizes, tuple(sources))
+
+
+def _value(number: Number) -> Number:
+    """A number as it is for now."""
+    return plain(number) if isinstance(number, int) else float.__add__(number, 0.0)
+
+
+def fitted(bases: Sequence[tuple[Expr, Row]], rows: set[Row]) -> Callable[[Row], Dim] | None:
+    """What each of some rows of numbers is, as an expression of rows that have names; None where one is not."""
+    fit = _Fit(len(bases[0][1]))
+    for expr, row in bases:
+        fit.add(expr, row)
+    if not fit.divide({row for row in rows if fit.find(row) is None}):
+        return None
+
+    def expression(row: Row) -> Dim:
+        found = fit.find(row)
+        assert found is not None
+        return found
+
+    return expression
 
 
 def _whole(row: tuple[Any, ...]) -> Row | None:

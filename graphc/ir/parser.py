@@ -72,6 +72,15 @@ def parse(text: str) -> Graph:
     return _Parser(text).graph()
 
 
+def parse_dim(text: str) -> Dim:
+    """The expression that `text` is, as `str` gives it.
+
+    Raises:
+        ParseError: malformed text.
+    """
+    return _Parser(text).whole_dim()
+
+
 class _Parser:
     """Recursive descent over a list of tokens (kind, text, offset)."""
 
@@ -442,6 +451,13 @@ class _Parser:
         return -value if negative else value
 
     # dims
+
+    def whole_dim(self) -> Dim:
+        """An expression and nothing more."""
+        found = self._dim()
+        if self.tokens[self.position][0] != "end":
+            self._fail("more than an expression")
+        return found
 
     def _dim(self) -> Dim:
         self.depth += 1

@@ -26,7 +26,7 @@ from typing import Any
 
 from graphc.ir.dims import Dim, Expr
 from graphc.ir.graph import Graph, Input, Named, Op, Output, Ref, Value, regions
-from graphc.ir.sizes import Reciprocal, Size
+from graphc.ir.sizes import Real, Reciprocal, Size
 from graphc.ir.text import identifier, location_comment, named_constant, quote, value_name
 from graphc.ir.types import DType, Location, TensorType
 
@@ -77,7 +77,7 @@ def attr_text(value: Any) -> str:
         return f"[{', '.join([attr_text(item) for item in value])}]"
     if kind is str:
         return quote(value)
-    if kind is Size or kind is Reciprocal:
+    if kind is Size or kind is Reciprocal or kind is Real:
         return str(value)
     if kind is DType or kind is Expr or kind is Ref:
         return value.name if kind is DType else f"${value.index}" if kind is Ref else str(value)

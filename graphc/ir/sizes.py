@@ -78,6 +78,14 @@ class Conditions:
                 self._usual[name] = value
         return name
 
+    def spelled(self, polynomial: Expr) -> Dim:
+        """A polynomial as an expression of the sizes of inputs."""
+        total: Dim = polynomial
+        divisions = {name: expr for expr, name in self._made.items()}
+        while not isinstance(total, int) and (names := symbols(total) & divisions.keys()):
+            total = substitute(total, {name: divisions[name] for name in names})
+        return total
+
     def usual(self, polynomial: Expr) -> int:
         """The value of a polynomial where each size of an input is in the middle of those with as many bits."""
         return value_of(polynomial, self._usual)
@@ -116,6 +124,10 @@ class Conditions:
         self.note("==", size.expr - value, True)
         return value
 
+    def given(self) -> dict[str, int]:
+        """The sizes of the inputs, as they are for now."""
+        return {name: self._values[name] for name in self._given}
+
     def all_sizes(self, given: Mapping[str, int]) -> dict[str, int]:
         """The values of all sizes where those of the inputs are these.
 
@@ -134,6 +146,33 @@ class Conditions:
         except ZeroDivisionError:
             return False
         return all(_SIGNS[sign](value_of(expr, values), 0) is holds for (sign, expr), holds in self._found.items())
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of this as numbers and text, for `from_plain`."""
+        return {
+            "sizes": self.given(),
+            "made": [[name, str(expr)] for expr, name in self._made.items()],
+            "found": [[sign, str(expr), holds] for (sign, expr), holds in self._found.items()],
+        }
+
+    @staticmethod
+    def from_plain(body: Mapping[str, Any], parse: Callable[[str], Dim]) -> Conditions:
+        """What `to_plain` gave.
+
+        Args:
+            parse: from the text of an expression to that.
+        """
+        self = Conditions(body["sizes"])
+        for name, text in body["made"]:
+            expr = parse(text)
+            assert isinstance(expr, Expr) and self._division(expr) == name
+        for sign, text, holds in body["found"]:
+            self.note(sign, parse(text), holds)
+        return self
+
+    def sized(self, expr: Dim) -> int:
+        """The int that an expression is."""
+        return self.size(evaluate(expr, self._values), expr)
 
     def __str__(self) -> str:
         lines = [f"{name} = {expr}" for expr, name in self._made.items()]
@@ -156,12 +195,22 @@ def typical(value: int) -> int:
 
 def depends_on_sizes(value: object) -> bool:
     """Whether a number is made of sizes."""
-    return type(value) in (Size, Reciprocal)
+    return type(value) in (Size, Real, Reciprocal)
 
 
 def bound(value: Any) -> Any:
     """A number as Python has it: the sizes that it is made of are bound to what they are."""
     return value if not depends_on_sizes(value) else int(value) if type(value) is Size else float(value)
+
+
+def real(value: int) -> float:
+    """An int as a float."""
+    return Real(value) if type(value) is Size else float(value)
+
+
+def one_over(value: int) -> float:
+    """One over an int."""
+    return Reciprocal(value) if type(value) is Size and plain(value) else 1.0 / bound(value)
 
 
 def never_more(left: int, right: int) -> bool:
@@ -294,6 +343,11 @@ def _by_value(name: str) -> Callable[..., Any]:
     return method
 
 
+def _divided_by(self: Size, other: Any) -> Any:
+    """`other / self`."""
+    return one_over(self) if type(other) is int and other == 1 else other / self.conditions.pin(self)
+
+
 def _comparison(sign: str, holds: bool, swapped: bool) -> Callable[[Size, Any], Any]:
     """`self sign other`, or its opposite where `holds` is False; `other sign self` when swapped."""
     compare = _SIGNS[sign]
@@ -325,6 +379,7 @@ for _name, _make, _compute in (
 for _name in ("truediv", "pow", "and", "or", "xor", "lshift", "rshift"):
     setattr(Size, f"__{_name}__", _by_value(f"__{_name}__"))
     setattr(Size, f"__r{_name}__", _by_value(f"__r{_name}__"))
+Size.__rtruediv__ = _divided_by  # type: ignore[assignment,method-assign]
 for _name, _sign, _holds, _swapped in (
     ("eq", "==", True, False),
     ("ne", "==", False, False),
@@ -336,32 +391,79 @@ for _name, _sign, _holds, _swapped in (
     setattr(Size, f"__{_name}__", _comparison(_sign, _holds, _swapped))
 
 
-class Reciprocal(float):
-    """A float that is one over a size, as means multiply by. What asks for more than a name binds the size."""
+class SizedFloat(float):
+    """A float that is made of a size. What asks for more than a name binds the size."""
 
     size: Size
+
+    def _now(self) -> float:
+        """The float where its size is bound."""
+        raise NotImplementedError
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.size))
+
+    def __repr__(self) -> str:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __format__(self, spec: str) -> str:
+        return format(self._now(), spec)
+
+    def __float__(self) -> float:
+        return self._now()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (self._now(),)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class Real(SizedFloat):
+    """A size as a float, as means divide by."""
+
+    def __new__(cls, size: Size) -> Real:
+        self = float.__new__(cls, plain(size))
+        self.size = size
+        return self
+
+    def _now(self) -> float:
+        return float(self.size.conditions.pin(self.size))
+
+    def __repr__(self) -> str:
+        return str(self.size)
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is Real:
+            return self.size == other.size
+        return isinstance(other, (int, float)) and other == int(other) and self.size == int(other)
+
+
+class Reciprocal(SizedFloat):
+    """A float that is one over a size, as means multiply by."""
 
     def __new__(cls, size: Size) -> Reciprocal:
         self = float.__new__(cls, 1.0 / plain(size))
         self.size = size
         return self
 
-    def __hash__(self) -> int:
-        return hash((1.0, self.size))
+    def _now(self) -> float:
+        return 1.0 / self.size.conditions.pin(self.size)
 
     def __repr__(self) -> str:
         return f"1/{self.size}"
 
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return format(float(self), spec)
-
-    def __float__(self) -> float:
-        return 1.0 / self.size.conditions.pin(self.size)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return float, (float(self),)
+    def __hash__(self) -> int:
+        return super().__hash__()
 
     def __eq__(self, other: object) -> bool:
         if type(other) is Reciprocal:
@@ -370,12 +472,6 @@ class Reciprocal(float):
             return False
         size = round(1.0 / other)
         return 1.0 / size == other and self.size == size if size > 0 else False
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __bool__(self) -> bool:
-        return True
 
 
 def is_one_over(size: int, value: object) -> bool:
@@ -386,17 +482,17 @@ def is_one_over(size: int, value: object) -> bool:
 
 
 def _by_float(name: str) -> Callable[..., Any]:
-    def method(self: Reciprocal, *others: Any) -> Any:
-        return getattr(float(self), name)(*(float(item) if type(item) is Reciprocal else item for item in others))
+    def method(self: SizedFloat, *others: Any) -> Any:
+        return getattr(float(self), name)(*(float(item) if isinstance(item, SizedFloat) else item for item in others))
 
     return method
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "divmod"):
-    setattr(Reciprocal, f"__{_name}__", _by_float(f"__{_name}__"))
-    setattr(Reciprocal, f"__r{_name}__", _by_float(f"__r{_name}__"))
+    setattr(SizedFloat, f"__{_name}__", _by_float(f"__{_name}__"))
+    setattr(SizedFloat, f"__r{_name}__", _by_float(f"__r{_name}__"))
 for _name in (
     "__lt__", "__le__", "__gt__", "__ge__", "__neg__", "__abs__", "__int__", "__trunc__", "__floor__", "__ceil__",
     "__round__", "hex", "is_integer", "as_integer_ratio",
 ):  # fmt: skip
-    setattr(Reciprocal, _name, _by_float(_name))
+    setattr(SizedFloat, _name, _by_float(_name))

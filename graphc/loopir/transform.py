@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import gcd
 
 from graphc.ir.dims import Dim, Expr, FloorDiv, Mod, Ranges, Sym, floordiv, mod, simplify, substitute, symbol, symbols
+from graphc.ir.sizes import bound
 from graphc.ir.types import bool_, i64
 from graphc.loopir.kernel import (
     ROW,
@@ -256,7 +257,9 @@ def _split_candidates(kernel: Kernel) -> list[tuple[str, int]]:
                     continue
                 name = monomial[0].name
                 extent = extents.get(name)
-                factor = atom.denominator // gcd(atom.denominator, coefficient)
+                factor = atom.denominator
+                if abs(coefficient) != 1:
+                    factor //= gcd(bound(factor), bound(coefficient))
                 if isinstance(extent, int) and 1 < factor < extent and extent % factor == 0:
                     found[name, factor] = None
     return sorted(found)

@@ -14,7 +14,7 @@ import torch
 
 from graphc.ir.dims import Dim
 from graphc.ir.graph import Attr, Op, Operand, Value
-from graphc.ir.sizes import Reciprocal, Size
+from graphc.ir.sizes import Real, Reciprocal, Size
 from graphc.ir.types import HOST, DType, TensorType, bool_, i64
 from graphc.loopir.scalar import SCALAR_OPS, ScalarOp
 from graphc.ops import checks, rules
@@ -169,7 +169,7 @@ def _common_dtype(op: str, operands: Sequence[Operand], kinds: Sequence[str]) ->
 
 
 _NUMBER_KINDS: dict[type, str] = {
-    bool: "bool", int: "int", float: "float", complex: "complex", Size: "int", Reciprocal: "float",
+    bool: "bool", int: "int", float: "float", complex: "complex", Size: "int", Reciprocal: "float", Real: "float",
 }  # fmt: skip
 _FITS = {"float": ("bool", "int"), "int": ("bool",), "uint": ("bool", "int"), "bool": ()}
 

@@ -31,7 +31,7 @@ class TensorFact:
         cls: its Python type, subclasses not included.
         keys: its dispatch key set as a number.
         dtype, device: torch's own objects.
-        shape, strides: in elements; a stride is -1 where it does not matter, see `stride_facts`.
+        shape, strides: in elements; a size is -1 where it does not matter, and a stride, see `stride_facts`.
         requires_grad: None where that does not matter because grad mode is off.
     """
 

@@ -9,6 +9,7 @@ reading it back imports neither torch nor the compiler.
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 from graphc.errors import CacheError
 from graphc.ir.dims import Expr
 from graphc.ir.graph import Named, Ref
-from graphc.ir.sizes import Reciprocal, Size, value_of
+from graphc.ir.sizes import Reciprocal, Size, one_over, value_of
 from graphc.ir.types import DTYPES, DType, Location
 from graphc.program.loops import Binding, LoopStep
 from graphc.program.plan import (
@@ -97,16 +98,17 @@ class Program:
 
     def for_sizes(self, values: Mapping[str, int]) -> Program:
         """The record with every `Size` in it as what it is where sizes have these values, by name in their order."""
-        known: dict[Expr, int] = {}
-
-        def change(size: Size) -> int:
-            value = known.get(size.expr)
-            if value is None:
-                value = known[size.expr] = value_of(size.expr, values)
-            return value
-
-        body = {name: _with_values(getattr(self, name), change) for name in _FIELDS}
+        exprs, fills = self._template
+        found = [value_of(expr, values) for expr in exprs]
+        body = {name: getattr(self, name) if fill is None else fill(found) for name, fill in fills.items()}
         return Program(**{**body, "sizes": tuple(values.values())})
+
+    @functools.cached_property
+    def _template(self) -> tuple[tuple[Expr, ...], dict[str, Fill | None]]:
+        """The expressions in the record, and what makes each field from their values."""
+        places: dict[Expr, int] = {}
+        fills = {name: _filled(getattr(self, name), places) for name in _FIELDS}
+        return tuple(places), fills
 
     def to_json(self) -> str:
         """The record as JSON text; `Program.from_json` gives back an equal one.
@@ -118,8 +120,11 @@ class Program:
         return json.dumps({"format": FORMAT, **body}, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> Program:
+    def from_json(text: str, size: Callable[[str], int] | None = None) -> Program:
         """The record that `to_json` wrote.
+
+        Args:
+            size: gives the `Size` that a text stands for, of a record for several sizes.
 
         Raises:
             CacheError: the text is damaged or of another format version.
@@ -128,7 +133,7 @@ class Program:
             body = json.loads(text)
             if body["format"] != FORMAT:
                 raise CacheError(f"program record of format {body['format']}, this graphc reads format {FORMAT}")
-            return Program(**{name: _decode(body[name]) for name in _FIELDS})
+            return Program(**{name: _decode(body[name], size) for name in _FIELDS})
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(f"damaged program record: {type(error).__name__}: {error}") from error
 
@@ -153,26 +158,39 @@ _RECORD_FIELDS: dict[type, tuple[str, ...]] = {
 }
 
 
-def _with_values(item: Any, change: Callable[[Size], int]) -> Any:
-    """A part of a record with each `Size` changed; the very same where there is none."""
+Fill: TypeAlias = "Callable[[list[int]], Any]"
+"""Makes a part of a record from the values of all expressions in it."""
+
+
+def _filled(item: Any, places: dict[Expr, int]) -> Fill | None:
+    """What makes a part of a record for any sizes; None where there are none in it.
+
+    Args:
+        places: where the values of expressions are in the list of all; more are added.
+    """
     kind = type(item)
-    if kind in _PLAIN:
-        return item
     if kind is Size:
-        return change(item)
+        return operator.itemgetter(places.setdefault(item.expr, len(places)))
     if kind is Reciprocal:
-        return 1 / change(item.size)
-    if kind is tuple or kind is list:
-        parts = [_with_values(part, change) for part in item]
-        return item if all(map(operator.is_, parts, item)) else kind(parts)
+        place = places.setdefault(item.size.expr, len(places))
+        return lambda values: 1 / values[place]
     if kind is dict:
-        return {_with_values(key, change): _with_values(part, change) for key, part in item.items()}
+        keys, parts = _filled(tuple(item), places), _filled(tuple(item.values()), places)
+        if keys is None and parts is None:
+            return None
+        return lambda values: dict(
+            zip(item if keys is None else keys(values), item.values() if parts is None else parts(values), strict=True)
+        )
     names = _RECORD_FIELDS.get(kind)
+    if names is None and kind is not tuple and kind is not list:
+        return None
+    parts_of = item if names is None else [getattr(item, name) for name in names]
+    pairs = [(_filled(part, places), part) for part in parts_of]
+    if all(fill is None for fill, _ in pairs):
+        return None
     if names is None:
-        return item
-    old = [getattr(item, name) for name in names]
-    new = [_with_values(part, change) for part in old]
-    return item if all(map(operator.is_, new, old)) else kind(*new)
+        return lambda values: kind([part if fill is None else fill(values) for fill, part in pairs])
+    return lambda values: kind(*[part if fill is None else fill(values) for fill, part in pairs])
 
 
 def _encode(value: Any) -> Json:
@@ -191,6 +209,10 @@ def _encode(value: Any) -> Json:
         return {"DType": value.name}
     if kind is complex:
         return {"complex": [_encode(value.real), _encode(value.imag)]}
+    if kind is Size:
+        return {"Size": str(value.expr)}
+    if kind is Reciprocal:
+        return {"Reciprocal": str(value.size.expr)}
     fields = _RECORD_FIELDS.get(kind)
     if fields is None:
         raise TypeError(f"a {kind.__name__} cannot stand in a program record: {value!r}")
@@ -198,23 +220,26 @@ def _encode(value: Any) -> Json:
     return {kind.__name__: [item if type(item) in _PLAIN else _encode(item) for item in own]}
 
 
-def _decode(value: Json) -> Any:
+def _decode(value: Json, size: Callable[[str], int] | None) -> Any:
     if type(value) is list:
-        return tuple([_decode(item) for item in value])
+        return tuple([_decode(item, size) for item in value])
     if type(value) is not dict:
         return value
     ((tag, body),) = value.items()
     record = _RECORDS.get(tag)
     if record is not None:
-        return record(*[_decode(item) for item in body])
+        return record(*[_decode(item, size) for item in body])
     if tag == "DType":
         return DTYPES[body]
     if tag == "list":
-        return [_decode(item) for item in body]
+        return [_decode(item, size) for item in body]
     if tag == "dict":
-        return {_decode(key): _decode(item) for key, item in body}
+        return {_decode(key, size): _decode(item, size) for key, item in body}
     if tag == "float":
         return float(body)
     if tag == "complex":
-        return complex(_decode(body[0]), _decode(body[1]))
+        return complex(_decode(body[0], size), _decode(body[1], size))
+    if tag in ("Size", "Reciprocal") and size is not None:
+        found = size(body)
+        return found if tag == "Size" else one_over(found)
     raise ValueError(f"unknown tag {tag!r}")

@@ -105,7 +105,7 @@ STRAIGHT static int as_expected(const char *object, const struct metadata *e, co
   if (aoti_torch_get_dtype(t, &dtype) || dtype != e->dtype || aoti_torch_get_dim(t, &rank) || rank != e->rank) return 0;
   if (e->device >= 0 && (aoti_torch_get_device_index(t, &device) || device != e->device)) return 0;
   if (aoti_torch_get_sizes(t, &found)) return 0;
-  for (int64_t i = 0; i < rank; i++) if (found[i] != e->sizes[i]) return 0;
+  for (int64_t i = 0; i < rank; i++) if (e->sizes[i] >= 0 && found[i] != e->sizes[i]) return 0;
   if (aoti_torch_get_strides(t, &found)) return 0;
   for (int64_t i = 0; i < rank; i++) if (e->strides[i] >= 0 && found[i] != e->strides[i]) return 0;
   return e->requires_grad < 0 || REQUIRES_GRAD(impl) == e->requires_grad;

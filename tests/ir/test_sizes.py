@@ -1,5 +1,6 @@
 """Ints that know what they are made of: what is computed with them is right wherever their conditions hold."""
 
+import json
 import operator
 import pickle
 from collections.abc import Callable
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphc.ir.sizes import Conditions, Size, never_more, plain, typical, value_of
+from graphc.ir.dims import slice_bounds
+from graphc.ir.parser import parse_dim
+from graphc.ir.sizes import Conditions, Size, never_more, one_over, plain, real, typical, value_of
 
 BINARY: list[Callable[[Any, Any], Any]] = [operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod]
 COMPARED = [operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge]
@@ -138,3 +141,49 @@ def test_what_is_typical_depends_on_bits_alone():
         assert all(" = " in line or line.endswith("!= 0") for line in str(conditions).splitlines())
     assert found == {(24, 573, 4, 0, 8)}
     assert [typical(sizes(size0=size)[1][0]) for size in (2, 3, 4, 7, 8)] == [3, 3, 6, 6, 12]
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 40)] * 4).map(lambda t: (t[0] % 6, *t[1:])), max_size=12),
+    st.tuples(st.integers(2, 99), st.integers(2, 99)),
+    st.lists(st.tuples(st.integers(2, 99), st.integers(2, 99)), min_size=1, max_size=8),
+)
+@settings(max_examples=60)
+def test_conditions_as_text(steps, sizes, others):
+    conditions = Conditions(dict(zip("ab", sizes, strict=True)))
+    run(steps, conditions.known("a"), conditions.known("b"))
+    again = Conditions.from_plain(json.loads(json.dumps(conditions.to_plain())), parse_dim)
+    assert str(again) == str(conditions)
+    for other in others:
+        given = dict(zip("ab", other, strict=True))
+        assert again.hold(given) == conditions.hold(given)
+
+
+@given(st.integers(2, 20), st.integers(-30, 30) | st.none(), st.integers(-30, 30) | st.none(), st.integers(2, 20))
+def test_bounds_of_slices(size, start, stop, other):
+    assert slice_bounds(start, stop, size) == slice(start, stop).indices(size)[:2]
+    conditions = Conditions({"a": size})
+    found = slice_bounds(start, stop, conditions.known("a"))
+    if conditions.hold({"a": other}):
+        values = [value_of(bound.expr, {"a": other}) if type(bound) is Size else bound for bound in found]
+        assert tuple(values) == slice(start, stop).indices(other)[:2]
+
+
+def test_floats_that_are_made_of_sizes():
+    conditions = Conditions({"a": 12})
+    n = conditions.known("a")
+    whole, part = real(n), one_over(n * 4)
+    assert (str(whole), str(part)) == ("a", "1/(a*4)")
+    assert 1 / (n * 4) == part and whole == real(n) and whole != real(n + 1) and conditions.hold({"a": 13})
+    assert (plain(n), float.__add__(part, 0.0)) == (12, 1 / 48)
+    for look in (
+        lambda: whole * 0.5,
+        lambda: 0.5 - part,
+        lambda: float(whole),
+        lambda: f"{part:.3f}",
+        lambda: part < 1,
+    ):
+        conditions = Conditions({"a": 12})
+        whole, part = real(conditions.known("a")), one_over(conditions.known("a"))
+        look()
+        assert not conditions.hold({"a": 13}) and conditions.hold({"a": 12})

@@ -13,6 +13,8 @@ from tests.sizes.programs import PROGRAMS
 SIZES = (17, 21, 26, 23, 19, 31, 2, 1, 40, 22)
 ALONE = ("numbers", "resized_images", "recurrent_over_time")
 """Whose graphs have numbers that are no expression of sizes, or as many ops as the size says."""
+BY_TRITON = ("pointwise", "reductions", "attention", "images", "recurrent")
+"""Programs for both backends in `make check`; the suites have all for both."""
 LEAST_REUSED = {**dict.fromkeys(ALONE, 0), "images": 1}
 
 
@@ -67,9 +69,14 @@ def compare(fn, eager, inputs, n):
             close(fn(*given), expected, f"for {n}")
 
 
-@pytest.mark.parametrize("backend", ["c", "triton"])
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_nothing_belongs_to_one_size(name, backend):
+@pytest.mark.parametrize(
+    "backend, name",
+    [
+        *(("c", name) for name in PROGRAMS),
+        *(pytest.param("triton", name, marks=[pytest.mark.suite] * (name not in BY_TRITON)) for name in PROGRAMS),
+    ],
+)
+def test_nothing_belongs_to_one_size(backend, name):
     """Built for two sizes that meet the same conditions, a program is the same: its text, its steps, its outputs.
 
     And nobody has taken the value of one unseen.

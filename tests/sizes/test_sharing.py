@@ -99,13 +99,13 @@ def test_dynamic_false():
 
 
 def test_sizes_from_the_disk_cache():
-    for builds, reuses in ((1, 1), (0, 0)):
+    for builds, reuses, sizes in ((1, 1, (33, 43, 47)), (0, 1, (33, 43, 47)), (0, 3, (34, 35, 33, 49))):
         fn = graphc.compile(rows)
-        for n in (33, 43, 47):
+        for n in sizes:
             right(fn, n)
         assert (fn.stats().builds, fn.stats().reuses) == (builds, reuses)
-    right(fn, 40)  # its like came from the cache
-    assert (fn.stats().builds, fn.stats().reuses) == (1, 0)
+    right(fn, 100)  # of as many bits as none of the others
+    assert (fn.stats().builds, fn.stats().reuses) == (1, 3)
 
 
 def test_a_module_that_is_trained_outside():

@@ -94,6 +94,7 @@ def main() -> None:
     from graphc.driver import build_for_sizes
     from graphc.options import Options
     from graphc.settings import override
+    from tests.sizes.leaks import no_leaks
     from tests.sizes.programs import PROGRAMS
     from tests.sizes.random_shapes import PROGRAMS as RANDOM
 
@@ -102,12 +103,15 @@ def main() -> None:
         for name in sys.argv[1:] or programs:
             make, inputs = programs[name]
             fn = graphc.compile(make())
-            for n in (17, 21, 26):
-                fn(*inputs(n))
-            assert not any("LeakError" in reason for reason in fn.stats().alone), (name, fn.stats().alone)
+            for n in (17, 21, 26, 33):
+                given = inputs(n)
+                with no_leaks():
+                    fn(*given)
+            reasons = [*fn.stats().alone, *fn.stats().one_size]
+            assert not any("LeakError" in reason for reason in reasons), (name, reasons)
             for family in fn.families:
                 for backend in ("c", "triton") if family.general is not None else ():
-                    graph, _ = family.general.graph(dict.fromkeys(family.general.sizes, 21))
+                    graph, _ = family.general.graph(family.general.sizes_of(family.samples[-1]) or {})
                     build_for_sizes(Options(name, backend), backend, graph)
                     built += 1
     print(f"{built} builds, no size seen by a float")
