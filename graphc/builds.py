@@ -91,7 +91,7 @@ def find_build(found: Outline, facts: str) -> Build | None:
             return None
         try:
             build = _read(folder, found)
-        except (CacheError, OSError, ParseError, KeyError, TypeError, ValueError, AssertionError) as error:
+        except (CacheError, OSError, ParseError, KeyError, TypeError, ValueError) as error:
             if folder.is_dir():  # else another process has thrown it out meanwhile
                 cache.discard(key, str(error))
             return None
@@ -132,7 +132,8 @@ def _plain(source: Source) -> Any:
 def _source(body: Any) -> Source:
     if isinstance(body, list):
         expr = parse_dim(body[0])
-        assert isinstance(expr, Expr)
+        if not isinstance(expr, Expr):
+            raise CacheError(f"one over {body[0]}, which is no expression")
         return Inverse(expr)
     if isinstance(body, str):
         return parse_dim(body)

@@ -128,7 +128,9 @@ class Families:
             make: None: what has been built is looked at, and no more.
         """
         with self._lock:
-            family = self._families[facts, general.first.rest]
+            family = self._families.get((facts, general.first.rest))
+            if family is None:  # its programs have been withdrawn
+                return None
             for build in family.builds:
                 if build.general.is_like(general) and build.conditions.hold(sizes):
                     return self._reused(family, build, sizes)

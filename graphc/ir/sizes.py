@@ -161,11 +161,15 @@ class Conditions:
 
         Args:
             parse: from the text of an expression to that.
+
+        Raises:
+            KeyError, ValueError: it is not.
         """
         self = Conditions(body["sizes"])
         for name, text in body["made"]:
             expr = parse(text)
-            assert isinstance(expr, Expr) and self._division(expr) == name
+            if not isinstance(expr, Expr) or self._division(expr) != name:
+                raise ValueError(f"{name} = {text} is no division of sizes")
         for sign, text, holds in body["found"]:
             self.note(sign, parse(text), holds)
         return self

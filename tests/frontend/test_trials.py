@@ -4,7 +4,11 @@ import pytest
 import torch
 
 import graphc
-from graphc.frontend.aten import extern
+from graphc.frontend.aten import extern, layout
+from graphc.frontend.aten.sized_trials import OneSizeOnly, SizedTrial
+from graphc.ir.graph import Value
+from graphc.ir.sizes import Conditions
+from graphc.ir.types import TensorType, f32
 
 
 @pytest.fixture
@@ -60,3 +64,32 @@ def test_the_same_tensor_twice_is_another_call(tried):
 
     check(both, torch.randn(4, 4), torch.randn(4, 4))
     assert tried.count("aten._cdist_forward.default") == 2
+
+
+def sized(run, **sizes):
+    """A trial on one tensor whose dims are sizes."""
+    conditions = Conditions(sizes)
+    value = Value("x", TensorType(f32, tuple(map(conditions.known, sizes)), "cpu"))
+    strides = {value: layout.contiguous(value.shape)}
+    return SizedTrial(lambda lying, args, kwargs: run(*args[0].shape), [value], {}, strides, conditions), conditions
+
+
+def test_of_many_sizes():
+    trial, conditions = sized(lambda n, m: (TensorType(f32, (n * m, n // 2 + 1), "cpu"), (m, 1), None), a=10, b=7)
+    assert str(trial.answer[0].shape) == "((a*b), (size2 + 1))" and str(trial.answer[1]) == "(b, 1)"
+    for a, b in ((3, 90), (44, 5), (17, 2)):
+        assert trial.holds(conditions.all_sizes({"a": a, "b": b}))
+
+
+def test_what_other_sizes_show_to_be_wrong():
+    trial, conditions = sized(lambda n: (n if n < 40 else 40,), a=10)
+    assert str(trial.answer) == "(a,)"
+    assert trial.holds(conditions.all_sizes({"a": 39})) and not trial.holds(conditions.all_sizes({"a": 41}))
+
+
+@pytest.mark.parametrize(
+    "run", [lambda n: (n**5 % 7,), lambda n: (n,) * (n % 3), lambda n: "even" if n % 2 else "odd", lambda n: (n > 12,)]
+)
+def test_answers_that_are_no_expression_of_sizes(run):
+    with pytest.raises(OneSizeOnly):
+        sized(run, a=11)
