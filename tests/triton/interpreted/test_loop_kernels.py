@@ -87,6 +87,7 @@ def test_packed_sequences() -> None:
         assert_contract(mine, eager, true)
 
 
+@pytest.mark.suite
 @pytest.mark.parametrize(("rows", "hidden"), [(20, 64), (6, 16)])
 def test_a_language_model(rows: int, hidden: int) -> None:
     """Its state comes from the call before, and what the loops carry lies where results are stored later."""

@@ -203,6 +203,7 @@ def test_results_and_gradients_are_as_in_eager(name: str, sizes: tuple[int, int]
     assert len(texts) == 3 and all("first = tl.min(" in text or "first = v" in text for text in texts), texts
 
 
+@pytest.mark.suite
 @pytest.mark.parametrize("name", ["causal", "padding", "left_padding"])
 def test_float32_keeps_the_contract(name: str) -> None:
     form, mask = MASKS[name](90, 75)

@@ -261,6 +261,7 @@ def test_inputs_that_always_move_are_copied_and_not_kept(device: MadeUpDevice) -
     assert device.log.count("record") == 1 and "inputs copied: 1" in placed.replay
 
 
+@pytest.mark.suite
 @pytest.mark.parametrize("part, copies", [(2, True), (1000, False)])
 def test_large_inputs_are_copied_where_the_program_moves_far_more(
     part: int, copies: bool, monkeypatch: pytest.MonkeyPatch, device: MadeUpDevice

@@ -146,6 +146,7 @@ def test_loops_that_are_one_kernel_stay_so() -> None:
     assert any(name.startswith("loop") for name in compiled.source(*args))
 
 
+@pytest.mark.suite
 @pytest.mark.parametrize("template", [True, False])
 def test_attention_against_the_library(template: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are measured, forward and backward together."""
@@ -165,6 +166,7 @@ def test_attention_against_the_library(template: bool, monkeypatch: pytest.Monke
     assert measured["chosen"] == ("template" if template else "library")
 
 
+@pytest.mark.suite
 def test_both_halves_of_a_module_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward pass of its own has been made a call before it is known what is faster."""
     monkeypatch.setattr(graphc.options, "attention_libraries", lambda device: {"cpu": ("cpu",)})
