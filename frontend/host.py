@@ -18,7 +18,7 @@ import torch
 from graphc.errors import DataDependentError
 from graphc.frontend.locations import is_graphc_code
 from graphc.ir.graph import Value
-from graphc.ir.sizes import Size, SizedFloat, bound, depends_on_sizes
+from graphc.ir.sizes import Size, SizedFloat, bound, depends_on_sizes, plain
 from graphc.ir.types import DType, Location, bool_, f64, i64
 
 Number: TypeAlias = Union[bool, int, float]
@@ -281,6 +281,11 @@ class SizeNode(HostConstant):
 
     def maybe_as_int(self) -> int | None:
         return None
+
+    def leave(self) -> None:
+        """The capture has come to nothing: for who keeps the size it is a number like any other from now on."""
+        number = self.number
+        self.hint = plain(number) if isinstance(number, int) else float.__add__(number, 0.0)
 
 
 def constant(scope: HostScope, number: Number) -> HostConstant:

@@ -354,6 +354,8 @@ class Recorder:
 
     def undo(self) -> None:
         """After a failed run: as `settle`, and state made by the way is gone."""
+        for node in list(self._sizes):
+            node.leave()
         self.schedules.restore()
         self.scalers.undo()
         self.optimizers.undo()

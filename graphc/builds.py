@@ -5,6 +5,7 @@ Builds of one family are entries that are numbered from 0 on, under a key for wh
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from graphc.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from graphc.runtime.sized_library import SizedLibrary
 
 _BUILD, _RECORD, _LIBRARY = "build.json", "program.json", "program.so"
 _MOST = 16
@@ -41,6 +44,13 @@ class Build:
     library: bytes
     conditions: Conditions
     general: General
+
+    @functools.cached_property
+    def loaded(self) -> SizedLibrary | None:
+        """The library, for all programs that do not go to the disk cache; None where it is empty."""
+        from graphc.runtime.sized_library import SizedLibrary
+
+        return SizedLibrary(self.library, self.program.name, self.program.symbols) if self.library else None
 
     def program_for(self, sizes: Mapping[str, int]) -> Program:
         """The program where inputs have these sizes."""

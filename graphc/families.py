@@ -114,15 +114,17 @@ class Families:
             self._compare()
             found = outline(roll(graph))
             result = self._find(found, facts) or self._made(found, facts, make)
-            if result is not None:
-                family = self._of[id(graph)] = self._families[facts, found.rest]
-                family.add(found)
-            return result
+            if result is None:
+                return None
+            family = self._of[id(graph)] = self._families[facts, found.rest]
+            family.add(found)
+            build, program = result
+            return build.library, program
 
     def find_sizes(
         self, general: General, sizes: Mapping[str, int], facts: str, make: Make | None
-    ) -> tuple[bytes, Program] | None:
-        """As `find`, for the graph that one for many sizes is for some.
+    ) -> tuple[Build, Program] | None:
+        """As `find`, for the graph that one for many sizes is for some; with the build.
 
         Args:
             make: None: what has been built is looked at, and no more.
@@ -137,7 +139,7 @@ class Families:
             found = general.outline(sizes)
             return self._find(found, facts) or (None if make is None else self._made(found, facts, make))
 
-    def _find(self, found: Outline, facts: str) -> tuple[bytes, Program] | None:
+    def _find(self, found: Outline, facts: str) -> tuple[Build, Program] | None:
         family = self._families.get((facts, found.rest))
         if family is None:
             return None
@@ -151,12 +153,12 @@ class Families:
         family.builds.insert(0, stored)
         return self._find(found, facts)
 
-    def _reused(self, family: Family, build: Build, sizes: Mapping[str, int]) -> tuple[bytes, Program]:
+    def _reused(self, family: Family, build: Build, sizes: Mapping[str, int]) -> tuple[Build, Program]:
         self._stats.reuses += 1
         family.pinned = 0
-        return build.library, build.program_for(sizes)
+        return build, build.program_for(sizes)
 
-    def _made(self, found: Outline, facts: str, make: Make) -> tuple[bytes, Program] | None:
+    def _made(self, found: Outline, facts: str, make: Make) -> tuple[Build, Program] | None:
         family = self._families.get((facts, found.rest))
         sizes = None if family is None else family.sizes_of(found)
         if family is None or sizes is None or family.refusal or min(sizes.values()) < LEAST:
@@ -225,7 +227,7 @@ class Families:
                 if not family.samples:
                     del self._families[key]
 
-    def _build(self, family: Family, sizes: dict[str, int], facts: str, make: Make) -> tuple[bytes, Program] | None:
+    def _build(self, family: Family, sizes: dict[str, int], facts: str, make: Make) -> tuple[Build, Program] | None:
         assert family.general is not None
         graph, conditions = family.general.graph(sizes)
         try:
@@ -248,7 +250,7 @@ class Families:
         else:
             store_build(build, facts)
         family.builds.insert(0, build)
-        return library, build.program_for(sizes)
+        return build, build.program_for(sizes)
 
     def _refuse(self, family: Family, reason: str) -> None:
         family.refusal = reason

@@ -93,20 +93,21 @@ class _Part:
         Args:
             builds: make one where there is none.
         """
-        from graphc.runtime.load import program_with
+        from graphc.runtime.load import program_sharing
 
         make = partial(driver.build_for_sizes, self.options, self.backend) if builds else None
-        shared = self.families.find_sizes(self.rolled, sizes, self.facts, make)
-        if shared is None:
+        found = self.families.find_sizes(self.rolled, sizes, self.facts, make)
+        if found is None:
             return None
-        found = _Compilation(lambda: self.captured.at(sizes), self.options, self.backend)
+        build, program = found
+        compilation = _Compilation(lambda: self.captured.at(sizes), self.options, self.backend)
         try:
-            with driver.timed(found.seconds, "load"):
-                executable = program_with(*shared, self.facts, keep=False)
+            with driver.timed(compilation.seconds, "load"):
+                compilation.execute = program_sharing(build.loaded, program)
         except CompilerError:  # of kernels that a device compiles now
             return None
-        found.execute, found.program = executable, executable.program
-        return found
+        compilation.program = program
+        return compilation
 
 
 class Many:

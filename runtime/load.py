@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graphc.errors import BackendUnavailableError, CacheError
 from graphc.program.record import Program
 from graphc.runtime.build import Build
 from graphc.runtime.cache import disk_cache, read_entry, temporary_entry
 from graphc.settings import settings
+
+if TYPE_CHECKING:
+    from graphc.runtime.sized_library import SizedLibrary
 
 RECORD, LIBRARY = "program.json", "program.so"
 
@@ -87,15 +90,25 @@ def build_program(program: Program, key: str, build: Build | None = None, keep: 
     return _stored(program, key, files, keep)
 
 
-def program_with(library: bytes, program: Program, key: str, keep: bool = True) -> Executable:
+def program_sharing(library: SizedLibrary | None, program: Program) -> Executable:
+    """A program that has its library in common with others.
+
+    Raises:
+        CompilerError: a Triton kernel does not compile.
+    """
+    if library is None:
+        return load_program(program, None)
+    from graphc.runtime.native_program import NativeProgram
+
+    return NativeProgram(program, library)
+
+
+def program_with(library: bytes, program: Program, key: str) -> Executable:
     """A program whose library has been built, stored under its key and callable.
 
     Args:
         library: of the program, for any sizes; each program loads a copy, which knows its own. Empty for none.
-        keep: store it for other processes.
     """
-    if not keep:
-        return load_program(program, temporary_entry(key, {LIBRARY: library}) if library else None)
     files = {name: text.encode() for name, text in program.sources.items()}
     files[RECORD] = program.to_json().encode()
     if library:

@@ -41,8 +41,9 @@ from graphc.program.record import NATIVE, Program, Segment
 from graphc.runtime.arena import ARENAS, Arena, Pool
 from graphc.runtime.aten_calls import AtenCall, run_aten, run_call, run_gemm
 from graphc.runtime.checks import Cells, raise_failed
-from graphc.runtime.library import bind, last_error, libtorch, tensor_offset
+from graphc.runtime.library import last_error, tensor_offset
 from graphc.runtime.native_facts import native_check
+from graphc.runtime.sized_library import SizedLibrary, load_library, tell_sizes
 from graphc.runtime.spare import SpareOutputs
 from graphc.runtime.tensors import (
     copied,
@@ -195,16 +196,22 @@ class NativeProgram:
 
     Args:
         program: the record.
-        library: the shared library, or None when the program has no native step.
+        library: the file of its library; or a library that programs of other sizes have too; or None when the program
+            has no native step.
 
     Raises:
         OSError: the library cannot be loaded.
         BackendUnavailableError: it needs a function that this torch does not have.
     """
 
-    def __init__(self, program: Program, library: Path | None) -> None:
+    def __init__(self, program: Program, library: Path | SizedLibrary | None) -> None:
         self.program = program
-        self._library = None if library is None else _load(library, program)
+        self._shared = library if isinstance(library, SizedLibrary) else None
+        self._twin: NativeProgram | None = None
+        self._library = self._shared.loaded if self._shared is not None else None
+        if isinstance(library, Path):
+            self._library = load_library(library, program.symbols)
+            tell_sizes(self._library, program.sizes)
         self._entries = {
             segment.entry: _entry(self._library, segment.entry)
             for segment in program.segments
@@ -255,6 +262,23 @@ class NativeProgram:
             What an ATen call in the program raises, of its own class, with the user's source line added; what the call
             would have changed is as before, but for inputs in `program.exposed`.
         """
+        if self._shared is None:
+            return self._run(inputs, spare)
+        if not self._shared.enter(self.program.sizes):
+            return self._with_own_library()._run(inputs, spare)
+        try:
+            return self._run(inputs, spare)
+        finally:
+            self._shared.leave()
+
+    def _with_own_library(self) -> NativeProgram:
+        """The same program, with a library that no other one has."""
+        assert self._shared is not None
+        if self._twin is None:
+            self._twin = NativeProgram(self.program, self._shared.copy())
+        return self._twin
+
+    def _run(self, inputs: Sequence[Any], spare: dict[int, torch.Tensor] | None) -> list[Any]:
         frame = self._take_frame()
         before = self._undo.remember(inputs)
         frame.reached = -1
@@ -331,6 +355,7 @@ class NativeProgram:
         For measuring: nothing is undone, no outputs are handed out. A program without steps for Python has a run per
         segment.
         """
+        assert self._shared is None, "programs that are measured have libraries of their own"
         frame = self._take_frame()
         try:
             frame.inputs, frame.made = inputs, [empty_strided(*layout) for layout in self._layouts]
@@ -512,15 +537,6 @@ def _views(step: Step) -> Iterable[View]:
     if isinstance(step, AtenStep):
         return step.views()
     return (step.a, step.b, step.out) if isinstance(step, GemmStep) else ()
-
-
-def _load(path: Path, program: Program) -> ctypes.CDLL:
-    libtorch()
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
-    bind(library, program.symbols)
-    if program.sizes and hasattr(library, "graphc_set_sizes"):
-        library.graphc_set_sizes((ctypes.c_int64 * len(program.sizes))(*program.sizes))
-    return library
 
 
 def _entry(library: ctypes.CDLL, name: str) -> Callable[[int, int], int]:

@@ -1,6 +1,7 @@
 """Calls of sizes for which the function does not run: it has been captured for any sizes that meet conditions."""
 
 import copy
+import functools
 import math
 import threading
 
@@ -297,6 +298,72 @@ def test_captures_for_many_sizes_are_given_up():
 
     stats = counted(fn)
     assert not stats.known and len(stats.one_size) <= 3
+
+
+@functools.lru_cache
+def remembered(n):
+    return n, n * 2, [2.0 ** (-i / n) for i in range(4)]
+
+
+def test_sizes_that_are_kept_are_numbers_like_any_other():
+    def fn(x):
+        n, twice, powers = remembered(x.shape[0])
+        return torch.cat([x, x.new_zeros(twice - n, 8)]) * powers[1], n
+
+    counted(fn)
+    remembered.cache_clear()
+    compiled = graphc.compile(fn)
+    for n in SIZES:
+        compiled(*rows(n))
+    for n in SIZES:
+        (x,) = rows(n)
+        same(fn(x), (torch.cat([x, torch.zeros(n, 8)]) * 2.0 ** (-1 / n), n))
+
+
+def test_one_library_for_programs_that_run_one_after_the_other():
+    fn = graphc.compile(positions)
+    for n in SIZES:
+        fn(*rows(n))
+    builds = [build for family in fn.families for build in family.builds]
+    counts = [len(build.conditions.all_sizes(build.conditions.given())) for build in builds]
+    libraries = [(build.loaded, (1,) * count, (2,) * count) for build, count in zip(builds, counts, strict=True)]
+    for library, ones, _ in libraries:  # as if programs of other sizes were running
+        assert library.enter(ones)
+    for n in (33, 35, 33):
+        (x,) = rows(n)
+        same(fn(x), positions(x))
+    for library, ones, twos in libraries:
+        assert not library.enter(twos) and library.enter(ones)
+        library.leave()
+        library.leave()
+        assert library.enter(twos)
+        library.leave()
+    for n in (33, 35, 33):
+        (x,) = rows(n)
+        same(fn(x), positions(x))
+
+
+def test_programs_of_several_sizes_at_a_time():
+    fn = graphc.compile(statistics)
+    for n in (33, 35, 37, 39):
+        fn(*rows(n))
+    failed = []
+
+    def work(n):
+        try:
+            (x,) = rows(n)
+            expected = statistics(x)
+            for _ in range(200):
+                torch.testing.assert_close(fn(x), expected)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (37, 39, 41, 38)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and fn.stats().known >= 2
 
 
 def test_threads():
