@@ -117,7 +117,9 @@ def test_float64(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::graphc.errors.FallbackWarning")
-@pytest.mark.parametrize("name", list(TRIALS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.suite] * (place % 2)) for place, name in enumerate(TRIALS)]
+)
 def test_float32(name: str) -> None:
     """Compiled modules in the user's own loop."""
     with SameNoise():

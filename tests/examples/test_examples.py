@@ -91,7 +91,9 @@ def test_compiled_learns_what_eager_learns(name: str, tmp_path: Path) -> None:
     assert sys.modules[name].__doc__
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.suite] * (place % 3 > 0)) for place, name in enumerate(CASES)]
+)
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     """Noise, dropout, momentum, schedules, shuffling and the best weights so far go on from the checkpoint."""
     whole = _run(name, tmp_path, epochs=2, file="whole")
