@@ -1,4 +1,4 @@
-"""Sizes in C text: what a program is told of its inputs when it is loaded, under the names that expressions use.
+"""Sizes in C text: what a library is told of the inputs of the program that runs, under the names that expressions use.
 
 k_add(...) {                                  k_add(...) {
   for (i < size0*64) ...            ->          const int64_t size0 = graphc_sizes[0];

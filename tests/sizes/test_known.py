@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import threading
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch.utils import _pytree
 import graphc
 from graphc import driver
 from graphc.settings import override
+from tests.sizes.side_by_side import side_by_side
 
 SIZES = (24, 40, 37, 33, 35, 41, 38, 26, 63, 64, 65, 24, 37)
 
@@ -347,41 +347,24 @@ def test_programs_of_several_sizes_at_a_time():
     fn = graphc.compile(statistics)
     for n in (33, 35, 37, 39):
         fn(*rows(n))
-    failed = []
 
     def work(n):
-        try:
-            (x,) = rows(n)
-            expected = statistics(x)
-            for _ in range(200):
-                torch.testing.assert_close(fn(x), expected)
-        except BaseException as error:
-            failed.append(error)
+        (x,) = rows(n)
+        expected = statistics(x)
+        for _ in range(200):
+            torch.testing.assert_close(fn(x), expected)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in (37, 39, 41, 38)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and fn.stats().known >= 2
+    side_by_side(work, (37, 39, 41, 38))
+    assert fn.stats().known >= 2
 
 
 def test_threads():
     fn = graphc.compile(statistics)
-    failed = []
 
     def work(first):
-        try:
-            with override(max_recompiles=100):  # of a thread
-                for n in range(first, 60, 4):
-                    (x,) = rows(n)
-                    torch.testing.assert_close(fn(x), statistics(x))
-        except BaseException as error:
-            failed.append(error)
+        for n in range(first, 60, 4):
+            (x,) = rows(n)
+            torch.testing.assert_close(fn(x), statistics(x))
 
-    threads = [threading.Thread(target=work, args=(32 + number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and fn.stats().known >= 20
+    side_by_side(work, range(32, 36))
+    assert fn.stats().known >= 20

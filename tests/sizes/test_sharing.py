@@ -1,7 +1,5 @@
 """When builds are shared between sizes, and when not."""
 
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +9,7 @@ import graphc
 from graphc import driver
 from graphc.errors import CodegenError, CompilerError
 from graphc.settings import override
+from tests.sizes.side_by_side import side_by_side
 
 
 def rows(x, y):
@@ -144,22 +143,13 @@ def test_many_sizes_find_their_programs():
 
 def test_threads():
     fn = graphc.compile(rows)
-    failed = []
 
     def work(first):
-        try:
-            with override(max_recompiles=100):  # of a thread
-                for n in range(first, 60, 4):
-                    right(fn, n)
-        except BaseException as error:
-            failed.append(error)
+        for n in range(first, 60, 4):
+            right(fn, n)
 
-    threads = [threading.Thread(target=work, args=(32 + number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and fn.stats().compiles == 28
+    side_by_side(work, range(32, 36))
+    assert fn.stats().compiles == 28
 
 
 @pytest.mark.parametrize("error", [CodegenError, CompilerError])
