@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from graphc.runtime.sized_library import SizedLibrary
 
-_BUILD, _RECORD, _LIBRARY = "build.json", "program.json", "program.so"
+_BUILD = "build.json"
 _MOST = 16
 """Builds of one family that are kept."""
 
@@ -74,6 +74,7 @@ def store_build(build: Build, facts: str) -> None:
     if not settings().cache:
         return
     from graphc.runtime.cache import disk_cache
+    from graphc.runtime.load import LIBRARY, RECORD
 
     cache = disk_cache()
     key = next((key for key in _keys(build.general.first, facts) if cache.get(key) is None), None)
@@ -84,8 +85,8 @@ def store_build(build: Build, facts: str) -> None:
         "exprs": [_plain(source) for source in build.general.exprs],
         "conditions": build.conditions.to_plain(),
     }
-    files = {_BUILD: json.dumps(body).encode(), _RECORD: build.program.to_json().encode()}
-    cache.put(key, files | ({_LIBRARY: build.library} if build.library else {}))
+    files = {_BUILD: json.dumps(body).encode(), RECORD: build.program.to_json().encode()}
+    cache.put(key, files | ({LIBRARY: build.library} if build.library else {}))
 
 
 def find_build(found: Outline, facts: str) -> Build | None:
@@ -120,6 +121,7 @@ def _keys(found: Outline, facts: str) -> Iterator[str]:
 def _read(folder: Path, found: Outline) -> Build | None:
     """A stored build, or None where it is not right for a graph of its family."""
     from graphc.runtime.cache import read_entry
+    from graphc.runtime.load import LIBRARY, RECORD
 
     body = json.loads(read_entry(folder, _BUILD))
     general = General(found, body["sizes"], tuple(map(_source, body["exprs"])))
@@ -127,8 +129,8 @@ def _read(folder: Path, found: Outline) -> Build | None:
     conditions = Conditions.from_plain(body["conditions"], parse_dim)
     if sizes is None or not conditions.hold(sizes):
         return None
-    program = Program.from_json(read_entry(folder, _RECORD).decode(), lambda text: conditions.sized(parse_dim(text)))
-    library = read_entry(folder, _LIBRARY) if (folder / _LIBRARY).exists() else b""
+    program = Program.from_json(read_entry(folder, RECORD).decode(), lambda text: conditions.sized(parse_dim(text)))
+    library = read_entry(folder, LIBRARY) if (folder / LIBRARY).exists() else b""
     return Build(program, library, conditions, general)
 
 

@@ -165,23 +165,19 @@ class Families:
             return None
         return self._build(family, sizes, facts, make)
 
-    def of(self, graph: Graph) -> Family | None:
-        """The family of a graph that there is a program of; None where no two of its graphs are for other sizes."""
+    def inputs_of(self, graph: Graph) -> General | None:
+        """What the inputs of a graph that there is a program of are like in all graphs of its family.
+
+        Returns:
+            A graph of which the inputs are told; None where no two graphs of the family are for other sizes.
+        """
         with self._lock:
             if len(self._waiting) + len(self._of) < 2:
                 return None
             self._compare()
             family = self._of.get(id(graph))
-            if family is None or len(family.samples) < 2:
+            if family is None or family.refusal or len(family.samples) < 2:
                 return None
-            return family
-
-    def inputs_of(self, graph: Graph) -> General | None:
-        """What the inputs of a graph that there is a program of are like, in all graphs of its family; else None."""
-        family = self.of(graph)
-        if family is None or family.refusal:
-            return None
-        with self._lock:
             return family.general or generalize_inputs(family.samples)
 
     def confirm(self, found: General, facts: str) -> General | None:

@@ -126,7 +126,7 @@ class Many:
     def __init__(self, captured: Captured, options: Options, families: Families, stats: Stats) -> None:
         sized = captured.sized
         assert sized is not None
-        self._captured, self._sized, self._options, self._families = captured, sized, options, families
+        self._captured, self._sized, self._options = captured, sized, options
         self._stats = stats
         self._lock = threading.RLock()
         self._entries: dict[Key, Entry] = {}

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from graphc.runtime.cache import temporary_entry
 from graphc.runtime.library import bind, libtorch
-
-_FILE = "program.so"
+from graphc.runtime.load import LIBRARY
 
 
 class SizedLibrary:
@@ -38,7 +37,7 @@ class SizedLibrary:
 
     def copy(self) -> Path:
         """A file with the same content."""
-        return temporary_entry(self._name, {_FILE: self._content}) / _FILE
+        return temporary_entry(self._name, {LIBRARY: self._content}) / LIBRARY
 
     def enter(self, sizes: tuple[int, ...]) -> bool:
         """A program of these sizes begins to run, unless False is given: one of others does."""

@@ -407,9 +407,6 @@ class SizedFloat(float):
     def __hash__(self) -> int:
         return hash((type(self), self.size))
 
-    def __repr__(self) -> str:
-        raise NotImplementedError
-
     def __str__(self) -> str:
         return repr(self)
 
